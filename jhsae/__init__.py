@@ -1,0 +1,1 @@
+"""jhsae: hierarchical sparse autoencoders on language-model activations, in JAX and Equinox."""

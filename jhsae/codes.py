@@ -1,0 +1,81 @@
+"""Sparse codes: what an encoder returns and a decoder reads.
+
+One representation serves every SAE: `slots` (value, index) pairs per token. A slot of value 0 is empty, so an L0
+that varies from token to token needs no second type.
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class Codes(eqx.Module):
+    """Sparse codes over `size` features. ``indices=None`` means every feature in order (dense)."""
+
+    values: Float[Array, "*batch slots"]
+    indices: Int[Array, "*batch slots"] | None
+    size: int = eqx.field(static=True)
+
+    def dense(self) -> Float[Array, "*batch features"]:
+        """The codes as one array over all features. Slots that share an index add up."""
+        if self.indices is None:
+            return self.values
+        flat_values = self.values.reshape(-1, self.values.shape[-1])
+        flat_indices = self.indices.reshape(-1, self.values.shape[-1])
+        rows = jnp.arange(flat_values.shape[0])[:, None]
+        out = jnp.zeros((flat_values.shape[0], self.size), self.values.dtype)
+        return out.at[rows, flat_indices].add(flat_values).reshape(*self.values.shape[:-1], self.size)
+
+    def slot_indices(self) -> Int[Array, "*batch slots"]:
+        """The feature of every slot, also for dense codes."""
+        if self.indices is None:
+            return jnp.broadcast_to(jnp.arange(self.size, dtype=jnp.int32), self.values.shape)
+        return self.indices
+
+    def l0(self) -> Float[Array, "*batch"]:
+        """How many features are active (value not 0) for each token."""
+        return jnp.sum(self.values != 0, axis=-1).astype(jnp.float32)
+
+    def fired(self) -> Float[Array, "features"]:
+        """How many tokens activated each feature (float32 count)."""
+        counts = jnp.zeros(self.size, jnp.float32)
+        return counts.at[self.slot_indices().reshape(-1)].add((self.values != 0).reshape(-1))
+
+    def flat(self) -> "Codes":
+        """The codes over the rows of ``sae.dictionary()``; for a flat SAE, itself."""
+        return self
+
+
+class TreeCodes(eqx.Module):
+    """Codes of a hierarchical SAE: `parents` over experts; for every parent slot, `children` over its atoms.
+
+    ``parents.values [batch, k]``; ``children.values [batch, k, c]`` holds the atoms of the k selected experts and
+    is 0 wherever the parent is 0.
+    """
+
+    parents: Codes
+    children: Codes
+
+    def flat(self) -> Codes:
+        """Codes over experts x (1 + atoms) features: parents first, then atom `a` of expert `e` at E + e*A + a."""
+        experts, atoms = self.parents.size, self.children.size
+        p_index = self.parents.slot_indices()
+        c_index = experts + p_index[..., None] * atoms + self.children.slot_indices()
+        batch = p_index.shape[:-1]
+        return Codes(
+            jnp.concatenate([self.parents.values, self.children.values.reshape(*batch, -1)], axis=-1),
+            jnp.concatenate([p_index, c_index.reshape(*batch, -1)], axis=-1),
+            experts * (1 + atoms),
+        )
+
+    def l0(self) -> Float[Array, "*batch"]:
+        """Parents plus atoms that are active, per token."""
+        return self.flat().l0()
+
+    def dense(self) -> Float[Array, "*batch features"]:
+        """All experts x (1 + atoms) features."""
+        return self.flat().dense()
+
+    def fired(self) -> Float[Array, "features"]:
+        """How many tokens activated each of the experts x (1 + atoms) features."""
+        return self.flat().fired()

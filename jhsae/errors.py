@@ -1,0 +1,17 @@
+"""The one exception for wrong input: a sentence with what was got, what was expected, what to write."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """Input that the user can mend. The command line prints it alone and exits with code 2."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint such as ``; did you mean 'learning_rate'?`` or the list of what exists."""
+    names = sorted(known)
+    close = get_close_matches(word, names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known: {', '.join(names)}" if names else ""

@@ -1,0 +1,80 @@
+"""The tokens in context on which a feature is most active, for people to read."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jhsae.data import Store
+from jhsae.data.normalize import AbstractNormalizer
+from jhsae.evals.fidelity import reconstruct
+from jhsae.sae import AbstractSAE, HierarchicalSAE
+
+Rows = Int[np.ndarray, "rows slots"]
+
+
+def sparse_codes(
+    sae: AbstractSAE, normalizer: AbstractNormalizer, store: Store, rows: int, batch: int = 4096
+) -> tuple[Float[np.ndarray, "rows slots"], Rows]:
+    """Values and feature indices of the first `rows` rows of a store."""
+    values, indices = [], []
+    for start in range(0, rows, batch):
+        x = store.read(start, min(start + batch, rows))
+        _, forward = reconstruct(sae, normalizer, x)
+        flat = forward.codes.flat()
+        values.append(np.asarray(flat.values))
+        indices.append(np.asarray(flat.slot_indices()))
+    return np.concatenate(values), np.concatenate(indices)
+
+
+def spread_features(frequency: Float[np.ndarray, "features"], count: int) -> list[int]:
+    """`count` live features at evenly spaced ranks of frequency: a sample without picking cherries."""
+    live = np.flatnonzero(frequency > 0)
+    ranked = live[np.argsort(-frequency[live], kind="stable")]
+    return [int(i) for i in ranked[np.linspace(0, len(ranked) - 1, min(count, len(ranked))).astype(int)]]
+
+
+def top_contexts(
+    values: Float[np.ndarray, "rows slots"],
+    indices: Rows,
+    features: Sequence[int],
+    store: Store,
+    text: Callable[[list[int]], list[str]],
+    count: int = 8,
+    window: int = 10,
+) -> dict[int, list[dict[str, Any]]]:
+    """For each feature its `count` most active rows: value, the tokens around, and which of them fired it.
+
+    At most one context per token position of a sequence is shown; `text` turns token ids into strings.
+    """
+    where = store.index(0, len(values))
+    tokens = store.tokens()
+    found = {}
+    for feature in features:
+        hits = np.where(indices == feature, values, 0).max(axis=1)
+        best = [int(r) for r in np.argsort(-hits, kind="stable")[:count] if hits[r] > 0]
+        found[feature] = [_context(where[r], float(hits[r]), tokens, text, window) for r in best]
+    return found
+
+
+def _context(
+    where: Int[np.ndarray, "3"],
+    value: float,
+    tokens: np.ndarray,
+    text: Callable[[list[int]], list[str]],
+    window: int,
+) -> dict[str, Any]:
+    sequence, position, _ = (int(i) for i in where)
+    start = max(0, position - window)
+    ids = [int(t) for t in tokens[sequence, start : position + window // 2 + 1]]
+    return {"value": value, "tokens": text(ids), "at": position - start}
+
+
+def expert_atoms(
+    sae: HierarchicalSAE, expert: int, frequency: Float[np.ndarray, "features"], count: int
+) -> list[int]:
+    """The features of an expert's most frequent live atoms."""
+    first = sae.experts + expert * sae.atoms
+    own = frequency[first : first + sae.atoms]
+    return [first + int(a) for a in np.argsort(-own, kind="stable")[:count] if own[a] > 0]

@@ -1,0 +1,104 @@
+"""How well a trained SAE reconstructs held-out activations, in the units of the language model.
+
+Three definitions of explained variance are in use; they differ, and are never compared with one another:
+``ev_r2 = 1 - sum |x - x_hat|^2 / sum |x - mean x|^2`` (the default), ``ev_saebench``, in which SAEBench 0.6 squares
+``mean_d E[x_d^2]`` where |E x|^2 is meant (close to an uncentred R^2), and ``ev_legacy``, the mean of per-token ratios.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jhsae.data.normalize import AbstractNormalizer
+from jhsae.sae import AbstractSAE, Forward, HierarchicalSAE
+from jhsae.usage import Context
+
+
+@eqx.filter_jit
+def reconstruct(
+    sae: AbstractSAE, normalizer: AbstractNormalizer, x: Float[Array, "batch embed"]
+) -> tuple[Float[Array, "batch embed"], Forward]:
+    """The reconstruction in the units of `x`, and the forward pass in those of the SAE."""
+    inside, scale = normalizer(x)
+    forward = sae.forward(inside, Context())
+    return normalizer.undo(forward.x_hat, scale), forward
+
+
+@eqx.filter_jit
+def _sums(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Array, mean: Array) -> dict[str, Array]:
+    inside, scale = normalizer(x)
+    forward = sae.forward(inside, Context())
+    x_hat = normalizer.undo(forward.x_hat, scale)
+    error = jnp.sum((x - x_hat) ** 2, axis=-1)
+    centred = jnp.sum((x - mean) ** 2, axis=-1)
+    norms, norms_hat = jnp.linalg.norm(x, axis=-1), jnp.linalg.norm(x_hat, axis=-1)
+    cosine = jnp.sum(x * x_hat, axis=-1) / jnp.maximum(norms * norms_hat, 1e-12)
+    sums = {
+        "rows": jnp.asarray(len(x), jnp.float32),
+        "error": jnp.sum(error),
+        "centred": jnp.sum(centred),
+        "ratio": jnp.sum(error / centred),
+        "cosine": jnp.sum(cosine),
+        "shrinkage": jnp.sum(norms_hat / norms),
+        "l0": jnp.sum(forward.codes.l0()),
+        "fired": forward.codes.fired(),
+        "squares": jnp.sum(x**2, axis=0),
+    }
+    if forward.coarse is not None:
+        coarse = normalizer.undo(forward.coarse, scale)
+        sums["coarse_error"] = jnp.sum((x - coarse) ** 2)
+        sums["l0_parents"] = jnp.sum(forward.codes.parents.l0())
+    return sums
+
+
+def fidelity(
+    sae: AbstractSAE,
+    normalizer: AbstractNormalizer,
+    batches: Iterable[np.ndarray],
+    mean: Float[np.ndarray, "embed"],
+) -> tuple[dict[str, Any], Float[np.ndarray, "features"]]:
+    """Metrics over all `batches` (raw activations) and how often each feature fired, as a fraction of the tokens.
+
+    `mean` is the mean of the held-out rows. MSE is summed over embed, averaged over tokens. Sums are kept in float64.
+    """
+    totals: dict[str, np.ndarray] = {}
+    for batch in batches:
+        sums = _sums(sae, normalizer, jnp.asarray(batch), jnp.asarray(mean, jnp.float32))
+        for name, value in sums.items():
+            totals[name] = totals.get(name, np.float64(0)) + np.asarray(value, np.float64)
+    rows = totals["rows"]
+    uncentred = totals["squares"].sum() / rows
+    saebench_total = uncentred - np.mean(totals["squares"] / rows) ** 2
+    frequency = totals["fired"] / rows
+    metrics = {
+        "ev_r2": float(1 - totals["error"] / totals["centred"]),
+        "ev_saebench": float(1 - (totals["error"] / rows) / saebench_total),
+        "ev_legacy": float(1 - totals["ratio"] / rows),
+        "mse": float(totals["error"] / rows),
+        "cosine": float(totals["cosine"] / rows),
+        "shrinkage": float(totals["shrinkage"] / rows),
+        "l0": float(totals["l0"] / rows),
+        "dead": float(np.mean(frequency == 0)),
+        "rows": int(rows),
+        "parameters": parameters(sae),
+    }
+    if isinstance(sae, HierarchicalSAE):
+        experts = sae.experts
+        metrics |= {
+            "parents_only_ev_r2": float(1 - totals["coarse_error"] / totals["centred"]),
+            "l0_parents": float(totals["l0_parents"] / rows),
+            "l0_atoms": float((totals["l0"] - totals["l0_parents"]) / rows),
+            "dead_experts": float(np.mean(frequency[:experts] == 0)),
+            "dead_atoms": float(np.mean(frequency[experts:] == 0)),
+        }
+    return metrics, frequency
+
+
+def parameters(sae: AbstractSAE) -> int:
+    """The number of trained numbers."""
+    return sum(a.size for a in jax.tree.leaves(eqx.filter(sae, eqx.is_inexact_array)))

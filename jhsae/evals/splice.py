@@ -1,0 +1,81 @@
+"""What the language model loses when its residual stream is replaced by a reconstruction.
+
+``ce_recovered = (CE_zero - CE_sae) / (CE_zero - CE_model)``: 1 for a perfect SAE, 0 for replacing the stream by zeros.
+Positions of special tokens keep their own residual: no SAE is trained on them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+from tqdm import tqdm
+
+from jhsae.data.normalize import AbstractNormalizer
+from jhsae.lm import Gemma2, cross_entropy
+from jhsae.sae import AbstractSAE
+from jhsae.usage import Context
+
+Replace = Callable[[Float[Array, "rows embed"]], Float[Array, "rows embed"]]
+
+
+class Spliced(eqx.Module):
+    """A function from activations to their reconstructions, in the units of the model."""
+
+    sae: AbstractSAE
+    normalizer: AbstractNormalizer
+
+    def __call__(self, x: Float[Array, "rows embed"]) -> Float[Array, "rows embed"]:
+        inside, scale = self.normalizer(x)
+        return self.normalizer.undo(self.sae.forward(inside, Context()).x_hat, scale)
+
+
+@eqx.filter_jit
+def _losses(
+    model: Gemma2, layer: int, replace: Replace, ids: Int[Array, "batch seq"], keep: Bool[Array, "batch seq"]
+) -> tuple[Array, Array]:
+    """Per-token cross-entropy, and KL divergence from the unmodified model, with the stream replaced."""
+    x = model.residual(ids, layer)
+    clean = jax.nn.log_softmax(model.logits_from(x, layer))
+    x_hat = replace(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+    logits = model.logits_from(jnp.where(keep[..., None], x, x_hat.astype(x.dtype)), layer)
+    divergence = jnp.sum(jnp.exp(clean) * (clean - jax.nn.log_softmax(logits)), axis=-1)
+    return cross_entropy(logits, ids), divergence[:, :-1]
+
+
+def splice(
+    model: Gemma2,
+    layer: int,
+    replacements: dict[str, Replace],
+    tokens: Int[np.ndarray, "sequences context"],
+    special: list[int],
+    batch: int = 16,
+) -> dict[str, dict[str, float]]:
+    """Cross-entropy (nats per token) and KL of each replacement, of the model itself, and of zeros."""
+    everything = {"model": lambda x: x, "zero": jnp.zeros_like, **replacements}
+    sums = {name: np.zeros(2) for name in everything}
+    count = 0
+    for start in tqdm(range(0, len(tokens), batch), desc="splice", unit="batch", dynamic_ncols=True):
+        ids = jnp.asarray(tokens[start : start + batch], jnp.int32)
+        keep = jnp.isin(ids, jnp.asarray(special, jnp.int32))
+        for name, replace in everything.items():
+            ce, kl = _losses(model, layer, replace, ids, keep)
+            sums[name] += [float(jnp.sum(ce)), float(jnp.sum(kl))]
+        count += ids.shape[0] * (ids.shape[1] - 1)
+    return {name: {"ce": s[0] / count, "kl": s[1] / count} for name, s in sums.items()}
+
+
+def recovered(results: dict[str, dict[str, float]], name: str) -> dict[str, Any]:
+    """The scores of one replacement, in SAEBench's definitions."""
+    model, zero, ours = results["model"], results["zero"], results[name]
+    return {
+        "ce": ours["ce"],
+        "ce_model": model["ce"],
+        "ce_zero": zero["ce"],
+        "ce_recovered": (zero["ce"] - ours["ce"]) / (zero["ce"] - model["ce"]),
+        "kl": ours["kl"],
+        "kl_recovered": (zero["kl"] - ours["kl"]) / zero["kl"],
+    }

@@ -1,0 +1,67 @@
+"""Facts about the array leaves of a module, read from its annotations.
+
+``down: Float[Array, "experts sub embed"]`` declares the logical axes of a leaf; ``= unit("embed")`` marks the axis
+along which it has norm 1. The mesh, the constraint and the freezing all read this one description.
+"""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, get_args, get_type_hints
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from jhsae.errors import UserError
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One array leaf: dotted path, logical axes, and the (negative) position of its unit-norm axis if any."""
+
+    path: str
+    axes: tuple[str, ...]
+    unit: int | None
+
+
+def unit(axis: str, **kwargs: Any) -> Any:
+    """A field whose vectors along `axis` have norm 1 under the run's constraint."""
+    return eqx.field(metadata={"unit": axis}, **kwargs)
+
+
+def describe(module: eqx.Module) -> PyTree[Leaf]:
+    """A tree like `module` with a `Leaf` in the place of every array (or shape struct)."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: _leaf(module, path), module)
+
+
+def matching(module: eqx.Module, patterns: list[str] | tuple[str, ...]) -> PyTree[bool]:
+    """A tree of bools, True where a leaf's path matches one of the glob `patterns`.
+
+    Raises `UserError` for a pattern that matches no leaf.
+    """
+    paths = [leaf.path for leaf in jax.tree.leaves(describe(module))]
+    for pattern in patterns:
+        if not any(fnmatchcase(path, pattern) for path in paths):
+            raise UserError(
+                f"pattern '{pattern}' matches no parameter; write one of {', '.join(paths)} or a glob such as 'atom_*'"
+            )
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(fnmatchcase(_dotted(path), p) for p in patterns), module
+    )
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join(jax.tree_util.keystr((key,)).strip(".[]'") for key in path)
+
+
+def _leaf(module: eqx.Module, path: tuple[Any, ...]) -> Leaf:
+    owner: Any = module
+    for key in path[:-1]:
+        owner = getattr(owner, key.name) if isinstance(key, jax.tree_util.GetAttrKey) else owner[key.idx]
+    name = path[-1].name
+    hint = get_type_hints(type(owner))[name]
+    array_hint = next((h for h in get_args(hint) if h is not type(None)), hint)
+    axes = tuple(array_hint.dim_str.split())
+    field = next(f for f in owner.__dataclass_fields__.values() if f.name == name)
+    axis = field.metadata.get("unit")
+    return Leaf(_dotted(path), axes, None if axis is None else axes.index(axis) - len(axes))

@@ -1,0 +1,104 @@
+"""Where metrics go: ``metrics.jsonl`` always, TensorBoard or Weights & Biases when asked.
+
+``metrics.jsonl`` holds no wall-clock time, so that two runs of one config can be compared byte for byte; times go to
+``timing.jsonl``.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from jhsae.errors import UserError
+
+Sink = Literal["tensorboard", "wandb"]
+
+
+class JsonLines:
+    """Appends one JSON object per line; every line reaches the disk before `write` returns."""
+
+    def __init__(self, path: Path, keep_to_step: int):
+        """Rows beyond `keep_to_step` (written after the checkpoint that is resumed) are dropped, as is a torn line."""
+        self._path = path
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= keep_to_step]
+        path.write_text("".join(kept))
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Appends `row`."""
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class RunLog:
+    """The logs of one run folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        sinks: tuple[Sink, ...] = (),
+        step: int = 0,
+        about: Mapping[str, Any] | None = None,
+    ):
+        """Continues after `step` finished updates."""
+        self._metrics = JsonLines(folder / "metrics.jsonl", step)
+        self._timing = JsonLines(folder / "timing.jsonl", step)
+        self._sinks = [_SINKS[name](folder, dict(about or {})) for name in sinks]
+        self._started, self._last = time.perf_counter(), (step, time.perf_counter())
+
+    def write(self, step: int, stage: str, metrics: Mapping[str, float], tokens_per_step: int) -> None:
+        """One row of metrics after `step` updates, and the time it took to get there."""
+        now = time.perf_counter()
+        rate = (step - self._last[0]) * tokens_per_step / (now - self._last[1])
+        self._last = (step, now)
+        self._metrics.write({"step": step, "stage": stage, **metrics})
+        self._timing.write({"step": step, "seconds": now - self._started, "tokens_per_second": rate})
+        for sink in self._sinks:
+            sink(step, metrics)
+
+
+class NoLog:
+    """Keeps the rows in memory, for `fit`."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def write(self, step: int, stage: str, metrics: Mapping[str, float], tokens_per_step: int) -> None:
+        """One row of metrics after `step` updates."""
+        self.rows.append({"step": step, "stage": stage, **metrics})
+
+
+def _tensorboard(folder: Path, about: dict[str, Any]) -> Any:
+    writer = _optional("tensorboardX").SummaryWriter(str(folder / "tensorboard"))
+
+    def write(step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return write
+
+
+def _wandb(folder: Path, about: dict[str, Any]) -> Any:
+    run = _optional("wandb").init(
+        dir=str(folder), name=folder.name, id=folder.name, resume="allow", config=about
+    )
+    return lambda step, metrics: run.log(dict(metrics), step=step)
+
+
+def _optional(module: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{module} is not installed; pip install 'jhsae[log]', or write loggers=[]"
+        ) from error
+
+
+_SINKS = {"tensorboard": _tensorboard, "wandb": _wandb}

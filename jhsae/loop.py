@@ -1,0 +1,104 @@
+"""The one training loop: stages of jitted steps over batches, metrics read one step late.
+
+While the device computes step n + 1 the host reads the metrics of step n. A loss that is not finite stops the run and
+names the step.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from jhsae.mesh import shard_batch
+from jhsae.step import Metrics, Parts, TrainState
+
+
+class Log(Protocol):
+    """Where a row of metrics goes."""
+
+    def write(self, step: int, stage: str, metrics: dict[str, float], tokens_per_step: int) -> None:
+        """One row of metrics after `step` updates."""
+
+
+class DivergedError(RuntimeError):
+    """The loss is not finite."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stage, ready to run: `steps` updates of the compiled `step` with `parts`."""
+
+    name: str
+    steps: int
+    step: Callable[[tuple[Parts, jax.Array], TrainState], tuple[TrainState, Metrics]]
+    parts: Parts
+
+
+def run_phases(
+    state: TrainState,
+    phases: list[Phase],
+    batches: Iterator[np.ndarray],
+    mesh: Mesh,
+    log: Log,
+    log_every: int = 10,
+    checkpoint_every: int | None = None,
+    save: Callable[[TrainState], None] = lambda state: None,
+    label: str = "train",
+) -> TrainState:
+    """Runs the updates that `state.step` has not done yet and returns the last state.
+
+    `save` is called every `checkpoint_every` updates and after the last one, when every earlier row is logged.
+    """
+    total = sum(phase.steps for phase in phases)
+    done = int(state.step)
+    reader = _Reader(log, log_every, total)
+    with tqdm(total=total, initial=done, desc=label, unit="step", dynamic_ncols=True) as bar:
+        end = 0
+        for phase in phases:
+            end += phase.steps
+            while done < end:
+                batch = shard_batch(next(batches), mesh)
+                state, metrics = phase.step((phase.parts, batch), state)
+                done += 1
+                reader.push(done, phase.name, metrics, batch.shape[0], bar)
+                if done == total or (checkpoint_every and done % checkpoint_every == 0):
+                    reader.flush(bar)
+                    save(state)
+        reader.flush(bar)
+    return state
+
+
+class _Reader:
+    """Holds the newest metrics on the device and brings the previous ones to the host."""
+
+    def __init__(self, log: Log, every: int, total: int):
+        self._log, self._every, self._total = log, every, total
+        self._pending: tuple[int, str, Metrics, int] | None = None
+
+    def push(self, step: int, stage: str, metrics: Metrics, tokens: int, bar: tqdm) -> None:
+        self.flush(bar)
+        self._pending = (step, stage, metrics, tokens)
+
+    def flush(self, bar: tqdm) -> None:
+        if self._pending is None:
+            return
+        step, stage, metrics, tokens = self._pending
+        self._pending = None
+        if not math.isfinite(float(metrics["loss"])):
+            terms = ", ".join(f"{k} {float(v):.4g}" for k, v in metrics.items())
+            raise DivergedError(
+                f"the loss is not finite at step {step} (stage '{stage}'): {terms}; lower the learning rate or the "
+                "weights, or look at the data; the last checkpoint is intact"
+            )
+        if step % self._every == 0 or step in (1, self._total):
+            row = {name: float(value) for name, value in metrics.items()}
+            self._log.write(step, stage, row, tokens)
+            bar.set_postfix(
+                loss=f"{row['loss']:.4g}", EV=f"{row['explained_variance']:.3f}", L0=f"{row['l0']:.1f}"
+            )
+        bar.update()

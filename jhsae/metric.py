@@ -1,0 +1,132 @@
+"""Inner products on model space: Euclidean, and the causal inner product of an unembedding.
+
+Park et al. (arXiv 2406.01506): with γ the rows of the unembedding and Σ = Cov(γ), both kinds of vector meet
+in one unified space, in which the inner product is Euclidean:
+
+    unembedding side   g(γ) = Σ^(-1/2) (γ - γ̄)      <u, v> = uᵀ Σ^(-1) v
+    residual side      l(λ) = Σ^(+1/2) λ            <u, v> = uᵀ Σ v          so that  g·l = (γ - γ̄)·λ
+
+Residual activations, decoder rows and steering vectors are on the residual side; the vector that steers along
+a unified direction l is Σ^(-1/2) l, and the covector that reads it off an activation is Σ^(+1/2) l.
+"""
+
+from abc import abstractmethod
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float64, Shaped
+
+from jhsae.errors import UserError
+
+
+class AbstractMetric(eqx.Module):
+    """An inner product on [embed]. Every method maps over leading axes."""
+
+    @abstractmethod
+    def whiten(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
+        """Coordinates in which this inner product is Euclidean."""
+
+    @abstractmethod
+    def dual(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
+        """The covector of x: `dual(x) @ y == inner(x, y)`."""
+
+    def inner(
+        self, u: Float[Array, "*batch embed"], v: Float[Array, "*batch embed"]
+    ) -> Float[Array, "*batch"]:
+        return jnp.sum(self.whiten(u) * self.whiten(v), axis=-1)
+
+    def norm(self, u: Float[Array, "*batch embed"]) -> Float[Array, "*batch"]:
+        """Its gradient at a zero vector is zero, not NaN (the value there is 1e-19)."""
+        square = self.inner(u, u)
+        return jnp.sqrt(jnp.maximum(square, jnp.finfo(square.dtype).tiny))
+
+
+class Euclidean(AbstractMetric):
+    """<u, v> = u·v."""
+
+    def whiten(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
+        return x
+
+    def dual(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
+        return x
+
+
+class Whitened(AbstractMetric):
+    """<u, v> = (M u)·(M v)."""
+
+    matrix: Float[Array, "embed embed"]
+
+    def whiten(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
+        return x @ self.matrix.T
+
+    def dual(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
+        return self.whiten(x) @ self.matrix
+
+
+class CausalGeometry(eqx.Module):
+    """The two sides of one causal inner product, from `causal`, `causal_absolute_ridge` or `from_covariance`.
+
+    `unembedding` is the metric of unembedding vectors (matrix Σ^(-1/2)), `residual` that of activations and
+    decoder rows (matrix Σ^(+1/2)). The matrices are symmetric and each other's inverse, so
+    `unembedding.whiten` also takes a unified vector to its residual (steering) vector, and `residual.whiten`
+    takes it to its readout.
+    """
+
+    sigma: Float[Array, "embed embed"]
+    unembedding: Whitened
+    residual: Whitened
+    condition: float = eqx.field(static=True)  # largest over smallest eigenvalue of Σ
+
+
+def covariance(rows: Shaped[np.ndarray, "rows embed"]) -> Float64[np.ndarray, "embed embed"]:
+    """Covariance of the rows (centred, divided by rows - 1), in float64."""
+    if len(rows) < 2:
+        raise UserError(f"a covariance of {len(rows)} rows; at least 2 are needed")
+    centred = np.asarray(rows, np.float64)
+    centred = centred - centred.mean(0)
+    return centred.T @ centred / (len(rows) - 1)
+
+
+def relative_ridge(
+    sigma: Float64[np.ndarray, "embed embed"], shrinkage: float
+) -> Float64[np.ndarray, "embed embed"]:
+    """(1 - ρ) Σ + ρ (tr Σ / embed) I: the same whatever the scale of the unembedding."""
+    if not 0 <= shrinkage <= 1:
+        raise UserError(f"shrinkage {shrinkage}; it is a fraction between 0 (none) and 1 (Euclidean)")
+    embed = len(sigma)
+    return (1 - shrinkage) * sigma + shrinkage * np.trace(sigma) / embed * np.eye(embed)
+
+
+def from_covariance(sigma: Shaped[np.ndarray, "embed embed"]) -> CausalGeometry:
+    """The geometry of a given Σ, as it is; eigenvalues that are not positive are an error."""
+    values, vectors = np.linalg.eigh(np.asarray(sigma, np.float64))
+    if not values[0] > 0:
+        raise UserError(
+            f"the covariance is singular (smallest eigenvalue {values[0]:.1e}); write a shrinkage above 0"
+        )
+    inverse_root = (vectors * values**-0.5) @ vectors.T
+    root = (vectors * values**0.5) @ vectors.T
+    return CausalGeometry(
+        sigma=jnp.asarray(sigma, jnp.float32),
+        unembedding=Whitened(jnp.asarray(inverse_root, jnp.float32)),
+        residual=Whitened(jnp.asarray(root, jnp.float32)),
+        condition=float(values[-1] / values[0]),
+    )
+
+
+def causal(unembedding: Shaped[np.ndarray, "vocab embed"], shrinkage: float = 0.01) -> CausalGeometry:
+    """Causal geometry with a relative ridge, Σ scaled to trace `embed` so that norms stay comparable.
+
+    The scale changes no angle. `shrinkage` = 0 is Park et al.'s own Σ.
+    """
+    sigma = relative_ridge(covariance(unembedding), shrinkage)
+    return from_covariance(sigma * (len(sigma) / np.trace(sigma)))
+
+
+def causal_absolute_ridge(
+    unembedding: Shaped[np.ndarray, "vocab embed"], ridge: float = 0.05
+) -> CausalGeometry:
+    """The form of the PyTorch original, Σ + ρ I unscaled: nearly Euclidean where Σ is much smaller than ρ."""
+    sigma = covariance(unembedding)
+    return from_covariance(sigma + ridge * np.eye(len(sigma)))

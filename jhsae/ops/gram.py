@@ -1,0 +1,28 @@
+"""Sums over all pairs of rows without the pairs: the Gram identity.
+
+``sum_ij (a_i . b_j)^2 = <A^T A, B^T B>_F`` costs O(n d^2) and holds d x d numbers, never n x n.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def unit_rows(a: Float[Array, "*n d"], eps: float = 1e-6) -> Float[Array, "*n d"]:
+    """Rows divided by (norm + eps): the original's guard against a zero row."""
+    return a / (jnp.linalg.norm(a, axis=-1, keepdims=True) + eps)
+
+
+def sum_of_squared_inner(
+    a: Float[Array, "*batch n d"], b: Float[Array, "*batch m d"]
+) -> Float[Array, "*batch"]:
+    """``sum_ij (a_i . b_j)^2`` over all pairs of rows."""
+    gram_a = jnp.einsum("...nd,...ne->...de", a, a)
+    gram_b = jnp.einsum("...nd,...ne->...de", b, b)
+    return jnp.sum(gram_a * gram_b, axis=(-2, -1))
+
+
+def off_diagonal_mean(a: Float[Array, "*batch n d"], b: Float[Array, "*batch n d"]) -> Float[Array, "*batch"]:
+    """Mean of ``(a_i . b_j)^2`` over i != j; 0 for a single row."""
+    n = a.shape[-2]
+    diagonal = jnp.sum(jnp.sum(a * b, axis=-1) ** 2, axis=-1)
+    return (sum_of_squared_inner(a, b) - diagonal) / max(n * n - n, 1)

@@ -1,0 +1,12 @@
+"""Sparse autoencoders: flat and hierarchical, one skeleton with small parts in its slots."""
+
+from jhsae.sae.base import AbstractSAE as AbstractSAE
+from jhsae.sae.base import Forward as Forward
+from jhsae.sae.build import mixture_of_experts_v2 as mixture_of_experts_v2
+from jhsae.sae.build import teacher_initialized as teacher_initialized
+from jhsae.sae.children import Residual as Residual
+from jhsae.sae.children import ScaledByParent as ScaledByParent
+from jhsae.sae.children import Token as Token
+from jhsae.sae.children import Unscaled as Unscaled
+from jhsae.sae.flat import FlatSAE as FlatSAE
+from jhsae.sae.hierarchical import HierarchicalSAE as HierarchicalSAE

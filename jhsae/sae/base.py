@@ -1,0 +1,63 @@
+"""What every sparse autoencoder is: encode, decode, forward, and a dictionary.
+
+Decoding is linear: ``x_hat = codes.dense() @ dictionary() + bias``. Everything works on batches. Every inexact array
+leaf is a parameter; hyperparameters are static; running statistics live in `Usage`.
+"""
+
+import abc
+
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from jhsae.codes import Codes, TreeCodes
+from jhsae.usage import Context
+
+
+class Forward(eqx.Module):
+    """One forward pass: everything that a loss term may read.
+
+    `pre` are the pre-activations of the features (of the experts, in a hierarchical SAE); `coarse` is the
+    reconstruction from the parents alone and `child_pre` the pre-activations of the selected experts' atoms; both
+    are None for a flat SAE.
+    """
+
+    x: Float[Array, "batch embed"]
+    x_hat: Float[Array, "batch embed"]
+    codes: Codes | TreeCodes
+    pre: Float[Array, "batch features"]
+    coarse: Float[Array, "batch embed"] | None = None
+    child_pre: Float[Array, "batch k atoms"] | None = None
+
+
+class AbstractSAE(eqx.Module):
+    """A sparse autoencoder over vectors of size `embed`."""
+
+    @abc.abstractmethod
+    def forward(self, x: Float[Array, "batch embed"], context: Context) -> Forward:
+        """Encodes and decodes; with ``context.key`` None as in evaluation."""
+
+    @abc.abstractmethod
+    def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
+        """The reconstruction from codes."""
+
+    @abc.abstractmethod
+    def dictionary(self) -> Float[Array, "features embed"]:
+        """One row per feature of ``codes.flat()``: what a value of 1 adds to the reconstruction."""
+
+    @property
+    @abc.abstractmethod
+    def features(self) -> int:
+        """The number of rows of the dictionary."""
+
+    @property
+    @abc.abstractmethod
+    def embed(self) -> int:
+        """The size of the vectors that the SAE reads."""
+
+    def encode(self, x: Float[Array, "batch embed"], context: Context | None = None) -> Codes | TreeCodes:
+        """The sparse codes of `x`, by default as in evaluation."""
+        return self.forward(x, context or Context()).codes
+
+    def __call__(self, x: Float[Array, "batch embed"]) -> Float[Array, "batch embed"]:
+        """The reconstruction of `x`, as in evaluation."""
+        return self.forward(x, Context()).x_hat

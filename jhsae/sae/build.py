@@ -1,0 +1,47 @@
+"""The two philosophies as one call each, for scripts."""
+
+from jaxtyping import Array, Key
+
+from jhsae.sae.hierarchical import HierarchicalSAE
+from jhsae.schedule import Linear
+from jhsae.sparsify import GumbelTopK, OffsetTopK, TopK
+
+
+def mixture_of_experts_v2(
+    embed: int,
+    experts: int = 16384,
+    sub: int = 4,
+    atoms: int = 16,
+    k: int = 32,
+    *,
+    key: Key[Array, ""],
+    chunk: int | None = None,
+) -> HierarchicalSAE:
+    """Scale: many small experts, hard top-k over a threshold of 1/sqrt(embed), one atom per active expert.
+
+    Made for inputs of unit norm (arXiv 2506.01197); the scan-based top-k of the original.
+    """
+    route = OffsetTopK(k, offset=embed**-0.5, topk="scan")
+    return HierarchicalSAE(embed, experts, sub, atoms, route, TopK(1), chunk=chunk, key=key)
+
+
+def teacher_initialized(
+    embed: int,
+    experts: int = 256,
+    sub: int = 96,
+    atoms: int = 32,
+    k: int = 8,
+    *,
+    key: Key[Array, ""],
+    temperature: tuple[float, float] = (1.5, 0.7),
+    steps: int = 10_000,
+    chunk: int | None = None,
+) -> HierarchicalSAE:
+    """Geometry: few wide experts, Gumbel top-k routing annealed over `steps`, biases, one atom per expert.
+
+    Follow it with ``jhsae.init.FromTeacher(path)`` to copy a concept teacher's directions into it.
+    """
+    route = GumbelTopK(k, Linear(*temperature, steps))
+    return HierarchicalSAE(
+        embed, experts, sub, atoms, route, TopK(1), biases=("encoder", "decoder"), chunk=chunk, key=key
+    )

@@ -1,0 +1,62 @@
+"""How atoms depend on their parent: what they read, and what their value is multiplied by."""
+
+import abc
+
+import equinox as eqx
+from jaxtyping import Array, Float
+
+
+class AbstractChildInput(eqx.Module):
+    """``part(x, coarse) -> what the selected experts encode``; both without the decoder bias."""
+
+    @abc.abstractmethod
+    def __call__(
+        self, x: Float[Array, "batch embed"], coarse: Float[Array, "batch embed"]
+    ) -> Float[Array, "batch embed"]:
+        """The input of the experts."""
+
+
+class Token(AbstractChildInput):
+    """The experts read the token itself (both originals)."""
+
+    def __call__(
+        self, x: Float[Array, "batch embed"], coarse: Float[Array, "batch embed"]
+    ) -> Float[Array, "batch embed"]:
+        return x
+
+
+class Residual(AbstractChildInput):
+    """The experts read what the parents left over."""
+
+    def __call__(
+        self, x: Float[Array, "batch embed"], coarse: Float[Array, "batch embed"]
+    ) -> Float[Array, "batch embed"]:
+        return x - coarse
+
+
+class AbstractChildScale(eqx.Module):
+    """``part(children, parents) -> children``: the value that an atom contributes."""
+
+    @abc.abstractmethod
+    def __call__(
+        self, children: Float[Array, "batch k c"], parents: Float[Array, "batch k"]
+    ) -> Float[Array, "batch k c"]:
+        """The atoms' values, given those of their parents."""
+
+
+class Unscaled(AbstractChildScale):
+    """An atom's value stands alone; it is 0 where the parent is inactive (both originals)."""
+
+    def __call__(
+        self, children: Float[Array, "batch k c"], parents: Float[Array, "batch k"]
+    ) -> Float[Array, "batch k c"]:
+        return children * (parents > 0)[..., None]
+
+
+class ScaledByParent(AbstractChildScale):
+    """An atom's value is multiplied by its parent's."""
+
+    def __call__(
+        self, children: Float[Array, "batch k c"], parents: Float[Array, "batch k"]
+    ) -> Float[Array, "batch k c"]:
+        return children * parents[..., None]

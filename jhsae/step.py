@@ -1,0 +1,99 @@
+"""The training step: one jitted function from (parts, batch) and a state to the next state and its metrics.
+
+`TrainState` with the loader's position is the whole truth for resuming. Nothing inside synchronises with the host,
+and the state is donated. The step knows neither constraints nor philosophies: they are parts.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from jhsae.constraint import AbstractConstraint, Free
+from jhsae.data.normalize import AbstractNormalizer
+from jhsae.losses import Objective
+from jhsae.optimizer import chain
+from jhsae.sae import AbstractSAE, Forward
+from jhsae.schedule import AbstractSchedule
+from jhsae.usage import Context, Usage
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+class TrainState(eqx.Module):
+    """Everything that changes during training; `step` counts finished updates."""
+
+    sae: AbstractSAE
+    opt_state: optax.OptState
+    usage: Usage
+    step: Int[Array, ""]
+    key: Key[Array, ""]
+
+    @classmethod
+    def init(
+        cls, sae: AbstractSAE, direction: optax.GradientTransformation, key: Key[Array, ""]
+    ) -> "TrainState":
+        """The state before the first update. Arrays are copied, because the step donates them."""
+        sae = jax.tree.map(lambda a: jnp.array(a, copy=True) if eqx.is_array(a) else a, sae)
+        opt_state = chain(direction, 0.0, Free()).init(eqx.filter(sae, eqx.is_inexact_array))
+        return cls(sae, opt_state, Usage.init(sae.features), jnp.zeros((), jnp.int32), key)
+
+
+class Parts(eqx.Module):
+    """What one stage of training computes with: arguments of the step, not constants of its program."""
+
+    objective: Objective
+    learning_rate: AbstractSchedule
+    constraint: AbstractConstraint
+    normalizer: AbstractNormalizer
+
+
+def make_step(
+    direction: optax.GradientTransformation,
+    frozen: PyTree[bool] | None = None,
+    clip: float | None = 1.0,
+    dead_window: int = 1000,
+    place: Callable[[TrainState], TrainState] = lambda state: state,
+) -> Callable[[tuple[Parts, Array], TrainState], tuple[TrainState, Metrics]]:
+    """The compiled step of one stage. `place` pins the next state to its sharding."""
+
+    @eqx.filter_jit(donate="all-except-first")
+    def step(inputs: tuple[Parts, Array], state: TrainState) -> tuple[TrainState, Metrics]:
+        parts, batch = inputs
+        x, _ = parts.normalizer(batch.astype(jnp.float32))
+        context = Context(jax.random.fold_in(state.key, state.step), state.step, state.usage)
+        params, static = eqx.partition(state.sae, eqx.is_inexact_array)
+
+        def loss(params: PyTree) -> tuple[Array, tuple[Metrics, Forward]]:
+            sae = eqx.combine(params, static)
+            forward = sae.forward(x, context)
+            total, terms = parts.objective(sae, forward, state.step)
+            return total, (terms, forward)
+
+        (total, (terms, forward)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        rate = parts.learning_rate(state.step)
+        update = chain(direction, rate, parts.constraint, frozen, clip)
+        updates, opt_state = update.update(grads, state.opt_state, params)
+        sae = eqx.apply_updates(state.sae, updates)
+        usage = state.usage.update(forward.codes)
+        metrics = {
+            "loss": total,
+            **terms,
+            **_fidelity(forward),
+            "learning_rate": jnp.asarray(rate, jnp.float32),
+        }
+        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["dead"] = jnp.mean(usage.dead(dead_window))
+        return place(TrainState(sae, opt_state, usage, state.step + 1, state.key)), metrics
+
+    return step
+
+
+def _fidelity(forward: Forward) -> Metrics:
+    """Explained variance (centred R^2 of this batch) and L0, in the units of the SAE's own input."""
+    residual = jnp.sum((forward.x - forward.x_hat) ** 2)
+    total = jnp.sum((forward.x - jnp.mean(forward.x, axis=0)) ** 2)
+    return {"explained_variance": 1 - residual / total, "l0": jnp.mean(forward.codes.l0())}
