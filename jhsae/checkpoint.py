@@ -53,9 +53,7 @@ class Checkpoints:
             args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), loader=ocp.args.JsonSave(loader)),
         )
         if not saved:
-            raise RuntimeError(
-                f"the checkpoint of step {step} was not written: one of that step exists already"
-            )
+            raise RuntimeError(f"the checkpoint of step {step} was not written: one of that step exists already")
 
     def restore(self, like: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         """The state and loader position of `step`, on the devices of `like`."""
@@ -84,18 +82,15 @@ def load_sae(folder: str | Path) -> tuple[AbstractSAE, AbstractNormalizer, dict[
     """The SAE, its fitted input normaliser and its description, from a run folder or the ``sae`` folder in it."""
     folder = Path(folder) / "sae" if (Path(folder) / "sae").is_dir() else Path(folder)
     if not (folder / "sae.json").exists():
-        raise UserError(
-            f"no trained SAE in {folder} (sae.json is missing); write the folder of a finished run"
-        )
+        raise UserError(f"no trained SAE in {folder} (sae.json is missing); write the folder of a finished run")
     about = json.loads((folder / "sae.json").read_text())
     try:
         tensors = load_file(folder / "sae.safetensors")
     except (SafetensorError, FileNotFoundError) as error:
-        raise UserError(
-            f"{folder / 'sae.safetensors'} cannot be read ({error}); train or copy it again"
-        ) from error
-    sae = _fill(config.build(about["sae"], key=jax.random.key(0)), tensors, folder)
-    return sae, config.build(about["normalize"]).fit(Statistics(**about["statistics"])), about
+        raise UserError(f"{folder / 'sae.safetensors'} cannot be read ({error}); train or copy it again") from error
+    sae_slot, normalize = (config.checked(about[name], folder / "sae.json") for name in ("sae", "normalize"))
+    sae = _fill(config.build(sae_slot, key=jax.random.key(0)), tensors, folder)
+    return sae, config.build(normalize).fit(Statistics(**about["statistics"])), about
 
 
 def _fill(sae: AbstractSAE, tensors: dict[str, np.ndarray], folder: Path) -> AbstractSAE:
@@ -117,6 +112,4 @@ def _same_dtypes(expected: TrainState, got: TrainState) -> None:
     """Orbax casts silently when dtypes differ; a changed dtype is not an exact resume."""
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
         if a.dtype != b.dtype:
-            raise UserError(
-                f"the checkpoint holds {b.dtype} where the run needs {a.dtype}; resume with its own config"
-            )
+            raise UserError(f"the checkpoint holds {b.dtype} where the run needs {a.dtype}; resume with its own config")

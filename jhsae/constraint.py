@@ -70,7 +70,7 @@ class ProjectAndRenormalize(AbstractConstraint):
         return _map_unit(lambda leaf, p: _retract(_metric_of(self.metric, leaf), p, leaf.unit), params)
 
 
-def _map_unit(fn, params: PyTree, *rest: PyTree) -> PyTree:  # noqa: ANN001
+def _map_unit(fn, params: PyTree, *rest: PyTree) -> PyTree:
     """Applies ``fn(leaf, param, *rest)`` at leaves with a unit axis; elsewhere keeps the last tree's value."""
     return jax.tree.map(
         lambda leaf, p, *r: fn(leaf, p, *r) if leaf.unit is not None else (p, *r)[-1],

@@ -4,7 +4,6 @@ A `HierarchicalSAE` is constructed with encoders equal to decoders (tied at the 
 """
 
 import abc
-from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -54,9 +53,7 @@ class IndependentStart(AbstractInit):
     def __call__(self, sae: AbstractSAE, key: Key[Array, ""]) -> AbstractSAE:
         sae = _hierarchical(sae)
         if sae.router_enc is None or sae.down is None or sae.atom_enc is None:
-            raise UserError(
-                f"IndependentStart needs untied encoders; write sae.tie=[] (got {_tied(sae)} tied)"
-            )
+            raise UserError(f"IndependentStart needs untied encoders; write sae.tie=[] (got {_tied(sae)} tied)")
         keys = jax.random.split(key, 6)
         xavier = jax.nn.initializers.glorot_uniform(in_axis=-1, out_axis=-2, batch_axis=())
         atoms = jax.nn.initializers.glorot_uniform(in_axis=-1, out_axis=-2, batch_axis=(0,))
@@ -74,6 +71,80 @@ class IndependentStart(AbstractInit):
         )
 
 
+class FromTeacher(AbstractInit):
+    """Copies the concept directions of the teacher in folder `path`: router, projectors, atoms, encoders too.
+
+    Experts and atoms beyond the teacher's stay as they were. Decoders get residual vectors of unit norm in the
+    teacher's metric; encoders get their duals, so that an expert's code is the coefficient of its concept.
+    """
+
+    path: str = eqx.field(static=True)
+
+    def __call__(self, sae: AbstractSAE, key: Key[Array, ""]) -> AbstractSAE:
+        sae, teacher = _hierarchical(sae), Teacher.load(self.path)
+        _check_fits(sae, teacher, self.path)
+        experts = jnp.arange(len(teacher.parents))[:, None]
+        atoms = jnp.arange(teacher.atoms.shape[1])
+        exists = (atoms < jnp.asarray(teacher.counts)[:, None])[..., None]
+        new = {
+            "router_dec": sae.router_dec.at[experts[:, 0]].set(teacher.parents),
+            "router_enc": sae.router_enc
+            if sae.router_enc is None
+            else sae.router_enc.at[experts[:, 0]].set(teacher.readouts),
+            "up": sae.up.at[experts[:, 0]].set(teacher.up),
+            "down": sae.down if sae.down is None else sae.down.at[experts[:, 0]].set(teacher.down),
+            "atom_dec": _put(sae.atom_dec, experts, atoms, teacher.atoms, exists),
+            "atom_enc": None if sae.atom_enc is None else _put(sae.atom_enc, experts, atoms, teacher.atoms, exists),
+        }
+        present = [name for name, value in new.items() if value is not None]
+        return eqx.tree_at(lambda s: [getattr(s, n) for n in present], sae, [new[n] for n in present])
+
+
+class DecodersFromTeacher(AbstractInit):
+    """`FromTeacher` without the encoders, which keep their random start: as PolytopeSAE does it."""
+
+    path: str = eqx.field(static=True)
+
+    def __call__(self, sae: AbstractSAE, key: Key[Array, ""]) -> AbstractSAE:
+        started, taught = _hierarchical(sae), _hierarchical(FromTeacher(self.path)(sae, key))
+        return eqx.tree_at(
+            lambda s: (s.router_enc, s.atom_enc), taught, (started.router_enc, started.atom_enc), is_leaf=_is_none
+        )
+
+
+def teacher_metric(path: str) -> AbstractMetric:
+    """The residual side of the causal metric that the teacher in folder `path` was made in, for a metric slot."""
+    return Teacher.load(path).geometry().residual
+
+
+def teacher_unembedding_metric(path: str) -> AbstractMetric:
+    """The other side of it, which PolytopeSAE applies to residual vectors by mistake."""
+    return Teacher.load(path).geometry().unembedding
+
+
+def _is_none(leaf: object) -> bool:
+    return leaf is None
+
+
+def _put(rows: Array, experts: Array, atoms: Array, values: Array, exists: Array) -> Float[Array, "experts atoms sub"]:
+    return rows.at[experts, atoms].set(jnp.where(exists, values, rows[experts, atoms]))
+
+
+def _check_fits(sae: HierarchicalSAE, teacher: Teacher, path: str) -> None:
+    parents, children, sub = teacher.atoms.shape
+    embed = teacher.parents.shape[1]
+    for key, have, need, exact in (
+        ("sae.embed", sae.embed, embed, True),
+        ("sae.sub", sae.sub, sub, True),
+        ("sae.experts", sae.experts, parents, False),
+        ("sae.atoms", sae.atoms, children, False),
+    ):
+        if have != need if exact else have < need:
+            raise UserError(
+                f"{key} is {have}, but the teacher {path} has {need}; write {key}={need}{'' if exact else ' or more'}"
+            )
+
+
 def _orthonormal_rows(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "experts sub embed"]:
     experts, sub, embed = shape
     q, _ = jnp.linalg.qr(jax.random.normal(key, (experts, max(sub, embed), min(sub, embed))))
@@ -82,9 +153,7 @@ def _orthonormal_rows(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Arra
 
 def _hierarchical(sae: AbstractSAE) -> HierarchicalSAE:
     if not isinstance(sae, HierarchicalSAE):
-        raise UserError(
-            f"this initialiser is for a HierarchicalSAE, got {type(sae).__name__}; drop it from init"
-        )
+        raise UserError(f"this initialiser is for a HierarchicalSAE, got {type(sae).__name__}; drop it from init")
     return sae
 
 

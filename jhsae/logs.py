@@ -84,9 +84,7 @@ def _tensorboard(folder: Path, about: dict[str, Any]) -> Any:
 
 
 def _wandb(folder: Path, about: dict[str, Any]) -> Any:
-    run = _optional("wandb").init(
-        dir=str(folder), name=folder.name, id=folder.name, resume="allow", config=about
-    )
+    run = _optional("wandb").init(dir=str(folder), name=folder.name, id=folder.name, resume="allow", config=about)
     return lambda step, metrics: run.log(dict(metrics), step=step)
 
 
@@ -96,9 +94,7 @@ def _optional(module: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"{module} is not installed; pip install 'jhsae[log]', or write loggers=[]"
-        ) from error
+        raise UserError(f"{module} is not installed; pip install 'jhsae[log]', or write loggers=[]") from error
 
 
 _SINKS = {"tensorboard": _tensorboard, "wandb": _wandb}

@@ -7,7 +7,7 @@ names the step.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from jhsae.mesh import shard_batch
 from jhsae.step import Metrics, Parts, TrainState
 
 
+@runtime_checkable
 class Log(Protocol):
     """Where a row of metrics goes."""
 
@@ -98,7 +99,5 @@ class _Reader:
         if step % self._every == 0 or step in (1, self._total):
             row = {name: float(value) for name, value in metrics.items()}
             self._log.write(step, stage, row, tokens)
-            bar.set_postfix(
-                loss=f"{row['loss']:.4g}", EV=f"{row['explained_variance']:.3f}", L0=f"{row['l0']:.1f}"
-            )
+            bar.set_postfix(loss=f"{row['loss']:.4g}", EV=f"{row['explained_variance']:.3f}", L0=f"{row['l0']:.1f}")
         bar.update()

@@ -56,9 +56,7 @@ def shard_state(state: PyTree, mesh: Mesh) -> PyTree:
         if not isinstance(tree, AbstractSAE):
             return _put(tree, NamedSharding(mesh, PartitionSpec())) if eqx.is_array(tree) else tree
         arrays, static = eqx.partition(tree, eqx.is_array)
-        placed = jax.tree.map(
-            lambda leaf, a: _put(a, _sharding(leaf.axes, a.shape, mesh)), describe(arrays), arrays
-        )
+        placed = jax.tree.map(lambda leaf, a: _put(a, _sharding(leaf.axes, a.shape, mesh)), describe(arrays), arrays)
         return eqx.combine(placed, static)
 
     return jax.tree.map(place_tree, state, is_leaf=lambda t: isinstance(t, AbstractSAE))
@@ -71,9 +69,7 @@ def shard_batch(batch: np.ndarray, mesh: Mesh) -> Float[Array, "batch embed"]:
 
 def _sharding(axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     names = [LOGICAL_TO_MESH.get(axis) for axis in axes]
-    fits = [
-        n if n is None or size % mesh.shape[n] == 0 else None for n, size in zip(names, shape, strict=True)
-    ]
+    fits = [n if n is None or size % mesh.shape[n] == 0 else None for n, size in zip(names, shape, strict=True)]
     return NamedSharding(mesh, PartitionSpec(*fits))
 
 

@@ -31,9 +31,7 @@ class AbstractMetric(eqx.Module):
     def dual(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
         """The covector of x: `dual(x) @ y == inner(x, y)`."""
 
-    def inner(
-        self, u: Float[Array, "*batch embed"], v: Float[Array, "*batch embed"]
-    ) -> Float[Array, "*batch"]:
+    def inner(self, u: Float[Array, "*batch embed"], v: Float[Array, "*batch embed"]) -> Float[Array, "*batch"]:
         return jnp.sum(self.whiten(u) * self.whiten(v), axis=-1)
 
     def norm(self, u: Float[Array, "*batch embed"]) -> Float[Array, "*batch"]:
@@ -88,9 +86,7 @@ def covariance(rows: Shaped[np.ndarray, "rows embed"]) -> Float64[np.ndarray, "e
     return centred.T @ centred / (len(rows) - 1)
 
 
-def relative_ridge(
-    sigma: Float64[np.ndarray, "embed embed"], shrinkage: float
-) -> Float64[np.ndarray, "embed embed"]:
+def relative_ridge(sigma: Float64[np.ndarray, "embed embed"], shrinkage: float) -> Float64[np.ndarray, "embed embed"]:
     """(1 - ρ) Σ + ρ (tr Σ / embed) I: the same whatever the scale of the unembedding."""
     if not 0 <= shrinkage <= 1:
         raise UserError(f"shrinkage {shrinkage}; it is a fraction between 0 (none) and 1 (Euclidean)")
@@ -102,9 +98,7 @@ def from_covariance(sigma: Shaped[np.ndarray, "embed embed"]) -> CausalGeometry:
     """The geometry of a given Σ, as it is; eigenvalues that are not positive are an error."""
     values, vectors = np.linalg.eigh(np.asarray(sigma, np.float64))
     if not values[0] > 0:
-        raise UserError(
-            f"the covariance is singular (smallest eigenvalue {values[0]:.1e}); write a shrinkage above 0"
-        )
+        raise UserError(f"the covariance is singular (smallest eigenvalue {values[0]:.1e}); write a shrinkage above 0")
     inverse_root = (vectors * values**-0.5) @ vectors.T
     root = (vectors * values**0.5) @ vectors.T
     return CausalGeometry(
@@ -124,9 +118,7 @@ def causal(unembedding: Shaped[np.ndarray, "vocab embed"], shrinkage: float = 0.
     return from_covariance(sigma * (len(sigma) / np.trace(sigma)))
 
 
-def causal_absolute_ridge(
-    unembedding: Shaped[np.ndarray, "vocab embed"], ridge: float = 0.05
-) -> CausalGeometry:
+def causal_absolute_ridge(unembedding: Shaped[np.ndarray, "vocab embed"], ridge: float = 0.05) -> CausalGeometry:
     """The form of the PyTorch original, Σ + ρ I unscaled: nearly Euclidean where Σ is much smaller than ρ."""
     sigma = covariance(unembedding)
     return from_covariance(sigma + ridge * np.eye(len(sigma)))

@@ -60,6 +60,4 @@ def freeze(frozen: PyTree[bool] | None) -> optax.GradientTransformation:
     """Zero updates for the leaves that `frozen` marks."""
     if frozen is None:
         return optax.identity()
-    return optax.stateless(
-        lambda updates, _: jax.tree.map(lambda f, u: jnp.zeros_like(u) if f else u, frozen, updates)
-    )
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda f, u: jnp.zeros_like(u) if f else u, frozen, updates))

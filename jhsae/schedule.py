@@ -35,9 +35,7 @@ class Linear(AbstractSchedule):
 
     def __check_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(
-                f"Linear: steps is {self.steps}, expected at least 1; for no ramp write the number"
-            )
+            raise ValueError(f"Linear: steps is {self.steps}, expected at least 1; for no ramp write the number")
 
     def __call__(self, step: Int[Array, ""] | int) -> Scalar:
         t = jnp.clip(jnp.asarray(step, jnp.float32) / self.steps, 0.0, 1.0)
@@ -70,6 +68,6 @@ class WarmupCosine(AbstractSchedule):
         return jnp.where(t < self.warmup, up, down)
 
 
-def as_schedule(value: "AbstractSchedule | float") -> AbstractSchedule:
+def as_schedule(value: AbstractSchedule | float) -> AbstractSchedule:
     """Wraps a plain number as a constant schedule."""
     return value if isinstance(value, AbstractSchedule) else Constant(float(value))

@@ -33,9 +33,7 @@ class TrainState(eqx.Module):
     key: Key[Array, ""]
 
     @classmethod
-    def init(
-        cls, sae: AbstractSAE, direction: optax.GradientTransformation, key: Key[Array, ""]
-    ) -> "TrainState":
+    def init(cls, sae: AbstractSAE, direction: optax.GradientTransformation, key: Key[Array, ""]) -> "TrainState":
         """The state before the first update. Arrays are copied, because the step donates them."""
         sae = jax.tree.map(lambda a: jnp.array(a, copy=True) if eqx.is_array(a) else a, sae)
         opt_state = chain(direction, 0.0, Free()).init(eqx.filter(sae, eqx.is_inexact_array))
@@ -85,7 +83,7 @@ def make_step(
             **_fidelity(forward),
             "learning_rate": jnp.asarray(rate, jnp.float32),
         }
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         metrics["dead"] = jnp.mean(usage.dead(dead_window))
         return place(TrainState(sae, opt_state, usage, state.step + 1, state.key)), metrics
 

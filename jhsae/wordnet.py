@@ -56,8 +56,7 @@ def read_wndb(directory: str | Path | None = None, parts: str = "nvar") -> dict[
             "write directory: /usr/share/wordnet, or leave it out to use the bundled subset"
         )
     return {
-        i: Synset(s.id, s.lemmas, tuple(h for h in s.hypernyms if h in synsets), s.gloss)
-        for i, s in synsets.items()
+        i: Synset(s.id, s.lemmas, tuple(h for h in s.hypernyms if h in synsets), s.gloss) for i, s in synsets.items()
     }
 
 

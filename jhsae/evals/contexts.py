@@ -71,9 +71,7 @@ def _context(
     return {"value": value, "tokens": text(ids), "at": position - start}
 
 
-def expert_atoms(
-    sae: HierarchicalSAE, expert: int, frequency: Float[np.ndarray, "features"], count: int
-) -> list[int]:
+def expert_atoms(sae: HierarchicalSAE, expert: int, frequency: Float[np.ndarray, "features"], count: int) -> list[int]:
     """The features of an expert's most frequent live atoms."""
     first = sae.experts + expert * sae.atoms
     own = frequency[first : first + sae.atoms]

@@ -44,8 +44,6 @@ def orthogonality(
     }
 
 
-def _off_right_angle(
-    parents: Float[Array, "experts embed"], atoms: Float[Array, "experts atoms embed"]
-) -> np.ndarray:
+def _off_right_angle(parents: Float[Array, "experts embed"], atoms: Float[Array, "experts atoms embed"]) -> np.ndarray:
     cosines = np.asarray(jnp.einsum("ed,ead->ea", parents, atoms), np.float64)
     return np.abs(np.degrees(np.arccos(np.clip(cosines, -1, 1))) - 90)

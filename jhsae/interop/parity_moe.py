@@ -76,9 +76,7 @@ def _objective(warmup: int | None = None) -> Objective:
     return Objective(terms, {"parents_only": PARENTS, "l1": ramp(L1), "orthogonality": ramp(ORTHO)})
 
 
-def _forward(
-    sae: HierarchicalSAE, x: Float[Array, "batch embed"], arrays: dict[str, np.ndarray]
-) -> list[Row]:
+def _forward(sae: HierarchicalSAE, x: Float[Array, "batch embed"], arrays: dict[str, np.ndarray]) -> list[Row]:
     forward = sae.forward(x, Context())
     total, terms = _objective()(sae, forward, 0)
     parents, children = forward.codes.parents, forward.codes.children
@@ -102,9 +100,7 @@ def _forward(
     ]
 
 
-def _gradients(
-    sae: HierarchicalSAE, x: Float[Array, "batch embed"], arrays: dict[str, np.ndarray]
-) -> list[Row]:
+def _gradients(sae: HierarchicalSAE, x: Float[Array, "batch embed"], arrays: dict[str, np.ndarray]) -> list[Row]:
     params, static = eqx.partition(sae, eqx.is_inexact_array)
 
     def loss(params: HierarchicalSAE) -> Float[Array, ""]:

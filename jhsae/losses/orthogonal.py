@@ -28,9 +28,7 @@ class BiOrthogonality(AbstractTerm):
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
         router_enc, _, atom_enc = _hierarchical(sae).encoders()
-        router = ops.off_diagonal_mean(
-            ops.unit_rows(router_enc), ops.unit_rows(_hierarchical(sae).router_dec)
-        )
+        router = ops.off_diagonal_mean(ops.unit_rows(router_enc), ops.unit_rows(_hierarchical(sae).router_dec))
         atoms = ops.off_diagonal_mean(ops.unit_rows(atom_enc), ops.unit_rows(_hierarchical(sae).atom_dec))
         return router + jnp.mean(atoms)
 
@@ -46,9 +44,7 @@ class CausalOrthogonality(AbstractTerm):
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
         parents = ops.unit_rows(self.metric.whiten(_hierarchical(sae).router_dec))
-        deltas = jnp.einsum(
-            "eas,esd->ead", _hierarchical(sae).atom_dec, self.metric.whiten(_hierarchical(sae).up)
-        )
+        deltas = jnp.einsum("eas,esd->ead", _hierarchical(sae).atom_dec, self.metric.whiten(_hierarchical(sae).up))
         cosines = jnp.einsum("ed,ead->ea", parents, ops.unit_rows(deltas))
         return jnp.mean(cosines**2)
 
@@ -91,9 +87,7 @@ class CausalOrthogonalityMinusParent(AbstractTerm):
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
         parents = self.metric.whiten(_hierarchical(sae).router_dec)
-        deltas = jnp.einsum(
-            "eas,esd->ead", _hierarchical(sae).atom_dec, self.metric.whiten(_hierarchical(sae).up)
-        )
+        deltas = jnp.einsum("eas,esd->ead", _hierarchical(sae).atom_dec, self.metric.whiten(_hierarchical(sae).up))
         return jnp.sum(jnp.einsum("ed,ead->ea", parents, deltas - parents[:, None, :]) ** 2)
 
 
@@ -104,7 +98,5 @@ def _distance_to_identity(enc: Float[Array, "*b n d"], dec: Float[Array, "*b n d
 
 def _hierarchical(sae: AbstractSAE) -> HierarchicalSAE:
     if not isinstance(sae, HierarchicalSAE):
-        raise ValueError(
-            "orthogonality terms between parents and atoms need a hierarchical SAE; drop the term"
-        )
+        raise ValueError("orthogonality terms between parents and atoms need a hierarchical SAE; drop the term")
     return sae

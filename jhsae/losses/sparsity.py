@@ -46,9 +46,7 @@ class MeanL1Children(AbstractTerm):
         return jnp.sum(jnp.abs(codes.children.values)) / size
 
 
-def _tree(forward: Forward):  # noqa: ANN202
+def _tree(forward: Forward):
     if forward.coarse is None:
-        raise ValueError(
-            "MeanL1Parents and MeanL1Children need a hierarchical SAE; write L1Active for a flat one"
-        )
+        raise ValueError("MeanL1Parents and MeanL1Children need a hierarchical SAE; write L1Active for a flat one")
     return forward.codes

@@ -1,5 +1,6 @@
 """The hot operations: plain functions on arrays, each with a reference that tests hold equal to it."""
 
+from jhsae.ops.experts import Kernel as Kernel
 from jhsae.ops.experts import decode_atoms as decode_atoms
 from jhsae.ops.experts import decode_rows as decode_rows
 from jhsae.ops.experts import encode_atoms as encode_atoms

@@ -1,17 +1,23 @@
-"""The work inside the selected experts: project down, encode to atoms; decode atoms, project up.
+"""The work inside the selected experts, and the sparse decoder of parents and flat SAEs.
 
 For token b and selected expert e = indices[b, j]:
 ``pre[b, j, a] = atom_enc[e, a] . (down[e] x_b)`` and ``x_hat[b] = sum_j (sum_c v[b,j,c] atom_dec[e, a_c]) up[e]``.
-Rows are gathered per token. `chunk` bounds how many tokens are gathered at once: a batch x k x sub x embed array at
-the headline shape is 38 GB. The chunks are recomputed in the backward pass.
+
+Two kernels compute the same numbers:
+- ``gather``: each token gathers the rows of its experts; work and memory grow with k. `chunk` bounds how many tokens
+  are gathered at once (batch x k x sub x embed is 38 GB at the headline shape); chunks are recomputed in the backward.
+- ``dense``: matrix products with all experts; work grows with their number. Faster for up to about a thousand
+  experts on CPU, where the scatter of the gather kernel's backward pass is serial.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+Kernel = Literal["gather", "dense"]
 
 
 def encode_atoms(
@@ -19,15 +25,19 @@ def encode_atoms(
     indices: Int[Array, "batch k"],
     down: Float[Array, "experts sub embed"],
     atom_enc: Float[Array, "experts atoms sub"],
+    kernel: Kernel = "gather",
     chunk: int | None = None,
 ) -> Float[Array, "batch k atoms"]:
     """Pre-activations of every atom of the selected experts."""
 
-    def some(x: Array, indices: Array) -> Array:
-        hidden = jnp.einsum("bd,bksd->bks", x, down[indices])
-        return jnp.einsum("bks,bkas->bka", hidden, atom_enc[indices])
+    def gathered(x: Array, indices: Array) -> Array:
+        return jnp.einsum("bks,bkas->bka", jnp.einsum("bd,bksd->bks", x, down[indices]), atom_enc[indices])
 
-    return _chunked(some, chunk, x, indices)
+    if kernel == "gather":
+        return _chunked(gathered, chunk, x, indices)
+    hidden = jnp.einsum("bd,esd->bes", x, down)
+    mine = jnp.take_along_axis(hidden, indices[..., None], axis=1)
+    return jnp.einsum("bks,bkas->bka", mine, atom_enc[indices])
 
 
 def decode_atoms(
@@ -36,29 +46,45 @@ def decode_atoms(
     indices: Int[Array, "batch k"],
     up: Float[Array, "experts sub embed"],
     atom_dec: Float[Array, "experts atoms sub"],
+    kernel: Kernel = "gather",
     chunk: int | None = None,
 ) -> Float[Array, "batch embed"]:
     """What the selected atoms add to the reconstruction."""
 
-    def some(values: Array, atoms: Array, indices: Array) -> Array:
-        inside = jnp.einsum("bkc,bkcs->bks", values, atom_dec[indices[..., None], atoms])
-        return jnp.einsum("bks,bksd->bd", inside, up[indices])
+    def inside(values: Array, atoms: Array, indices: Array) -> Array:
+        return jnp.einsum("bkc,bkcs->bks", values, atom_dec[indices[..., None], atoms])
 
-    return _chunked(some, chunk, values, atoms, indices)
+    def gathered(values: Array, atoms: Array, indices: Array) -> Array:
+        return jnp.einsum("bks,bksd->bd", inside(values, atoms, indices), up[indices])
+
+    if kernel == "gather":
+        return _chunked(gathered, chunk, values, atoms, indices)
+    return jnp.einsum("bes,esd->bd", _spread(inside(values, atoms, indices), indices, up.shape[0]), up)
 
 
 def decode_rows(
     values: Float[Array, "batch k"],
     indices: Int[Array, "batch k"],
     rows: Float[Array, "features embed"],
+    kernel: Kernel = "gather",
     chunk: int | None = None,
 ) -> Float[Array, "batch embed"]:
-    """``sum_j v_j rows[i_j]``: the sparse decoder of parents and of flat SAEs."""
+    """``sum_j v_j rows[i_j]``."""
 
-    def some(values: Array, indices: Array) -> Array:
+    def gathered(values: Array, indices: Array) -> Array:
         return jnp.einsum("bk,bkd->bd", values, rows[indices])
 
-    return _chunked(some, chunk, values, indices)
+    if kernel == "gather":
+        return _chunked(gathered, chunk, values, indices)
+    return _spread(values, indices, rows.shape[0]) @ rows
+
+
+def _spread(
+    values: Float[Array, "batch k *rest"], indices: Int[Array, "batch k"], size: int
+) -> Float[Array, "batch size *rest"]:
+    """The selected values at their places among zeros; slots that share an index add up."""
+    tokens = jnp.arange(values.shape[0])[:, None]
+    return jnp.zeros((values.shape[0], size, *values.shape[2:]), values.dtype).at[tokens, indices].add(values)
 
 
 def _chunked(fn: Callable[..., Array], chunk: int | None, *arrays: Any) -> Array:

@@ -12,9 +12,7 @@ def unit_rows(a: Float[Array, "*n d"], eps: float = 1e-6) -> Float[Array, "*n d"
     return a / (jnp.linalg.norm(a, axis=-1, keepdims=True) + eps)
 
 
-def sum_of_squared_inner(
-    a: Float[Array, "*batch n d"], b: Float[Array, "*batch m d"]
-) -> Float[Array, "*batch"]:
+def sum_of_squared_inner(a: Float[Array, "*batch n d"], b: Float[Array, "*batch m d"]) -> Float[Array, "*batch"]:
     """``sum_ij (a_i . b_j)^2`` over all pairs of rows."""
     gram_a = jnp.einsum("...nd,...ne->...de", a, a)
     gram_b = jnp.einsum("...nd,...ne->...de", b, b)

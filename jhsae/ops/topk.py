@@ -43,9 +43,7 @@ def _scan(x: Float[Array, "*batch n"], k: int) -> Int[Array, "*batch k"]:
 
 def _blocked(x: Float[Array, "*batch n"], k: int) -> Int[Array, "*batch k"]:
     n = x.shape[-1]
-    width = max(
-        1, min(128, n // (2 * k))
-    )  # wide enough to skip most of the row, narrow enough to have k blocks
+    width = max(1, min(128, n // (2 * k)))  # wide enough to skip most of the row, narrow enough to have k blocks
     padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -n % width)], constant_values=-jnp.inf)
     blocks = padded.reshape(*x.shape[:-1], -1, width)
     chosen = jnp.sort(_lax(blocks.max(axis=-1), k), axis=-1)  # index order keeps ties at the lowest index

@@ -2,6 +2,7 @@
 
 from jaxtyping import Array, Key
 
+from jhsae import ops
 from jhsae.sae.hierarchical import HierarchicalSAE
 from jhsae.schedule import Linear
 from jhsae.sparsify import GumbelTopK, OffsetTopK, TopK
@@ -15,6 +16,7 @@ def mixture_of_experts_v2(
     k: int = 32,
     *,
     key: Key[Array, ""],
+    kernel: ops.Kernel = "gather",
     chunk: int | None = None,
 ) -> HierarchicalSAE:
     """Scale: many small experts, hard top-k over a threshold of 1/sqrt(embed), one atom per active expert.
@@ -22,7 +24,7 @@ def mixture_of_experts_v2(
     Made for inputs of unit norm (arXiv 2506.01197); the scan-based top-k of the original.
     """
     route = OffsetTopK(k, offset=embed**-0.5, topk="scan")
-    return HierarchicalSAE(embed, experts, sub, atoms, route, TopK(1), chunk=chunk, key=key)
+    return HierarchicalSAE(embed, experts, sub, atoms, route, TopK(1), kernel=kernel, chunk=chunk, key=key)
 
 
 def teacher_initialized(
@@ -35,6 +37,7 @@ def teacher_initialized(
     key: Key[Array, ""],
     temperature: tuple[float, float] = (1.5, 0.7),
     steps: int = 10_000,
+    kernel: ops.Kernel = "gather",
     chunk: int | None = None,
 ) -> HierarchicalSAE:
     """Geometry: few wide experts, Gumbel top-k routing annealed over `steps`, biases, one atom per expert.
@@ -43,5 +46,5 @@ def teacher_initialized(
     """
     route = GumbelTopK(k, Linear(*temperature, steps))
     return HierarchicalSAE(
-        embed, experts, sub, atoms, route, TopK(1), biases=("encoder", "decoder"), chunk=chunk, key=key
+        embed, experts, sub, atoms, route, TopK(1), biases=("encoder", "decoder"), kernel=kernel, chunk=chunk, key=key
     )

@@ -25,6 +25,7 @@ class FlatSAE(AbstractSAE):
     b_enc: Float[Array, "features"]
     b_dec: Float[Array, "embed"]
     sparsifier: AbstractSparsifier
+    kernel: ops.Kernel = eqx.field(static=True)
     chunk: int | None = eqx.field(static=True)
 
     def __init__(
@@ -33,6 +34,7 @@ class FlatSAE(AbstractSAE):
         features: int,
         sparsifier: AbstractSparsifier,
         *,
+        kernel: ops.Kernel = "gather",
         chunk: int | None = None,
         key: Key[Array, ""],
     ):
@@ -42,7 +44,7 @@ class FlatSAE(AbstractSAE):
         self.b_enc = jnp.zeros(features)
         self.b_dec = jnp.zeros(embed)
         self.sparsifier = sparsifier
-        self.chunk = chunk
+        self.kernel, self.chunk = kernel, chunk
 
     @property
     def features(self) -> int:
@@ -61,7 +63,7 @@ class FlatSAE(AbstractSAE):
         flat = codes.flat()
         if flat.indices is None:
             return flat.values @ self.W_dec + self.b_dec
-        return ops.decode_rows(flat.values, flat.indices, self.W_dec, self.chunk) + self.b_dec
+        return ops.decode_rows(flat.values, flat.indices, self.W_dec, self.kernel, self.chunk) + self.b_dec
 
     def dictionary(self) -> Float[Array, "features embed"]:
         return self.W_dec

@@ -31,7 +31,7 @@ class HierarchicalSAE(AbstractSAE):
 
     `tie` names the encoder-decoder pairs that share one array for good; the others start equal and drift apart.
     `biases` names what exists: "encoder" (experts and atoms), "decoder". `apply_b_dec_to_input` subtracts the
-    decoder bias before encoding, as in SAELens. `chunk` bounds the tokens whose expert rows are gathered at once.
+    decoder bias before encoding, as in SAELens. `kernel` and `chunk` choose how the experts are computed (`ops`).
     """
 
     router_enc: Float[Array, "experts embed"] | None
@@ -48,6 +48,7 @@ class HierarchicalSAE(AbstractSAE):
     child_input: AbstractChildInput
     child_scale: AbstractChildScale
     apply_b_dec_to_input: bool = eqx.field(static=True)
+    kernel: ops.Kernel = eqx.field(static=True)
     chunk: int | None = eqx.field(static=True)
 
     def __init__(
@@ -64,10 +65,12 @@ class HierarchicalSAE(AbstractSAE):
         tie: Sequence[Tie] = (),
         biases: Sequence[Bias] = (),
         apply_b_dec_to_input: bool = True,
+        kernel: ops.Kernel = "gather",
         chunk: int | None = None,
         key: Key[Array, ""],
     ):
         """Encoders and decoders start equal: router he-uniform, projector and atom rows of unit norm."""
+        _check_sizes(embed=embed, experts=experts, sub=sub, atoms=atoms)
         _check_parts(experts, atoms, route, pick)
         keys = jax.random.split(key, 3)
         router = _he_uniform(keys[0], (experts, embed))
@@ -85,7 +88,7 @@ class HierarchicalSAE(AbstractSAE):
         self.route, self.pick = route, pick
         self.child_input, self.child_scale = child_input, child_scale
         self.apply_b_dec_to_input = apply_b_dec_to_input
-        self.chunk = chunk
+        self.kernel, self.chunk = kernel, chunk
 
     @property
     def experts(self) -> int:
@@ -122,7 +125,7 @@ class HierarchicalSAE(AbstractSAE):
         parents = self.route(pre, context)
         indices = parents.slot_indices()
         top = self._decode_parents(parents)
-        child_pre = ops.encode_atoms(self.child_input(centred, top), indices, down, atom_enc, self.chunk)
+        child_pre = ops.encode_atoms(self.child_input(centred, top), indices, down, atom_enc, self.kernel, self.chunk)
         child_pre = _plus(child_pre, None if self.b_atom is None else self.b_atom[indices])
         children = self.pick(child_pre, _for_children(context))
         children = Codes(self.child_scale(children.values, parents.values), children.indices, children.size)
@@ -134,7 +137,8 @@ class HierarchicalSAE(AbstractSAE):
         """From `TreeCodes`, or from flat `Codes` over ``dictionary()``."""
         if isinstance(codes, Codes):
             return _plus(
-                ops.decode_rows(codes.values, codes.slot_indices(), self.dictionary(), self.chunk), self.b_dec
+                ops.decode_rows(codes.values, codes.slot_indices(), self.dictionary(), self.kernel, self.chunk),
+                self.b_dec,
             )
         return _plus(self._decode_parents(codes.parents), self.b_dec) + self._decode_children(codes)
 
@@ -146,7 +150,7 @@ class HierarchicalSAE(AbstractSAE):
     def _decode_parents(self, parents: Codes) -> Float[Array, "batch embed"]:
         if parents.indices is None:
             return parents.values @ self.router_dec
-        return ops.decode_rows(parents.values, parents.indices, self.router_dec, self.chunk)
+        return ops.decode_rows(parents.values, parents.indices, self.router_dec, self.kernel, self.chunk)
 
     def _decode_children(self, codes: TreeCodes) -> Float[Array, "batch embed"]:
         children = codes.children
@@ -156,6 +160,7 @@ class HierarchicalSAE(AbstractSAE):
             codes.parents.slot_indices(),
             self.up,
             self.atom_dec,
+            self.kernel,
             self.chunk,
         )
 
@@ -176,6 +181,12 @@ def _for_children(context: Context) -> Context:
     """The same context with a key of its own, so that atoms do not reuse the router's noise."""
     key = None if context.key is None else jax.random.fold_in(context.key, 1)
     return Context(key, context.step, context.usage)
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} is {size}, expected at least 1")
 
 
 def _check_parts(experts: int, atoms: int, route: AbstractSparsifier, pick: AbstractSparsifier) -> None:

@@ -1,0 +1,172 @@
+"""The command line: ``jhsae VERB CONFIG.yaml [key=value ...]``; each verb reads files and writes files.
+
+A verb lives in the module of its name, which is imported only when that verb is asked for. Exit codes: 0 done,
+1 a parity row failed, 2 the input was wrong (one line says what to write), 130 interrupted.
+"""
+
+import argparse
+import importlib
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jhsae.errors import UserError
+
+
+class Verb(NamedTuple):
+    """What ``--help`` says of a verb that takes a config; `default` is its YAML when none is given."""
+
+    summary: str
+    reads: str
+    writes: str
+    example: str
+    default: str | None = None
+
+
+VERBS = {
+    "quickstart": Verb(
+        "run the whole pipeline on the language model that comes with the package",
+        "the bundled language model and WordNet subset; no network, no GPU",
+        "one folder with the store, the teacher, the trained SAEs, their results and the report",
+        "jhsae quickstart out=runs/quickstart",
+        "quickstart.yaml",
+    ),
+    "harvest": Verb(
+        "write the residual-stream activations of a language model into a store",
+        "a language model (a folder, a hub name, or 'embedded') and a source of text",
+        "a store: activation rows, tokens and a manifest",
+        "jhsae harvest harvest/gemma2_2b.yaml out=stores/gemma-2-2b-l20",
+    ),
+    "teach": Verb(
+        "estimate concept directions from an ontology, to start an SAE from",
+        "WordNet, and a language model's unembedding or its activations on prompts",
+        "a teacher: concept and subspace vectors with their hierarchy",
+        "jhsae teach teacher/gemma2_2b.yaml out=teachers/gemma-2-2b",
+    ),
+    "train": Verb(
+        "train one SAE",
+        "a store and, where the config names one, a teacher",
+        "a run folder: config.yaml, run.json, metrics.jsonl, timing.jsonl, checkpoints/, sae/",
+        "jhsae train scale.yaml data.store=stores/gemma-2-2b-l20 out=runs/scale",
+    ),
+    "evaluate": Verb(
+        "measure a trained SAE on held-out activations and in its language model",
+        "a run folder, a store of held-out text and the language model",
+        "in the run folder: a row of results.jsonl (metrics, config hash, commit) and contexts.json",
+        "jhsae evaluate evaluate/gemma2_2b.yaml run=runs/scale",
+    ),
+    "ablate": Verb(
+        "train and evaluate variants of one run, each with one part swapped",
+        "a training config, lists of overrides by axis and variant, a held-out store",
+        "one run folder per variant, and results.jsonl and table.md over all of them",
+        "jhsae ablate ablations/routing.yaml out=runs/routing",
+    ),
+    "report": Verb(
+        "draw the figures and tables of a set of results",
+        "results.jsonl and the run folders it names",
+        "one self-contained HTML page",
+        "jhsae report report.yaml out=report",
+    ),
+}
+PARITY = (
+    "Compares jhsae with golden numbers of the original implementations, row by row.\n\n"
+    "reads    a golden file FILE.npz (inputs, parameters and the numbers the original computed)\n"
+    "writes   a table on the screen and, with --json, the same rows as JSON\n"
+    "example  jhsae parity tests/golden/moe_v2.npz --json parity.json"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (default: the process's) and returns the exit code."""
+    try:
+        arguments = _parser().parse_args(argv)
+        return _parity(arguments) if arguments.verb == "parity" else _run(arguments.verb, arguments.words)
+    except UserError as error:
+        print(f"jhsae: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jhsae: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(verb: str, words: list[str]) -> int:
+    from jhsae import config
+
+    named = bool(words) and ("=" not in words[0] or Path(words[0]).is_file())
+    path = words[0] if named else VERBS[verb].default
+    if path is None:
+        raise UserError(f"{verb} was given no config file, expected one: {VERBS[verb].example}")
+    module = importlib.import_module(f"jhsae.{verb}")
+    module.run(config.load(getattr(module, verb.capitalize()), config.find(path), words[named:]))
+    return 0
+
+
+def _parity(arguments: argparse.Namespace) -> int:
+    parity = importlib.import_module("jhsae.interop.parity")
+    return 0 if parity.run(arguments.file, arguments.json) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    about = "Hierarchical sparse autoencoders on language-model activations."
+    top = argparse.ArgumentParser("jhsae", description=about, epilog="jhsae VERB --help lists the keys of a verb.")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_VerbParser)
+    for name, verb in VERBS.items():
+        config = "[CONFIG.yaml]" if verb.default else "CONFIG.yaml"
+        usage = f"jhsae {name} {config} [key=value ...]"
+        one = verbs.add_parser(name, help=verb.summary, usage=usage, add_help=True)
+        one.add_argument("words", nargs="*", metavar="CONFIG.yaml key=value", help="a config, then overrides a.b=c")
+    parity = verbs.add_parser("parity", help="compare with golden numbers of the originals", description=PARITY)
+    parity.add_argument("file", type=Path, metavar="FILE.npz", help="the golden file")
+    parity.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as JSON")
+    return top
+
+
+class _VerbParser(argparse.ArgumentParser):
+    """Looks up the keys of the verb's config only when help is printed: that imports the verb."""
+
+    def __init__(self, prog: str, **options) -> None:
+        options["formatter_class"] = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, allow_abbrev=False, **options)
+
+    def format_help(self) -> str:
+        name = self.prog.split()[-1]
+        return verb_help(name) if name in VERBS else super().format_help()
+
+
+def verb_help(name: str) -> str:
+    """The help of a verb: what it does, reads and writes, an example, and the keys of its config."""
+    from jhsae.config import describe
+
+    verb, module = VERBS[name], importlib.import_module(f"jhsae.{name}")
+    width = max(60, shutil.get_terminal_size().columns)
+    lines = [
+        f"usage: jhsae {name} {'[CONFIG.yaml]' if verb.default else 'CONFIG.yaml'} [key=value ...]",
+        "",
+        f"{verb.summary[0].upper()}{verb.summary[1:]}.",
+        "",
+        *_entry("reads", verb.reads, width, 10),
+        *_entry("writes", verb.writes, width, 10),
+        *_entry("example", verb.example, width, 10),
+        "",
+        "CONFIG.yaml is a path or a config of this package. key=value overrides one of its keys, a.b=c one inside a",
+        "section, stages.0.steps=9 one inside a list." + (f" The default is {verb.default}." if verb.default else ""),
+        "",
+        "keys (type, default: meaning):",
+    ]
+    for key, kind, default, text in describe(getattr(module, name.capitalize())):
+        words = ", ".join(word for word in (kind, default) if word) + (f": {text}" if text else "")
+        lines += _entry(key, words, width, 30)
+    return "\n".join(lines) + "\n"
+
+
+def _entry(head: str, text: str, width: int, indent: int) -> list[str]:
+    """`head`, then `text` in a column of its own."""
+    first = f"  {head} ".ljust(indent)
+    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=" " * indent, break_on_hyphens=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""What a run writes down about itself: its resolved config, the hash of that, the commit and the versions.
+
+The hash is sha256 of the canonical JSON (sorted keys, no spaces) of what decides the result, first 12 digits.
+"""
+
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+from omegaconf import OmegaConf
+
+from jhsae.config.schema import plain
+
+PACKAGES = (
+    "jhsae",
+    "jax",
+    "jaxlib",
+    "equinox",
+    "optax",
+    "numpy",
+    "orbax-checkpoint",
+    "grain",
+    "transformers",
+)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as plain data: what `write` puts into the file."""
+    return plain(config)
+
+
+def write(config: Any, path: str | Path) -> None:
+    """Writes the config as YAML, defaults included; ``load(type(config), path)`` gives an equal one."""
+    OmegaConf.save(OmegaConf.create(to_dict(config)), path)
+
+
+def config_hash(config: Any) -> str:
+    """12 hex digits over every key but `out` and those that the config's classes list in `UNHASHED`."""
+    text = json.dumps(_hashed(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def diff(there: Any, here: Any) -> list[str]:
+    """One clause for every hashed key that differs: ``stages.0.steps is 100 there, 200 here``."""
+    a, b = dict(_flat(_hashed(there))), dict(_flat(_hashed(here)))
+    return [
+        f"{key} is {a.get(key, 'absent')!s} there, {b.get(key, 'absent')!s} here"
+        for key in dict.fromkeys([*a, *b])
+        if key not in a or key not in b or a[key] != b[key]
+    ]
+
+
+def provenance() -> dict[str, Any]:
+    """The commit of the repository that holds this package (None without one), versions and devices."""
+    return {
+        "commit": _commit(Path(__file__).parent),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "platform": jax.default_backend(),
+        "device_kind": jax.devices()[0].device_kind,
+        "device_count": jax.device_count(),
+    }
+
+
+def _hashed(config: Any) -> dict[str, Any]:
+    left_out = {"out"} | getattr(type(config), "UNHASHED", frozenset())
+    return {key: value for key, value in to_dict(config).items() if key not in left_out}
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    entries = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in entries:
+        yield from _flat(inner, f"{path}.{key}" if path else str(key))
+    if not entries:
+        yield path, value
+
+
+def _commit(folder: Path) -> str | None:
+    """HEAD, with ``-dirty`` when a tracked file differs; None unless git tracks the package's own files."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+
+    def ask(*words: str) -> tuple[int, str]:
+        done = subprocess.run([git, "-C", str(folder), *words], capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout.strip()
+
+    tracked, _ = ask("ls-files", "--error-unmatch", "__init__.py")
+    failed, head = ask("rev-parse", "HEAD")
+    if tracked or failed:
+        return None
+    return head + ("-dirty" if ask("status", "--porcelain", "--untracked-files=no")[1] else "")
+
+
+def _version(package: str) -> str | None:
+    """None for a package that is not installed: jhsae itself, when it runs from its repository."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

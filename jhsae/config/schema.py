@@ -1,0 +1,119 @@
+"""What a config dataclass says about its keys: names, types, defaults, help.
+
+A config is a frozen dataclass; a key's help stands in its annotation, as in
+``steps: Annotated[int, "optimizer steps"] = 100``. A swappable part is annotated `Slot`; a `Supplied` in the
+annotation lists the arguments that the program adds.
+"""
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import equinox as eqx
+
+
+class Supplied:
+    """What the program, not the YAML, gives to the constructor of a slot, and the class the part must have.
+
+    ``Annotated[Slot, "the autoencoder", Supplied("key", "embed", kind=AbstractSAE)]``
+    """
+
+    def __init__(self, *names: str, kind: type = object) -> None:
+        self.names = frozenset(names)
+        self.kind = kind
+
+
+Slot = Annotated[dict[str, Any], Supplied("key")]
+REQUIRED = "???"  # OmegaConf's mark of a value that must still be given
+
+
+class Key(NamedTuple):
+    """One key of a config dataclass. `default` is plain data, or `REQUIRED`."""
+
+    name: str
+    hint: Any
+    default: Any
+    help: str
+
+
+class Member(NamedTuple):
+    """One alternative of a type hint, without `Annotated`; `supplied` is None where no slot may stand."""
+
+    hint: Any
+    supplied: Supplied | None
+
+    @property
+    def is_slot(self) -> bool:
+        """True for `Slot`; another ``dict`` is a free mapping."""
+        return self.supplied is not None and self.hint == dict[str, Any]
+
+
+def keys(cls: type) -> list[Key]:
+    """The keys of a config dataclass, in order."""
+    hints = get_type_hints(cls, include_extras=True)
+    return [Key(f.name, hints[f.name], _default(f), _help(hints[f.name])) for f in dataclasses.fields(cls) if f.init]
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return plain(field.default)
+    if field.default_factory is not dataclasses.MISSING:
+        return plain(field.default_factory())
+    return REQUIRED
+
+
+def _help(hint: Any) -> str:
+    notes = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    return next((n for n in notes if isinstance(n, str)), "")
+
+
+def members(hint: Any, supplied: Supplied | None = None) -> list[Member]:
+    """The alternatives of a hint: ``Slot | float | None`` has three. The outermost `Supplied` wins."""
+    if get_origin(hint) is Annotated:
+        base, *notes = get_args(hint)
+        inner = next((n for n in reversed(notes) if isinstance(n, Supplied)), None)
+        return members(base, inner if supplied is None else supplied)
+    if get_origin(hint) in (Union, types.UnionType):
+        return [m for arg in get_args(hint) for m in members(arg, supplied)]
+    if isinstance(hint, TypeVar):
+        return members(hint.__bound__ or Any, supplied)
+    return [Member(hint, supplied)]
+
+
+def is_config(hint: Any) -> bool:
+    """True for a config dataclass, False for a part: parts are Equinox modules, built from slots."""
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint) and not issubclass(hint, eqx.Module)
+
+
+def plain(value: Any) -> Any:
+    """`value` as YAML can hold it: dataclasses become mappings, tuples lists, paths strings."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def overlay(below: Any, above: Any) -> Any:
+    """`above` merged over `below`, mapping by mapping; one that names a `_target_` replaces the one below."""
+    if isinstance(below, Mapping) and isinstance(above, Mapping) and "_target_" not in above:
+        return {**below, **{k: overlay(below.get(k), v) for k, v in above.items()}}
+    return above
+
+
+def with_defaults(cls: type, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """`tree` completed by the defaults of `cls`. A mapping of the tree extends a default section or slot, and
+    replaces any other default."""
+    out = dict(tree)
+    for key in keys(cls):
+        section = next((m.hint for m in members(key.hint) if is_config(m.hint)), None)
+        given = out.setdefault(key.name, {} if section and key.default == REQUIRED else key.default)
+        if isinstance(key.default, dict) and (section or "_target_" in key.default):
+            given = out[key.name] = overlay(key.default, given)
+        if section and isinstance(given, Mapping):
+            out[key.name] = with_defaults(section, given)
+    return out

@@ -1,0 +1,39 @@
+"""``jhsae parity FILE.npz``: recomputes a file of golden numbers and prints one row per quantity."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from jhsae.errors import UserError
+from jhsae.interop import parity_moe, parity_polytope
+from jhsae.interop.golden import Row, read
+
+
+def run(path: str | Path, json_path: str | Path | None = None) -> bool:
+    """Prints the table, writes it as JSON when asked, and returns whether every row passed."""
+    found = rows(read(Path(path)), str(path))
+    width = max(len(row.name) for row in found)
+    print(f"{'quantity':{width}s}  {'max abs error':>13s}  {'relative':>9s}  {'allowed':>8s}")
+    for row in found:
+        verdict = "pass" if row.passed else "FAIL"
+        print(
+            f"{row.name:{width}s}  {row.max_abs_error:13.2e}  {row.relative_error:9.2e}  {row.tolerance:8.0e}  {verdict}"
+        )
+    failed = sum(not row.passed for row in found)
+    print(f"{len(found) - failed} of {len(found)} pass")
+    if json_path is not None:
+        Path(json_path).write_text(json.dumps([row.to_dict() for row in found], indent=2) + "\n")
+    return failed == 0
+
+
+def rows(arrays: dict[str, np.ndarray], path: str) -> list[Row]:
+    """The rows of a golden file of any known kind, told by the arrays in it."""
+    if "init/W_down" in arrays:
+        return parity_moe.rows(arrays)
+    if "geometry/unembedding" in arrays:
+        return parity_polytope.rows(arrays)
+    raise UserError(
+        f"{path} is of no known kind: it has neither init/W_down (MixtureOfExperts_v2) nor geometry/unembedding "
+        f"(PolytopeSAE), but {', '.join(sorted(arrays)[:5])}, ...; write one of the golden files"
+    )

@@ -1,0 +1,79 @@
+"""The config of one training run: frozen dataclasses that mirror the YAML of ``jhsae train``."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+from jhsae.config import Slot, Supplied
+from jhsae.constraint import AbstractConstraint
+from jhsae.data import AbstractNormalizer
+from jhsae.init import AbstractInit
+from jhsae.logs import Sink
+from jhsae.losses import AbstractTerm
+from jhsae.mesh import MeshShape
+from jhsae.metric import AbstractMetric
+from jhsae.sae import AbstractSAE
+from jhsae.schedule import AbstractSchedule
+
+Schedule = Annotated[Slot | float, Supplied(kind=AbstractSchedule)]
+Normalizer = Annotated[Slot, Supplied(kind=AbstractNormalizer)]
+Term = Annotated[Slot, Supplied(kind=AbstractTerm)]
+Init = Annotated[Slot, Supplied(kind=AbstractInit)]
+Metric = Annotated[Slot, Supplied(kind=AbstractMetric)]
+Constraint = Annotated[Slot, Supplied(kind=AbstractConstraint)]
+
+
+def _part(target: str) -> Any:
+    """A slot whose default is the class `target` without arguments."""
+    return field(default_factory=lambda: {"_target_": target})
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained on."""
+
+    store: Annotated[str, "folder of an activation store (jhsae harvest)"]
+    batch: Annotated[int, "tokens per step, over all devices"]
+    normalize: Annotated[Normalizer, "input normaliser"] = _part("jhsae.data.Identity")
+    seed: Annotated[int, "order of the rows"] = 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the run with its own learning rate, frozen parameters and weights."""
+
+    name: Annotated[str, "appears in metrics.jsonl"]
+    steps: Annotated[int, "number of updates"]
+    learning_rate: Annotated[Schedule, "a number or a schedule of the step of the whole run"]
+    freeze: Annotated[list[str], "paths or globs of parameters that stay"] = field(default_factory=list)
+    weights: Annotated[dict[str, Schedule], "term weights that differ in this stage"] = field(default_factory=dict)
+    clip: Annotated[float | None, "bound on the global gradient norm; null for none"] = 1.0
+
+
+@dataclass(frozen=True)
+class Train:
+    """The config of one run: every row of the README's table of slots is a key here."""
+
+    UNHASHED: ClassVar[frozenset[str]] = frozenset({"out", "loggers", "log_every", "checkpoint_every", "keep"})
+
+    out: Annotated[str, "the run folder"]
+    data: Annotated[Data, "store, batch, normaliser"]
+    sae: Annotated[Slot, "the SAE and the parts in its slots", Supplied("key", kind=AbstractSAE)]
+    objective: Annotated[dict[str, Term], "loss terms by name"]
+    stages: Annotated[list[Stage], "one or more stages, run in order"]
+    teacher: Annotated[str | None, "folder of a teacher (jhsae teach); refer to it as ${teacher}"] = None
+    weights: Annotated[dict[str, Schedule], "weight (number or schedule) per term, 1 if absent"] = field(
+        default_factory=dict
+    )
+    init: Annotated[list[Init], "initialisers, applied in order"] = field(default_factory=list)
+    metric: Annotated[Metric, "refer to it as ${metric}"] = _part("jhsae.metric.Euclidean")
+    constraint: Annotated[Constraint, "how decoder rows keep unit norm"] = _part(
+        "jhsae.constraint.ProjectAndRenormalize"
+    )
+    optimizer: Annotated[Slot, "the direction of the update"] = _part("jhsae.optimizer.adam")
+    seed: Annotated[int, "initial parameters and routing noise"] = 0
+    mesh: Annotated[MeshShape, "devices for data and experts"] = field(default_factory=MeshShape)
+    dead_window: Annotated[int, "a feature is dead after this many steps without firing"] = 1000
+    log_every: Annotated[int, "steps between rows of metrics.jsonl"] = 10
+    checkpoint_every: Annotated[int, "steps between checkpoints"] = 1000
+    keep: Annotated[int | None, "newest checkpoints to keep; null keeps all"] = 2
+    loggers: Annotated[list[Sink], "tensorboard, wandb"] = field(default_factory=list)
