@@ -68,7 +68,7 @@ VERBS = {
         "draw the figures and tables of a set of results",
         "results.jsonl and the run folders it names",
         "one self-contained HTML page",
-        "jhsae report report.yaml out=report",
+        "jhsae report report.yaml out=runs/report.html",
     ),
 }
 PARITY = (

@@ -63,10 +63,10 @@ def run(config: Evaluate) -> dict[str, Any]:
         "evaluation": cfg.to_dict(config) | {"hash": cfg.config_hash(config), **cfg.provenance()},
         "metrics": metrics,
     }
-    with (folder / "results.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
     contexts = _contexts(config, sae, normalizer, store, model, frequency, rows)
     (folder / "contexts.json").write_text(json.dumps(contexts) + "\n")
+    with (folder / "results.jsonl").open("a") as file:  # last, because it says that the evaluation is complete
+        file.write(json.dumps(row) + "\n")
     print(
         f"{folder.name}: " + ", ".join(f"{k} {metrics[k]:.4g}" for k in ("ev_r2", "mse", "ce_recovered", "l0", "dead"))
     )

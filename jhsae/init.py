@@ -83,21 +83,25 @@ class FromTeacher(AbstractInit):
     def __call__(self, sae: AbstractSAE, key: Key[Array, ""]) -> AbstractSAE:
         sae, teacher = _hierarchical(sae), Teacher.load(self.path)
         _check_fits(sae, teacher, self.path)
-        experts = jnp.arange(len(teacher.parents))[:, None]
-        atoms = jnp.arange(teacher.atoms.shape[1])
-        exists = (atoms < jnp.asarray(teacher.counts)[:, None])[..., None]
+        parents, children, _ = teacher.atoms.shape
+        exists = (jnp.arange(children) < jnp.asarray(teacher.counts)[:, None])[..., None]
+
+        def with_atoms(rows: Float[Array, "experts atoms sub"]) -> Float[Array, "experts atoms sub"]:
+            own = rows[:parents, :children]
+            return rows.at[:parents, :children].set(jnp.where(exists, jnp.asarray(teacher.atoms), own))
+
         new = {
-            "router_dec": sae.router_dec.at[experts[:, 0]].set(teacher.parents),
-            "router_enc": sae.router_enc
-            if sae.router_enc is None
-            else sae.router_enc.at[experts[:, 0]].set(teacher.readouts),
-            "up": sae.up.at[experts[:, 0]].set(teacher.up),
-            "down": sae.down if sae.down is None else sae.down.at[experts[:, 0]].set(teacher.down),
-            "atom_dec": _put(sae.atom_dec, experts, atoms, teacher.atoms, exists),
-            "atom_enc": None if sae.atom_enc is None else _put(sae.atom_enc, experts, atoms, teacher.atoms, exists),
+            "router_dec": sae.router_dec.at[:parents].set(teacher.parents),
+            "up": sae.up.at[:parents].set(teacher.up),
+            "atom_dec": with_atoms(sae.atom_dec),
         }
-        present = [name for name, value in new.items() if value is not None]
-        return eqx.tree_at(lambda s: [getattr(s, n) for n in present], sae, [new[n] for n in present])
+        if sae.router_enc is not None:
+            new["router_enc"] = sae.router_enc.at[:parents].set(teacher.readouts)
+        if sae.down is not None:
+            new["down"] = sae.down.at[:parents].set(teacher.down)
+        if sae.atom_enc is not None:
+            new["atom_enc"] = with_atoms(sae.atom_enc)
+        return eqx.tree_at(lambda s: [getattr(s, name) for name in new], sae, list(new.values()))
 
 
 class DecodersFromTeacher(AbstractInit):
@@ -124,10 +128,6 @@ def teacher_unembedding_metric(path: str) -> AbstractMetric:
 
 def _is_none(leaf: object) -> bool:
     return leaf is None
-
-
-def _put(rows: Array, experts: Array, atoms: Array, values: Array, exists: Array) -> Float[Array, "experts atoms sub"]:
-    return rows.at[experts, atoms].set(jnp.where(exists, values, rows[experts, atoms]))
 
 
 def _check_fits(sae: HierarchicalSAE, teacher: Teacher, path: str) -> None:

@@ -25,6 +25,7 @@ class JsonLines:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= keep_to_step]
         path.write_text("".join(kept))
+        self.last: dict[str, Any] | None = json.loads(kept[-1]) if kept else None
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Appends `row`."""
@@ -48,7 +49,8 @@ class RunLog:
         self._metrics = JsonLines(folder / "metrics.jsonl", step)
         self._timing = JsonLines(folder / "timing.jsonl", step)
         self._sinks = [_SINKS[name](folder, dict(about or {})) for name in sinks]
-        self._started, self._last = time.perf_counter(), (step, time.perf_counter())
+        before = self._timing.last["seconds"] if self._timing.last else 0.0
+        self._started, self._last = time.perf_counter() - before, (step, time.perf_counter())
 
     def write(self, step: int, stage: str, metrics: Mapping[str, float], tokens_per_step: int) -> None:
         """One row of metrics after `step` updates, and the time it took to get there."""

@@ -19,6 +19,8 @@ from jaxtyping import Array, Float, Float64, Shaped
 
 from jhsae.errors import UserError
 
+BLOCK = 8192  # rows of an unembedding that are held in float64 at once
+
 
 class AbstractMetric(eqx.Module):
     """An inner product on [embed]. Every method maps over leading axes."""
@@ -78,12 +80,15 @@ class CausalGeometry(eqx.Module):
 
 
 def covariance(rows: Shaped[np.ndarray, "rows embed"]) -> Float64[np.ndarray, "embed embed"]:
-    """Covariance of the rows (centred, divided by rows - 1), in float64."""
+    """Covariance of the rows (centred, divided by rows - 1), in float64, block by block."""
     if len(rows) < 2:
         raise UserError(f"a covariance of {len(rows)} rows; at least 2 are needed")
-    centred = np.asarray(rows, np.float64)
-    centred = centred - centred.mean(0)
-    return centred.T @ centred / (len(rows) - 1)
+    mean = np.mean(rows, axis=0, dtype=np.float64)
+    scatter = np.zeros((rows.shape[1], rows.shape[1]))
+    for start in range(0, len(rows), BLOCK):
+        centred = rows[start : start + BLOCK].astype(np.float64) - mean
+        scatter += centred.T @ centred
+    return scatter / (len(rows) - 1)
 
 
 def relative_ridge(sigma: Float64[np.ndarray, "embed embed"], shrinkage: float) -> Float64[np.ndarray, "embed embed"]:
@@ -109,7 +114,7 @@ def from_covariance(sigma: Shaped[np.ndarray, "embed embed"]) -> CausalGeometry:
     )
 
 
-def causal(unembedding: Shaped[np.ndarray, "vocab embed"], shrinkage: float = 0.01) -> CausalGeometry:
+def causal(unembedding: Shaped[np.ndarray, "vocab embed"], shrinkage: float = 0.05) -> CausalGeometry:
     """Causal geometry with a relative ridge, Σ scaled to trace `embed` so that norms stay comparable.
 
     The scale changes no angle. `shrinkage` = 0 is Park et al.'s own Σ.

@@ -28,6 +28,7 @@ class Quickstart:
     sequences: Annotated[int, "held-out sequences for the cross-entropy"] = 128
     overrides: Annotated[list[str], "overrides of every train config"] = field(default_factory=list)
     title: Annotated[str, "title of the report"] = "jhsae quickstart"
+    notes: Annotated[list[str], "paragraphs under the title of the report"] = field(default_factory=list)
 
 
 def run(config: Quickstart) -> Path:
@@ -53,10 +54,14 @@ def run(config: Quickstart) -> Path:
         evaluate.run(evaluate.Evaluate(run_config.out, str(stores["heldout"]), config.lm, sequences=config.sequences))
     page = report.run(
         report.Report(
-            runs=[r.out for r in runs], out=str(out / "report.html"), title=config.title, teacher=str(teacher)
+            runs=[r.out for r in runs],
+            out=str(out / "report.html"),
+            title=config.title,
+            teacher=str(teacher),
+            notes=config.notes,
+            commands=[f"jhsae quickstart out={config.out}"],
         )
     )
-    print(f"report: {page}")
     return page
 
 

@@ -6,11 +6,13 @@ is finished, sae/. Running the same config again resumes it exactly or, when fin
 
 import json
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
+from grain import DatasetIterator
 from jaxtyping import Array, Key
 
 from jhsae import config as cfg
@@ -40,42 +42,56 @@ def run(config: Train) -> Path:
     mesh = make_mesh(config.mesh)
     check_batch(config.data.batch, mesh)
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
-    sae = build_sae(config, init_key)
-    _check_sizes(config, sae, store)
+    shapes = eqx.filter_eval_shape(build_sae, config, init_key)
+    _check_sizes(config, shapes, store)
     _check_teacher(config, store)
     normalizer = cfg.build(config.data.normalize).fit(store.manifest)
     direction = cfg.build(config.optimizer)
-    phases = [_phase(config, stage, sae, normalizer, direction, mesh) for stage in config.stages]
-    state = shard_state(TrainState.init(sae, direction, train_key), mesh)
-    folder.mkdir(parents=True, exist_ok=True)
-    cfg.write(config, folder / "config.yaml")
-    about = {"name": folder.name, "config_hash": cfg.config_hash(config), **cfg.provenance()}
-    (folder / "run.json").write_text(json.dumps(about | {"store": config.data.store}, indent=2) + "\n")
-    loader = make_loader(
-        store,
-        config.data.batch // jax.process_count(),
-        config.data.seed,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
-    )
+    phases = [_phase(config, stage, shapes, normalizer, direction, mesh) for stage in config.stages]
+    loader = _loader(config, store)
+    about = _begin(folder, config, store)
+    state = shard_state(TrainState.init(build_sae(config, init_key), direction, train_key), mesh)
     with Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
         if (latest := checkpoints.latest()) is not None:
             state, position = checkpoints.restore(state, latest)
             loader.set_state(position)
-        log = RunLog(folder, tuple(config.loggers), int(state.step), cfg.to_dict(config))
         state = run_phases(
             state,
             phases,
             loader,
             mesh,
-            log,
+            RunLog(folder, tuple(config.loggers), int(state.step), cfg.to_dict(config)),
             config.log_every,
             config.checkpoint_every,
             save=lambda state: checkpoints.save(state, loader.get_state()),
             label=folder.name,
         )
-    save_sae(folder / "sae", state.sae, config.sae, config.data.normalize, about | _origin(store))
+    reads = {"model": store.manifest.model, "layer": store.manifest.layer}
+    about |= {"reads": reads, "statistics": store.manifest.statistics()}
+    save_sae(folder / "sae", state.sae, config.sae, config.data.normalize, about)
     return folder
+
+
+def _loader(config: Train, store: Store) -> DatasetIterator:
+    hosts = jax.process_count()
+    return make_loader(store, config.data.batch // hosts, config.data.seed, host=jax.process_index(), hosts=hosts)
+
+
+def _begin(folder: Path, config: Train, store: Store) -> dict[str, Any]:
+    """Writes config.yaml and run.json, or checks that a run to be resumed began with this very store."""
+    files = json.dumps(store.manifest.files, sort_keys=True)
+    identity = {"path": config.data.store, "sha256": sha256(files.encode()).hexdigest()}
+    about = {"name": folder.name, "config_hash": cfg.config_hash(config), **cfg.provenance(), "store": identity}
+    path = folder / "run.json"
+    if path.exists() and (before := json.loads(path.read_text()))["store"]["sha256"] != identity["sha256"]:
+        raise UserError(
+            f"the store {config.data.store} has changed since {folder} began ({before['store']['sha256'][:12]} then, "
+            f"{identity['sha256'][:12]} now); bring the old store back, or write another out=..."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    cfg.write(config, folder / "config.yaml")
+    path.write_text(json.dumps(about, indent=2) + "\n")
+    return about
 
 
 def build_sae(config: Train, key: Key[Array, ""]) -> AbstractSAE:
@@ -108,7 +124,7 @@ def _phase(
         cfg.build(config.constraint),
         normalizer,
     )
-    frozen = matching(eqx.filter(sae, eqx.is_inexact_array), stage.freeze) if stage.freeze else None
+    frozen = matching(sae, stage.freeze) if stage.freeze else None
     place = (lambda state: shard_state(state, mesh)) if mesh.size > 1 else (lambda state: state)
     step = make_step(direction, frozen, stage.clip, config.dead_window, place)
     return Phase(stage.name, stage.steps, step, parts)
@@ -120,12 +136,6 @@ def _schedule(value: Any) -> AbstractSchedule:
 
 def _weights(values: Mapping[str, Any]) -> dict[str, AbstractSchedule]:
     return {name: _schedule(value) for name, value in values.items()}
-
-
-def _origin(store: Store) -> dict[str, Any]:
-    """What the SAE reads, and the statistics that its normaliser was fitted with."""
-    manifest = store.manifest
-    return {"reads": {"model": manifest.model, "layer": manifest.layer}, "statistics": manifest.statistics()}
 
 
 def _check_sizes(config: Train, sae: AbstractSAE, store: Store) -> None:

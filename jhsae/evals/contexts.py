@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -21,7 +22,7 @@ def sparse_codes(
     values, indices = [], []
     for start in range(0, rows, batch):
         x = store.read(start, min(start + batch, rows))
-        _, forward = reconstruct(sae, normalizer, x)
+        _, forward = reconstruct(sae, normalizer, jnp.asarray(x))
         flat = forward.codes.flat()
         values.append(np.asarray(flat.values))
         indices.append(np.asarray(flat.slot_indices()))

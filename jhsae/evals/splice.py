@@ -34,16 +34,27 @@ class Spliced(eqx.Module):
 
 
 @eqx.filter_jit
-def _losses(
-    model: Gemma2, layer: int, replace: Replace, ids: Int[Array, "batch seq"], keep: Bool[Array, "batch seq"]
-) -> tuple[Array, Array]:
-    """Per-token cross-entropy, and KL divergence from the unmodified model, with the stream replaced."""
+def _clean(model: Gemma2, layer: int, ids: Int[Array, "batch seq"]) -> tuple[Array, Array]:
+    """The residual stream at `layer` and the log-probabilities of the unmodified model."""
     x = model.residual(ids, layer)
-    clean = jax.nn.log_softmax(model.logits_from(x, layer))
+    return x, jax.nn.log_softmax(model.logits_from(x, layer))
+
+
+@eqx.filter_jit
+def _losses(
+    model: Gemma2,
+    layer: int,
+    replace: Replace,
+    x: Float[Array, "batch seq embed"],
+    clean: Float[Array, "batch seq vocab"],
+    ids: Int[Array, "batch seq"],
+    keep: Bool[Array, "batch seq"],
+) -> tuple[Array, Array]:
+    """Sums over tokens of the cross-entropy, and of the KL divergence from `clean`, with the stream replaced."""
     x_hat = replace(x.reshape(-1, x.shape[-1])).reshape(x.shape)
     logits = model.logits_from(jnp.where(keep[..., None], x, x_hat.astype(x.dtype)), layer)
     divergence = jnp.sum(jnp.exp(clean) * (clean - jax.nn.log_softmax(logits)), axis=-1)
-    return cross_entropy(logits, ids), divergence[:, :-1]
+    return jnp.sum(cross_entropy(logits, ids)), jnp.sum(divergence[:, :-1])
 
 
 def splice(
@@ -61,9 +72,10 @@ def splice(
     for start in tqdm(range(0, len(tokens), batch), desc="splice", unit="batch", dynamic_ncols=True):
         ids = jnp.asarray(tokens[start : start + batch], jnp.int32)
         keep = jnp.isin(ids, jnp.asarray(special, jnp.int32))
+        x, clean = _clean(model, layer, ids)
         for name, replace in everything.items():
-            ce, kl = _losses(model, layer, replace, ids, keep)
-            sums[name] += [float(jnp.sum(ce)), float(jnp.sum(kl))]
+            ce, kl = _losses(model, layer, replace, x, clean, ids, keep)
+            sums[name] += [float(ce), float(kl)]
         count += ids.shape[0] * (ids.shape[1] - 1)
     return {name: {"ce": s[0] / count, "kl": s[1] / count} for name, s in sums.items()}
 

@@ -1,0 +1,1 @@
+"""Other systems: golden numbers of the originals."""

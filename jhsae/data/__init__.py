@@ -1,0 +1,25 @@
+"""Activations: text in, a store on disk, batches out.
+
+text -> pack -> (a language model) -> writer -> store -> loader -> normalize; `synthetic` needs no language
+model.
+"""
+
+from jhsae.data.from_array import write_array as write_array
+from jhsae.data.loader import batches_per_epoch as batches_per_epoch
+from jhsae.data.loader import make_loader as make_loader
+from jhsae.data.manifest import Manifest as Manifest
+from jhsae.data.manifest import Origin as Origin
+from jhsae.data.normalize import AbstractNormalizer as AbstractNormalizer
+from jhsae.data.normalize import CenteredUnitNorm as CenteredUnitNorm
+from jhsae.data.normalize import CenterScale as CenterScale
+from jhsae.data.normalize import Identity as Identity
+from jhsae.data.normalize import Scale as Scale
+from jhsae.data.normalize import UnitNorm as UnitNorm
+from jhsae.data.pack import ordinary as ordinary
+from jhsae.data.pack import pack as pack
+from jhsae.data.statistics import Statistics as Statistics
+from jhsae.data.store import Store as Store
+from jhsae.data.text import HuggingFaceText as HuggingFaceText
+from jhsae.data.text import TextFiles as TextFiles
+from jhsae.data.text import WordNetGlosses as WordNetGlosses
+from jhsae.data.writer import Writer as Writer

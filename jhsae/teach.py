@@ -1,0 +1,225 @@
+"""``jhsae teach``: from an ontology and a language model to a teacher, the start of a geometric SAE.
+
+WordNet -> concepts whose words are single tokens -> samples of those tokens (rows of the unembedding, or
+activations on prompts) -> a direction per parent and a delta per child -> an artifact, with the numbers that say
+how far its geometry is real.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+from tqdm import tqdm
+
+from jhsae import config as cfg
+from jhsae import lm
+from jhsae.config import Slot, Supplied
+from jhsae.errors import UserError
+from jhsae.metric import causal
+from jhsae.teacher import (
+    AbstractEstimator,
+    AbstractEvidence,
+    Concept,
+    Limits,
+    Prompts,
+    Teacher,
+    View,
+    Vocabulary,
+    build,
+    estimate,
+    from_wordnet,
+    readout,
+    select,
+    single_tokens,
+    validate,
+)
+
+READ = ("the", "they spoke about the")  # prompts in which readouts are tried
+
+
+@dataclass(frozen=True)
+class Source:
+    """The language model that is taught from."""
+
+    path: Annotated[str, "a folder, a Hugging Face name, or 'embedded'"]
+    layer: Annotated[int | None, "where prompts are read; null: the unembedding alone"] = None
+    dtype: Annotated[Literal["float32", "bfloat16"], "of the weights and of matrix products"] = "float32"
+
+
+@dataclass(frozen=True)
+class Teach:
+    """The config of one teacher."""
+
+    out: Annotated[str, "the teacher's folder; must not exist"]
+    lm: Annotated[Source, "the language model"]
+    wordnet: Annotated[str | None, "folder of WordNet 3.x (data.noun, index.noun); null: the bundled subset"] = None
+    senses: Annotated[int | None, "how many senses of a word count, the commonest first; null: all"] = 1
+    parents: Annotated[int, "how many parents to find, where `concepts` names none"] = 64
+    concepts: Annotated[list[str], "the parents by name (plant.n.02), word or id"] = field(default_factory=list)
+    limits: Annotated[Limits, "what a concept needs to be a parent or a child"] = field(default_factory=Limits)
+    evidence: Annotated[Slot, "where samples come from", Supplied(kind=AbstractEvidence)] = field(
+        default_factory=lambda: {"_target_": "jhsae.teacher.Unembedding"}
+    )
+    estimator: Annotated[Slot, "from samples to directions", Supplied(kind=AbstractEstimator)] = field(
+        default_factory=lambda: {"_target_": "jhsae.teacher.ParkEstimator"}
+    )
+    shrinkage: Annotated[float, "relative ridge of the unembedding's covariance"] = 0.05
+    sub: Annotated[int, "dimensions of a parent's subspace"] = 8
+    variance: Annotated[float, "share of the children's variance to keep in it"] = 1.0
+    others: Annotated[int, "words of no parent that are sampled for comparison"] = 2048
+    seed: Annotated[int, "what fills the subspaces; splits and nulls of the validation"] = 0
+
+    def __post_init__(self) -> None:
+        for name in ("parents", "sub"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
+
+
+def run(config: Teach) -> Path:
+    """Makes the teacher and returns its folder. Raises `UserError` before any compute for bad input."""
+    if Path(config.out).exists():
+        raise UserError(f"{config.out} exists and is never overwritten; write another out=...")
+    evidence, estimator = cfg.build(config.evidence), cfg.build(config.estimator)
+    with tqdm(total=5, desc="teach: model and ontology") as bar:
+        reader = lm.load(config.lm.path, layers=config.lm.layer or 0, dtype=jnp.dtype(config.lm.dtype))
+        if config.sub >= reader.model.embed:
+            raise UserError(f"sub={config.sub}, but {reader.name} has {reader.model.embed} dimensions; write less")
+        vocabulary, concepts = find_concepts(config, reader)
+        _next(bar, "geometry")
+        view = make_view(config, reader)
+        _next(bar, "samples")
+        samples = evidence(view, concepts, pool(config, concepts, vocabulary))
+        _next(bar, "directions")
+        directions = estimate(concepts, estimator, samples)
+        _next(bar, "validation")
+        validation = validate(concepts, directions, estimator, samples, vocabulary.lemmas(), config.seed)
+        if config.lm.layer is not None:
+            activations = Prompts(READ)(view, concepts, samples.tokens.tolist())
+            validation["readout"] = readout(concepts, estimator, samples, activations, vocabulary.lemmas(), config.seed)
+        bar.update()
+    teacher = build(
+        concepts,
+        directions,
+        view.geometry,
+        sub=config.sub,
+        variance=config.variance,
+        seed=config.seed,
+        provenance=describe(config, reader, concepts, vocabulary, view.geometry.condition),
+        validation=validation,
+    )
+    print(table(teacher, vocabulary))
+    return teacher.save(config.out)
+
+
+def find_concepts(config: Teach, reader: lm.LanguageModel) -> tuple[Vocabulary, tuple[Concept, ...]]:
+    """The model's words in the ontology and the parents chosen among its concepts."""
+    ontology = from_wordnet(config.wordnet, senses=config.senses)
+    words = (word for words in ontology.words.values() for word in words)
+    vocabulary = single_tokens(reader.tokenizer, words, ontology.usage)
+    return vocabulary, select(ontology, vocabulary, config.parents, config.limits, config.concepts)
+
+
+def make_view(config: Teach, reader: lm.LanguageModel) -> View:
+    """What evidence may look at: unembedding, causal geometry, activations at the teacher's layer."""
+    unembedding = np.asarray(reader.model.unembedding())
+    return View(
+        unembedding=unembedding,
+        geometry=causal(unembedding, config.shrinkage),
+        residual=_residual(config, reader.model),
+        encode=lambda text: reader.tokenizer(text, add_special_tokens=False)["input_ids"],
+        bos=reader.tokenizer.bos_token_id,
+    )
+
+
+def pool(config: Teach, concepts: tuple[Concept, ...], vocabulary: Vocabulary) -> Iterable[int]:
+    """The tokens of the concepts and `others` more."""
+    taught = {t for concept in concepts for t in concept.tokens}
+    rest = sorted(vocabulary.surface.keys() - taught)
+    more = np.random.default_rng(config.seed).permutation(rest)[: config.others]
+    return sorted(taught) + [int(t) for t in more]
+
+
+def describe(
+    config: Teach,
+    reader: lm.LanguageModel,
+    concepts: tuple[Concept, ...],
+    vocabulary: Vocabulary,
+    condition: float,
+) -> dict[str, Any]:
+    """What the teacher was made of."""
+    tokens = {t for concept in concepts for t in concept.tokens}
+    return {
+        "model": reader.name,
+        "layer": config.lm.layer,
+        "embed": reader.model.embed,
+        "vocab": reader.model.vocab,
+        "words": len(vocabulary.ids),
+        "tokens": len(tokens),
+        "parents": len(concepts),
+        "children": sum(len(c.children) for c in concepts),
+        "condition": condition,
+        "config": cfg.to_dict(config),
+        "config_hash": cfg.config_hash(config),
+        **cfg.provenance(),
+    }
+
+
+def table(teacher: Teacher, vocabulary: Vocabulary, shown: int = 8) -> str:
+    """What was found, for the screen."""
+    about, validation = teacher.provenance, teacher.validation
+    angles, project = validation["orthogonality"], validation["projection"]
+    lines = [
+        f"{about['parents']} parents with {about['children']} children and {about['tokens']} tokens; "
+        f"{about['words']} words of the ontology are tokens of {about['model']}; "
+        f"condition number {about['condition']:.0f}",
+        "",
+        f"{'|angle(delta, parent) - 90|, median degrees':46}{'teacher':>10}{'other parent':>14}{'shuffled':>10}",
+        f"{'  as estimated':46}{angles['measured']['median']:10.1f}"
+        f"{angles['random_parent']['median']:14.1f}{angles['shuffled']['median']:10.1f}",
+        f"{'  parent estimated without the child':46}{angles['unseen']['median']:10.1f}"
+        f"{'':14}{angles['unseen_shuffled']['median']:10.1f}",
+        "",
+        f"{'projection on a parent (1: its words, 0: others)':50}"
+        f"{'train':>7}{'held out':>10}{'unseen child':>14}{'others':>8}{'AUC':>6}",
+    ]
+    for name, label in (("measured", "  teacher"), ("shuffled", "  shuffled")):
+        p = project[name]
+        lines.append(
+            f"{label:50}{p['train']:7.2f}{p['heldout']:10.2f}{p['unseen_child']:14.2f}{p['other']:8.2f}{p['auc']:6.2f}"
+        )
+    for area in [validation["readout"]] if "readout" in validation else []:
+        label = f"AUC of readouts on activations of held-out words, layer {about['layer']}"
+        lines += ["", f"{label:66}{area['measured']['median']:.2f}   shuffled {area['shuffled']['median']:.2f}"]
+    lines += ["", *(_line(c, vocabulary) for c in teacher.concepts[:shown])]
+    more = len(teacher.concepts) - shown
+    return "\n".join(lines + [f"and {more} more in teacher.json"] * (more > 0))
+
+
+def _line(concept: Concept, vocabulary: Vocabulary) -> str:
+    words = ", ".join(vocabulary.surface[t] for t in concept.tokens[:: -(-len(concept.tokens) // 4)])
+    children = ", ".join(child.name for child in concept.children[:4])
+    return f"{concept.name} ({len(concept.tokens)}: {words}) > {children}"
+
+
+def _residual(
+    config: Teach, model: lm.Gemma2
+) -> Callable[[Int[np.ndarray, "batch time"]], Float[np.ndarray, "batch time embed"]]:
+    layer = config.lm.layer
+    forward = eqx.filter_jit(lambda model, ids: model.residual(ids, layer))
+
+    def residual(ids: Int[np.ndarray, "batch time"]) -> Float[np.ndarray, "batch time embed"]:
+        if layer is None:
+            raise UserError(f"{config.evidence['_target_']} reads activations; write lm.layer=...")
+        return np.asarray(forward(model, jnp.asarray(ids)))
+
+    return residual
+
+
+def _next(bar: tqdm, name: str) -> None:
+    bar.update()
+    bar.set_description(f"teach: {name}")

@@ -1,0 +1,172 @@
+"""How far a teacher's geometry is real: its numbers and those of nulls (Park et al., arXiv 2406.01506, section 6).
+
+Orthogonality: the angle between a child's delta and its parent, two-sided |angle - 90| in degrees. As estimated,
+the parent has seen the child's tokens; with fewer tokens than dimensions that alone brings the angle near 90, so
+it is also measured on the parent estimated without them (`unseen`). Projection: g·l / ||l||² is 1 on average for
+tokens of the concept and 0 for other words; measured on held-out words (70/30) and on whole unseen children.
+Nulls: another concept as the parent (of a single one, itself); samples dealt out to other tokens.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from jhsae.teacher.estimate import AbstractEstimator, Directions, estimate, others, rest
+from jhsae.teacher.samples import Samples
+from jhsae.teacher.select import Concept
+from jhsae.teacher.subspace import unit
+
+TRAIN = 0.7
+
+
+def validate(
+    concepts: tuple[Concept, ...],
+    directions: Directions,
+    estimator: AbstractEstimator,
+    samples: Samples,
+    lemmas: Mapping[int, str],
+    seed: int,
+) -> dict[str, Any]:
+    """{"orthogonality": {...}, "projection": {...}}: the teacher's numbers and those of its nulls.
+
+    `lemmas` maps a token to its word, so that "dog" and "dogs" are held out together.
+    """
+    rng = np.random.default_rng(seed)
+    shuffled = samples.shuffled(rng)
+    null = estimate(concepts, estimator, shuffled)
+    order = rng.permutation(len(concepts))
+    angles, levels = unseen(concepts, estimator, samples)
+    null_angles, null_levels = unseen(concepts, estimator, shuffled)
+    return {
+        "orthogonality": {
+            "measured": spread(seen(directions)),
+            "random_parent": spread(other_parent(concepts, directions, estimator, samples, order)),
+            "shuffled": spread(seen(null)),
+            "unseen": spread(angles),
+            "unseen_shuffled": spread(null_angles),
+        },
+        "projection": {
+            "measured": projection(concepts, estimator, samples, lemmas, np.random.default_rng(seed))
+            | {"unseen_child": float(np.median(levels))},
+            "shuffled": projection(concepts, estimator, shuffled, lemmas, np.random.default_rng(seed))
+            | {"unseen_child": float(np.median(null_levels))},
+        },
+    }
+
+
+def off_right_angle(
+    deltas: Float64[np.ndarray, "children embed"], parent: Float64[np.ndarray, "embed"]
+) -> Float64[np.ndarray, "children"]:
+    """|angle - 90| in degrees."""
+    return np.degrees(np.arcsin(np.clip(np.abs(unit(deltas) @ unit(parent)), 0, 1)))
+
+
+def seen(directions: Directions) -> Float64[np.ndarray, "children"]:
+    """Every delta against its parent as estimated."""
+    pairs = zip(directions.deltas, directions.parents, strict=True)
+    return np.concatenate([off_right_angle(rows, parent) for rows, parent in pairs])
+
+
+def other_parent(
+    concepts: tuple[Concept, ...],
+    directions: Directions,
+    estimator: AbstractEstimator,
+    samples: Samples,
+    order: np.ndarray,
+) -> Float64[np.ndarray, "children"]:
+    """Every child as if the parent after its own in `order` were its parent."""
+    angles = []
+    after = {int(i): int(j) for i, j in zip(order, np.roll(order, -1), strict=True)}
+    for i, concept in enumerate(concepts):
+        parent = directions.parents[after[i]]
+        for child in concept.children:
+            delta = estimator.delta(parent, samples.of(child.tokens), samples.of(rest(concept, child)))
+            angles.append(off_right_angle(delta[None], parent))
+    return np.concatenate(angles)
+
+
+def unseen(
+    concepts: tuple[Concept, ...], estimator: AbstractEstimator, samples: Samples
+) -> tuple[Float64[np.ndarray, "children"], Float64[np.ndarray, "children"]]:
+    """Every delta, and the mean projection of every child's tokens, on its parent estimated without them."""
+    angles, levels = [], []
+    for concept in concepts:
+        negative = others(concept, concepts, samples)
+        for child in concept.children:
+            siblings = samples.of(rest(concept, child))
+            parent = estimator.direction(siblings, negative)
+            own = samples.of(child.tokens)
+            angles.append(off_right_angle(estimator.delta(parent, own, siblings)[None], parent))
+            levels.append(own.mean(0) @ parent / (parent @ parent))
+    return np.concatenate(angles), np.array(levels)
+
+
+def projection(
+    concepts: tuple[Concept, ...],
+    estimator: AbstractEstimator,
+    samples: Samples,
+    lemmas: Mapping[int, str],
+    rng: np.random.Generator,
+) -> dict[str, float]:
+    """Medians over parents of g·l / ||l||² on train, held-out and other words; and the held-out AUC."""
+    rows = []
+    for concept in concepts:
+        known, heldout = split(concept, lemmas, rng)
+        line = estimator.direction(samples.of(known), others(concept, concepts, samples))
+        parts = (known, heldout, outside(concept, samples))
+        train, test, other = (samples.of(t) @ line / (line @ line) for t in parts)
+        rows.append((train.mean(), test.mean(), other.mean(), auc(test, other)))
+    train, test, other, area = np.median(rows, axis=0)
+    return {"train": float(train), "heldout": float(test), "other": float(other), "auc": float(area)}
+
+
+def readout(
+    concepts: tuple[Concept, ...],
+    estimator: AbstractEstimator,
+    samples: Samples,
+    activations: Samples,
+    lemmas: Mapping[int, str],
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    """Does the direction read the concept off activations at a layer? AUC over parents, held-out words only.
+
+    The direction comes from `samples` of the other words; `activations` are whitened on the residual side.
+    """
+    found = {}
+    for name, seen in (("measured", samples), ("shuffled", samples.shuffled(np.random.default_rng(seed)))):
+        rng = np.random.default_rng(seed)
+        areas = []
+        for concept in concepts:
+            known, heldout = split(concept, lemmas, rng)
+            line = estimator.direction(seen.of(known), others(concept, concepts, seen))
+            areas.append(auc(activations.of(heldout) @ line, activations.of(outside(concept, activations)) @ line))
+        found[name] = spread(np.array(areas))
+    return found
+
+
+def split(concept: Concept, lemmas: Mapping[int, str], rng: np.random.Generator) -> tuple[list[int], list[int]]:
+    """The concept's tokens of 70 % of its words, and those of the others."""
+    words = sorted({lemmas[t] for t in concept.tokens})
+    known = {words[i] for i in rng.permutation(len(words))[: round(TRAIN * len(words))]}
+    tokens = concept.tokens
+    return [t for t in tokens if lemmas[t] in known], [t for t in tokens if lemmas[t] not in known]
+
+
+def outside(concept: Concept, samples: Samples) -> list[int]:
+    """The tokens that were sampled and are not the concept's."""
+    return sorted({*samples.tokens.tolist()} - set(concept.tokens))
+
+
+def auc(positive: Float64[np.ndarray, "positive"], negative: Float64[np.ndarray, "negative"]) -> float:
+    """Chance that a positive exceeds a negative."""
+    below = np.searchsorted(np.sort(negative), positive, side="left")
+    through = np.searchsorted(np.sort(negative), positive, side="right")
+    return float(np.mean((below + through) / 2) / len(negative))
+
+
+def spread(values: Float64[np.ndarray, "values"]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, median, high = np.percentile(values, (25, 50, 75))
+    return {"median": float(median), "quartile_1": float(low), "quartile_3": float(high), "n": len(values)}

@@ -1,0 +1,101 @@
+"""Which words of an ontology are single tokens of a model.
+
+A word counts when the tokenizer makes exactly one token of it with a space before it. As in Park et al.
+(arXiv 2406.01506) a noun counts in its forms: lower case, plural and both capitalised. Words that WordNet
+has as nouns but that are hardly ever used as one ("in" the unit, "will" the faculty) do not count, nor do tokens
+that mostly begin longer words ("prof").
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+IRREGULAR = {
+    "child": "children",
+    "foot": "feet",
+    "goose": "geese",
+    "man": "men",
+    "mouse": "mice",
+    "ox": "oxen",
+    "person": "people",
+    "tooth": "teeth",
+    "woman": "women",
+}
+FUNCTION_WORDS = frozenset(
+    """
+    a an and any are as at be but by can come could did do does down for from get go had has have he her
+    him his how i if in into is it its last like made make may me might more most much must my no none
+    nor not now of off on one or out over own per same see she should so some such than that the their
+    them then there these they this those three to too two under up upon us was we were what when where
+    which while who whole whose why will with would you your thou thee thy
+    """.split()  # noqa: SIM905
+)
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What is needed of a Hugging Face tokenizer."""
+
+    @property
+    def unk_token_id(self) -> int | None: ...
+
+    def __call__(self, text: list[str], *, add_special_tokens: bool) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """`ids`: word -> ids of its single-token forms (words without any are absent); `surface`: id -> form."""
+
+    ids: dict[str, tuple[int, ...]]
+    surface: dict[int, str]
+
+    def lemmas(self) -> dict[int, str]:
+        """id -> the (first) word that it is a form of."""
+        return {i: word for word, ids in reversed(self.ids.items()) for i in ids}
+
+
+def plural(word: str) -> str:
+    """English plural by rule, with the commonest exceptions."""
+    if word in IRREGULAR:
+        return IRREGULAR[word]
+    if word.endswith("y") and word[-2:-1] not in tuple("aeiou"):
+        return word[:-1] + "ies"
+    return word + ("es" if word.endswith(("s", "x", "z", "ch", "sh")) else "s")
+
+
+def forms(word: str) -> tuple[str, ...]:
+    """The forms in which a noun counts, without repeats. A proper noun has one."""
+    if word != word.lower():
+        return (word,)
+    many = plural(word)
+    return tuple(dict.fromkeys((word, many, word.capitalize(), many.capitalize())))
+
+
+def single_tokens(tokenizer: Tokenizer, words: Iterable[str], usage: Mapping[str, int]) -> Vocabulary:
+    """The nouns of at least three letters that are one token in some form.
+
+    `usage` says how often words (any, not nouns alone) occur in some text, to know which tokens are mostly pieces.
+    """
+    nouns = sorted({w for w in words if len(w) > 2 and " " not in w and w.lower() not in FUNCTION_WORDS})
+    pairs = [(word, form) for word in nouns for form in forms(word)]
+    pieces = _pieces(tokenizer, usage)
+    ids: dict[str, list[int]] = {}
+    surface: dict[int, str] = {}
+    for (word, form), tokens in zip(pairs, _encode(tokenizer, [f for _, f in pairs]), strict=True):
+        if len(tokens) == 1 and tokens[0] != tokenizer.unk_token_id and tokens[0] not in pieces:
+            ids.setdefault(word, []).append(int(tokens[0]))
+            surface.setdefault(int(tokens[0]), form)
+    return Vocabulary({w: tuple(dict.fromkeys(i)) for w, i in ids.items()}, surface)
+
+
+def _encode(tokenizer: Tokenizer, words: list[str]) -> list[list[int]]:
+    return tokenizer([" " + w for w in words], add_special_tokens=False)["input_ids"] if words else []
+
+
+def _pieces(tokenizer: Tokenizer, usage: Mapping[str, int]) -> set[int]:
+    """Tokens that begin a longer word more often than they are one."""
+    whole: Counter[int] = Counter()
+    for (_, count), tokens in zip(usage.items(), _encode(tokenizer, list(usage)), strict=True):
+        whole[tokens[0]] += count if len(tokens) == 1 else -count
+    return {token for token, balance in whole.items() if balance < 0}

@@ -1,0 +1,56 @@
+"""Splicing: the identity changes nothing, special tokens keep their residual, zeros hurt, scores are their formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jhsae import evals, lm
+from jhsae.data import WordNetGlosses, pack
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    model = lm.load("embedded")
+    tokens = pack(WordNetGlosses(split="heldout").documents(), model.tokenizer, 32, seed=0, rows=24 * 32)
+    return model, tokens[:24].astype(np.int64)
+
+
+def test_the_identity_leaves_the_cross_entropy_unchanged_and_zeros_raise_it(embedded):
+    model, tokens = embedded
+    special = list(model.tokenizer.all_special_ids)
+    half = {"identity": lambda x: x + 0.0, "half": lambda x: x.at[:, ::2].set(0.0)}
+    results = evals.splice(model.model, 2, half, tokens, special, batch=10)
+    ids = jnp.asarray(tokens, jnp.int32)
+    whole = float(jnp.mean(lm.cross_entropy(model.model(ids), ids)))
+    assert results["model"]["ce"] == pytest.approx(whole, abs=1e-4)
+    assert results["identity"]["ce"] == pytest.approx(whole, abs=1e-4)
+    assert results["identity"]["kl"] == pytest.approx(0, abs=1e-5)
+    assert results["zero"]["ce"] > results["half"]["ce"] > whole + 0.05
+    scores = evals.recovered(results, "half")
+    assert scores["ce_recovered"] == pytest.approx(
+        (results["zero"]["ce"] - results["half"]["ce"]) / (results["zero"]["ce"] - results["model"]["ce"])
+    )
+    assert evals.recovered(results, "identity")["ce_recovered"] == pytest.approx(1, abs=1e-4)
+    assert evals.recovered(results, "zero")["ce_recovered"] == 0
+
+
+def test_special_tokens_keep_their_residual(embedded):
+    model, tokens = embedded
+    everything = list(range(model.model.vocab))
+    results = evals.splice(model.model, 2, {"zeros": jnp.zeros_like}, tokens[:4], everything, batch=4)
+    assert results["zeros"]["ce"] == pytest.approx(results["model"]["ce"], abs=1e-6)
+
+
+def test_kl_is_that_of_the_two_distributions(embedded):
+    model, tokens = embedded
+    ids = jnp.asarray(tokens[:2], jnp.int32)
+    x = model.model.residual(ids, 2)
+    p = jax.nn.log_softmax(model.model.logits_from(x, 2))
+    keep = np.isin(tokens[:2], list(model.tokenizer.all_special_ids))
+    q = jax.nn.log_softmax(model.model.logits_from(jnp.where(keep[..., None], x, 0.5 * x), 2))
+    expected = float(jnp.mean(jnp.sum(jnp.exp(p) * (p - q), -1)[:, :-1]))
+    results = evals.splice(
+        model.model, 2, {"half": lambda x: 0.5 * x}, tokens[:2], list(model.tokenizer.all_special_ids), batch=2
+    )
+    assert results["half"]["kl"] == pytest.approx(expected, rel=1e-4)

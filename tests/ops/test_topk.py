@@ -1,0 +1,94 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference.hsae import topk as oracle
+
+from jhsae import ops
+
+INF = np.inf
+METHODS = ("lax", "scan", "blocked")
+topk = jax.jit(ops.topk, static_argnums=(1, 2))
+
+
+def rows():
+    """Cases of one shape, so that each method compiles once per k."""
+    rng = np.random.default_rng(0)
+    few = np.full((4, 24), -INF)
+    few[0, 5], few[1, 23], few[3, ::7] = 5.0, -1.0, INF
+    return {
+        "distinct": rng.normal(size=(4, 24)),
+        "ties": rng.integers(-2, 3, size=(4, 24)),
+        "all equal": np.full((4, 24), 0.5),
+        "mostly zero": np.maximum(rng.normal(size=(4, 24)) - 1.5, 0.0),
+        "negative": -1.0 - rng.random(size=(4, 24)),
+        "half minus infinity": np.where(rng.random((4, 24)) < 0.5, -INF, rng.normal(size=(4, 24))),
+        "few finite": few,
+        "signed zeros": np.where(rng.random((4, 24)) < 0.5, -0.0, 0.0),
+    }
+
+
+def shapes():
+    rng = np.random.default_rng(1)
+    late = np.concatenate([np.zeros((1, 1020)), np.arange(7.0)[None]], axis=1)
+    return {
+        "one row": (rng.normal(size=(7,)), 3),
+        "one entry": (rng.normal(size=(2, 1)), 1),
+        "batch shape": (rng.normal(size=(2, 3, 11)), 5),
+        "wide blocks with ties": (rng.integers(0, 50, size=(3, 1030)), 2),
+        "narrow blocks with ties": (rng.integers(0, 50, size=(3, 1030)), 60),
+        "best at the end": (late, 32),
+    }
+
+
+def check(x, k, method):
+    x = x.astype(np.float32)
+    values, indices = topk(x, k, method)
+    np.testing.assert_array_equal(indices, oracle(x, k), err_msg=f"k={k}")
+    np.testing.assert_array_equal(values, np.take_along_axis(x, oracle(x, k), -1), err_msg=f"k={k}")
+    assert indices.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("case", rows())
+def test_equals_a_stable_sort(case, method):
+    for k in (1, 3, 24):
+        check(rows()[case], k, method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("case", shapes())
+def test_equals_a_stable_sort_for_every_shape(case, method):
+    check(*shapes()[case], method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_works_inside_vmap(method):
+    x = np.random.default_rng(1).integers(0, 9, size=(2, 3, 30)).astype(np.float32)
+    values, indices = jax.jit(jax.vmap(lambda row: ops.topk(row, 4, method)))(x)
+    np.testing.assert_array_equal(indices, oracle(x, 4))
+    np.testing.assert_array_equal(values, np.take_along_axis(x, oracle(x, 4), -1))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_gradient_of_a_value_goes_to_its_entry_alone(method):
+    rng = np.random.default_rng(2)
+    x, w = rng.integers(-3, 4, size=(4, 19)).astype(np.float32), rng.normal(size=(4, 5)).astype(np.float32)
+    gradient = jax.grad(lambda x: (w * ops.topk(x, 5, method)[0]).sum())(jnp.asarray(x))
+    expected = np.zeros_like(x)
+    np.put_along_axis(expected, oracle(x, 5), w, axis=-1)
+    np.testing.assert_array_equal(gradient, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_gradient_stays_finite_with_minus_infinity_in_the_row(method):
+    x = jnp.array([[-jnp.inf, 3.0, 1.0, -jnp.inf, 2.0]])
+    gradient = jax.grad(lambda x: (ops.topk(x, 2, method)[0] ** 2).sum())(x)
+    np.testing.assert_array_equal(gradient, [[0, 6.0, 0, 0, 4.0]])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("k", [-1, 0, 8])
+def test_k_out_of_range_is_an_error_that_names_k(method, k):
+    with pytest.raises(ValueError, match=f"k is {k}.*1 <= k <= 7"):
+        ops.topk(jnp.zeros((2, 7)), k, method)

@@ -1,0 +1,117 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference.filled import filled
+
+from jhsae.constraint import Free, ProjectAndRenormalize, Renormalize
+from jhsae.metric import Euclidean, Whitened
+from jhsae.sae import FlatSAE, HierarchicalSAE
+from jhsae.sparsify import TopK
+
+EMBED = 6
+MATRIX = np.random.default_rng(0).normal(size=(EMBED, EMBED)) + 2 * np.eye(EMBED)
+METRICS = [(Euclidean(), np.eye(EMBED)), (Whitened(jnp.asarray(MATRIX, jnp.float32)), MATRIX)]
+MARKED, UNMARKED = ("router_dec", "atom_dec"), ("router_enc", "down", "up", "atom_enc", "b_enc", "b_atom", "b_dec")
+with_metric = pytest.mark.parametrize("metric, matrix", METRICS, ids=["euclidean", "whitened"])
+
+
+def new(seed=0):
+    biases = ("encoder", "decoder")
+    make = lambda: HierarchicalSAE(EMBED, 4, 3, 2, TopK(1), TopK(1), biases=biases, key=jax.random.key(0))
+    return filled(make, seed)
+
+
+def norms(sae, matrix):
+    """Norms of every constrained row: the embed axis in the metric, the axis inside a subspace in none."""
+    inside = np.linalg.norm(np.asarray(sae.atom_dec, np.float64), axis=-1)
+    return np.linalg.norm(np.asarray(sae.router_dec, np.float64) @ matrix.T, axis=-1), inside
+
+
+def directional(sae, along, matrix):
+    """The derivative of every constrained row's norm when the parameters move along `along`."""
+    moved = lambda t: jax.tree.map(lambda p, a: np.asarray(p, np.float64) + t * np.asarray(a, np.float64), sae, along)
+    up, down = norms(moved(1e-6), matrix), norms(moved(-1e-6), matrix)
+    return np.concatenate([((u - d) / 2e-6).ravel() for u, d in zip(up, down, strict=True)])
+
+
+@with_metric
+def test_a_projected_gradient_changes_no_norm(metric, matrix):
+    sae, grads = new(), new(1)
+    projected = ProjectAndRenormalize(metric).tangent(grads, sae)
+    assert np.abs(directional(sae, grads, matrix)).min() > 1e-3
+    np.testing.assert_allclose(directional(sae, projected, matrix), 0.0, atol=1e-5)
+
+
+@with_metric
+def test_the_projection_removes_the_normal_and_nothing_else(metric, matrix):
+    sae, grads = new(), new(1)
+    projected = ProjectAndRenormalize(metric).tangent(grads, sae)
+    for name, gram in (("router_dec", matrix.T @ matrix), ("atom_dec", np.eye(3))):
+        removed = np.asarray(getattr(grads, name) - getattr(projected, name), np.float64)
+        normal = np.asarray(getattr(sae, name), np.float64) @ gram
+        cosine = (removed * normal).sum(-1) / np.linalg.norm(removed, axis=-1) / np.linalg.norm(normal, axis=-1)
+        np.testing.assert_allclose(np.abs(cosine), 1.0, atol=1e-5)
+    again = ProjectAndRenormalize(metric).tangent(projected, sae)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(projected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@with_metric
+@pytest.mark.parametrize("constraint", [ProjectAndRenormalize, Renormalize])
+def test_retraction_gives_unit_norm_along_the_same_ray(constraint, metric, matrix):
+    sae = new()
+    landed = constraint(metric).retract(sae)
+    for got, before in zip(norms(landed, matrix), norms(sae, matrix), strict=True):
+        np.testing.assert_allclose(got, 1.0, rtol=1e-5)
+        assert np.abs(before - 1.0).max() > 0.1
+    for name in MARKED:
+        ratio = np.asarray(getattr(landed, name)) / np.asarray(getattr(sae, name))
+        np.testing.assert_allclose(ratio, np.broadcast_to(ratio[..., :1], ratio.shape), rtol=1e-4)
+        assert (ratio > 0).all()
+    for a, b in zip(jax.tree.leaves(constraint(metric).retract(landed)), jax.tree.leaves(landed), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("constraint", [ProjectAndRenormalize(), Renormalize(), Free()])
+def test_unmarked_leaves_pass_through_untouched(constraint):
+    sae, grads = new(), new(1)
+    projected, landed = constraint.tangent(grads, sae), constraint.retract(sae)
+    for name in UNMARKED:
+        assert getattr(projected, name) is getattr(grads, name), name
+        assert getattr(landed, name) is getattr(sae, name), name
+
+
+def test_renormalize_leaves_gradients_alone_and_free_leaves_everything_alone():
+    sae, grads = new(), new(1)
+    assert Renormalize().tangent(grads, sae) is grads
+    assert Free().tangent(grads, sae) is grads and Free().retract(sae) is sae
+
+
+@with_metric
+def test_a_zero_row_stays_zero_and_finite(metric, matrix):
+    zero = lambda s: (s.router_dec, s.atom_dec)
+    sae = eqx.tree_at(zero, new(), (new().router_dec.at[1].set(0.0), new().atom_dec.at[2, 1].set(0.0)))
+    constraint = ProjectAndRenormalize(metric)
+    landed, projected = constraint.retract(sae), constraint.tangent(new(1), sae)
+    np.testing.assert_array_equal(landed.router_dec[1], 0.0)
+    np.testing.assert_array_equal(landed.atom_dec[2, 1], 0.0)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((landed, projected)))
+    np.testing.assert_allclose(norms(landed, matrix)[0][[0, 2, 3]], 1.0, rtol=1e-5)
+
+
+def test_the_decoder_of_a_flat_sae_is_constrained_and_its_encoder_is_not():
+    make = lambda: FlatSAE(EMBED, 5, TopK(1), key=jax.random.key(0))
+    sae = filled(make)
+    landed = ProjectAndRenormalize().retract(sae)
+    np.testing.assert_allclose(np.linalg.norm(landed.W_dec, axis=1), 1.0, rtol=1e-5)
+    np.testing.assert_array_equal(landed.W_enc, sae.W_enc)
+
+
+def test_shared_arrays_of_a_tied_sae_are_constrained_once():
+    tie = ("router", "projectors", "atoms")
+    sae = filled(lambda: HierarchicalSAE(EMBED, 4, 3, 2, TopK(1), TopK(1), tie=tie, key=jax.random.key(0)))
+    landed = ProjectAndRenormalize().retract(sae)
+    np.testing.assert_allclose(norms(landed, np.eye(EMBED))[0], 1.0, rtol=1e-5)
+    assert landed.router_enc is None and landed.atom_enc is None

@@ -1,0 +1,108 @@
+"""The whole pipeline on the embedded model with few rows and steps: every artifact, its numbers, a second call."""
+
+import json
+
+import pytest
+import yaml
+
+from jhsae.__main__ import main
+from jhsae.config import find
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the quickstart's configs, cut down."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    small = {
+        "harvest_train": {"rows": 4000},
+        "harvest_heldout": {"rows": 1500},
+        "teach": {"parents": 12, "sub": 4},
+        "scale": {"stages": _stages(12), "sae": {"experts": 24}},
+        "geometry": {"stages": _stages(6, freeze=["up"]) + _stages(6), "sae": {"experts": 16, "sub": 4}},
+        "topk": {"stages": _stages(12), "sae": None},
+    }
+    for name, changes in small.items():
+        changes = {k: v for k, v in changes.items() if v is not None}
+        base = {"base": str(find(f"quickstart/{name}.yaml"))}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(base | changes | _data(name)))
+    top = {
+        "base": str(find("quickstart.yaml")),
+        "out": str(folder / "out"),
+        "harvest": str(folder / "harvest_train.yaml"),
+        "heldout": str(folder / "harvest_heldout.yaml"),
+        "teach": str(folder / "teach.yaml"),
+        "train": [str(folder / f"{name}.yaml") for name in ("scale", "geometry", "topk")],
+        "sequences": 8,
+    }
+    (folder / "quickstart.yaml").write_text(yaml.safe_dump(top))
+    return folder
+
+
+def _stages(steps, freeze=()):
+    return [{"name": "short", "steps": steps, "learning_rate": 3e-3, "freeze": list(freeze)}]
+
+
+def _data(name):
+    return {"data": {"batch": 128}, "checkpoint_every": 6} if name in ("scale", "geometry", "topk") else {}
+
+
+@pytest.fixture(scope="module")
+def out(place):
+    """The folder that the first call made."""
+    assert main(["quickstart", str(place / "quickstart.yaml")]) == 0
+    return place / "out"
+
+
+def rows(out):
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def test_the_report_and_its_numbers_are_there(out):
+    page = (out / "report.html").read_text()
+    assert "<html" in page and 'src="http' not in page and "<script src" not in page
+    for row, name in zip(rows(out), ("scale", "geometry", "topk"), strict=True):
+        assert row["name"] == name and len(row["config_hash"]) == 12 and "commit" in row
+        assert row["config_hash"] in page
+        assert row["metrics"]["rows"] == 1500
+
+
+def test_every_run_has_the_same_data_and_steps(out):
+    told = [
+        json.loads((out / name / "run.json").read_text())["store"]["sha256"] for name in ("scale", "geometry", "topk")
+    ]
+    assert len(set(told)) == 1
+    last = [(out / name / "metrics.jsonl").read_text().splitlines()[-1] for name in ("scale", "geometry", "topk")]
+    assert {json.loads(line)["step"] for line in last} == {12}
+
+
+def test_splicing_and_geometry_are_measured_beside_their_controls(out):
+    for row in rows(out):
+        metrics = row["metrics"]
+        assert metrics["ce_model"] < metrics["ce"] and metrics["ce_zero"] > metrics["ce_model"]
+        hierarchical = row["name"] != "topk"
+        assert ("parent_child_off_90_null" in metrics) == hierarchical
+
+
+def test_contexts_show_the_token_that_fired(out):
+    for name in ("scale", "geometry", "topk"):
+        for entry in json.loads((out / name / "contexts.json").read_text()):
+            assert entry["frequency"] > 0 and entry["contexts"]
+            for context in entry["contexts"]:
+                assert context["value"] > 0 and 0 <= context["at"] < len(context["tokens"])
+    geometry = json.loads((out / "geometry" / "contexts.json").read_text())
+    assert any(entry["name"] for entry in geometry)
+
+
+def test_a_second_call_reuses_what_is_finished(place, out, capsys):
+    before = {f: f.stat().st_mtime_ns for f in out.rglob("*.safetensors")}
+    assert main(["quickstart", str(place / "quickstart.yaml")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("is reused") == 3 and printed.count("nothing to do") == 3
+    assert before == {f: f.stat().st_mtime_ns for f in out.rglob("*.safetensors")}
+    assert [len((out / n / "results.jsonl").read_text().splitlines()) for n in ("scale", "topk")] == [1, 1]
+
+
+def test_another_config_in_its_folder_is_refused(place, out, capsys):
+    (place / "teach.yaml").write_text((place / "teach.yaml").read_text() + "seed: 5\n")
+    assert main(["quickstart", str(place / "quickstart.yaml")]) == 2
+    assert "another config" in capsys.readouterr().err

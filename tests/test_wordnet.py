@@ -1,0 +1,51 @@
+import gzip
+
+import pytest
+
+from jhsae.errors import UserError
+from jhsae.wordnet import bundled, is_heldout, read_wndb
+
+LINES = (
+    "  1 This software and database is being provided to you, the LICENSEE  \n"
+    "00000001 03 n 01 entity 0 000 | that which exists  \n"
+    '00000002 03 n 02 living_thing 0 animate_thing 0 002 @ 00000001 n 0000 ~ 00000003 n 0000 | alive; "a cat"  \n'
+    "00000003 03 n 01 Felix 0 003 @i 00000002 n 0000 @ 00000009 n 0000 ! 00000001 n 0101 | a cat  \n"
+)
+
+
+@pytest.mark.parametrize("name", ["data.noun", "data.noun.gz"])
+def test_lines_are_read_plain_and_compressed(tmp_path, name):
+    body = LINES.encode("latin-1")
+    (tmp_path / name).write_bytes(gzip.compress(body) if name.endswith("gz") else body)
+    synsets = read_wndb(tmp_path)
+    assert list(synsets) == ["n00000001", "n00000002", "n00000003"]
+    living, felix = synsets["n00000002"], synsets["n00000003"]
+    assert living.lemmas == ("living thing", "animate thing")
+    assert living.hypernyms == ("n00000001",)
+    assert (living.gloss, living.definition) == ('alive; "a cat"', "alive")
+    assert felix.lemmas == ("Felix",)  # case is data
+    assert felix.hypernyms == ("n00000002",)  # instances count, absent synsets and antonyms do not
+
+
+def test_a_folder_without_wordnet_is_named(tmp_path):
+    with pytest.raises(UserError, match="no WordNet database file"):
+        read_wndb(tmp_path)
+
+
+def test_the_bundled_subset_is_closed_upwards():
+    synsets = read_wndb()
+    assert len(synsets) == 16_325
+    assert [i for i, s in synsets.items() if not s.hypernyms] == ["n00001740"]
+    assert synsets["n00001740"].lemmas == ("entity",)
+
+
+def test_the_bundled_subset_holds_every_heldout_noun():
+    """One noun in twenty of the 82,115 is held out."""
+    assert sum(map(is_heldout, read_wndb())) == 4094
+
+
+def test_the_bundled_subset_comes_with_its_licence():
+    licence = (bundled() / "LICENSE").read_text()
+    for path in bundled().glob("*.gz"):
+        assert b"WordNet 3.0 Copyright 2006 by Princeton University" in gzip.decompress(path.read_bytes())[:2000]
+    assert "Princeton University makes no representations".lower() in licence.replace("\n", " ").lower()
