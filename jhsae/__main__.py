@@ -62,7 +62,7 @@ VERBS = {
         "train and evaluate variants of one run, each with one part swapped",
         "a training config, lists of overrides by axis and variant, a held-out store",
         "one run folder per variant, and results.jsonl and table.md over all of them",
-        "jhsae ablate ablations/routing.yaml out=runs/routing",
+        "jhsae ablate ablations/scale_to_geometry.yaml out=runs/ablation",
     ),
     "report": Verb(
         "draw the figures and tables of a set of results",

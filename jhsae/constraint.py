@@ -6,6 +6,7 @@ A metric applies along the ``embed`` axis; other unit axes (inside an expert's s
 """
 
 import abc
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -41,7 +42,7 @@ class Free(AbstractConstraint):
 
 
 class Renormalize(AbstractConstraint):
-    """Unit norm by renormalising after each update; gradients are left alone (PolytopeSAE, `Euclidean`)."""
+    """Unit norm by renormalising after each update; gradients are left alone (PolytopeSAE, with `Euclidean`)."""
 
     metric: AbstractMetric = Euclidean()
 
@@ -49,7 +50,7 @@ class Renormalize(AbstractConstraint):
         return grads
 
     def retract(self, params: PyTree) -> PyTree:
-        return _map_unit(lambda leaf, p: _retract(_metric_of(self.metric, leaf), p, leaf.unit), params)
+        return _map_unit(_retract, self.metric, params)
 
 
 class ProjectAndRenormalize(AbstractConstraint):
@@ -61,39 +62,29 @@ class ProjectAndRenormalize(AbstractConstraint):
     metric: AbstractMetric = Euclidean()
 
     def tangent(self, grads: PyTree, params: PyTree) -> PyTree:
-        def project(leaf: Leaf, p: Array, g: Array) -> Array:
-            return _tangent(_metric_of(self.metric, leaf), p, g, leaf.unit)
-
-        return _map_unit(project, params, grads)
+        return _map_unit(_tangent, self.metric, params, grads)
 
     def retract(self, params: PyTree) -> PyTree:
-        return _map_unit(lambda leaf, p: _retract(_metric_of(self.metric, leaf), p, leaf.unit), params)
+        return _map_unit(_retract, self.metric, params)
 
 
-def _map_unit(fn, params: PyTree, *rest: PyTree) -> PyTree:
-    """Applies ``fn(leaf, param, *rest)`` at leaves with a unit axis; elsewhere keeps the last tree's value."""
-    return jax.tree.map(
-        lambda leaf, p, *r: fn(leaf, p, *r) if leaf.unit is not None else (p, *r)[-1],
-        describe(params),
-        params,
-        *rest,
-    )
+def _map_unit(fn: Callable[..., Array], metric: AbstractMetric, params: PyTree, *rest: PyTree) -> PyTree:
+    """``fn(metric, rows, ...)`` at leaves with a unit axis, brought last; elsewhere the last tree's value stays."""
+
+    def one(leaf: Leaf, *values: Array) -> Array:
+        if leaf.unit is None:
+            return values[-1]
+        here = metric if leaf.axes[leaf.unit] == "embed" else Euclidean()
+        return jnp.moveaxis(fn(here, *(jnp.moveaxis(v, leaf.unit, -1) for v in values)), -1, leaf.unit)
+
+    return jax.tree.map(one, describe(params), params, *rest)
 
 
-def _metric_of(metric: AbstractMetric, leaf: Leaf) -> AbstractMetric:
-    return metric if leaf.unit is not None and leaf.axes[leaf.unit] == "embed" else Euclidean()
+def _retract(metric: AbstractMetric, rows: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+    return rows / jnp.maximum(metric.norm(rows)[..., None], TINY)
 
 
-def _retract(metric: AbstractMetric, p: Float[Array, "..."], axis: int | None) -> Float[Array, "..."]:
-    rows = jnp.moveaxis(p, axis, -1)
-    rows = rows / jnp.maximum(metric.norm(rows)[..., None], TINY)
-    return jnp.moveaxis(rows, -1, axis)
-
-
-def _tangent(
-    metric: AbstractMetric, p: Float[Array, "..."], g: Float[Array, "..."], axis: int | None
-) -> Float[Array, "..."]:
-    rows, grads = jnp.moveaxis(p, axis, -1), jnp.moveaxis(g, axis, -1)
+def _tangent(metric: AbstractMetric, rows: Float[Array, "*n d"], grads: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
     normal = metric.dual(rows)  # the gradient of |row|^2 / 2: the normal of the sphere at the row
     normal = normal / jnp.maximum(jnp.linalg.norm(normal, axis=-1, keepdims=True), TINY)
-    return jnp.moveaxis(grads - jnp.sum(grads * normal, axis=-1, keepdims=True) * normal, -1, axis)
+    return grads - jnp.sum(grads * normal, axis=-1, keepdims=True) * normal

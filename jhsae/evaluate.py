@@ -117,9 +117,9 @@ def _contexts(
 ) -> list[dict[str, Any]]:
     """One entry per chosen expert (or flat feature), with its atoms."""
     values, indices = evals.sparse_codes(sae, normalizer, store, rows)
-    hierarchical = isinstance(sae, HierarchicalSAE)
-    parents = evals.spread_features(frequency[: sae.experts] if hierarchical else frequency, config.features)
-    atoms = {p: evals.expert_atoms(sae, p, frequency, config.atoms) if hierarchical else [] for p in parents}
+    tree = sae if isinstance(sae, HierarchicalSAE) else None
+    parents = evals.spread_features(frequency if tree is None else frequency[: tree.experts], config.features)
+    atoms = {p: evals.expert_atoms(tree, p, frequency, config.atoms) if tree else [] for p in parents}
     wanted = [*parents, *(a for own in atoms.values() for a in own)]
     found = evals.top_contexts(values, indices, wanted, store, _pieces(model.tokenizer), config.examples)
     names = expert_names(Path(config.run))
@@ -127,11 +127,10 @@ def _contexts(
     def entry(feature: int) -> dict[str, Any]:
         return {"feature": feature, "frequency": float(frequency[feature]), "contexts": found[feature]}
 
-    return [
-        entry(p)
-        | {"name": names.get(p), "atoms": [entry(a) | {"atom": (a - sae.experts) % sae.atoms} for a in atoms[p]]}
-        for p in parents
-    ]
+    def atom(feature: int) -> dict[str, Any]:
+        return entry(feature) | {"atom": (feature - tree.experts) % tree.atoms if tree else None}
+
+    return [entry(p) | {"name": names.get(p), "atoms": [atom(a) for a in atoms[p]]} for p in parents]
 
 
 def expert_names(folder: Path) -> dict[int, str]:

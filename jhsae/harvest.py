@@ -90,7 +90,8 @@ def run(config: Harvest) -> Path:
             room = rows - bar.n
             writer.add(x[:room], index[:room])
             bar.update(len(x[:room]))
-    writer.close()
+    store = writer.close()
+    print(f"{config.out}: {store.rows} rows of {store.embed} from {reader.name}, layer {config.lm.layer}")
     return Path(config.out)
 
 

@@ -1,12 +1,12 @@
 """Facts about the array leaves of a module, read from its annotations.
 
-``down: Float[Array, "experts sub embed"]`` declares the logical axes of a leaf; ``= unit("embed")`` marks the axis
-along which it has norm 1. The mesh, the constraint and the freezing all read this one description.
+``down: Float[Array, "experts sub embed"]`` declares the logical axes of a leaf; ``Annotated[..., Unit("embed")]`` marks
+the axis along which it has norm 1. The mesh, the constraint and the freezing all read this one description.
 """
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import equinox as eqx
 import jax
@@ -24,9 +24,11 @@ class Leaf:
     unit: int | None
 
 
-def unit(axis: str, **kwargs: Any) -> Any:
-    """A field whose vectors along `axis` have norm 1 under the run's constraint."""
-    return eqx.field(metadata={"unit": axis}, **kwargs)
+@dataclass(frozen=True)
+class Unit:
+    """Marks a field whose vectors along `axis` have norm 1 under the run's constraint."""
+
+    axis: str
 
 
 def describe(module: eqx.Module) -> PyTree[Leaf]:
@@ -58,10 +60,9 @@ def _leaf(module: eqx.Module, path: tuple[Any, ...]) -> Leaf:
     owner: Any = module
     for key in path[:-1]:
         owner = getattr(owner, key.name) if isinstance(key, jax.tree_util.GetAttrKey) else owner[key.idx]
-    name = path[-1].name
-    hint = get_type_hints(type(owner))[name]
+    hint = get_type_hints(type(owner), include_extras=True)[path[-1].name]
+    hint, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     array_hint = next((h for h in get_args(hint) if h is not type(None)), hint)
     axes = tuple(array_hint.dim_str.split())
-    field = next(f for f in owner.__dataclass_fields__.values() if f.name == name)
-    axis = field.metadata.get("unit")
-    return Leaf(_dotted(path), axes, None if axis is None else axes.index(axis) - len(axes))
+    unit = next((note.axis for note in notes if isinstance(note, Unit)), None)
+    return Leaf(_dotted(path), axes, None if unit is None else axes.index(unit) - len(axes))

@@ -52,7 +52,7 @@ def run(config: Quickstart) -> Path:
         train.run(run_config)
     for run_config in runs:
         evaluate.run(evaluate.Evaluate(run_config.out, str(stores["heldout"]), config.lm, sequences=config.sequences))
-    page = report.run(
+    return report.run(
         report.Report(
             runs=[r.out for r in runs],
             out=str(out / "report.html"),
@@ -62,7 +62,6 @@ def run(config: Quickstart) -> Path:
             commands=[f"jhsae quickstart out={config.out}"],
         )
     )
-    return page
 
 
 def _harvest(folder: Path, config: harvest.Harvest) -> None:

@@ -10,11 +10,11 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from jhsae import ops
 from jhsae.codes import Codes
-from jhsae.schedule import AbstractSchedule
+from jhsae.schedule import AbstractSchedule, Scalar
 from jhsae.usage import Context
 
 
@@ -38,7 +38,6 @@ class AbstractTopK(AbstractSparsifier):
     """A sparsifier that selects the k best entries of each row, with one of the exact `ops.topk` methods."""
 
     k: eqx.AbstractVar[int]
-    topk: eqx.AbstractVar[ops.Method]
 
     def __check_init__(self) -> None:
         if self.k < 1:
@@ -149,13 +148,13 @@ class BinaryGumbelTopK(AbstractTopK):
 
     def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
         if self.k == 1 and context.key is not None:
-            return self._gumbel_softmax(pre, context)
+            return self._gumbel_softmax(pre, context.key, self.temperature(context.step))
         gate, indices = _gumbel_gate(pre, self.k, self.temperature, context, self.topk)
         return Codes(gate, indices, pre.shape[-1])
 
-    def _gumbel_softmax(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
-        noisy = pre + jax.random.gumbel(context.key, pre.shape, pre.dtype)
-        soft = jax.nn.softmax(noisy / self.temperature(context.step), axis=-1)
+    def _gumbel_softmax(self, pre: Float[Array, "*batch n"], key: Key[Array, ""], temperature: Scalar) -> Codes:
+        noisy = pre + jax.random.gumbel(key, pre.shape, pre.dtype)
+        soft = jax.nn.softmax(noisy / temperature, axis=-1)
         _, index = ops.topk(noisy, 1, self.topk)
         # Every logit gets a gradient, so every entry needs a slot: the code is dense with one entry of 1.
         hard = jnp.where(jnp.arange(pre.shape[-1]) == index, 1.0, 0.0)

@@ -55,7 +55,10 @@ def test_an_empty_slot_is_neither_active_nor_fired():
 
 def test_flat_is_parents_then_the_atoms_of_expert_0_and_so_on():
     want = np.zeros((2, EXPERTS * (1 + ATOMS)))
-    atom = lambda e, a: EXPERTS + e * ATOMS + a
+
+    def atom(e, a):
+        return EXPERTS + e * ATOMS + a
+
     want[0, [1, 3]] = 2.0, 1.0
     want[0, [atom(1, 2), atom(3, 1), atom(3, 2)]] = 0.5, 0.25, -1.0
     want[1, 0] = 3.0

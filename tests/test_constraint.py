@@ -19,7 +19,10 @@ with_metric = pytest.mark.parametrize("metric, matrix", METRICS, ids=["euclidean
 
 def new(seed=0):
     biases = ("encoder", "decoder")
-    make = lambda: HierarchicalSAE(EMBED, 4, 3, 2, TopK(1), TopK(1), biases=biases, key=jax.random.key(0))
+
+    def make():
+        return HierarchicalSAE(EMBED, 4, 3, 2, TopK(1), TopK(1), biases=biases, key=jax.random.key(0))
+
     return filled(make, seed)
 
 
@@ -31,7 +34,10 @@ def norms(sae, matrix):
 
 def directional(sae, along, matrix):
     """The derivative of every constrained row's norm when the parameters move along `along`."""
-    moved = lambda t: jax.tree.map(lambda p, a: np.asarray(p, np.float64) + t * np.asarray(a, np.float64), sae, along)
+
+    def moved(t):
+        return jax.tree.map(lambda p, a: np.asarray(p, np.float64) + t * np.asarray(a, np.float64), sae, along)
+
     up, down = norms(moved(1e-6), matrix), norms(moved(-1e-6), matrix)
     return np.concatenate([((u - d) / 2e-6).ravel() for u, d in zip(up, down, strict=True)])
 
@@ -91,7 +97,9 @@ def test_renormalize_leaves_gradients_alone_and_free_leaves_everything_alone():
 
 @with_metric
 def test_a_zero_row_stays_zero_and_finite(metric, matrix):
-    zero = lambda s: (s.router_dec, s.atom_dec)
+    def zero(s):
+        return (s.router_dec, s.atom_dec)
+
     sae = eqx.tree_at(zero, new(), (new().router_dec.at[1].set(0.0), new().atom_dec.at[2, 1].set(0.0)))
     constraint = ProjectAndRenormalize(metric)
     landed, projected = constraint.retract(sae), constraint.tangent(new(1), sae)
@@ -102,7 +110,9 @@ def test_a_zero_row_stays_zero_and_finite(metric, matrix):
 
 
 def test_the_decoder_of_a_flat_sae_is_constrained_and_its_encoder_is_not():
-    make = lambda: FlatSAE(EMBED, 5, TopK(1), key=jax.random.key(0))
+    def make():
+        return FlatSAE(EMBED, 5, TopK(1), key=jax.random.key(0))
+
     sae = filled(make)
     landed = ProjectAndRenormalize().retract(sae)
     np.testing.assert_allclose(np.linalg.norm(landed.W_dec, axis=1), 1.0, rtol=1e-5)

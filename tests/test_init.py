@@ -110,7 +110,7 @@ def test_independent_start_unties_and_is_orthonormal():
     gram = jnp.einsum("esd,etd->est", after.up, after.up)
     assert np.allclose(gram, np.eye(SUB), atol=1e-5)
     assert not np.allclose(after.up, after.down) and not np.allclose(after.router_enc, after.router_dec)
-    with pytest.raises(UserError, match="untied encoders.*atoms"):
+    with pytest.raises(UserError, match=r"untied encoders.*atoms"):
         IndependentStart()(hierarchical(tie=("atoms",)), KEY)
     with pytest.raises(UserError, match="HierarchicalSAE"):
         IndependentStart()(FlatSAE(EMBED, 20, TopK(2), key=KEY), KEY)

@@ -1,3 +1,5 @@
+from typing import Annotated
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -5,7 +7,7 @@ import pytest
 from jaxtyping import Array, Float
 
 from jhsae.errors import UserError
-from jhsae.leaf import describe, matching, unit
+from jhsae.leaf import Unit, describe, matching
 from jhsae.sae import FlatSAE, HierarchicalSAE
 from jhsae.sparsify import TopK
 
@@ -27,7 +29,7 @@ class Owner(eqx.Module):
 
     part: Threshold
     parts: tuple[Threshold, ...]
-    wide: Float[Array, "experts embed sub"] = unit("embed")
+    wide: Annotated[Float[Array, "experts embed sub"], Unit("embed")]
     absent: Float[Array, "embed"] | None = None
     size: int = eqx.field(static=True, default=3)
 

@@ -121,7 +121,9 @@ def test_stages_switch_at_their_ends():
     ]
 
 
-@pytest.mark.parametrize("start, steps, stages", [(1, [2, 3, 4], ["stage 0", "stage 1", "stage 1"]), (2, [3, 4], ["stage 1"] * 2)])
+@pytest.mark.parametrize(
+    "start, steps, stages", [(1, [2, 3, 4], ["stage 0", "stage 1", "stage 1"]), (2, [3, 4], ["stage 1"] * 2)]
+)
 def test_a_resumed_run_does_what_is_left_in_the_right_stage(start, steps, stages):
     events = Events()
     events.run((2, 2), start=start, log_every=1, checkpoint_every=2)

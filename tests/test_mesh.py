@@ -25,7 +25,10 @@ BY_EXPERT = ("router_enc", "router_dec", "down", "up", "atom_enc", "atom_dec", "
 def new(experts=EXPERTS):
     route = GumbelTopK(2, Constant(1.0))
     biases = ("encoder", "decoder")
-    make = lambda: HierarchicalSAE(EMBED, experts, SUB, ATOMS, route, TopK(1), biases=biases, key=jax.random.key(0))
+
+    def make():
+        return HierarchicalSAE(EMBED, experts, SUB, ATOMS, route, TopK(1), biases=biases, key=jax.random.key(0))
+
     return filled(make, scale=0.5)
 
 
@@ -144,7 +147,9 @@ def test_a_mesh_of_one_device_leaves_the_others_alone():
     assert make_mesh(MeshShape(data=1), devices=1).size == 1
 
 
-@pytest.mark.parametrize("data, expert", [(3, 1), (4, 4), (None, 3), (None, 16), (0, 1), (None, 0), (None, -1), (-2, -4)])
+@pytest.mark.parametrize(
+    "data, expert", [(3, 1), (4, 4), (None, 3), (None, 16), (0, 1), (None, 0), (None, -1), (-2, -4)]
+)
 def test_sizes_that_do_not_fit_are_an_error_before_any_compute(data, expert):
     with pytest.raises(UserError, match=f"expert {expert}.*8"):
         make_mesh(MeshShape(data, expert))

@@ -14,22 +14,21 @@ def place(tmp_path_factory):
     """A folder with the quickstart's configs, cut down."""
     folder = tmp_path_factory.mktemp("quickstart")
     small = {
-        "harvest_train": {"rows": 4000},
-        "harvest_heldout": {"rows": 1500},
-        "teach": {"parents": 12, "sub": 4},
-        "scale": {"stages": _stages(12), "sae": {"experts": 24}},
-        "geometry": {"stages": _stages(6, freeze=["up"]) + _stages(6), "sae": {"experts": 16, "sub": 4}},
-        "topk": {"stages": _stages(12), "sae": None},
+        "harvest/embedded": {"rows": 4000},
+        "harvest/embedded_heldout": {"rows": 1500},
+        "quickstart/teach": {"parents": 12, "sub": 4},
+        "quickstart/scale": {"stages": _stages(12), "sae": {"experts": 24}},
+        "quickstart/geometry": {"stages": _stages(6, freeze=["up"]) + _stages(6), "sae": {"experts": 16, "sub": 4}},
+        "quickstart/topk": {"stages": _stages(12)},
     }
     for name, changes in small.items():
-        changes = {k: v for k, v in changes.items() if v is not None}
-        base = {"base": str(find(f"quickstart/{name}.yaml"))}
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(base | changes | _data(name)))
+        base, short = {"base": str(find(f"{name}.yaml"))}, name.split("/")[1]
+        (folder / f"{short}.yaml").write_text(yaml.safe_dump(base | changes | _data(short)))
     top = {
         "base": str(find("quickstart.yaml")),
         "out": str(folder / "out"),
-        "harvest": str(folder / "harvest_train.yaml"),
-        "heldout": str(folder / "harvest_heldout.yaml"),
+        "harvest": str(folder / "embedded.yaml"),
+        "heldout": str(folder / "embedded_heldout.yaml"),
         "teach": str(folder / "teach.yaml"),
         "train": [str(folder / f"{name}.yaml") for name in ("scale", "geometry", "topk")],
         "sequences": 8,

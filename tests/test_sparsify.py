@@ -190,7 +190,10 @@ def test_entries_that_are_not_selected_get_no_gradient():
 @pytest.mark.parametrize("step, temperature", [(0, 2.0), (10, 0.5)])
 def test_the_binary_gumbel_of_one_is_the_hard_gumbel_softmax(step, temperature):
     part, pre, w, context = BinaryGumbelTopK(1, ANNEAL), pre_activations(1), pre_activations(2), training(step)
-    noisy = lambda pre: pre + jax.random.gumbel(context.key, pre.shape)
+
+    def noisy(pre):
+        return pre + jax.random.gumbel(context.key, pre.shape)
+
     np.testing.assert_array_equal(part(pre, context).dense(), jax.nn.one_hot(noisy(pre).argmax(-1), N))
     expected = jax.grad(lambda pre: jnp.sum(w * jax.nn.softmax(noisy(pre) / temperature, axis=-1)))(pre)
     np.testing.assert_allclose(gradient(part, pre, w, context), expected, rtol=1e-4, atol=1e-6)

@@ -52,7 +52,7 @@ def _sums(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Array, mean: Arra
     if forward.coarse is not None:
         coarse = normalizer.undo(forward.coarse, scale)
         sums["coarse_error"] = jnp.sum((x - coarse) ** 2)
-        sums["l0_parents"] = jnp.sum(forward.codes.parents.l0())
+        sums["l0_parents"] = jnp.sum(forward.tree().parents.l0())
     return sums
 
 

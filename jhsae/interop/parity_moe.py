@@ -14,7 +14,7 @@ from jhsae.data import Identity
 from jhsae.interop.golden import FORWARD, GRADIENT, TRAINED, Row, compare, group, same_sets
 from jhsae.losses import CrossOrthogonalityRowDiagonal, L1All, Objective, ParentsOnly, SquaredError
 from jhsae.optimizer import adam
-from jhsae.sae import HierarchicalSAE
+from jhsae.sae import AbstractSAE, HierarchicalSAE
 from jhsae.schedule import Constant, Linear, WarmupCosine
 from jhsae.sparsify import LeakyOffsetTopK, OffsetTopK
 from jhsae.step import Parts, TrainState, make_step
@@ -52,8 +52,8 @@ def _model(arrays: dict[str, np.ndarray]) -> HierarchicalSAE:
         experts,
         sub,
         atoms,
-        OffsetTopK(k, embed**-0.5, "scan"),
-        LeakyOffsetTopK(1, embed**-0.5),
+        OffsetTopK(k, offset=embed**-0.5, topk="scan"),
+        LeakyOffsetTopK(1, offset=embed**-0.5),
         key=jax.random.key(0),
     )
     params = {ours: _ours(init[theirs], swap) for theirs, ours, swap in LEAVES}
@@ -79,13 +79,13 @@ def _objective(warmup: int | None = None) -> Objective:
 def _forward(sae: HierarchicalSAE, x: Float[Array, "batch embed"], arrays: dict[str, np.ndarray]) -> list[Row]:
     forward = sae.forward(x, Context())
     total, terms = _objective()(sae, forward, 0)
-    parents, children = forward.codes.parents, forward.codes.children
-    masked = jax.nn.one_hot(children.indices[..., 0], sae.atoms) * children.values
-    indices = np.asarray(parents.indices)
+    parents, children = forward.tree().parents, forward.tree().children
+    masked = jax.nn.one_hot(children.slot_indices()[..., 0], sae.atoms) * children.values
+    indices = np.asarray(parents.slot_indices())
     values = {
         "top_codes": sae.route.activate(forward.pre),
         "topk_values": parents.values,
-        "expert_codes": sae.pick.activate(forward.child_pre),
+        "expert_codes": sae.pick.activate(forward.tree_pre()),
         "expert_codes_masked": masked,
         "x_hat": forward.x_hat,
         "x_hat_top": forward.coarse,
@@ -130,7 +130,7 @@ def _training(
     return [compare("train_losses", np.array(losses), arrays["train_losses"], TRAINED), *trained]
 
 
-def _leaves(prefix: str, tree: HierarchicalSAE, arrays: dict[str, np.ndarray], tolerance: float) -> list[Row]:
+def _leaves(prefix: str, tree: AbstractSAE, arrays: dict[str, np.ndarray], tolerance: float) -> list[Row]:
     return [
         compare(
             f"{prefix}/{theirs}",

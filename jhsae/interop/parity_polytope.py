@@ -88,7 +88,7 @@ def _model(metric: Whitened, arrays: dict[str, np.ndarray]) -> list[Row]:
     objective = _objective(metric)
     _, terms = objective(sae, forward, 0)
     values = {
-        "parent_codes": forward.codes.parents.dense(),
+        "parent_codes": forward.tree().parents.dense(),
         "child_codes": _dense_children(forward, sae),
         "x_hat": forward.x_hat,
         "reconstruction_loss": terms["reconstruction"],
@@ -112,8 +112,8 @@ def _sae(arrays: dict[str, np.ndarray]) -> HierarchicalSAE:
         experts,
         sub,
         atoms,
-        BinaryGumbelTopK(k, temperature),
-        BinaryGumbelTopK(1, temperature),
+        BinaryGumbelTopK(k, temperature=temperature),
+        BinaryGumbelTopK(1, temperature=temperature),
         biases=("encoder", "decoder"),
         apply_b_dec_to_input=False,
         key=jax.random.key(0),

@@ -22,10 +22,10 @@ class L1All(AbstractTerm):
     """
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
-        if not isinstance(sae, HierarchicalSAE) or forward.child_pre is None:
+        if not isinstance(sae, HierarchicalSAE):
             raise ValueError("L1All needs a hierarchical SAE; write L1Active for a flat one")
         parents = jnp.sum(jnp.abs(sae.route.activate(forward.pre)))
-        children = jnp.sum(jnp.abs(sae.pick.activate(forward.child_pre)))
+        children = jnp.sum(jnp.abs(sae.pick.activate(forward.tree_pre())))
         return (parents + children) / forward.x.shape[0]
 
 
@@ -33,7 +33,7 @@ class MeanL1Parents(AbstractTerm):
     """``mean over batch and experts of |parent code|`` (PolytopeSAE). Constant for binary codes: no gradient."""
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
-        codes = _tree(forward).parents
+        codes = forward.tree().parents
         return jnp.sum(jnp.abs(codes.values)) / (codes.values.shape[0] * codes.size)
 
 
@@ -41,12 +41,6 @@ class MeanL1Children(AbstractTerm):
     """``mean over batch, experts and atoms of |atom code|`` (PolytopeSAE)."""
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
-        codes = _tree(forward)
+        codes = forward.tree()
         size = codes.children.values.shape[0] * codes.parents.size * codes.children.size
         return jnp.sum(jnp.abs(codes.children.values)) / size
-
-
-def _tree(forward: Forward):
-    if forward.coarse is None:
-        raise ValueError("MeanL1Parents and MeanL1Children need a hierarchical SAE; write L1Active for a flat one")
-    return forward.codes

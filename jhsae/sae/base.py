@@ -28,6 +28,18 @@ class Forward(eqx.Module):
     coarse: Float[Array, "batch embed"] | None = None
     child_pre: Float[Array, "batch k atoms"] | None = None
 
+    def tree(self) -> TreeCodes:
+        """The codes of a hierarchical SAE; a flat one has no parents: `ValueError`."""
+        if not isinstance(self.codes, TreeCodes):
+            raise ValueError("a flat SAE has no parents and atoms; this needs a hierarchical SAE")
+        return self.codes
+
+    def tree_pre(self) -> Float[Array, "batch k atoms"]:
+        """The pre-activations of the selected experts' atoms; `ValueError` for a flat SAE."""
+        if self.child_pre is None:
+            raise ValueError("a flat SAE has no atoms; this needs a hierarchical SAE")
+        return self.child_pre
+
 
 class AbstractSAE(eqx.Module):
     """A sparse autoencoder over vectors of size `embed`."""

@@ -44,7 +44,7 @@ def teacher_initialized(
 
     Follow it with ``jhsae.init.FromTeacher(path)`` to copy a concept teacher's directions into it.
     """
-    route = GumbelTopK(k, Linear(*temperature, steps))
+    route = GumbelTopK(k, temperature=Linear(*temperature, steps))
     return HierarchicalSAE(
         embed, experts, sub, atoms, route, TopK(1), biases=("encoder", "decoder"), kernel=kernel, chunk=chunk, key=key
     )

@@ -4,6 +4,8 @@ With a `TopK` sparsifier it is the TopK SAE of Gao et al. (arXiv 2406.04093). Ro
 matrices, so that a token gathers rows.
 """
 
+from typing import Annotated
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
-from jhsae.leaf import unit
+from jhsae.leaf import Unit
 from jhsae.sae.base import AbstractSAE, Forward
 from jhsae.sparsify import AbstractSparsifier
 from jhsae.usage import Context
@@ -21,7 +23,7 @@ class FlatSAE(AbstractSAE):
     """A flat SAE of `features` features. Starts with unit decoder rows, ``W_enc = W_dec``, biases 0."""
 
     W_enc: Float[Array, "features embed"]
-    W_dec: Float[Array, "features embed"] = unit("embed")
+    W_dec: Annotated[Float[Array, "features embed"], Unit("embed")]
     b_enc: Float[Array, "features"]
     b_dec: Float[Array, "embed"]
     sparsifier: AbstractSparsifier

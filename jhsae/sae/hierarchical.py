@@ -7,7 +7,7 @@ Sources: Muchane et al., arXiv 2506.01197 (`MixtureOfExperts_v2`), and PolytopeS
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import equinox as eqx
 import jax
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key
 
 from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
-from jhsae.leaf import unit
+from jhsae.leaf import Unit
 from jhsae.sae.base import AbstractSAE, Forward
 from jhsae.sae.children import AbstractChildInput, AbstractChildScale, Token, Unscaled
 from jhsae.sparsify import AbstractSparsifier
@@ -35,11 +35,11 @@ class HierarchicalSAE(AbstractSAE):
     """
 
     router_enc: Float[Array, "experts embed"] | None
-    router_dec: Float[Array, "experts embed"] = unit("embed")
+    router_dec: Annotated[Float[Array, "experts embed"], Unit("embed")]
     down: Float[Array, "experts sub embed"] | None
     up: Float[Array, "experts sub embed"]
     atom_enc: Float[Array, "experts atoms sub"] | None
-    atom_dec: Float[Array, "experts atoms sub"] = unit("sub")
+    atom_dec: Annotated[Float[Array, "experts atoms sub"], Unit("sub")]
     b_enc: Float[Array, "experts"] | None
     b_atom: Float[Array, "experts atoms"] | None
     b_dec: Float[Array, "embed"] | None

@@ -18,6 +18,7 @@ from jhsae.teacher.samples import View as View
 from jhsae.teacher.select import Concept as Concept
 from jhsae.teacher.select import Limits as Limits
 from jhsae.teacher.select import select as select
+from jhsae.teacher.summary import summary as summary
 from jhsae.teacher.validate import readout as readout
 from jhsae.teacher.validate import validate as validate
 from jhsae.teacher.vocabulary import Vocabulary as Vocabulary

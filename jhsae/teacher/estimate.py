@@ -80,7 +80,7 @@ class LDAEstimator(AbstractEstimator):
 
 @dataclass(frozen=True)
 class Directions:
-    """Unified-space vectors: one per parent, and the deltas of its children."""
+    """Unified-space vectors: one per parent, and the deltas of its children, [children, embed] for each."""
 
     parents: Float64[np.ndarray, "parents embed"]
     deltas: tuple[Float64[np.ndarray, "_ embed"], ...]

@@ -5,7 +5,7 @@ import grain.checkpoint
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from toy_data import numbered
+from small_stores import numbered
 
 from jhsae.data import batches_per_epoch, make_loader
 from jhsae.errors import UserError

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from toy_data import WORDS, tokenizer
+from small_stores import WORDS, tokenizer
 
 from jhsae.data import ordinary, pack
 from jhsae.data.pack import shuffled

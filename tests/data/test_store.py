@@ -3,7 +3,7 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
-from toy_data import numbered
+from small_stores import numbered
 
 from jhsae.data import Origin, Statistics, Store, Writer, manifest, write_array
 from jhsae.errors import UserError

@@ -54,7 +54,7 @@ def test_no_live_term_is_a_loss_of_zero():
 
 
 def test_a_weight_without_a_term_is_an_error_with_a_hint():
-    with pytest.raises(UserError, match="'reconstuction'.*did you mean 'reconstruction'"):
+    with pytest.raises(UserError, match=r"'reconstuction'.*did you mean 'reconstruction'"):
         Objective({"reconstruction": Value(1.0)}, {"reconstuction": 1.0})
 
 

@@ -94,7 +94,10 @@ def test_the_gradient_is_the_slope_of_the_double_loop(term, oracle):
     step = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), jnp.float32), sae)
     slope = sum(float(np.vdot(g, s)) for g, s in zip(jax.tree.leaves(grads), jax.tree.leaves(step), strict=True))
     start, along = parameters(sae), parameters(step)
-    at = lambda t: oracle({name: start[name] + t * along[name] for name in start})
+
+    def at(t):
+        return oracle({name: start[name] + t * along[name] for name in start})
+
     np.testing.assert_allclose(slope, (at(1e-6) - at(-1e-6)) / 2e-6, rtol=2e-3)
 
 
@@ -133,9 +136,7 @@ def test_the_published_cross_orthogonality_is_inert_at_its_tied_start():
     sae = tied_start(np.random.default_rng(0).normal(size=(256, 64)))
     np.testing.assert_allclose(value(CrossOrthogonalityRowDiagonal(), sae), 0.003945, rtol=2e-3)
     # exactly 1 / sqrt(n (n - 1)), about 1 / (n - 1), for orthonormal experts, which it therefore does not prefer
-    np.testing.assert_allclose(
-        value(CrossOrthogonalityRowDiagonal(), orthonormal(16)), 1 / np.sqrt(16 * 15), rtol=1e-4
-    )
+    np.testing.assert_allclose(value(CrossOrthogonalityRowDiagonal(), orthonormal(16)), 1 / np.sqrt(16 * 15), rtol=1e-4)
     np.testing.assert_allclose(value(CrossOrthogonality(), sae), 1 / 64, rtol=0.05)
 
 
@@ -177,8 +178,13 @@ def test_the_published_causal_term_is_one_per_atom_at_the_ideal(metric, matrix):
 @pytest.mark.parametrize("term", TERMS[:3], ids=lambda term: type(term).__name__)
 def test_a_zero_row_leaves_the_gradient_finite(term):
     """A teacher pads missing children with zero atoms; one of them must not turn every parameter into NaN."""
-    zero = lambda a: a.at[0, ..., 0, :].set(0.0) if a.ndim == 3 else a.at[0].set(0.0)
-    where = lambda s: (s.router_enc, s.router_dec, s.atom_enc, s.atom_dec)
+
+    def zero(a):
+        return a.at[0, ..., 0, :].set(0.0) if a.ndim == 3 else a.at[0].set(0.0)
+
+    def where(s):
+        return (s.router_enc, s.router_dec, s.atom_enc, s.atom_dec)
+
     sae = eqx.tree_at(where, drifted(), tuple(zero(a) for a in where(drifted())))
     grads = eqx.filter_jit(eqx.filter_grad(lambda sae: term(sae, nothing())))(sae)
     for leaf in jax.tree.leaves(grads):

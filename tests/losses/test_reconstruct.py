@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from reference.filled import filled
 
 from jhsae.codes import Codes

@@ -12,7 +12,10 @@ BATCH, EMBED, EXPERTS, SUB, ATOMS, K, C = 11, 8, 6, 2, 3, 3, 2
 
 def arrays(seed=0):
     rng = np.random.default_rng(seed)
-    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
     indices = jnp.asarray(np.stack([rng.permutation(EXPERTS)[:K] for _ in range(BATCH)]), jnp.int32)
     atoms = jnp.asarray(rng.integers(0, ATOMS, size=(BATCH, K, C)), jnp.int32)
     return {
@@ -76,8 +79,12 @@ def reference(request):
         out = request.param(floats | {n: a[n] for n in integer}, **how)
         return jnp.sum(jnp.sin(out)), out
 
-    gradient = lambda **how: jax.jit(jax.grad(lambda f: loss(f, how), has_aux=True))
-    run = lambda **how: gradient(**how)({n: v for n, v in a.items() if n not in integer})
+    def gradient(**how):
+        return jax.jit(jax.grad(lambda f: loss(f, how), has_aux=True))
+
+    def run(**how):
+        return gradient(**how)({n: v for n, v in a.items() if n not in integer})
+
     return run(), run
 
 
@@ -96,13 +103,17 @@ def test_every_implementation_gives_the_same_values_and_gradients(reference, how
 
 @pytest.mark.parametrize("op", OPS[:2])
 def test_a_chunk_bounds_the_rows_that_are_gathered_at_once(op):
-    tile = lambda v: jnp.tile(v, (6,) + (1,) * (v.ndim - 1))
+    def tile(v):
+        return jnp.tile(v, (6,) + (1,) * (v.ndim - 1))
+
     a = {n: tile(v) if n in {"x", "indices", "atoms", "parents", "children"} else v for n, v in arrays().items()}
     gathered = 6 * BATCH * K * SUB * EMBED
     weights = ("down", "enc")
 
     def peak(chunk):
-        loss = lambda w: jnp.sum(op(a | w, chunk=chunk) ** 2)
+        def loss(w):
+            return jnp.sum(op(a | w, chunk=chunk) ** 2)
+
         return largest(jax.make_jaxpr(jax.grad(loss))({n: a[n] for n in weights}))
 
     assert peak(None) >= gathered

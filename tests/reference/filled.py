@@ -9,5 +9,8 @@ import numpy as np
 def filled(make, seed=0, scale=1.0):
     """What `make()` would return, with normal entries in the place of its arrays."""
     rng = np.random.default_rng(seed)
-    draw = lambda a: jnp.asarray(scale * rng.normal(size=a.shape), a.dtype)
+
+    def draw(a):
+        return jnp.asarray(scale * rng.normal(size=a.shape), a.dtype)
+
     return jax.tree.map(draw, eqx.filter_eval_shape(make))

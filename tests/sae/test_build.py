@@ -10,7 +10,10 @@ from jhsae.usage import Context
 
 def test_the_scale_preset_is_the_published_shape():
     """379.6 million parameters at embed 2304 (16,384 experts, sub 4, 16 atoms): nothing is allocated."""
-    make = lambda: mixture_of_experts_v2(2304, key=jax.random.key(0))
+
+    def make():
+        return mixture_of_experts_v2(2304, key=jax.random.key(0))
+
     sae = eqx.filter_eval_shape(make)
     assert sum(leaf.size for leaf in jax.tree.leaves(sae)) == 2 * (16384 * 2304 + 16384 * 4 * 2304 + 16384 * 16 * 4)
     assert isinstance(sae.route, OffsetTopK)
@@ -21,7 +24,9 @@ def test_the_scale_preset_is_the_published_shape():
 
 
 def test_the_geometry_preset_anneals_its_routing_and_has_biases():
-    make = lambda: teacher_initialized(64, 20, 8, 4, 2, steps=100, key=jax.random.key(0))
+    def make():
+        return teacher_initialized(64, 20, 8, 4, 2, steps=100, key=jax.random.key(0))
+
     sae = eqx.filter_eval_shape(make)
     assert isinstance(sae.route, GumbelTopK)
     assert [float(sae.route.temperature(step)) for step in (0, 100)] == [1.5, np.float32(0.7)]

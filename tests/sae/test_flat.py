@@ -78,7 +78,10 @@ def test_a_flat_forward_has_no_parents(x):
 
 def test_the_order_of_the_features_does_not_matter(x):
     sae, order = build("topk"), np.random.default_rng(3).permutation(FEATURES)
-    where = lambda s: (s.W_enc, s.W_dec, s.b_enc)
+
+    def where(s):
+        return (s.W_enc, s.W_dec, s.b_enc)
+
     permuted = eqx.tree_at(where, sae, tuple(a[order] for a in where(sae)))
     np.testing.assert_allclose(permuted(x), sae(x), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(permuted.encode(x).dense(), sae.encode(x).dense()[:, order], rtol=1e-5, atol=1e-6)

@@ -75,9 +75,10 @@ def build(name, route=None, **how):
     """The SAE of a case, with encoders drifted from decoders and biases that are not 0."""
     its_route, pick, arguments, *_ = CASES[name]
     route = its_route if route is None else route
-    make = lambda: HierarchicalSAE(
-        EMBED, EXPERTS, SUB, ATOMS, route, pick, key=jax.random.key(0), **arguments, **how
-    )
+
+    def make():
+        return HierarchicalSAE(EMBED, EXPERTS, SUB, ATOMS, route, pick, key=jax.random.key(0), **arguments, **how)
+
     return filled(make, scale=0.5)
 
 
@@ -110,7 +111,6 @@ def test_the_forward_pass_equals_the_token_loop(case, x):
 
 def test_every_reading_of_the_codes_gives_the_reconstruction(case):
     _, sae, forward = case
-
 
     @eqx.filter_jit
     def readings(sae, codes):
@@ -158,18 +158,26 @@ def test_the_short_calls_are_the_forward_pass(x):
 def test_the_order_of_the_experts_does_not_matter(case, x):
     _, sae, forward = case
     order = np.random.default_rng(3).permutation(EXPERTS)
-    permute = lambda a: a[order] if a.shape[0] == EXPERTS and a.ndim > 0 else a
+
+    def permute(a):
+        return a[order] if a.shape[0] == EXPERTS and a.ndim > 0 else a
+
     b_dec = sae.b_dec
     permuted = eqx.tree_at(lambda s: s.b_dec, jax.tree.map(permute, sae), b_dec, is_leaf=lambda a: a is None)
     out = run(permuted, x, Context())
     np.testing.assert_allclose(out.x_hat, forward.x_hat, rtol=1e-4, atol=1e-5)
     codes, before = np.asarray(out.codes.dense()), np.asarray(forward.codes.dense())
     np.testing.assert_allclose(codes[:, :EXPERTS], before[:, order], rtol=1e-4, atol=1e-5)
-    by_expert = lambda dense: dense[:, EXPERTS:].reshape(BATCH, EXPERTS, ATOMS)
+
+    def by_expert(dense):
+        return dense[:, EXPERTS:].reshape(BATCH, EXPERTS, ATOMS)
+
     np.testing.assert_allclose(by_expert(codes), by_expert(before)[:, order], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name, seed", [("scale", None), ("geometry", None), ("geometry", 4), ("geometry as published", 4)])
+@pytest.mark.parametrize(
+    "name, seed", [("scale", None), ("geometry", None), ("geometry", 4), ("geometry as published", 4)]
+)
 def test_no_token_has_more_than_k_parents_and_one_atom_each(name, seed, x):
     codes = run(build(name), x, Context(key=None if seed is None else jax.random.key(seed))).codes
     assert (np.asarray(codes.parents.l0()) <= K).all() and (np.asarray(codes.l0()) <= 2 * K).all()
@@ -201,7 +209,9 @@ def test_the_gradient_is_the_slope_of_the_oracle(name, x):
 
 
 def test_a_tied_pair_is_one_parameter_that_gets_both_gradients(x):
-    make = lambda tie: HierarchicalSAE(EMBED, EXPERTS, SUB, ATOMS, TopK(K), TopK(1), tie=tie, key=jax.random.key(0))
+    def make(tie):
+        return HierarchicalSAE(EMBED, EXPERTS, SUB, ATOMS, TopK(K), TopK(1), tie=tie, key=jax.random.key(0))
+
     grads = eqx.filter_jit(eqx.filter_grad(lambda s: jnp.sum((s(x) - x) ** 2)))
     tied, free = grads(make(ALL_TIES)), grads(make(()))  # both start equal
     assert len(jax.tree.leaves(make(ALL_TIES))) == len(jax.tree.leaves(tied)) == 3
@@ -214,7 +224,10 @@ def test_a_tied_pair_is_one_parameter_that_gets_both_gradients(x):
 def test_training_noise_differs_between_parents_and_atoms(x):
     """If both levels drew the same noise, the atom's choice would follow the expert's."""
     part = BinaryGumbelTopK(1, ONE)
-    make = lambda: HierarchicalSAE(EMBED, 4, SUB, 4, part, part, key=jax.random.key(0))
+
+    def make():
+        return HierarchicalSAE(EMBED, 4, SUB, 4, part, part, key=jax.random.key(0))
+
     flat = filled(make, scale=0.0)  # all logits equal: the choice is the noise
     codes = run(flat, jnp.zeros((400, EMBED)), Context(key=jax.random.key(1))).codes
     parent = np.asarray(codes.parents.dense()).argmax(-1)
@@ -235,7 +248,9 @@ def test_the_start_ties_encoders_to_decoders_and_gives_unit_rows_inside():
 
 
 def test_the_key_decides_the_start():
-    make = lambda seed: HierarchicalSAE(EMBED, EXPERTS, SUB, ATOMS, TopK(1), TopK(1), key=jax.random.key(seed))
+    def make(seed):
+        return HierarchicalSAE(EMBED, EXPERTS, SUB, ATOMS, TopK(1), TopK(1), key=jax.random.key(seed))
+
     np.testing.assert_array_equal(make(0).up, make(0).up)
     assert (np.asarray(make(0).up) != np.asarray(make(1).up)).any()
 
