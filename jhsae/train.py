@@ -12,6 +12,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from grain import DatasetIterator
 from jaxtyping import Array, Key
 
@@ -29,6 +30,7 @@ from jhsae.sae import AbstractSAE
 from jhsae.schedule import AbstractSchedule, as_schedule
 from jhsae.step import Parts, TrainState, make_step
 from jhsae.teacher import Teacher
+from jhsae.usage import Context
 
 
 def run(config: Train) -> Path:
@@ -48,6 +50,8 @@ def run(config: Train) -> Path:
     normalizer = cfg.build(config.data.normalize).fit(store.manifest)
     direction = cfg.build(config.optimizer)
     phases = [_phase(config, stage, shapes, normalizer, direction, mesh) for stage in config.stages]
+    for phase in phases:
+        eqx.filter_eval_shape(_trial, phase.parts.objective, shapes)
     loader = _loader(config, store)
     about = _begin(folder, config, store)
     state = shard_state(TrainState.init(build_sae(config, init_key), direction, train_key), mesh)
@@ -70,6 +74,12 @@ def run(config: Train) -> Path:
     about |= {"reads": reads, "statistics": store.manifest.statistics()}
     save_sae(folder / "sae", state.sae, config.sae, config.data.normalize, about)
     return folder
+
+
+def _trial(objective: Objective, sae: AbstractSAE) -> Any:
+    """One evaluation of the objective, for its shapes alone: a term that does not fit the SAE raises `UserError`."""
+    forward = sae.forward(jnp.zeros((1, sae.embed)), Context(jax.random.key(0)))
+    return objective(sae, forward, 0)
 
 
 def _loader(config: Train, store: Store) -> DatasetIterator:

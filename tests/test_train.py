@@ -20,6 +20,8 @@ from jhsae.errors import UserError
 from jhsae.run_config import Train
 from jhsae.usage import Context
 
+FLAT = "sae={_target_: jhsae.sae.FlatSAE, embed: 16, features: 24, sparsifier: {_target_: jhsae.sparsify.TopK, k: 3}}"
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -161,6 +163,10 @@ def test_another_store_under_the_same_name_is_refused(place):
         (["sae.rout.k=3"], r"rout.*did you mean 'route'"),
         (["stages.0.steps=many"], r"stages.0.steps.*many"),
         (["teacher=nowhere"], r"no teacher in nowhere"),
+        (
+            [FLAT, "init=[]", "stages.0.freeze=[]"],
+            r"ParentsOnly needs a hierarchical SAE.*drop the term",
+        ),
     ],
 )
 def test_bad_input_is_a_sentence_and_writes_nothing(place, overrides, sentence):

@@ -78,9 +78,7 @@ def main(source: Path, target: Path) -> None:
     for name, body in (("data.noun.gz", data), ("index.noun.gz", senses)):
         text = "\n".join([*(line.rstrip() for line in licence), *body, ""]).encode("latin-1")
         (target / name).write_bytes(gzip.compress(text, compresslevel=9, mtime=0))
-    (target / "LICENSE").write_text(
-        "".join(re.sub(r"^ +\d+ ?", "", line).rstrip() + "\n" for line in licence)
-    )
+    (target / "LICENSE").write_text("".join(re.sub(r"^ +\d+ ?", "", line).rstrip() + "\n" for line in licence))
     heldout = sum(map(is_heldout, keep))
     print(f"{len(keep)} synsets, {heldout} held out; {sum(len(line) for line in data)} characters")
 

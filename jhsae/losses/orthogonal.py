@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jhsae import ops
+from jhsae.errors import UserError
 from jhsae.losses.base import AbstractTerm
 from jhsae.metric import AbstractMetric
 from jhsae.sae import AbstractSAE, Forward, HierarchicalSAE
@@ -98,5 +99,5 @@ def _distance_to_identity(enc: Float[Array, "*b n d"], dec: Float[Array, "*b n d
 
 def _hierarchical(sae: AbstractSAE) -> HierarchicalSAE:
     if not isinstance(sae, HierarchicalSAE):
-        raise ValueError("orthogonality terms between parents and atoms need a hierarchical SAE; drop the term")
+        raise UserError("orthogonality terms between parents and atoms need a hierarchical SAE; drop the term")
     return sae

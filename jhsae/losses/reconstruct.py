@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jhsae.errors import UserError
 from jhsae.losses.base import AbstractTerm
 from jhsae.sae import AbstractSAE, Forward
 
@@ -37,5 +38,5 @@ class ParentsOnly(AbstractTerm):
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
         if forward.coarse is None:
-            raise ValueError("ParentsOnly needs a hierarchical SAE: a flat one has no parents; drop the term")
+            raise UserError("ParentsOnly needs a hierarchical SAE: a flat one has no parents; drop the term")
         return _squared_error(forward.x, forward.coarse, self.over_embed)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jhsae.errors import UserError
 from jhsae.losses.base import AbstractTerm
 from jhsae.sae import AbstractSAE, Forward, HierarchicalSAE
 
@@ -23,7 +24,7 @@ class L1All(AbstractTerm):
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
         if not isinstance(sae, HierarchicalSAE):
-            raise ValueError("L1All needs a hierarchical SAE; write L1Active for a flat one")
+            raise UserError("L1All needs a hierarchical SAE; write L1Active for a flat one")
         parents = jnp.sum(jnp.abs(sae.route.activate(forward.pre)))
         children = jnp.sum(jnp.abs(sae.pick.activate(forward.tree_pre())))
         return (parents + children) / forward.x.shape[0]

@@ -93,7 +93,8 @@ def _chunked(fn: Callable[..., Array], chunk: int | None, *arrays: Any) -> Array
     if chunk is None or chunk >= batch:
         return fn(*arrays)
     whole = batch - batch % chunk
-    stacked = [a[:whole].reshape(-1, chunk, *a.shape[1:]) for a in arrays]
+    # Every n-th token, so that a batch that is split over devices gives each of them a share of every chunk.
+    stacked = [a[:whole].reshape(chunk, -1, *a.shape[1:]).swapaxes(0, 1) for a in arrays]
     out = jax.lax.map(lambda parts: jax.checkpoint(fn)(*parts), stacked)
-    out = out.reshape(whole, *out.shape[2:])
+    out = out.swapaxes(0, 1).reshape(whole, *out.shape[2:])
     return out if whole == batch else jnp.concatenate([out, fn(*[a[whole:] for a in arrays])])

@@ -8,8 +8,9 @@ from jaxtyping import Array, Float
 
 
 def unit_rows(a: Float[Array, "*n d"], eps: float = 1e-6) -> Float[Array, "*n d"]:
-    """Rows divided by (norm + eps): the original's guard against a zero row."""
-    return a / (jnp.linalg.norm(a, axis=-1, keepdims=True) + eps)
+    """Rows divided by (norm + eps), the original's guard; the gradient at a zero row is finite, which theirs is not."""
+    squares = jnp.sum(a * a, axis=-1, keepdims=True)
+    return a / (jnp.sqrt(jnp.maximum(squares, jnp.finfo(a.dtype).tiny)) + eps)
 
 
 def sum_of_squared_inner(a: Float[Array, "*batch n d"], b: Float[Array, "*batch m d"]) -> Float[Array, "*batch"]:

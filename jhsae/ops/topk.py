@@ -13,7 +13,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 Method = Literal["lax", "scan", "blocked"]
 Pair = tuple[Float[Array, "*batch k"], Int[Array, "*batch k"]]
@@ -28,17 +28,22 @@ def topk(x: Float[Array, "*batch n"], k: int, method: Method = "lax") -> Pair:
 
 
 def _lax(x: Float[Array, "*batch n"], k: int) -> Int[Array, "*batch k"]:
-    return jax.lax.top_k(x, k)[1]
+    # lax.top_k puts -0.0 below 0.0; here they are equal, as for argmax.
+    return jax.lax.top_k(jnp.where(x == 0, 0.0, x), k)[1]
 
 
 def _scan(x: Float[Array, "*batch n"], k: int) -> Int[Array, "*batch k"]:
     positions = jnp.arange(x.shape[-1])
 
-    def step(remaining: Float[Array, "*batch n"], _: None) -> tuple[Array, Array]:
-        best = jnp.argmax(remaining, axis=-1).astype(jnp.int32)
-        return jnp.where(positions == best[..., None], -jnp.inf, remaining), best
+    def step(taken: Bool[Array, "*batch n"], _: None) -> tuple[Array, Array]:
+        best = jnp.argmax(jnp.where(taken, -jnp.inf, x), axis=-1)
+        # Where only -inf is left, the first entry that is not taken, not one that was masked to -inf.
+        first = jnp.argmax(~taken, axis=-1)
+        left = jnp.take_along_axis(x, best[..., None], axis=-1)[..., 0] > -jnp.inf
+        best = jnp.where(left & ~jnp.take_along_axis(taken, best[..., None], axis=-1)[..., 0], best, first)
+        return taken | (positions == best[..., None]), best.astype(jnp.int32)
 
-    return jnp.moveaxis(jax.lax.scan(step, x, None, length=k)[1], 0, -1)
+    return jnp.moveaxis(jax.lax.scan(step, jnp.zeros(x.shape, bool), None, length=k)[1], 0, -1)
 
 
 def _blocked(x: Float[Array, "*batch n"], k: int) -> Int[Array, "*batch k"]:

@@ -10,6 +10,8 @@ import equinox as eqx
 from jaxtyping import Array, Float
 
 from jhsae.codes import Codes, TreeCodes
+from jhsae.errors import UserError
+from jhsae.sparsify import AbstractSparsifier
 from jhsae.usage import Context
 
 
@@ -29,15 +31,15 @@ class Forward(eqx.Module):
     child_pre: Float[Array, "batch k atoms"] | None = None
 
     def tree(self) -> TreeCodes:
-        """The codes of a hierarchical SAE; a flat one has no parents: `ValueError`."""
+        """The codes of a hierarchical SAE; a flat one has no parents: `UserError`."""
         if not isinstance(self.codes, TreeCodes):
-            raise ValueError("a flat SAE has no parents and atoms; this needs a hierarchical SAE")
+            raise UserError("a flat SAE has no parents and atoms; this needs a hierarchical SAE")
         return self.codes
 
     def tree_pre(self) -> Float[Array, "batch k atoms"]:
-        """The pre-activations of the selected experts' atoms; `ValueError` for a flat SAE."""
+        """The pre-activations of the selected experts' atoms; `UserError` for a flat SAE."""
         if self.child_pre is None:
-            raise ValueError("a flat SAE has no atoms; this needs a hierarchical SAE")
+            raise UserError("a flat SAE has no atoms; this needs a hierarchical SAE")
         return self.child_pre
 
 
@@ -73,3 +75,17 @@ class AbstractSAE(eqx.Module):
     def __call__(self, x: Float[Array, "batch embed"]) -> Float[Array, "batch embed"]:
         """The reconstruction of `x`, as in evaluation."""
         return self.forward(x, Context()).x_hat
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raises `UserError` for a size below 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"{name} is {size}, expected at least 1")
+
+
+def check_selects(slot: str, part: AbstractSparsifier, size: int, what: str) -> None:
+    """Raises `UserError` when the sparsifier of `slot` selects more than there is."""
+    most = part.most_active(size)
+    if most > size:
+        raise UserError(f"{slot}: k is {most} but there are {size} {what}; write a k of at most {size}")

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
 from jhsae.leaf import Unit
-from jhsae.sae.base import AbstractSAE, Forward
+from jhsae.sae.base import AbstractSAE, Forward, check_selects, check_sizes
 from jhsae.sparsify import AbstractSparsifier
 from jhsae.usage import Context
 
@@ -40,6 +40,8 @@ class FlatSAE(AbstractSAE):
         chunk: int | None = None,
         key: Key[Array, ""],
     ):
+        check_sizes(embed=embed, features=features)
+        check_selects("sparsifier", sparsifier, features, "features")
         rows = jax.random.normal(key, (features, embed))
         self.W_dec = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
         self.W_enc = self.W_dec

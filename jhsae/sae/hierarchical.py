@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
 from jhsae.leaf import Unit
-from jhsae.sae.base import AbstractSAE, Forward
+from jhsae.sae.base import AbstractSAE, Forward, check_selects, check_sizes
 from jhsae.sae.children import AbstractChildInput, AbstractChildScale, Token, Unscaled
 from jhsae.sparsify import AbstractSparsifier
 from jhsae.usage import Context
@@ -70,8 +70,9 @@ class HierarchicalSAE(AbstractSAE):
         key: Key[Array, ""],
     ):
         """Encoders and decoders start equal: router he-uniform, projector and atom rows of unit norm."""
-        _check_sizes(embed=embed, experts=experts, sub=sub, atoms=atoms)
-        _check_parts(experts, atoms, route, pick)
+        check_sizes(embed=embed, experts=experts, sub=sub, atoms=atoms)
+        check_selects("route", route, experts, "experts")
+        check_selects("pick", pick, atoms, "atoms")
         keys = jax.random.split(key, 3)
         router = _he_uniform(keys[0], (experts, embed))
         projector = _unit_rows(_he_uniform(keys[1], (experts, sub, embed)))
@@ -181,18 +182,3 @@ def _for_children(context: Context) -> Context:
     """The same context with a key of its own, so that atoms do not reuse the router's noise."""
     key = None if context.key is None else jax.random.fold_in(context.key, 1)
     return Context(key, context.step, context.usage)
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} is {size}, expected at least 1")
-
-
-def _check_parts(experts: int, atoms: int, route: AbstractSparsifier, pick: AbstractSparsifier) -> None:
-    for name, part, size in (("route", route, experts), ("pick", pick, atoms)):
-        if part.most_active(size) > size:
-            what = "experts" if name == "route" else "atoms"
-            raise ValueError(
-                f"{name}: k is {part.most_active(size)} but there are {size} {what}; write a k of at most {size}"
-            )
