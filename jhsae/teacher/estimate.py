@@ -17,7 +17,7 @@ from jhsae.errors import UserError
 from jhsae.teacher.samples import Samples
 from jhsae.teacher.select import Concept
 
-MOST_NEGATIVES = 4096
+MOST_NEGATIVES = 2048
 
 Positive = Float64[np.ndarray, "positive embed"]
 Negative = Float64[np.ndarray, "negative embed"]
@@ -144,7 +144,10 @@ def shrunk_solve(
     if samples < embed and ridge > 0:
         small = ridge * np.eye(samples) + scale * centred @ centred.T
         return (right - scale * centred.T @ np.linalg.solve(small, centred @ right)) / ridge
-    return np.linalg.pinv(scale * centred.T @ centred + ridge * np.eye(embed), hermitian=True) @ right
+    covariance = scale * centred.T @ centred + ridge * np.eye(embed)
+    if ridge > 0:
+        return np.linalg.solve(covariance, right)
+    return np.linalg.pinv(covariance, hermitian=True) @ right
 
 
 def _scaled(vector: Float64[np.ndarray, "embed"], target: Float64[np.ndarray, "embed"]) -> Float64[np.ndarray, "embed"]:

@@ -8,6 +8,7 @@ none is too large, so that no parent is above another and they are of many kinds
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 from jhsae.errors import UserError
 from jhsae.teacher.ontology import Ontology
@@ -26,20 +27,15 @@ class Concept:
 
 @dataclass(frozen=True)
 class Limits:
-    """What makes a parent: `min_tokens`, and `min_children` to `max_children` children of `min_child_tokens`.
+    """What makes a parent, and a child of it."""
 
-    A parent above `max_tokens` is split where possible. A child leaves at least `rest` tokens of its parent
-    to the others. Of two parents or siblings that share more than `overlap` of their tokens, the larger
-    stays.
-    """
-
-    min_tokens: int = 12
-    max_tokens: int = 100
-    min_child_tokens: int = 3
-    min_children: int = 2
-    max_children: int = 16
-    rest: int = 5
-    overlap: float = 0.5
+    min_tokens: Annotated[int, "tokens of a parent, at least"] = 12
+    max_tokens: Annotated[int, "a parent with more is split where possible"] = 100
+    min_child_tokens: Annotated[int, "tokens of a child, at least"] = 3
+    min_children: Annotated[int, "children of a parent, at least"] = 2
+    max_children: Annotated[int, "children of a parent, at most; those with the most tokens stay"] = 16
+    rest: Annotated[int, "tokens of a parent that a child leaves to the others, at least"] = 5
+    overlap: Annotated[float, "of two parents or siblings that share more of their tokens, the larger stays"] = 0.5
 
     def __post_init__(self) -> None:
         if self.min_child_tokens < 2 or self.rest < 2 or self.min_children < 1:

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lm.tiny import ids, logits, residual, tiny
 from safetensors.numpy import load_file, save_file
 
 from jhsae import lm
 from jhsae.errors import UserError
-from tests.lm.tiny import ids, logits, residual, tiny
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lm.tiny import TIME, ids, logits, logits_from, residual, tiny
 
 from jhsae import lm
 from jhsae.errors import UserError
-from tests.lm.tiny import TIME, ids, logits, logits_from, residual, tiny
 
 LAYERS = range(5)
 

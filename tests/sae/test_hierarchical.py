@@ -9,7 +9,7 @@ from reference.filled import filled
 from jhsae.codes import Codes
 from jhsae.sae import HierarchicalSAE, Residual, ScaledByParent
 from jhsae.schedule import Constant
-from jhsae.sparsify import BinaryGumbelTopK, GumbelTopK, LeakyOffsetTopK, OffsetTopK, ReLU, TopK
+from jhsae.sparsify import AbstractSparsifier, BinaryGumbelTopK, GumbelTopK, LeakyOffsetTopK, OffsetTopK, ReLU, TopK
 from jhsae.usage import Context
 
 BATCH, EMBED, EXPERTS, SUB, ATOMS, K = 7, 8, 6, 2, 4, 3
@@ -221,18 +221,30 @@ def test_a_tied_pair_is_one_parameter_that_gets_both_gradients(x):
         np.testing.assert_allclose(getattr(tied, decoder), both, rtol=1e-3, atol=1e-5, err_msg=encoder)
 
 
-def test_training_noise_differs_between_parents_and_atoms(x):
-    """If both levels drew the same noise, the atom's choice would follow the expert's."""
-    part = BinaryGumbelTopK(1, ONE)
+class Spy(AbstractSparsifier):
+    """Every entry as it is; notes the key that it was given."""
 
-    def make():
-        return HierarchicalSAE(EMBED, 4, SUB, 4, part, part, key=jax.random.key(0))
+    keys: list = eqx.field(static=True)
 
-    flat = filled(make, scale=0.0)  # all logits equal: the choice is the noise
-    codes = run(flat, jnp.zeros((400, EMBED)), Context(key=jax.random.key(1))).codes
-    parent = np.asarray(codes.parents.dense()).argmax(-1)
-    atom = np.asarray(codes.children.dense())[np.arange(400), parent].argmax(-1)
-    assert 0.1 < np.mean(parent == atom) < 0.4  # a quarter, by chance
+    def activate(self, pre):
+        return pre
+
+    def most_active(self, size):
+        return size
+
+    def __call__(self, pre, context):
+        self.keys.append(None if context.key is None else tuple(np.asarray(jax.random.key_data(context.key))))
+        return Codes(pre, None, pre.shape[-1])
+
+
+def test_parents_and_atoms_draw_from_keys_of_their_own(x):
+    """With one key the noise of an atom would be that of some expert."""
+    spy = Spy([])
+    sae = filled(lambda: HierarchicalSAE(EMBED, EXPERTS, SUB, ATOMS, spy, spy, key=jax.random.key(0)))
+    for context in (Context(key=jax.random.key(1)), Context(key=jax.random.key(1)), Context()):
+        sae.forward(x, context)
+    first, second, evaluation = spy.keys[:2], spy.keys[2:4], spy.keys[4:]
+    assert first[0] != first[1] and first == second and evaluation == [None, None]
 
 
 def test_the_start_ties_encoders_to_decoders_and_gives_unit_rows_inside():
