@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool
 from tqdm import tqdm
 
 from jhsae.mesh import shard_batch
@@ -69,9 +72,25 @@ def run_phases(
                 reader.push(done, phase.name, metrics, batch.shape[0], bar)
                 if done == total or (checkpoint_every and done % checkpoint_every == 0):
                     reader.flush(bar)
+                    _check_finite(state, done, phase.name)
                     save(state)
         reader.flush(bar)
     return state
+
+
+@eqx.filter_jit
+def _all_finite(state: TrainState) -> Bool[Array, ""]:
+    leaves = jax.tree.leaves(eqx.filter(state.sae, eqx.is_inexact_array))
+    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]).all()
+
+
+def _check_finite(state: TrainState, step: int, stage: str) -> None:
+    """A gradient may be NaN where the loss is not; such a state must not replace a good checkpoint."""
+    if not bool(_all_finite(state)):
+        raise DivergedError(
+            f"a parameter is not finite after step {step} (stage '{stage}'), though the loss was; lower the learning "
+            "rate, or look for a term whose gradient is infinite; the last checkpoint is intact"
+        )
 
 
 class _Reader:

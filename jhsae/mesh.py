@@ -30,8 +30,8 @@ class MeshShape:
 def make_mesh(shape: MeshShape, devices: int | None = None) -> Mesh:
     """The mesh over all devices of all hosts. Raises `UserError` when the sizes do not fit."""
     count = devices or jax.device_count()
-    data = shape.data if shape.data is not None else count // shape.expert
-    if data * shape.expert != count:
+    data = shape.data if shape.data is not None else count // max(shape.expert, 1)
+    if min(data, shape.expert) < 1 or data * shape.expert != count:
         raise UserError(
             f"mesh: data {data} x expert {shape.expert} is {data * shape.expert} devices, but there are {count}; "
             "write sizes whose product is the number of devices, or mesh.data=null"

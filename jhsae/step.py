@@ -35,7 +35,7 @@ class TrainState(eqx.Module):
     @classmethod
     def init(cls, sae: AbstractSAE, direction: optax.GradientTransformation, key: Key[Array, ""]) -> "TrainState":
         """The state before the first update. Arrays are copied, because the step donates them."""
-        sae = jax.tree.map(lambda a: jnp.array(a, copy=True) if eqx.is_array(a) else a, sae)
+        sae, key = jax.tree.map(lambda a: jnp.array(a, copy=True) if eqx.is_array(a) else a, (sae, key))
         opt_state = chain(direction, 0.0, Free()).init(eqx.filter(sae, eqx.is_inexact_array))
         return cls(sae, opt_state, Usage.init(sae.features), jnp.zeros((), jnp.int32), key)
 

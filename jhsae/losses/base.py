@@ -15,6 +15,8 @@ from jhsae.errors import UserError, nearest
 from jhsae.sae import AbstractSAE, Forward
 from jhsae.schedule import AbstractSchedule, Constant, as_schedule
 
+COLUMNS = {"step", "stage", "loss", "l0", "explained_variance", "dead", "learning_rate", "grad_norm"}
+
 
 class AbstractTerm(eqx.Module):
     """``term(sae, forward) -> scalar``, unweighted."""
@@ -33,8 +35,10 @@ class Objective(eqx.Module):
     def __init__(
         self, terms: Mapping[str, AbstractTerm], weights: Mapping[str, AbstractSchedule | float] | None = None
     ):
-        """Raises `UserError` for a weight that names no term."""
+        """Raises `UserError` for a weight that names no term, or a term named as another column of the metrics."""
         weights = weights or {}
+        for name in COLUMNS & terms.keys():
+            raise UserError(f"a term may not be called '{name}': metrics.jsonl has that column; write another name")
         for name in weights:
             if name not in terms:
                 raise UserError(f"weight '{name}' belongs to no term of the objective{nearest(name, terms)}")

@@ -7,6 +7,8 @@ leaf is a parameter; hyperparameters are static; running statistics live in `Usa
 import abc
 
 import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jhsae.codes import Codes, TreeCodes
@@ -68,13 +70,17 @@ class AbstractSAE(eqx.Module):
     def embed(self) -> int:
         """The size of the vectors that the SAE reads."""
 
-    def encode(self, x: Float[Array, "batch embed"], context: Context | None = None) -> Codes | TreeCodes:
+    def encode(
+        self, x: Float[Array, "batch embed"] | Float[np.ndarray, "batch embed"], context: Context | None = None
+    ) -> Codes | TreeCodes:
         """The sparse codes of `x`, by default as in evaluation."""
-        return self.forward(x, context or Context()).codes
+        return self.forward(jnp.asarray(x), context or Context()).codes
 
-    def __call__(self, x: Float[Array, "batch embed"]) -> Float[Array, "batch embed"]:
+    def __call__(
+        self, x: Float[Array, "batch embed"] | Float[np.ndarray, "batch embed"]
+    ) -> Float[Array, "batch embed"]:
         """The reconstruction of `x`, as in evaluation."""
-        return self.forward(x, Context()).x_hat
+        return self.forward(jnp.asarray(x), Context()).x_hat
 
 
 def check_sizes(**sizes: int) -> None:

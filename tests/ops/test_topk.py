@@ -63,6 +63,17 @@ def test_equals_a_stable_sort_for_every_shape(case, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_not_a_number_is_selected_first(method):
+    """So that it reaches the loss, and the run stops, instead of being passed over."""
+    x = rows()["distinct"].astype(np.float32)
+    x[:, 7] = np.nan
+    values, indices = topk(x, 3, method)
+    np.testing.assert_array_equal(indices[:, 0], 7)
+    np.testing.assert_array_equal(indices[:, 1:], oracle(x, 2))  # numpy puts it last
+    assert np.isnan(values[:, 0]).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_works_inside_vmap(method):
     x = np.random.default_rng(1).integers(0, 9, size=(2, 3, 30)).astype(np.float32)
     values, indices = jax.jit(jax.vmap(lambda row: ops.topk(row, 4, method)))(x)
