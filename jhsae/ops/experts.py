@@ -90,6 +90,8 @@ def _spread(
 def _chunked(fn: Callable[..., Array], chunk: int | None, *arrays: Any) -> Array:
     """``fn(*arrays)`` in chunks of tokens, rematerialised in the backward pass; a remainder runs on its own."""
     batch = arrays[0].shape[0]
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk is {chunk}, expected at least 1 token, or null to gather the whole batch at once")
     if chunk is None or chunk >= batch:
         return fn(*arrays)
     whole = batch - batch % chunk

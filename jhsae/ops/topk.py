@@ -39,7 +39,7 @@ def _scan(x: Float[Array, "*batch n"], k: int) -> Int[Array, "*batch k"]:
         best = jnp.argmax(jnp.where(taken, -jnp.inf, x), axis=-1)
         # Where only -inf is left, the first entry that is not taken, not one that was masked to -inf.
         first = jnp.argmax(~taken, axis=-1)
-        left = jnp.take_along_axis(x, best[..., None], axis=-1)[..., 0] > -jnp.inf
+        left = jnp.take_along_axis(x, best[..., None], axis=-1)[..., 0] != -jnp.inf
         best = jnp.where(left & ~jnp.take_along_axis(taken, best[..., None], axis=-1)[..., 0], best, first)
         return taken | (positions == best[..., None]), best.astype(jnp.int32)
 

@@ -7,11 +7,11 @@ from jaxtyping import Array, Float
 
 
 class AbstractChildInput(eqx.Module):
-    """``part(x, coarse) -> what the selected experts encode``; both without the decoder bias."""
+    """``part(x, residual) -> what the selected experts encode``: the token, or what the parents left of it."""
 
     @abc.abstractmethod
     def __call__(
-        self, x: Float[Array, "batch embed"], coarse: Float[Array, "batch embed"]
+        self, x: Float[Array, "batch embed"], residual: Float[Array, "batch embed"]
     ) -> Float[Array, "batch embed"]:
         """The input of the experts."""
 
@@ -20,7 +20,7 @@ class Token(AbstractChildInput):
     """The experts read the token itself (both originals)."""
 
     def __call__(
-        self, x: Float[Array, "batch embed"], coarse: Float[Array, "batch embed"]
+        self, x: Float[Array, "batch embed"], residual: Float[Array, "batch embed"]
     ) -> Float[Array, "batch embed"]:
         return x
 
@@ -29,9 +29,9 @@ class Residual(AbstractChildInput):
     """The experts read what the parents left over."""
 
     def __call__(
-        self, x: Float[Array, "batch embed"], coarse: Float[Array, "batch embed"]
+        self, x: Float[Array, "batch embed"], residual: Float[Array, "batch embed"]
     ) -> Float[Array, "batch embed"]:
-        return x - coarse
+        return residual
 
 
 class AbstractChildScale(eqx.Module):
@@ -50,7 +50,7 @@ class Unscaled(AbstractChildScale):
     def __call__(
         self, children: Float[Array, "batch k c"], parents: Float[Array, "batch k"]
     ) -> Float[Array, "batch k c"]:
-        return children * (parents > 0)[..., None]
+        return children * (parents != 0)[..., None]
 
 
 class ScaledByParent(AbstractChildScale):

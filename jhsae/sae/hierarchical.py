@@ -126,12 +126,13 @@ class HierarchicalSAE(AbstractSAE):
         parents = self.route(pre, context)
         indices = parents.slot_indices()
         top = self._decode_parents(parents)
-        child_pre = ops.encode_atoms(self.child_input(centred, top), indices, down, atom_enc, self.kernel, self.chunk)
+        coarse = _plus(top, self.b_dec)
+        child_in = self.child_input(centred, x - coarse)
+        child_pre = ops.encode_atoms(child_in, indices, down, atom_enc, self.kernel, self.chunk)
         child_pre = _plus(child_pre, None if self.b_atom is None else self.b_atom[indices])
         children = self.pick(child_pre, _for_children(context))
         children = Codes(self.child_scale(children.values, parents.values), children.indices, children.size)
         codes = TreeCodes(parents, children)
-        coarse = _plus(top, self.b_dec)
         return Forward(x, coarse + self._decode_children(codes), codes, pre, coarse, child_pre)
 
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:

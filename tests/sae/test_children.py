@@ -3,16 +3,16 @@ import numpy as np
 
 from jhsae.sae import Residual, ScaledByParent, Token, Unscaled
 
-X, COARSE = jnp.array([[1.0, 2.0]]), jnp.array([[0.25, -1.0]])
+X, RESIDUAL = jnp.array([[1.0, 2.0]]), jnp.array([[0.75, 3.0]])
 CHILDREN, PARENTS = jnp.array([[[3.0, -4.0], [5.0, 6.0]]]), jnp.array([[2.0, 0.0]])
 
 
 def test_token_reads_the_token():
-    np.testing.assert_array_equal(Token()(X, COARSE), X)
+    np.testing.assert_array_equal(Token()(X, RESIDUAL), X)
 
 
 def test_residual_reads_what_the_parents_left_over():
-    np.testing.assert_array_equal(Residual()(X, COARSE), [[0.75, 3.0]])
+    np.testing.assert_array_equal(Residual()(X, RESIDUAL), RESIDUAL)
 
 
 def test_unscaled_children_stand_alone_but_need_an_active_parent():
