@@ -6,6 +6,7 @@ A verb lives in the module of its name, which is imported only when that verb is
 
 import argparse
 import importlib
+import os
 import shutil
 import sys
 import textwrap
@@ -81,6 +82,8 @@ PARITY = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (default: the process's) and returns the exit code."""
+    # transformers would say that PyTorch is missing, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         arguments = _parser().parse_args(argv)
         return _parity(arguments) if arguments.verb == "parity" else _run(arguments.verb, arguments.words)

@@ -46,6 +46,11 @@ def run(config: Evaluate) -> dict[str, Any]:
     store = Store.open(config.store)
     _check_origin(about, store, config)
     model = lm.load(config.lm)
+    if model.name != store.manifest.model:
+        raise UserError(
+            f"lm is {model.name}, but the store {config.store} was harvested from {store.manifest.model}; "
+            f"write lm={store.manifest.model}"
+        )
     rows = min(config.rows or store.rows, store.rows)
     batches = (store.read(start, min(start + 4096, rows)) for start in range(0, rows, 4096))
     metrics, frequency = evals.fidelity(sae, normalizer, batches, store.manifest.mean)

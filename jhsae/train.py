@@ -120,8 +120,9 @@ def claim(folder: Path, config: Train) -> None:
         raise UserError(f"{folder} exists and is not a run folder (no config.yaml in it); write another out=...")
     there = cfg.load(Train, folder / "config.yaml")
     if cfg.config_hash(there) != cfg.config_hash(config):
-        differences = "; ".join(cfg.diff(there, config))
-        raise UserError(f"{folder} holds a run of another config ({differences}); write another out=...")
+        found = cfg.diff(there, config)
+        more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
+        raise UserError(f"{folder} holds a run of another config ({'; '.join(found[:4])}{more}); write another out=...")
 
 
 def _phase(
