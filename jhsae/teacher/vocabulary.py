@@ -9,7 +9,7 @@ that mostly begin longer words ("prof").
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 IRREGULAR = {
     "child": "children",
@@ -33,14 +33,9 @@ FUNCTION_WORDS = frozenset(
 )
 
 
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What is needed of a Hugging Face tokenizer."""
-
-    @property
-    def unk_token_id(self) -> int | None: ...
-
-    def __call__(self, text: list[str], *, add_special_tokens: bool) -> Mapping[str, Any]: ...
+# A Hugging Face tokenizer. Not a Protocol: its token ids are found by __getattr__, which isinstance no longer
+# looks through from Python 3.12 on.
+Tokenizer = Any
 
 
 @dataclass(frozen=True)
