@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from jhsae.fit import fit as fit
     from jhsae.losses import Objective as Objective
     from jhsae.sae import FlatSAE as FlatSAE
+    from jhsae.sae import GatedSAE as GatedSAE
     from jhsae.sae import HierarchicalSAE as HierarchicalSAE
     from jhsae.sae import mixture_of_experts_v2 as mixture_of_experts_v2
     from jhsae.sae import teacher_initialized as teacher_initialized
+    from jhsae.sparsify import BatchTopK as BatchTopK
+    from jhsae.sparsify import JumpReLU as JumpReLU
+    from jhsae.sparsify import ReLU as ReLU
     from jhsae.sparsify import TopK as TopK
     from jhsae.teacher import Teacher as Teacher
     from jhsae.usage import Context as Context
@@ -30,9 +34,13 @@ _HOME = {
     "UserError": "jhsae.errors",
     "Objective": "jhsae.losses",
     "FlatSAE": "jhsae.sae",
+    "GatedSAE": "jhsae.sae",
     "HierarchicalSAE": "jhsae.sae",
     "mixture_of_experts_v2": "jhsae.sae",
     "teacher_initialized": "jhsae.sae",
+    "BatchTopK": "jhsae.sparsify",
+    "JumpReLU": "jhsae.sparsify",
+    "ReLU": "jhsae.sparsify",
     "TopK": "jhsae.sparsify",
     "Teacher": "jhsae.teacher",
     "fit": "jhsae.fit",

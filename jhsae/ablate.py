@@ -95,7 +95,7 @@ def table(rows: list[dict[str, Any]], metrics: list[str]) -> str:
         groups.setdefault((row["axis"], row["variant"]), []).append(row["metrics"])
     lines = ["| axis | variant | seeds | " + " | ".join(metrics) + " |", "|---" * (3 + len(metrics)) + "|"]
     for (axis, variant), found in groups.items():
-        cells = [_cell([m[name] for m in found if name in m]) for name in metrics]
+        cells = [_cell([m[name] for m in found if isinstance(m.get(name), int | float)]) for name in metrics]
         lines.append(f"| {axis} | {variant} | {len(found)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -4,6 +4,8 @@ A checkpoint holds the whole `TrainState` and the loader's position; restoring i
 """
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,14 @@ from safetensors.numpy import load_file, save_file
 
 from jhsae import config
 from jhsae.config import Slot
-from jhsae.data import AbstractNormalizer, Statistics
+from jhsae.data import AbstractNormalizer
 from jhsae.errors import UserError
-from jhsae.leaf import Leaf, describe
+from jhsae.leaf import describe
 from jhsae.sae import AbstractSAE
 from jhsae.step import TrainState
+
+FORMAT = 2
+DESCRIPTION, PARAMETERS, STATISTICS = "sae.json", "sae.safetensors", "normalizer.safetensors"
 
 
 class Checkpoints:
@@ -65,47 +70,103 @@ class Checkpoints:
         return eqx.combine(restored["state"], static), restored["loader"]
 
 
-def save_sae(folder: Path, sae: AbstractSAE, slot: Slot, normalize: Slot, about: dict[str, Any]) -> None:
-    """Writes ``sae.safetensors`` (parameters under their paths) and ``sae.json``; the folder appears complete."""
+def save_sae(
+    folder: Path,
+    sae: AbstractSAE,
+    slot: Slot,
+    normalize: Slot,
+    normalizer: AbstractNormalizer,
+    about: dict[str, Any],
+) -> None:
+    """Writes a settled SAE and its fitted normaliser; the folder appears complete and is never overwritten.
+
+    ``sae.safetensors`` holds the parameters under their paths, ``normalizer.safetensors`` the normaliser's statistics
+    (no file where it has none), ``sae.json`` the two slots and `about`.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} exists and is never overwritten; write another folder")
     partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
+    if partial.exists():  # a save was cut off
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
     arrays = eqx.filter(sae, eqx.is_inexact_array)
     paths = [leaf.path for leaf in jax.tree.leaves(describe(arrays))]
-    tensors = {p: np.asarray(a) for p, a in zip(paths, jax.tree.leaves(arrays), strict=True)}
-    save_file(tensors, partial / "sae.safetensors")
-    description = {"format": 1, "sae": slot, "normalize": normalize, **about}
-    (partial / "sae.json").write_text(json.dumps(description, indent=2) + "\n")
+    save_file({p: np.asarray(a) for p, a in zip(paths, jax.tree.leaves(arrays), strict=True)}, partial / PARAMETERS)
+    if statistics := _statistics(normalizer, sae.embed):
+        save_file(statistics, partial / STATISTICS)
+    slots = {"format": FORMAT, "sae": slot, "normalize": normalize}
+    (partial / DESCRIPTION).write_text(json.dumps(slots | about | slots, indent=2) + "\n")
     partial.rename(folder)
 
 
 def load_sae(folder: str | Path) -> tuple[AbstractSAE, AbstractNormalizer, dict[str, Any]]:
-    """The SAE, its fitted input normaliser and its description, from a run folder or the ``sae`` folder in it."""
+    """The SAE, its fitted input normaliser and its description, from a run folder or the ``sae`` folder in it.
+
+    `UserError`: no SAE there, another format, a file that is missing or damaged, a tensor that is missing, left over
+    or has another shape than ``sae.json`` describes.
+    """
     folder = Path(folder) / "sae" if (Path(folder) / "sae").is_dir() else Path(folder)
-    if not (folder / "sae.json").exists():
-        raise UserError(f"no trained SAE in {folder} (sae.json is missing); write the folder of a finished run")
-    about = json.loads((folder / "sae.json").read_text())
+    about = _description(folder)
+    slot, normalize = (config.checked(about[name], folder / DESCRIPTION) for name in ("sae", "normalize"))
+    # shapes alone: starting values, drawn to be thrown away, would double the memory
+    structure = eqx.filter_eval_shape(lambda key: config.build(slot, key=key).settled(None), jax.random.key(0))
+    arrays, static = eqx.partition(structure, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+    leaves = describe(arrays)
+    shapes = {leaf.path: a.shape for leaf, a in zip(jax.tree.leaves(leaves), jax.tree.leaves(arrays), strict=True)}
+    parameters = _tensors(folder / PARAMETERS, shapes)
+    sae = eqx.combine(jax.tree.map(lambda leaf: parameters[leaf.path], leaves), static)
+    normalizer = config.build(normalize)
+    if wanted := normalizer.shapes(sae.embed):
+        normalizer = replace(normalizer, **_tensors(folder / STATISTICS, wanted))
+    return sae, normalizer, about
+
+
+def _statistics(normalizer: AbstractNormalizer, embed: int) -> dict[str, np.ndarray]:
+    """The arrays of a fitted normaliser by field."""
+    found = {name: getattr(normalizer, name) for name in normalizer.shapes(embed)}
+    if missing := [name for name, array in found.items() if array is None]:
+        raise UserError(
+            f"{type(normalizer).__name__} has no {missing[0]} yet; save the normaliser that fit(store) returns"
+        )
+    return {name: np.asarray(array) for name, array in found.items()}
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    """``sae.json``, of this format."""
+    path = folder / DESCRIPTION
+    if not path.exists():
+        raise UserError(f"no trained SAE in {folder} ({DESCRIPTION} is missing); write the folder of a finished run")
     try:
-        tensors = load_file(folder / "sae.safetensors")
+        about = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not readable JSON ({error}); train or copy it again") from error
+    found = about.get("format") if isinstance(about, dict) else None
+    if not isinstance(found, int):
+        raise UserError(f"{path} names no format, expected format {FORMAT}; write the folder of a finished run")
+    if found > FORMAT:
+        raise UserError(f"{path} is of format {found}; this jhsae reads up to {FORMAT}; update jhsae")
+    if found < FORMAT:
+        raise UserError(f"{path} is of format {found}, of an older jhsae, and this one reads {FORMAT}; train it again")
+    if missing := [name for name in ("sae", "normalize") if name not in about]:
+        raise UserError(f"{path}: '{missing[0]}' is missing, expected a slot; train or copy it again")
+    return about
+
+
+def _tensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
+    """The tensors of a file, which must be exactly those that ``sae.json`` describes."""
+    try:
+        tensors = load_file(path)
     except (SafetensorError, FileNotFoundError) as error:
-        raise UserError(f"{folder / 'sae.safetensors'} cannot be read ({error}); train or copy it again") from error
-    sae_slot, normalize = (config.checked(about[name], folder / "sae.json") for name in ("sae", "normalize"))
-    sae = _fill(config.build(sae_slot, key=jax.random.key(0)), tensors, folder)
-    return sae, config.build(normalize).fit(Statistics(**about["statistics"])), about
-
-
-def _fill(sae: AbstractSAE, tensors: dict[str, np.ndarray], folder: Path) -> AbstractSAE:
-    arrays, static = eqx.partition(sae, eqx.is_inexact_array)
-
-    def one(leaf: Leaf, array: Array) -> Array:
-        got = tensors.get(leaf.path)
-        if got is None or got.shape != array.shape:
+        raise UserError(f"{path} cannot be read ({error}); train or copy it again") from error
+    for name in {**shapes, **tensors}:
+        got = tensors[name].shape if name in tensors else "missing"
+        expected = shapes.get(name, "no such tensor")
+        if got != expected:
             raise UserError(
-                f"{folder}: '{leaf.path}' is {None if got is None else got.shape} in sae.safetensors, but sae.json "
-                f"describes {array.shape}; the two files belong to different SAEs"
+                f"{path}: '{name}' is {got}, but {DESCRIPTION} describes {expected}; the two files belong to "
+                "different SAEs"
             )
-        return jnp.asarray(got)
-
-    return eqx.combine(jax.tree.map(one, describe(arrays), arrays), static)
+    return {name: jnp.asarray(array) for name, array in tensors.items()}
 
 
 def _same_dtypes(expected: TrainState, got: TrainState) -> None:

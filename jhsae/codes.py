@@ -45,6 +45,14 @@ class Codes(eqx.Module):
         """The codes over the rows of ``sae.dictionary()``; for a flat SAE, itself."""
         return self
 
+    def levels(self) -> tuple["Codes", ...]:
+        """What each sparsifier of the SAE gave: here, the one."""
+        return (self,)
+
+    def rows(self) -> int:
+        """The number of tokens."""
+        return self.values.size // self.values.shape[-1]
+
 
 class TreeCodes(eqx.Module):
     """Codes of a hierarchical SAE: `parents` over experts; for every parent slot, `children` over its atoms.
@@ -67,6 +75,14 @@ class TreeCodes(eqx.Module):
             jnp.concatenate([p_index, c_index.reshape(*batch, -1)], axis=-1),
             experts * (1 + atoms),
         )
+
+    def levels(self) -> tuple[Codes, ...]:
+        """What each sparsifier of the SAE gave: parents, then children."""
+        return (self.parents, self.children)
+
+    def rows(self) -> int:
+        """The number of tokens."""
+        return self.parents.rows()
 
     def l0(self) -> Float[Array, "*batch"]:
         """Parents plus atoms that are active, per token."""

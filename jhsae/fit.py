@@ -58,7 +58,7 @@ def fit(
     state = run_phases(
         state, [phase], _shuffled(rows, batch, seed), mesh, log, log_every=max(1, steps // 20), label="fit"
     )
-    return state.sae, log.rows
+    return state.sae.settled(state.usage), log.rows
 
 
 def default_objective(sae: AbstractSAE) -> Objective:

@@ -47,6 +47,21 @@ class ScaleEncoder(AbstractInit):
         return eqx.tree_at(where, sae, where(sae) * self.factor)
 
 
+class SmallDecoder(AbstractInit):
+    """Decoder rows of norm `norm`, encoder rows equal to them: the start of SAELens, for free decoder norms.
+
+    Anthropic, Circuits Updates, April 2024. Of a hierarchical SAE it scales the experts' rows.
+    """
+
+    norm: float = eqx.field(static=True, default=0.1)
+
+    def __call__(self, sae: AbstractSAE, key: Key[Array, ""]) -> AbstractSAE:
+        rows = sae.top.decoder
+        rows = rows * self.norm / jnp.linalg.norm(rows, axis=-1, keepdims=True)
+        sae = eqx.tree_at(lambda s: s.top.decoder, sae, rows)
+        return sae if sae.top.encoder is None else eqx.tree_at(lambda s: s.top.encoder, sae, rows)
+
+
 class IndependentStart(AbstractInit):
     """Encoders drawn independently of decoders: Xavier routers and atoms, orthonormal projectors (PolytopeSAE)."""
 

@@ -1,7 +1,8 @@
 """Facts about the array leaves of a module, read from its annotations.
 
 ``down: Float[Array, "experts sub embed"]`` declares the logical axes of a leaf; ``Annotated[..., Unit("embed")]`` marks
-the axis along which it has norm 1. The mesh, the constraint and the freezing all read this one description.
+the axis along which it has norm 1, `NonNegative` its sign. The mesh, the constraint and the freezing all read this
+one description.
 """
 
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from jhsae.errors import UserError
 
 @dataclass(frozen=True)
 class Leaf:
-    """One array leaf: dotted path, logical axes, and the (negative) position of its unit-norm axis if any."""
+    """One array leaf: dotted path, logical axes, (negative) position of its unit-norm axis if any, and its sign."""
 
     path: str
     axes: tuple[str, ...]
     unit: int | None
+    nonnegative: bool = False
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class Unit:
     """Marks a field whose vectors along `axis` have norm 1 under the run's constraint."""
 
     axis: str
+
+
+@dataclass(frozen=True)
+class NonNegative:
+    """Marks a field that every update keeps at 0 or above."""
 
 
 def describe(module: eqx.Module) -> PyTree[Leaf]:
@@ -65,4 +72,5 @@ def _leaf(module: eqx.Module, path: tuple[Any, ...]) -> Leaf:
     array_hint = next((h for h in get_args(hint) if h is not type(None)), hint)
     axes = tuple(array_hint.dim_str.split())
     unit = next((note.axis for note in notes if isinstance(note, Unit)), None)
-    return Leaf(_dotted(path), axes, None if unit is None else axes.index(unit) - len(axes))
+    nonnegative = any(isinstance(note, NonNegative) for note in notes)
+    return Leaf(_dotted(path), axes, None if unit is None else axes.index(unit) - len(axes), nonnegative)

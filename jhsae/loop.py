@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 from tqdm import tqdm
 
+from jhsae.losses.base import SAMPLED
 from jhsae.mesh import shard_batch
 from jhsae.step import Metrics, Parts, TrainState
 
@@ -117,6 +118,7 @@ class _Reader:
             )
         if step % self._every == 0 or step in (1, self._total):
             row = {name: float(value) for name, value in metrics.items()}
+            row = {k: v for k, v in row.items() if k not in SAMPLED or math.isfinite(v)}
             self._log.write(step, stage, row, tokens)
             bar.set_postfix(loss=f"{row['loss']:.4g}", EV=f"{row['explained_variance']:.3f}", L0=f"{row['l0']:.1f}")
         bar.update()

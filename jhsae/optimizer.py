@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from jhsae.constraint import AbstractConstraint
+from jhsae.leaf import describe
 
 
 def adam(
@@ -47,10 +48,14 @@ def tangent(constraint: AbstractConstraint) -> optax.GradientTransformation:
 
 
 def retract(constraint: AbstractConstraint) -> optax.GradientTransformation:
-    """Renormalisation as an optax transformation: the update that lands on the constraint."""
+    """Renormalisation as an optax transformation: the update that lands on the constraint.
+
+    Leaves that are declared `NonNegative` land at 0 or above whatever the constraint.
+    """
 
     def update(updates: PyTree, params: PyTree) -> PyTree:
         landed = constraint.retract(optax.apply_updates(params, updates))
+        landed = jax.tree.map(lambda leaf, a: jnp.maximum(a, 0) if leaf.nonnegative else a, describe(landed), landed)
         return jax.tree.map(lambda new, old: new - old, landed, params)
 
     return optax.stateless(update)

@@ -11,6 +11,7 @@ from jhsae.logs import Sink
 from jhsae.losses import AbstractTerm
 from jhsae.mesh import MeshShape
 from jhsae.metric import AbstractMetric
+from jhsae.revival import AbstractRevival
 from jhsae.sae import AbstractSAE
 from jhsae.schedule import AbstractSchedule
 
@@ -19,6 +20,7 @@ Normalizer = Annotated[Slot, Supplied(kind=AbstractNormalizer)]
 Term = Annotated[Slot, Supplied(kind=AbstractTerm)]
 Init = Annotated[Slot, Supplied(kind=AbstractInit)]
 Metric = Annotated[Slot, Supplied(kind=AbstractMetric)]
+Revival = Annotated[Slot, Supplied(kind=AbstractRevival)]
 Constraint = Annotated[Slot, Supplied(kind=AbstractConstraint)]
 
 
@@ -72,7 +74,10 @@ class Train:
     optimizer: Annotated[Slot, "the direction of the update"] = _part("jhsae.optimizer.adam")
     seed: Annotated[int, "initial parameters and routing noise"] = 0
     mesh: Annotated[MeshShape, "devices for data and experts"] = field(default_factory=MeshShape)
+    revival: Annotated[Revival, "what restarts dead features beside the loss"] = _part("jhsae.revival.Never")
     dead_window: Annotated[int, "a feature is dead after this many steps without firing"] = 1000
+    dead_tokens: Annotated[int | None, "the same in tokens, rounded up to whole steps; replaces dead_window"] = None
+    sampling_window: Annotated[int, "steps over which the frequency of features is measured"] = 2000
     log_every: Annotated[int, "steps between rows of metrics.jsonl"] = 10
     checkpoint_every: Annotated[int, "steps between checkpoints"] = 1000
     keep: Annotated[int | None, "newest checkpoints to keep; null keeps all"] = 2

@@ -1,4 +1,9 @@
-"""Schedules: a step number in, a value out. Steps count from 0 over the whole run, across its stages."""
+"""Schedules: a step number in, a value out. Steps count from 0 over the whole run, across its stages.
+
+SAELens counts its warmup from 1: a warmup of w steps has the values peak/w, 2 peak/w, ..., peak. `Warmup`,
+`WarmupDecay`, `CosineAnnealing` and `CosineRestarts` do the same, step for step. `WarmupCosine` (optax) and
+`Trapezoid` (dictionary_learning) begin at 0, or at `start`, and reach the peak one step later.
+"""
 
 import abc
 
@@ -66,6 +71,147 @@ class WarmupCosine(AbstractSchedule):
         done = jnp.clip((t - self.warmup) / (self.steps - self.warmup), 0.0, 1.0)
         down = self.peak * ((1 - self.final) * 0.5 * (1 + jnp.cos(jnp.pi * done)) + self.final)
         return jnp.where(t < self.warmup, up, down)
+
+
+class Warmup(AbstractSchedule):
+    """``value min((step + 1) / steps, 1)``: a coefficient that grows to `value`, as SAELens warms up sparsity."""
+
+    value: float = eqx.field(static=True)
+    steps: int = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"Warmup: steps is {self.steps}, expected at least 1; for no warmup write the number")
+
+    def __call__(self, step: Int[Array, ""] | int) -> Scalar:
+        return self.value * jnp.minimum((jnp.asarray(step, jnp.float32) + 1) / self.steps, 1.0)
+
+
+class WarmupDecay(AbstractSchedule):
+    """Linear to `peak` over `warmup` steps, constant, then linear to 0 over the last `decay` of `steps` steps.
+
+    SAELens: lr_scheduler_name "constant" with lr_warm_up_steps and lr_decay_steps. At step `steps` it is 0.
+    """
+
+    peak: float = eqx.field(static=True)
+    steps: int = eqx.field(static=True)
+    warmup: int = eqx.field(static=True, default=0)
+    decay: int = eqx.field(static=True, default=0)
+
+    def __check_init__(self) -> None:
+        _check_ends(self, self.steps, self.warmup, self.decay, between=0)
+
+    def __call__(self, step: Int[Array, ""] | int) -> Scalar:
+        t = jnp.asarray(step, jnp.float32)
+        return self.peak * _between(t, self.steps, self.warmup, self.decay, jnp.ones_like(t), last=1.0)
+
+
+class CosineAnnealing(AbstractSchedule):
+    """Linear to `peak` over `warmup` steps, a cosine to `peak * final`, linear to 0 over the last `decay` steps.
+
+    SAELens: "cosineannealing", whose lr_end is ``peak * final``.
+    """
+
+    peak: float = eqx.field(static=True)
+    steps: int = eqx.field(static=True)
+    warmup: int = eqx.field(static=True, default=0)
+    decay: int = eqx.field(static=True, default=0)
+    final: float = eqx.field(static=True, default=0.1)
+
+    def __check_init__(self) -> None:
+        _check_ends(self, self.steps, self.warmup, self.decay, between=1)
+        _check_final(self, self.final, self.decay)
+
+    def __call__(self, step: Int[Array, ""] | int) -> Scalar:
+        t = jnp.asarray(step, jnp.float32)
+        done = jnp.clip((t - self.warmup) / (self.steps - self.warmup - self.decay), 0.0, 1.0)
+        wave = _cosine(done, self.final)
+        return self.peak * _between(t, self.steps, self.warmup, self.decay, wave, self.final)
+
+
+class CosineRestarts(AbstractSchedule):
+    """As `CosineAnnealing`, but the cosine begins again at the peak, `cycles` times (arXiv 1608.03983).
+
+    SAELens: "cosineannealingwarmrestarts". A cycle is ``(steps - warmup - decay) // cycles`` steps long; the steps
+    that remain begin one more, as there.
+    """
+
+    peak: float = eqx.field(static=True)
+    steps: int = eqx.field(static=True)
+    cycles: int = eqx.field(static=True)
+    warmup: int = eqx.field(static=True, default=0)
+    decay: int = eqx.field(static=True, default=0)
+    final: float = eqx.field(static=True, default=0.1)
+
+    def __check_init__(self) -> None:
+        if self.cycles < 1:
+            raise ValueError(f"CosineRestarts: cycles is {self.cycles}, expected at least 1")
+        _check_ends(self, self.steps, self.warmup, self.decay, between=self.cycles)
+        _check_final(self, self.final, self.decay)
+
+    def __call__(self, step: Int[Array, ""] | int) -> Scalar:
+        t = jnp.asarray(step, jnp.float32)
+        length = (self.steps - self.warmup - self.decay) // self.cycles
+        wave = _cosine(jnp.mod(t - self.warmup, length) / length, self.final)
+        return self.peak * _between(t, self.steps, self.warmup, self.decay, wave, self.final)
+
+
+class Trapezoid(AbstractSchedule):
+    """Linear from 0 at step 0 to `peak` at step `warmup`, constant, then linear to 0 at step `steps`.
+
+    dictionary_learning, whose decay_start is ``steps - decay``. The first update of all is one of size 0.
+    """
+
+    peak: float = eqx.field(static=True)
+    steps: int = eqx.field(static=True)
+    warmup: int = eqx.field(static=True, default=0)
+    decay: int = eqx.field(static=True, default=0)
+
+    def __check_init__(self) -> None:
+        _check_ends(self, self.steps, self.warmup, self.decay, between=0)
+
+    def __call__(self, step: Int[Array, ""] | int) -> Scalar:
+        t = jnp.asarray(step, jnp.float32)
+        return self.peak * _between(t, self.steps, self.warmup, self.decay, jnp.ones_like(t), last=1.0, counts_from=0)
+
+
+def _between(
+    t: Float[Array, ""],
+    steps: int,
+    warmup: int,
+    decay: int,
+    middle: Float[Array, ""],
+    last: float,
+    counts_from: int = 1,
+) -> Float[Array, ""]:
+    """`middle`, with a linear rise to 1 before it and a linear fall from `last` to 0 after it."""
+    value = jnp.where(t < warmup, (t + counts_from) / max(warmup, 1), middle)
+    fall = last * jnp.clip((steps - t) / max(decay, 1), 0.0, 1.0)
+    return jnp.where((t >= steps - decay) & (decay > 0), fall, value)
+
+
+def _cosine(done: Float[Array, ""], final: float) -> Float[Array, ""]:
+    """From 1 to `final` as `done` goes from 0 to 1."""
+    return final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+
+
+def _check_ends(schedule: AbstractSchedule, steps: int, warmup: int, decay: int, between: int) -> None:
+    if warmup < 0 or decay < 0 or steps < max(warmup + decay + between, 1):
+        raise ValueError(
+            f"{type(schedule).__name__}: steps is {steps}, warmup {warmup} and decay {decay}, which leaves "
+            f"{steps - warmup - decay} steps between them, expected at least {between}; write a longer run, or a "
+            "shorter warmup or decay (0 or more)"
+        )
+
+
+def _check_final(schedule: AbstractSchedule, final: float, decay: int) -> None:
+    if not 0 <= final <= 1:
+        raise ValueError(f"{type(schedule).__name__}: final is {final}, expected a fraction of the peak, 0 to 1")
+    if decay and final == 0:
+        raise ValueError(
+            f"{type(schedule).__name__}: final is 0, so that the last {decay} steps would fall from 0 to 0; write "
+            "decay=0, or a final above 0"
+        )
 
 
 def as_schedule(value: AbstractSchedule | float) -> AbstractSchedule:

@@ -16,6 +16,7 @@ from jhsae.constraint import AbstractConstraint, Free
 from jhsae.data.normalize import AbstractNormalizer
 from jhsae.losses import Objective
 from jhsae.optimizer import chain
+from jhsae.revival import AbstractRevival, Never
 from jhsae.sae import AbstractSAE, Forward
 from jhsae.schedule import AbstractSchedule
 from jhsae.usage import Context, Usage
@@ -37,7 +38,8 @@ class TrainState(eqx.Module):
         """The state before the first update. Arrays are copied, because the step donates them."""
         sae, key = jax.tree.map(lambda a: jnp.array(a, copy=True) if eqx.is_array(a) else a, (sae, key))
         opt_state = chain(direction, 0.0, Free()).init(eqx.filter(sae, eqx.is_inexact_array))
-        return cls(sae, opt_state, Usage.init(sae.features), jnp.zeros((), jnp.int32), key)
+        usage = Usage.init(sae.features, len(sae.sparsifiers))
+        return cls(sae, opt_state, usage, jnp.zeros((), jnp.int32), key)
 
 
 class Parts(eqx.Module):
@@ -47,6 +49,7 @@ class Parts(eqx.Module):
     learning_rate: AbstractSchedule
     constraint: AbstractConstraint
     normalizer: AbstractNormalizer
+    revival: AbstractRevival = Never()
 
 
 def make_step(
@@ -54,15 +57,21 @@ def make_step(
     frozen: PyTree[bool] | None = None,
     clip: float | None = 1.0,
     dead_window: int = 1000,
+    sampling_window: int = 2000,
     place: Callable[[TrainState], TrainState] = lambda state: state,
 ) -> Callable[[tuple[Parts, Array], TrainState], tuple[TrainState, Metrics]]:
-    """The compiled step of one stage. `place` pins the next state to its sharding."""
+    """The compiled step of one stage.
+
+    A feature is dead after `dead_window` steps without firing; frequencies are those of `sampling_window` steps.
+    `place` pins the next state to its sharding.
+    """
 
     @eqx.filter_jit(donate="all-except-first")
     def step(inputs: tuple[Parts, Array], state: TrainState) -> tuple[TrainState, Metrics]:
         parts, batch = inputs
         x, _ = parts.normalizer(batch.astype(jnp.float32))
-        context = Context(jax.random.fold_in(state.key, state.step), state.step, state.usage)
+        dead = state.usage.dead(dead_window)
+        context = Context(jax.random.fold_in(state.key, state.step), state.step, state.usage, dead)
         params, static = eqx.partition(state.sae, eqx.is_inexact_array)
 
         def loss(params: PyTree) -> tuple[Array, tuple[Metrics, Forward]]:
@@ -76,7 +85,9 @@ def make_step(
         update = chain(direction, rate, parts.constraint, frozen, clip)
         updates, opt_state = update.update(grads, state.opt_state, params)
         sae = eqx.apply_updates(state.sae, updates)
-        usage = state.usage.update(forward.codes)
+        again = jax.random.fold_in(state.key, -1 - state.step)
+        sae, opt_state, reborn = parts.revival(sae, opt_state, update, forward, state.step, again)
+        usage = state.sae.observe(state.usage, forward.codes, sampling_window).restarted(reborn)
         metrics = {
             "loss": total,
             **terms,
@@ -84,10 +95,25 @@ def make_step(
             "learning_rate": jnp.asarray(rate, jnp.float32),
         }
         metrics["grad_norm"] = optax.tree.norm(grads)
-        metrics["dead"] = jnp.mean(usage.dead(dead_window))
+        metrics |= _sampled(usage, dead_window)
         return place(TrainState(sae, opt_state, usage, state.step + 1, state.key)), metrics
 
     return step
+
+
+def _sampled(usage: Usage, dead_window: int) -> Metrics:
+    """The dead, and how often features fire as a fraction of the tokens of the last sampling window.
+
+    The latter are NaN until a first window is complete.
+    """
+    frequency = usage.frequency
+    none = jnp.isnan(frequency[0])
+    rates = {
+        "mean_log10_frequency": jnp.mean(jnp.log10(frequency + 1e-10)),
+        "below_1e-5": jnp.where(none, jnp.nan, jnp.mean(frequency < 1e-5)),
+        "below_1e-6": jnp.where(none, jnp.nan, jnp.mean(frequency < 1e-6)),
+    }
+    return {"dead": jnp.mean(usage.dead(dead_window)), **rates}
 
 
 def _fidelity(forward: Forward) -> Metrics:

@@ -47,7 +47,7 @@ def run(config: Train) -> Path:
     shapes = eqx.filter_eval_shape(build_sae, config, init_key)
     _check_sizes(config, shapes, store)
     _check_teacher(config, store)
-    normalizer = cfg.build(config.data.normalize).fit(store.manifest)
+    normalizer = cfg.build(config.data.normalize).fit(store)
     direction = cfg.build(config.optimizer)
     phases = [_phase(config, stage, shapes, normalizer, direction, mesh) for stage in config.stages]
     for phase in phases:
@@ -70,9 +70,9 @@ def run(config: Train) -> Path:
             save=lambda state: checkpoints.save(state, loader.get_state()),
             label=folder.name,
         )
-    reads = {"model": store.manifest.model, "layer": store.manifest.layer}
-    about |= {"reads": reads, "statistics": store.manifest.statistics()}
-    save_sae(folder / "sae", state.sae, config.sae, config.data.normalize, about)
+    about |= {"reads": {"model": store.manifest.model, "layer": store.manifest.layer}}
+    settled = state.sae.settled(state.usage)
+    save_sae(folder / "sae", settled, config.sae, config.data.normalize, normalizer, about)
     return folder
 
 
@@ -134,11 +134,16 @@ def _phase(
         _schedule(stage.learning_rate),
         cfg.build(config.constraint),
         normalizer,
+        cfg.build(config.revival),
     )
     frozen = matching(sae, stage.freeze) if stage.freeze else None
     place = (lambda state: shard_state(state, mesh)) if mesh.size > 1 else (lambda state: state)
-    step = make_step(direction, frozen, stage.clip, config.dead_window, place)
+    step = make_step(direction, frozen, stage.clip, _dead_window(config), config.sampling_window, place)
     return Phase(stage.name, stage.steps, step, parts)
+
+
+def _dead_window(config: Train) -> int:
+    return config.dead_window if config.dead_tokens is None else -(-config.dead_tokens // config.data.batch)
 
 
 def _schedule(value: Any) -> AbstractSchedule:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,9 +141,7 @@ def test_another_store_under_the_same_name_is_refused(place):
     path = runs.train_config(place, other, place / "moving", stages=[{"name": "a", "steps": 8, "learning_rate": 0.0}])
     loaded = config.load(Train, path)
     train.run(loaded)
-    (place / "moving" / "sae" / "sae.json").rename(place / "moving" / "sae.json")
-    (place / "moving" / "sae" / "sae.safetensors").unlink()
-    (place / "moving" / "sae").rmdir()
+    shutil.rmtree(place / "moving" / "sae")  # the run is not finished
     other.rename(place / "moved.old")
     runs.store(other, rows=480)
     with pytest.raises(UserError, match=r"store.*changed"):

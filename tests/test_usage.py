@@ -1,3 +1,4 @@
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +31,7 @@ def test_the_counter_is_the_number_of_steps_since_a_feature_fired():
 
 
 def test_a_feature_is_dead_from_the_window_on():
-    usage = Usage(jnp.array([0, 2, 3, 4], jnp.int32))
+    usage = eqx.tree_at(lambda u: u.since_fired, Usage.init(4), jnp.array([0, 2, 3, 4], jnp.int32))
     np.testing.assert_array_equal(usage.dead(3), [0.0, 0.0, 1.0, 1.0])
 
 

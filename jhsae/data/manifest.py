@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Float64
 
 from jhsae.data.files import checksums, is_bucket, kvstore
-from jhsae.data.statistics import Statistics
 from jhsae.errors import UserError
 
 NAME = "manifest.json"
@@ -73,11 +72,6 @@ class Manifest:
     def to_json(self) -> str:
         """The text of ``manifest.json``; floats are written so that they read back exactly."""
         return json.dumps(asdict(self) | {"mean": self.mean.tolist()}, indent=1)
-
-    def statistics(self) -> dict[str, Any]:
-        """What input normalisers need, as JSON values: ``Statistics(**manifest.statistics())``."""
-        names = (f.name for f in fields(Statistics))
-        return {name: getattr(self, name) for name in names} | {"mean": self.mean.tolist()}
 
     @classmethod
     def from_json(cls, text: bytes, where: str) -> "Manifest":

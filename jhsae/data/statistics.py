@@ -5,7 +5,6 @@ For n rows x: mean = E[x]; total variance = E||x - mean||^2; mean, root mean squ
 S = S_a + S_b + ||d||^2 n_a n_b/n, where S is the sum of squared deviations.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +16,7 @@ class Statistics:
     """What a manifest says about its rows, in the units of the activations (`total_variance`: squared)."""
 
     embed: int
-    mean: Float64[np.ndarray, "embed"] | Sequence[float]
+    mean: Float64[np.ndarray, "embed"]
     mean_norm: float
     rms_norm: float
     min_norm: float

@@ -3,6 +3,7 @@
 Three definitions of explained variance are in use; they differ, and are never compared with one another:
 ``ev_r2 = 1 - sum |x - x_hat|^2 / sum |x - mean x|^2`` (the default), ``ev_saebench``, in which SAEBench 0.6 squares
 ``mean_d E[x_d^2]`` where |E x|^2 is meant (close to an uncentred R^2), and ``ev_legacy``, the mean of per-token ratios.
+In SAELens 6.54 `ev_r2` is called explained_variance and `ev_legacy` explained_variance_legacy.
 """
 
 from collections.abc import Iterable
@@ -18,22 +19,24 @@ from jhsae.data.normalize import AbstractNormalizer
 from jhsae.sae import AbstractSAE, Forward, HierarchicalSAE
 from jhsae.usage import Context
 
+LOG10_EDGES = tuple(i / 4 for i in range(-32, 1))  # of frequencies from 1e-8, four bins per factor of ten
+
 
 @eqx.filter_jit
 def reconstruct(
     sae: AbstractSAE, normalizer: AbstractNormalizer, x: Float[Array, "batch embed"]
 ) -> tuple[Float[Array, "batch embed"], Forward]:
     """The reconstruction in the units of `x`, and the forward pass in those of the SAE."""
-    inside, scale = normalizer(x)
+    inside, token = normalizer(x)
     forward = sae.forward(inside, Context())
-    return normalizer.undo(forward.x_hat, scale), forward
+    return normalizer.undo(forward.x_hat, token), forward
 
 
 @eqx.filter_jit
 def _sums(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Array, mean: Array) -> dict[str, Array]:
-    inside, scale = normalizer(x)
+    inside, token = normalizer(x)
     forward = sae.forward(inside, Context())
-    x_hat = normalizer.undo(forward.x_hat, scale)
+    x_hat = normalizer.undo(forward.x_hat, token)
     error = jnp.sum((x - x_hat) ** 2, axis=-1)
     centred = jnp.sum((x - mean) ** 2, axis=-1)
     norms, norms_hat = jnp.linalg.norm(x, axis=-1), jnp.linalg.norm(x_hat, axis=-1)
@@ -44,13 +47,16 @@ def _sums(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Array, mean: Arra
         "centred": jnp.sum(centred),
         "ratio": jnp.sum(error / centred),
         "cosine": jnp.sum(cosine),
-        "shrinkage": jnp.sum(norms_hat / norms),
+        "shrinkage": jnp.sum(norms_hat / jnp.where(norms < 1e-4, 1.0, norms)),
+        "squared_hat": jnp.sum(x_hat**2),
+        "along": jnp.sum(x * x_hat),
         "l0": jnp.sum(forward.codes.l0()),
+        "l1": jnp.sum(jnp.abs(forward.codes.flat().values)),
         "fired": forward.codes.fired(),
         "squares": jnp.sum(x**2, axis=0),
     }
     if forward.coarse is not None:
-        coarse = normalizer.undo(forward.coarse, scale)
+        coarse = normalizer.undo(forward.coarse, token)
         sums["coarse_error"] = jnp.sum((x - coarse) ** 2)
         sums["l0_parents"] = jnp.sum(forward.tree().parents.l0())
     return sums
@@ -64,7 +70,9 @@ def fidelity(
 ) -> tuple[dict[str, Any], Float[np.ndarray, "features"]]:
     """Metrics over all `batches` (raw activations) and how often each feature fired, as a fraction of the tokens.
 
-    `mean` is the mean of the held-out rows. MSE is summed over embed, averaged over tokens. Sums are kept in float64.
+    `mean` is the mean of the held-out rows. MSE is summed over embed, averaged over tokens. L1 is in the units of the
+    SAE's own input, everything else in those of the language model. `density` counts the features that fired by the
+    log10 of their frequency; the others are `dead`. Sums are kept in float64.
     """
     totals: dict[str, np.ndarray] = {}
     for batch in batches:
@@ -74,7 +82,7 @@ def fidelity(
     rows = totals["rows"]
     uncentred = totals["squares"].sum() / rows
     saebench_total = uncentred - np.mean(totals["squares"] / rows) ** 2
-    frequency = totals["fired"] / rows
+    frequency = np.asarray(totals["fired"] / rows)
     metrics = {
         "ev_r2": float(1 - totals["error"] / totals["centred"]),
         "ev_saebench": float(1 - (totals["error"] / rows) / saebench_total),
@@ -82,8 +90,13 @@ def fidelity(
         "mse": float(totals["error"] / rows),
         "cosine": float(totals["cosine"] / rows),
         "shrinkage": float(totals["shrinkage"] / rows),
+        "relative_reconstruction_bias": _bias(float(totals["squared_hat"]), float(totals["along"])),
         "l0": float(totals["l0"] / rows),
+        "l1": float(totals["l1"] / rows),
         "dead": float(np.mean(frequency == 0)),
+        "below_1e-5": float(np.mean(frequency < 1e-5)),
+        "above_1e-1": float(np.mean(frequency > 0.1)),
+        "density": density(frequency),
         "rows": int(rows),
         "parameters": parameters(sae),
     }
@@ -97,6 +110,24 @@ def fidelity(
             "dead_atoms": float(np.mean(frequency[experts:] == 0)),
         }
     return metrics, frequency
+
+
+def density(frequency: Float[np.ndarray, "features"]) -> dict[str, list[float] | list[int]]:
+    """How many features fire how often: counts in fixed bins of log10 frequency, as JSON values.
+
+    A feature that never fired is in no bin, one rarer than 1e-8 in the first.
+    """
+    live = np.clip(np.log10(frequency[frequency > 0]), LOG10_EDGES[0], LOG10_EDGES[-1])
+    counts, _ = np.histogram(live, LOG10_EDGES)
+    return {"log10_edges": list(LOG10_EDGES), "counts": counts.tolist()}
+
+
+def _bias(squared: float, along: float) -> float:
+    """``E||x_hat||^2 / E[x . x_hat]`` (arXiv 2404.16014, eq. 10): 1 where no rescaling of x_hat would fit better.
+
+    Below 1 x_hat is too short; 0 where it is always 0.
+    """
+    return squared / along if squared else 0.0
 
 
 def parameters(sae: AbstractSAE) -> int:

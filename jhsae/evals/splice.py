@@ -29,8 +29,8 @@ class Spliced(eqx.Module):
     normalizer: AbstractNormalizer
 
     def __call__(self, x: Float[Array, "rows embed"]) -> Float[Array, "rows embed"]:
-        inside, scale = self.normalizer(x)
-        return self.normalizer.undo(self.sae.forward(inside, Context()).x_hat, scale)
+        inside, token = self.normalizer(x)
+        return self.normalizer.undo(self.sae.forward(inside, Context()).x_hat, token)
 
 
 @eqx.filter_jit

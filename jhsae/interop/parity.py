@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jhsae.errors import UserError
-from jhsae.interop import parity_moe, parity_polytope
+from jhsae.interop import parity_moe, parity_polytope, parity_saelens
 from jhsae.interop.golden import Row, read
 
 
@@ -31,7 +31,9 @@ def rows(arrays: dict[str, np.ndarray], path: str) -> list[Row]:
         return parity_moe.rows(arrays)
     if "geometry/unembedding" in arrays:
         return parity_polytope.rows(arrays)
+    if "dead_mask" in arrays:
+        return parity_saelens.rows(arrays)
     raise UserError(
         f"{path} is of no known kind: it has neither init/W_down (MixtureOfExperts_v2) nor geometry/unembedding "
-        f"(PolytopeSAE), but {', '.join(sorted(arrays)[:5])}, ...; write one of the golden files"
+        f"(PolytopeSAE) nor dead_mask (SAELens), but {', '.join(sorted(arrays)[:5])}, ...; write a golden file"
     )

@@ -15,7 +15,8 @@ from jhsae.errors import UserError, nearest
 from jhsae.sae import AbstractSAE, Forward
 from jhsae.schedule import AbstractSchedule, Constant, as_schedule
 
-COLUMNS = {"step", "stage", "loss", "l0", "explained_variance", "dead", "learning_rate", "grad_norm"}
+SAMPLED = {"mean_log10_frequency", "below_1e-5", "below_1e-6"}
+COLUMNS = {"step", "stage", "loss", "l0", "explained_variance", "dead", "learning_rate", "grad_norm"} | SAMPLED
 
 
 class AbstractTerm(eqx.Module):

@@ -1,11 +1,14 @@
-"""L1 penalties; which codes they cover differs between the originals and is named in the class."""
+"""L1 and Lp penalties; which codes they cover differs between the originals and is named in the class."""
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jhsae.errors import UserError
 from jhsae.losses.base import AbstractTerm
 from jhsae.sae import AbstractSAE, Forward, HierarchicalSAE
+from jhsae.schedule import AbstractSchedule
 
 
 class L1Active(AbstractTerm):
@@ -45,3 +48,47 @@ class MeanL1Children(AbstractTerm):
         codes = forward.tree()
         size = codes.children.values.shape[0] * codes.parents.size * codes.children.size
         return jnp.sum(jnp.abs(codes.children.values)) / size
+
+
+class Contributions(AbstractTerm):
+    """``mean_batch (sum_i (code_i |W_dec_i|)^p)^(1/p)``: the p-norm of what each feature adds to the reconstruction.
+
+    With p = 1 the L1 penalty that free decoder norms cannot evade (Anthropic, April 2024; SAELens's standard SAE).
+    """
+
+    p: float = eqx.field(static=True, default=1.0)
+
+    def __check_init__(self) -> None:
+        if self.p <= 0:
+            raise ValueError(f"Contributions: p is {self.p}, expected more than 0; 1 is the L1 penalty")
+
+    def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
+        sizes = _contributions(sae, forward)
+        if self.p == 1.0:
+            return jnp.mean(jnp.sum(sizes, axis=-1))
+        # a code of 0 has no finite slope for p < 1, nor has a token without any code
+        powers = jnp.where(sizes > 0, jnp.where(sizes > 0, sizes, 1.0) ** self.p, 0.0)
+        totals = jnp.sum(powers, axis=-1)
+        return jnp.mean(jnp.where(totals > 0, jnp.where(totals > 0, totals, 1.0) ** (1 / self.p), 0.0))
+
+
+class AnnealedLp(AbstractTerm):
+    """``mean_batch sum_i (code_i |W_dec_i|)^p`` with p from a schedule, scaled to the size of the L1 penalty.
+
+    p falling from 1 towards 0 turns L1 into L0 (p-annealing: Karvonen et al., arXiv 2408.00113). They rescale the
+    weight at each change of p by the ratio of the penalties; here the ratio to p = 1 is taken on every batch, without
+    gradient, to which theirs multiplies up.
+    """
+
+    p: AbstractSchedule
+
+    def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
+        sizes, p = _contributions(sae, forward), self.p(forward.context.step)
+        powers = jnp.where(sizes > 0, jnp.where(sizes > 0, sizes, 1.0) ** p, 0.0)
+        ratio = jnp.sum(sizes) / jnp.maximum(jnp.sum(powers), jnp.finfo(sizes.dtype).tiny)
+        return jax.lax.stop_gradient(ratio) * jnp.mean(jnp.sum(powers, axis=-1))
+
+
+def _contributions(sae: AbstractSAE, forward: Forward) -> Float[Array, "batch slots"]:
+    codes, norms = forward.codes.flat(), jnp.linalg.norm(sae.dictionary(), axis=-1)
+    return jnp.abs(codes.values) * (norms if codes.indices is None else norms[codes.indices])

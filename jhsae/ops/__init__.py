@@ -7,5 +7,8 @@ from jhsae.ops.experts import encode_atoms as encode_atoms
 from jhsae.ops.gram import off_diagonal_mean as off_diagonal_mean
 from jhsae.ops.gram import sum_of_squared_inner as sum_of_squared_inner
 from jhsae.ops.gram import unit_rows as unit_rows
+from jhsae.ops.jump import jump_relu as jump_relu
+from jhsae.ops.jump import step as step
 from jhsae.ops.topk import Method as Method
+from jhsae.ops.topk import largest as largest
 from jhsae.ops.topk import topk as topk

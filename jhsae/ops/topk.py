@@ -58,3 +58,33 @@ def _blocked(x: Float[Array, "*batch n"], k: int) -> Int[Array, "*batch k"]:
 
 
 METHODS: dict[str, Callable[[Array, int], Array]] = {"lax": _lax, "scan": _scan, "blocked": _blocked}
+
+
+INFINITY = 0x7F800000  # its bits; those of NaN are above
+
+
+def largest(x: Float[Array, "*shape"], count: Int[Array, ""] | int) -> Bool[Array, "*shape"]:
+    """Marks the `count` largest entries of a whole array of non-negative numbers; ties go to the lowest index.
+
+    `count` may be traced. The bits of a non-negative float32 order like the number, so the value of rank `count` is
+    found bit by bit, in 31 passes and without a sort. As in `topk`, what is not a number comes first, so that it
+    reaches the loss.
+    """
+    signed = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(x).astype(jnp.float32), jnp.int32)
+    size = signed & 0x7FFFFFFF
+    bits = jnp.where(size > INFINITY, size, jnp.maximum(signed, 0))  # -0.0 is 0, and so is all below it
+    wanted = jnp.asarray(count, jnp.uint32)
+
+    def refine(i: Int[Array, ""], value: Int[Array, ""]) -> Int[Array, ""]:
+        higher = value | (1 << (30 - i))
+        return jnp.where(jnp.sum(bits >= higher, dtype=jnp.uint32) >= wanted, higher, value)
+
+    value = jax.lax.fori_loop(0, 31, refine, jnp.int32(0))
+    above, tied = bits > value, bits == value
+    room = wanted - jnp.sum(above, dtype=jnp.uint32)
+
+    def first(tied: Bool[Array, "*shape"]) -> Bool[Array, "*shape"]:
+        return tied & (jnp.cumsum(tied.reshape(-1), dtype=jnp.uint32).reshape(tied.shape) <= room)
+
+    tied = jax.lax.cond(jnp.sum(tied, dtype=jnp.uint32) == room, lambda t: t, first, tied)
+    return above | tied

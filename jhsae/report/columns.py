@@ -119,6 +119,11 @@ OTHERS = {
     "ev_legacy": "mean over tokens of 1 − ‖x − x̂‖² / ‖x − mean‖², the older SAELens definition",
     "cosine": "mean over tokens of the cosine between x and x̂",
     "shrinkage": "mean over tokens of ‖x̂‖ / ‖x‖; below 1 the reconstruction is too short",
+    "relative_reconstruction_bias": "E‖x̂‖² / E[x · x̂] over held-out tokens: 1 where no rescaling of x̂ would fit "
+    "better, below 1 where x̂ is too short",
+    "l1": "sum of the absolute codes of a token, averaged, in the units of the SAE's own input",
+    "below_1e-5": "share of the features that fire on fewer than one held-out token in 100,000, the dead included",
+    "above_1e-1": "share of the features that fire on more than one held-out token in 10",
     "rows": "held-out tokens behind the numbers on reconstruction",
     "l0_parents": "active experts per token",
     "l0_atoms": "active atoms per token",
@@ -154,8 +159,8 @@ def definition(key: str) -> str:
 
 
 def everything(runs: list[Run]) -> list[tuple[str, str, list[Cell]]]:
-    """Every metric of every run: (key, meaning, cells), in the order of the files."""
-    keys = dict.fromkeys(key for run in runs for key in run.metrics)
+    """Every number of every run: (key, meaning, cells), in the order of the files. Histograms are drawn instead."""
+    keys = dict.fromkeys(key for run in runs for key, value in run.metrics.items() if not isinstance(value, dict))
     flat = {key for run in runs if not run.hierarchical for key in run.metrics}
     columns = [Column(key, "", definition(key), _any, tree=key not in flat) for key in keys]
     return [(column.key, column.definition, [cell(column, run) for run in runs]) for column in columns]

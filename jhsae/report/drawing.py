@@ -56,6 +56,15 @@ class Labels(NamedTuple):
     identity: str
 
 
+class Bins(NamedTuple):
+    """One run's histogram: a count between every two neighbouring edges; `place` as in `Series`."""
+
+    name: str
+    place: int
+    edges: Sequence[float]
+    counts: Sequence[int]
+
+
 class Mark(NamedTuple):
     """A line with a measured value, its null, or both; quartiles where they are known."""
 
@@ -94,6 +103,23 @@ def curves(
         axes.set_title(plain(labels.title))
         axes.legend(lines, [plain(one.name) for one in series])
         return _svg(figure, f"curve {labels.identity}")
+
+
+def histograms(labels: Labels, bins: list[Bins]) -> str:
+    """Outlines of histograms of log10 values, from the first bin of any run that holds something."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.9, 3.3))
+        axes = figure.add_axes((0.17, 0.14, 0.81, 0.76))
+        for one in bins:
+            colour, line = COLOURS[one.place % len(COLOURS)], LINES[one.place % len(LINES)]
+            axes.stairs(one.counts, one.edges, label=plain(one.name), color=colour, linestyle=line, linewidth=1.3)
+        held = [edge for one in bins for edge, count in zip(one.edges, one.counts, strict=False) if count]
+        axes.set_xlim(left=min(held, default=None))
+        axes.set_xlabel(plain(labels.unit))
+        axes.set_ylabel("features")
+        axes.set_title(plain(labels.title))
+        axes.legend()
+        return _svg(figure, f"histogram {labels.identity}")
 
 
 def angles(title: str, marks: list[Mark]) -> str:

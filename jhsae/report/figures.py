@@ -64,6 +64,18 @@ def terms(runs: list[Run]) -> list[Figure]:
     return _figures(list(groups.values()), runs)
 
 
+def densities(runs: list[Run]) -> Figure | None:
+    """How many features fire how often, of every run that recorded it."""
+    found = [(run, place, run.metrics["density"]) for place, run in enumerate(runs) if "density" in run.metrics]
+    if not found:
+        return None
+    bins = [drawing.Bins(run.name, place, d["log10_edges"], d["counts"]) for run, place, d in found]
+    title = "Feature density (held-out tokens)"
+    svg = drawing.histograms(drawing.Labels(title, "log10 of the fraction of tokens that fire it", "density"), bins)
+    live = "; ".join(f"{one.name} {sum(one.counts):,}" for one in bins)
+    return Figure(svg, f"Features that fired at all, which alone are drawn: {live}.", title)
+
+
 def angles(runs: list[Run]) -> Figure | None:
     """Parent-child orthogonality of every hierarchical run beside its null, in both metrics."""
     marks, words = [], []

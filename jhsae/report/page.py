@@ -56,6 +56,7 @@ def render(config: Json, runs: list[Run], teacher: Json | None) -> str:
         "optimiser": figures.optimiser(runs),
         "normalisers": [(run.name, judging.part(at(run.config, "data.normalize")) or "unknown") for run in runs],
         "windows": [(run.name, at(run.config, "dead_window") or "unknown") for run in runs],
+        "densities": figures.densities(runs),
         "angles": figures.angles(runs),
         "asked_for": figures.asked_for(runs),
         "cards": [(run, cards(run)) for run in runs],

@@ -2,6 +2,7 @@
 
 from jhsae.sae.base import AbstractSAE as AbstractSAE
 from jhsae.sae.base import Forward as Forward
+from jhsae.sae.base import Top as Top
 from jhsae.sae.build import mixture_of_experts_v2 as mixture_of_experts_v2
 from jhsae.sae.build import teacher_initialized as teacher_initialized
 from jhsae.sae.children import Residual as Residual
@@ -9,4 +10,7 @@ from jhsae.sae.children import ScaledByParent as ScaledByParent
 from jhsae.sae.children import Token as Token
 from jhsae.sae.children import Unscaled as Unscaled
 from jhsae.sae.flat import FlatSAE as FlatSAE
+from jhsae.sae.gated import GatedSAE as GatedSAE
 from jhsae.sae.hierarchical import HierarchicalSAE as HierarchicalSAE
+from jhsae.sae.units import DecoderNormUnit as DecoderNormUnit
+from jhsae.sae.units import PlainUnit as PlainUnit

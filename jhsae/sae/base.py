@@ -5,6 +5,7 @@ leaf is a parameter; hyperparameters are static; running statistics live in `Usa
 """
 
 import abc
+from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float
 from jhsae.codes import Codes, TreeCodes
 from jhsae.errors import UserError
 from jhsae.sparsify import AbstractSparsifier
-from jhsae.usage import Context
+from jhsae.usage import Context, Usage
 
 
 class Forward(eqx.Module):
@@ -22,13 +23,14 @@ class Forward(eqx.Module):
 
     `pre` are the pre-activations of the features (of the experts, in a hierarchical SAE); `coarse` is the
     reconstruction from the parents alone and `child_pre` the pre-activations of the selected experts' atoms; both
-    are None for a flat SAE.
+    are None for a flat SAE. `context` is that of the pass: its step, and which features are dead.
     """
 
     x: Float[Array, "batch embed"]
     x_hat: Float[Array, "batch embed"]
     codes: Codes | TreeCodes
     pre: Float[Array, "batch features"]
+    context: Context
     coarse: Float[Array, "batch embed"] | None = None
     child_pre: Float[Array, "batch k atoms"] | None = None
 
@@ -43,6 +45,14 @@ class Forward(eqx.Module):
         if self.child_pre is None:
             raise UserError("a flat SAE has no atoms; this needs a hierarchical SAE")
         return self.child_pre
+
+
+class Top(NamedTuple):
+    """The parameters of the features of ``forward.pre``, one row each; a tied encoder is None."""
+
+    encoder: Float[Array, "top embed"] | None
+    decoder: Float[Array, "top embed"]
+    biases: tuple[Float[Array, "top"], ...]
 
 
 class AbstractSAE(eqx.Module):
@@ -60,6 +70,20 @@ class AbstractSAE(eqx.Module):
     def dictionary(self) -> Float[Array, "features embed"]:
         """One row per feature of ``codes.flat()``: what a value of 1 adds to the reconstruction."""
 
+    @abc.abstractmethod
+    def top_rows(self) -> Float[Array, "top embed"]:
+        """The decoder rows of the features whose pre-activations are ``forward.pre``, for codes in their units."""
+
+    @property
+    @abc.abstractmethod
+    def top(self) -> Top:
+        """What a feature of ``forward.pre`` is made of."""
+
+    @property
+    @abc.abstractmethod
+    def sparsifiers(self) -> tuple[AbstractSparsifier, ...]:
+        """The sparsifiers, in the order of ``codes.levels()``; none where the activation is part of the SAE."""
+
     @property
     @abc.abstractmethod
     def features(self) -> int:
@@ -69,6 +93,27 @@ class AbstractSAE(eqx.Module):
     @abc.abstractmethod
     def embed(self) -> int:
         """The size of the vectors that the SAE reads."""
+
+    def observe(self, usage: Usage, codes: Codes | TreeCodes, window: int) -> Usage:
+        """The usage after a training step with these codes; `window` steps make one estimate of frequency."""
+        levels = zip(self.sparsifiers, usage.thresholds, codes.levels(), strict=True) if self.sparsifiers else ()
+        return usage.update(codes, tuple(part.track(t, c) for part, t, c in levels), window)
+
+    def settled(self, usage: Usage | None) -> "AbstractSAE":
+        """The SAE as it is used after training: rules that need a batch or a schedule give way to those that do not.
+
+        `usage` holds the running thresholds; without it they are 0 (a structure into which a saved SAE is read).
+        """
+        if not self.sparsifiers:
+            return self
+        thresholds = usage.thresholds if usage else (jnp.zeros(()),) * len(self.sparsifiers)
+        parts = [part.settled(t).sized(n) for part, t, n in zip(self.sparsifiers, thresholds, self._sizes, strict=True)]
+        return eqx.tree_at(lambda sae: sae.sparsifiers, self, tuple(parts))
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        """How many features each sparsifier selects from."""
+        return (self.features,)
 
     def encode(
         self, x: Float[Array, "batch embed"] | Float[np.ndarray, "batch embed"], context: Context | None = None

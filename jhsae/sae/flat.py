@@ -1,7 +1,7 @@
 """The flat SAE: ``codes = sparsifier(W_enc (x - b_dec) + b_enc)``, ``x_hat = codes W_dec + b_dec``.
 
-With a `TopK` sparsifier it is the TopK SAE of Gao et al. (arXiv 2406.04093). Rows belong to features in both
-matrices, so that a token gathers rows.
+The sparsifier makes the architecture: `ReLU` the standard SAE, `TopK` that of Gao et al. (arXiv 2406.04093),
+`BatchTopK`, `JumpReLU`, ... Rows belong to features in both matrices, so that a token gathers rows.
 """
 
 from typing import Annotated
@@ -14,19 +14,26 @@ from jaxtyping import Array, Float, Key
 from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
 from jhsae.leaf import Unit
-from jhsae.sae.base import AbstractSAE, Forward, check_selects, check_sizes
+from jhsae.sae.base import AbstractSAE, Forward, Top, check_selects, check_sizes
+from jhsae.sae.units import AbstractCodeUnit, PlainUnit
 from jhsae.sparsify import AbstractSparsifier
 from jhsae.usage import Context
 
 
 class FlatSAE(AbstractSAE):
-    """A flat SAE of `features` features. Starts with unit decoder rows, ``W_enc = W_dec``, biases 0."""
+    """A flat SAE of `features` features. Starts with unit decoder rows, ``W_enc = W_dec``, biases 0.
+
+    `apply_b_dec_to_input` subtracts the decoder bias before encoding. `kernel` and `chunk` choose how the decoder of
+    sparse codes is computed (`ops`).
+    """
 
     W_enc: Float[Array, "features embed"]
     W_dec: Annotated[Float[Array, "features embed"], Unit("embed")]
     b_enc: Float[Array, "features"]
     b_dec: Float[Array, "embed"]
     sparsifier: AbstractSparsifier
+    code_unit: AbstractCodeUnit
+    apply_b_dec_to_input: bool = eqx.field(static=True)
     kernel: ops.Kernel = eqx.field(static=True)
     chunk: int | None = eqx.field(static=True)
 
@@ -36,18 +43,21 @@ class FlatSAE(AbstractSAE):
         features: int,
         sparsifier: AbstractSparsifier,
         *,
+        code_unit: AbstractCodeUnit = PlainUnit(),  # noqa: B008  (an immutable module)
+        apply_b_dec_to_input: bool = True,
         kernel: ops.Kernel = "gather",
         chunk: int | None = None,
         key: Key[Array, ""],
     ):
         check_sizes(embed=embed, features=features)
         check_selects("sparsifier", sparsifier, features, "features")
-        rows = jax.random.normal(key, (features, embed))
-        self.W_dec = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
+        self.W_dec = random_unit_rows(key, (features, embed))
         self.W_enc = self.W_dec
         self.b_enc = jnp.zeros(features)
         self.b_dec = jnp.zeros(embed)
-        self.sparsifier = sparsifier
+        self.sparsifier = sparsifier.sized(features)
+        self.code_unit = code_unit
+        self.apply_b_dec_to_input = apply_b_dec_to_input
         self.kernel, self.chunk = kernel, chunk
 
     @property
@@ -58,16 +68,40 @@ class FlatSAE(AbstractSAE):
     def embed(self) -> int:
         return self.W_dec.shape[1]
 
+    @property
+    def top(self) -> Top:
+        return Top(self.W_enc, self.W_dec, (self.b_enc,))
+
+    @property
+    def sparsifiers(self) -> tuple[AbstractSparsifier, ...]:
+        return (self.sparsifier,)
+
     def forward(self, x: Float[Array, "batch embed"], context: Context) -> Forward:
-        pre = (x - self.b_dec) @ self.W_enc.T + self.b_enc
+        centred = x - self.b_dec if self.apply_b_dec_to_input else x
+        pre = centred @ self.W_enc.T + self.b_enc
+        if (norms := self.code_unit.norms(self.W_dec)) is not None:
+            pre = pre * norms
         codes = self.sparsifier(pre, context)
-        return Forward(x=x, x_hat=self.decode(codes), codes=codes, pre=pre)
+        return Forward(x=x, x_hat=self.decode(codes), codes=codes, pre=pre, context=context)
 
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
         flat = codes.flat()
         if flat.indices is None:
-            return flat.values @ self.W_dec + self.b_dec
-        return ops.decode_rows(flat.values, flat.indices, self.W_dec, self.kernel, self.chunk) + self.b_dec
+            return flat.values @ self.dictionary() + self.b_dec
+        values, norms = flat.values, self.code_unit.norms(self.W_dec)
+        if norms is not None:
+            values = values / norms[flat.indices]
+        return ops.decode_rows(values, flat.indices, self.W_dec, self.kernel, self.chunk) + self.b_dec
 
     def dictionary(self) -> Float[Array, "features embed"]:
-        return self.W_dec
+        norms = self.code_unit.norms(self.W_dec)
+        return self.W_dec if norms is None else self.W_dec / norms[:, None]
+
+    def top_rows(self) -> Float[Array, "top embed"]:
+        return self.dictionary()
+
+
+def random_unit_rows(key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "features embed"]:
+    """Directions drawn evenly from the sphere."""
+    rows = jax.random.normal(key, shape)
+    return rows / jnp.linalg.norm(rows, axis=1, keepdims=True)

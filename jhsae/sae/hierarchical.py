@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
 from jhsae.leaf import Unit
-from jhsae.sae.base import AbstractSAE, Forward, check_selects, check_sizes
+from jhsae.sae.base import AbstractSAE, Forward, Top, check_selects, check_sizes
 from jhsae.sae.children import AbstractChildInput, AbstractChildScale, Token, Unscaled
 from jhsae.sparsify import AbstractSparsifier
 from jhsae.usage import Context
@@ -86,7 +86,7 @@ class HierarchicalSAE(AbstractSAE):
         self.b_enc = jnp.zeros(experts) if "encoder" in biases else None
         self.b_atom = jnp.zeros((experts, atoms)) if "encoder" in biases else None
         self.b_dec = jnp.zeros(embed) if "decoder" in biases else None
-        self.route, self.pick = route, pick
+        self.route, self.pick = route.sized(experts), pick.sized(1)
         self.child_input, self.child_scale = child_input, child_scale
         self.apply_b_dec_to_input = apply_b_dec_to_input
         self.kernel, self.chunk = kernel, chunk
@@ -102,6 +102,18 @@ class HierarchicalSAE(AbstractSAE):
     @property
     def sub(self) -> int:
         return self.atom_dec.shape[2]
+
+    @property
+    def top(self) -> Top:
+        return Top(self.router_enc, self.router_dec, () if self.b_enc is None else (self.b_enc,))
+
+    @property
+    def sparsifiers(self) -> tuple[AbstractSparsifier, ...]:
+        return (self.route, self.pick)
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return (self.experts, 1)  # atoms of different experts share a slot, so a threshold of theirs is one number
 
     @property
     def features(self) -> int:
@@ -133,7 +145,7 @@ class HierarchicalSAE(AbstractSAE):
         children = self.pick(child_pre, _for_children(context))
         children = Codes(self.child_scale(children.values, parents.values), children.indices, children.size)
         codes = TreeCodes(parents, children)
-        return Forward(x, coarse + self._decode_children(codes), codes, pre, coarse, child_pre)
+        return Forward(x, coarse + self.decode_children(codes), codes, pre, context, coarse, child_pre)
 
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
         """From `TreeCodes`, or from flat `Codes` over ``dictionary()``."""
@@ -142,19 +154,23 @@ class HierarchicalSAE(AbstractSAE):
                 ops.decode_rows(codes.values, codes.slot_indices(), self.dictionary(), self.kernel, self.chunk),
                 self.b_dec,
             )
-        return _plus(self._decode_parents(codes.parents), self.b_dec) + self._decode_children(codes)
+        return _plus(self._decode_parents(codes.parents), self.b_dec) + self.decode_children(codes)
 
     def dictionary(self) -> Float[Array, "features embed"]:
         """Expert rows, then the atoms ``atom_dec[e, a] @ up[e]`` in the order E + e*A + a."""
         atoms = jnp.einsum("eas,esd->ead", self.atom_dec, self.up).reshape(-1, self.embed)
         return jnp.concatenate([self.router_dec, atoms])
 
+    def top_rows(self) -> Float[Array, "top embed"]:
+        return self.router_dec
+
     def _decode_parents(self, parents: Codes) -> Float[Array, "batch embed"]:
         if parents.indices is None:
             return parents.values @ self.router_dec
         return ops.decode_rows(parents.values, parents.indices, self.router_dec, self.kernel, self.chunk)
 
-    def _decode_children(self, codes: TreeCodes) -> Float[Array, "batch embed"]:
+    def decode_children(self, codes: TreeCodes) -> Float[Array, "batch embed"]:
+        """What the atoms alone add to the reconstruction."""
         children = codes.children
         return ops.decode_atoms(
             children.values,
@@ -182,4 +198,4 @@ def _plus(a: Array, bias: Array | None) -> Array:
 def _for_children(context: Context) -> Context:
     """The same context with a key of its own, so that atoms do not reuse the router's noise."""
     key = None if context.key is None else jax.random.fold_in(context.key, 1)
-    return Context(key, context.step, context.usage)
+    return Context(key, context.step, context.usage, context.dead)

@@ -11,10 +11,11 @@ from jhsae.losses.base import AbstractTerm
 from jhsae.sae import FlatSAE, Forward
 from jhsae.schedule import Constant, Linear
 from jhsae.sparsify import ReLU
+from jhsae.usage import Context
 
 SAE = filled(lambda: FlatSAE(1, 1, ReLU(), key=jax.random.key(0)))
 ONE = jnp.ones((1, 1))
-FORWARD = Forward(ONE, ONE, Codes(ONE, None, 1), ONE)
+FORWARD = Forward(ONE, ONE, Codes(ONE, None, 1), ONE, Context())
 
 
 class Value(AbstractTerm):

@@ -20,6 +20,7 @@ from jhsae.losses import (
 from jhsae.metric import Euclidean, Whitened
 from jhsae.sae import FlatSAE, Forward, HierarchicalSAE
 from jhsae.sparsify import TopK
+from jhsae.usage import Context
 
 EMBED, EXPERTS, SUB, ATOMS = 6, 8, 3, 5
 MATRIX = np.random.default_rng(7).normal(size=(EMBED, EMBED))
@@ -50,7 +51,7 @@ def flat():
 def nothing(embed=EMBED):
     """A forward pass for terms that read weights alone."""
     x, one = np.zeros((1, embed), np.float32), jnp.zeros((1, 1))
-    return Forward(jnp.asarray(x), jnp.asarray(x), Codes(one, None, 1), one)
+    return Forward(jnp.asarray(x), jnp.asarray(x), Codes(one, None, 1), one, Context())
 
 
 def value(term, sae):

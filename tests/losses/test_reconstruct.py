@@ -8,6 +8,7 @@ from jhsae.codes import Codes
 from jhsae.losses import ParentsOnly, SquaredError
 from jhsae.sae import FlatSAE, Forward
 from jhsae.sparsify import ReLU
+from jhsae.usage import Context
 
 RNG = np.random.default_rng(0)
 X, X_HAT, COARSE = (RNG.normal(size=(5, 4)).astype(np.float32) for _ in range(3))
@@ -19,7 +20,7 @@ SAE = filled(lambda: FlatSAE(4, 1, ReLU(), key=jax.random.key(0)))
 def forward(x=X, x_hat=X_HAT, coarse=COARSE):
     codes = jnp.zeros((5, 1))
     coarse = None if coarse is None else jnp.asarray(coarse)
-    return Forward(jnp.asarray(x), jnp.asarray(x_hat), Codes(codes, None, 1), codes, coarse)
+    return Forward(jnp.asarray(x), jnp.asarray(x_hat), Codes(codes, None, 1), codes, Context(), coarse)
 
 
 @pytest.mark.parametrize("term, x_hat", [(SquaredError, X_HAT), (ParentsOnly, COARSE)])

@@ -1,0 +1,110 @@
+"""Normalisers that do the same to every token: a shift and a factor, for all dimensions or for each."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jhsae.data.normalize.base import AbstractAffine, AbstractNormalizer, Affine, PerToken, Rows, fitted, untouched
+from jhsae.data.normalize.moments import RowSource, mean_and_covariance, mean_and_variance
+
+
+class Identity(AbstractNormalizer):
+    """x' = x."""
+
+    def __call__(self, x: Rows) -> tuple[Rows, PerToken]:
+        return x, untouched(x)
+
+    def undo(self, x_hat: Rows, token: PerToken) -> Rows:
+        return x_hat
+
+    def affine(self) -> Affine:
+        return Affine(jnp.float32(0), jnp.float32(1), jnp.float32(1))
+
+
+class Scale(AbstractAffine):
+    """x' = x sqrt(embed) / E||x||: the mean norm becomes sqrt(embed) (SAELens: expected_average_only_in)."""
+
+    scale: Float[Array, ""] | None = None
+
+    def fit(self, store: RowSource) -> "Scale":
+        return Scale(jnp.float32(store.manifest.mean_norm / store.manifest.embed**0.5))
+
+    def affine(self) -> Affine:
+        scale = fitted(self.scale)
+        return Affine(jnp.float32(0), 1 / scale, scale)
+
+
+class CenterScale(AbstractAffine):
+    """x' = (x - mean) sqrt(embed / E||x - mean||^2): centred, with E||x'||^2 = embed."""
+
+    mean: Float[Array, "embed"] | None = None
+    scale: Float[Array, ""] | None = None
+
+    def fit(self, store: RowSource) -> "CenterScale":
+        scale = (store.manifest.total_variance / store.manifest.embed) ** 0.5
+        return CenterScale(jnp.asarray(store.manifest.mean, jnp.float32), jnp.float32(scale))
+
+    def affine(self) -> Affine:
+        scale = fitted(self.scale)
+        return Affine(fitted(self.mean), 1 / scale, scale)
+
+
+class Standardize(AbstractAffine):
+    """x' = (x - mean) / (std + eps) in every dimension by itself (mlxterp's normalize_input).
+
+    Mean and standard deviation (divided by n) come from at most `rows` rows of the store.
+    """
+
+    eps: float = eqx.field(static=True, default=1e-8)
+    rows: int = eqx.field(static=True, default=1_000_000)
+    mean: Float[Array, "embed"] | None = None
+    std: Float[Array, "embed"] | None = None
+
+    def __check_init__(self) -> None:
+        check_rows("Standardize", self.rows)
+
+    def fit(self, store: RowSource) -> "Standardize":
+        mean, variance = mean_and_variance(store, self.rows)
+        arrays = (jnp.asarray(a, jnp.float32) for a in (mean, np.sqrt(variance)))
+        return Standardize(self.eps, self.rows, *arrays)
+
+    def affine(self) -> Affine:
+        scale = fitted(self.std) + self.eps
+        return Affine(fitted(self.mean), 1 / scale, scale)
+
+
+class Whiten(AbstractAffine):
+    """x' = (x - mean) E diag(lambda + eps)^(-1/2), where the covariance is E diag(lambda) E^T (PCA whitening).
+
+    SAELens's covariance_whitening (arXiv 2511.13981), from at most `rows` rows of the store, in float64. SAELens
+    leaves the sign of an eigenvector to chance; here its largest entry is positive, so that a run resumed on another
+    machine sees the same inputs.
+    """
+
+    eps: float = eqx.field(static=True, default=1e-3)
+    rows: int = eqx.field(static=True, default=1_000_000)
+    mean: Float[Array, "embed"] | None = None
+    matrix: Float[Array, "embed embed"] | None = None
+    inverse: Float[Array, "embed embed"] | None = None
+
+    def __check_init__(self) -> None:
+        check_rows("Whiten", self.rows)
+
+    def fit(self, store: RowSource) -> "Whiten":
+        mean, covariance = mean_and_covariance(store, self.rows)
+        values, vectors = np.linalg.eigh(covariance)
+        largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], axis=0)
+        vectors = vectors * np.where(largest < 0, -1.0, 1.0)
+        root = np.sqrt(np.maximum(values, 0) + self.eps)
+        arrays = (jnp.asarray(a, jnp.float32) for a in (mean, vectors / root, root[:, None] * vectors.T))
+        return Whiten(self.eps, self.rows, *arrays)
+
+    def affine(self) -> Affine:
+        return Affine(fitted(self.mean), fitted(self.matrix), fitted(self.inverse))
+
+
+def check_rows(name: str, rows: int) -> None:
+    """ValueError for too few rows to estimate from."""
+    if rows < 2:
+        raise ValueError(f"{name}: rows is {rows}, expected at least 2 rows to estimate from")

@@ -1,0 +1,116 @@
+"""What an input normaliser is: something done to an activation before an SAE sees it, and undone afterwards.
+
+``x', token = normalizer(x)`` and ``x_hat = normalizer.undo(x_hat', token)``, in the units of the language model. Where
+the same is done to every token it is affine, ``x' = (x - shift) matrix``, and can be folded into the weights of an
+SAE. Statistics are arrays but no parameters: no gradient step touches them.
+"""
+
+import inspect
+from abc import abstractmethod
+from dataclasses import fields
+from typing import get_args, get_type_hints
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import AbstractArray, Array, Float
+
+from jhsae.data.normalize.moments import RowSource
+
+Rows = Float[Array, "batch embed"]
+Factor = Float[Array, ""] | Float[Array, "embed"] | Float[Array, "embed embed"]
+
+
+class PerToken(eqx.Module):
+    """What was taken out of each token beyond what is done to all alike: ``x = x' scale + shift``."""
+
+    scale: Float[Array, "batch 1"]
+    shift: Float[Array, "batch 1"]
+
+
+class Affine(eqx.Module):
+    """``x' = times(x - shift, matrix)`` and ``x = times(x', inverse) + shift``, the same for every token.
+
+    A `matrix` is a factor for all dimensions, one for each, or a matrix that acts on rows from the right. Where
+    nothing is subtracted the shift is the scalar 0; `over` gives it a size.
+    """
+
+    shift: Float[Array, "embed"] | Float[Array, ""]
+    matrix: Factor
+    inverse: Factor
+
+    def over(self, embed: int) -> "Affine":
+        """The same with a shift of shape [embed]."""
+        return Affine(jnp.broadcast_to(self.shift, (embed,)), self.matrix, self.inverse)
+
+
+def times(
+    rows: Float[Array, "*batch embed"] | Float[np.ndarray, "*batch embed"], factor: Factor
+) -> Float[Array, "*batch embed"]:
+    """``rows @ factor`` for a matrix, ``rows * factor`` otherwise; in full float32 on every device."""
+    if factor.ndim == 2:
+        return jnp.matmul(rows, factor, precision=jax.lax.Precision.HIGHEST)
+    return jnp.asarray(rows) * factor
+
+
+class AbstractNormalizer(eqx.Module):
+    """``x_normal, token = normalizer(x)`` and ``normalizer.undo(x_hat, token)``.
+
+    What `fit` estimates are array fields, None until then.
+    """
+
+    def fit(self, store: RowSource) -> "AbstractNormalizer":
+        """The normaliser with the statistics of a store (`Store` or `ArrayRows`); itself where none are needed."""
+        return self
+
+    @abstractmethod
+    def __call__(self, x: Rows) -> tuple[Rows, PerToken]:
+        """The normalised rows, and what `undo` needs to know of each."""
+
+    @abstractmethod
+    def undo(self, x_hat: Rows, token: PerToken) -> Rows:
+        """Normalised rows back in the original units."""
+
+    @abstractmethod
+    def affine(self) -> Affine | None:
+        """The map from a row to its normalised form, or None where it depends on the token."""
+
+    def shapes(self, embed: int) -> dict[str, tuple[int, ...]]:
+        """The arrays that `fit` makes over rows of size `embed`: field -> shape."""
+        hints = get_type_hints(type(self))
+        arrays = {field.name: _array_hint(hints[field.name]) for field in fields(self)}
+        return {name: (embed,) * len(hint.dim_str.split()) for name, hint in arrays.items() if hint is not None}
+
+
+class AbstractAffine(AbstractNormalizer):
+    """A normaliser that does the same to every token: `affine` says it all."""
+
+    @abstractmethod
+    def affine(self) -> Affine:
+        """The map from a row to its normalised form."""
+
+    def __call__(self, x: Rows) -> tuple[Rows, PerToken]:
+        affine = self.affine()
+        return times(x - affine.shift, affine.matrix), untouched(x)
+
+    def undo(self, x_hat: Rows, token: PerToken) -> Rows:
+        affine = self.affine()
+        return times(x_hat, affine.inverse) + affine.shift
+
+
+def untouched(x: Rows) -> PerToken:
+    """Nothing is taken out of single tokens."""
+    return PerToken(jnp.ones_like(x[:, :1]), jnp.zeros_like(x[:, :1]))
+
+
+def fitted(statistic: Array | None) -> Array:
+    """A statistic, shut off from gradients; ValueError before `fit`."""
+    if statistic is None:
+        raise ValueError("the normaliser has no statistics yet; call fit(store) and use what it returns")
+    return jax.lax.stop_gradient(statistic)
+
+
+def _array_hint(hint: object) -> type[AbstractArray] | None:
+    found = (h for h in (hint, *get_args(hint)) if inspect.isclass(h) and issubclass(h, AbstractArray))
+    return next(found, None)

@@ -1,0 +1,73 @@
+"""Sparsity of a JumpReLU: penalties on the number of active features that have a gradient, and its dead features.
+
+In a hierarchical SAE these read the experts and their router.
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jhsae.errors import UserError
+from jhsae.losses.base import AbstractTerm
+from jhsae.losses.dead import dead_top
+from jhsae.sae import AbstractSAE, Forward
+from jhsae.sparsify import JumpReLU
+
+
+class L0(AbstractTerm):
+    """``mean_batch sum_i 1[pre_i > threshold_i]`` (Rajamanoharan et al., arXiv 2407.14435, eq. 9)."""
+
+    def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
+        return jnp.mean(_l0(sae, forward))
+
+
+class QuadraticL0(AbstractTerm):
+    """``mean_batch (2 / target) (L0 - target)^2``: holds L0 at a target (Gemma Scope 2)."""
+
+    target: float = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        if self.target <= 0:
+            raise ValueError(f"QuadraticL0: target is {self.target}, expected the wanted L0, more than 0")
+
+    def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
+        return jnp.mean(2.0 / self.target * (_l0(sae, forward) - self.target) ** 2)
+
+
+class TanhL0(AbstractTerm):
+    """``mean_batch sum_i tanh(scale code_i |W_dec_i|)``: a smooth count (Anthropic, January 2025)."""
+
+    scale: float = eqx.field(static=True, default=4.0)
+
+    def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
+        codes = forward.codes.levels()[0].dense()
+        return jnp.mean(jnp.sum(jnp.tanh(self.scale * codes * _norms(sae)), axis=-1))
+
+
+class DeadPreActivation(AbstractTerm):
+    """``mean_batch sum_dead ReLU(threshold_i - pre_i) |W_dec_i|``: lifts dead features towards their threshold.
+
+    Anthropic's pre-activation loss (January 2025), on dead features alone as in SAELens; 0 in evaluation.
+    """
+
+    def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
+        below = jnp.maximum(_jump(sae).threshold - forward.pre, 0.0)
+        return jnp.mean(jnp.sum(below * dead_top(forward) * _norms(sae), axis=-1))
+
+
+def _l0(sae: AbstractSAE, forward: Forward) -> Float[Array, "batch"]:
+    return jnp.sum(_jump(sae).over_threshold(forward.pre), axis=-1)
+
+
+def _norms(sae: AbstractSAE) -> Float[Array, "top"]:
+    return jnp.linalg.norm(sae.top_rows(), axis=-1)
+
+
+def _jump(sae: AbstractSAE) -> JumpReLU:
+    first = sae.sparsifiers[0] if sae.sparsifiers else sae
+    if not isinstance(first, JumpReLU):
+        raise UserError(
+            f"this term needs thresholds, but the features are selected by {type(first).__name__}; write "
+            "jhsae.sparsify.JumpReLU as the sparsifier, or drop the term"
+        )
+    return first

@@ -1,0 +1,43 @@
+"""Matryoshka: every prefix of the features is a dictionary of its own (Bussmann et al., arXiv 2503.17547)."""
+
+from typing import Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jhsae.errors import UserError
+from jhsae.losses.base import AbstractTerm
+from jhsae.sae import AbstractSAE, FlatSAE, Forward
+
+
+class Prefixes(AbstractTerm):
+    """Squared error of the reconstructions from the first w features, for every w in `widths`.
+
+    The full width is `SquaredError`'s: do not list it. SAELens adds the errors up ("sum"), dictionary_learning
+    averages them ("mean"). One code serves all prefixes: the selection is that of the whole SAE.
+    """
+
+    widths: tuple[int, ...] = eqx.field(static=True, converter=tuple)
+    over: Literal["sum", "mean"] = eqx.field(static=True, default="sum")
+
+    def __check_init__(self) -> None:
+        if not self.widths or list(self.widths) != sorted(set(self.widths)) or self.widths[0] < 1:
+            raise ValueError(f"Prefixes: widths is {list(self.widths)}, expected growing numbers of features")
+
+    def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
+        if not isinstance(sae, FlatSAE):
+            raise UserError(f"Prefixes needs a FlatSAE, got {type(sae).__name__}; drop the term")
+        if self.widths[-1] >= sae.features:
+            raise UserError(
+                f"Prefixes: the last of widths is {self.widths[-1]}, but the SAE has {sae.features} features, whose "
+                "error SquaredError counts; write smaller widths"
+            )
+        codes, rows, errors = forward.codes.dense(), sae.dictionary(), []
+        x_hat, start = jnp.broadcast_to(sae.b_dec, forward.x.shape), 0
+        for width in self.widths:
+            x_hat = x_hat + codes[:, start:width] @ rows[start:width]
+            errors.append(jnp.mean(jnp.sum((forward.x - x_hat) ** 2, axis=-1)))
+            start = width
+        total = sum(errors, jnp.zeros(()))
+        return total if self.over == "sum" else total / len(errors)

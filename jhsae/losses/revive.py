@@ -1,0 +1,136 @@
+"""Terms that bring dead features back: the dead are asked to explain what the living left over.
+
+They read the features of ``forward.pre``: of a hierarchical SAE the experts; `GhostAtoms` is for the atoms.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jhsae.codes import Codes, TreeCodes
+from jhsae.errors import UserError
+from jhsae.losses.base import AbstractTerm
+from jhsae.losses.dead import dead_top, first_dead, if_any_dead
+from jhsae.sae import AbstractSAE, FlatSAE, Forward, HierarchicalSAE
+
+TINY = 1e-6
+
+
+class AuxK(AbstractTerm):
+    """``min(dead / k, 1) mean_batch |e - sum_i pre_i W_dec_i|^2`` over the k largest dead, e = x - x_hat: SAELens's.
+
+    Pre-activations count without ReLU, e carries no gradient, `k` is half the embed size unless given. Gao et al.
+    (arXiv 2406.04093, A.2), without their normalisation: `AuxKNormalized` is theirs.
+    """
+
+    k: int | None = eqx.field(static=True, default=None)
+
+    def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
+        k, residual = self.k or forward.x.shape[-1] // 2, _residual(forward)
+        return if_any_dead(_aux_error, forward.pre, dead_top(forward), sae.top_rows(), residual, k)
+
+
+class AuxKNormalized(AbstractTerm):
+    """``sum |e - e_hat|^2 / sum |e - mean e|^2``, e_hat from the k largest dead after ReLU; 0 when none is dead.
+
+    Gao et al., arXiv 2406.04093, A.2 (weight 1/32 there), in the form of OpenAI's and dictionary_learning's code.
+    """
+
+    k: int | None = eqx.field(static=True, default=None)
+
+    def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
+        k, residual = self.k or forward.x.shape[-1] // 2, _residual(forward)
+        variance = _mean_square(residual - jnp.mean(residual, axis=0))
+
+        def error(pre: Array, dead: Array, rows: Array) -> Float[Array, ""]:
+            e_hat = jax.nn.relu(first_dead(pre, dead, k).dense()) @ rows
+            return _mean_square(residual - e_hat) / jnp.maximum(variance, TINY)
+
+        return if_any_dead(error, forward.pre, dead_top(forward), sae.top_rows())
+
+
+class MatryoshkaAuxK(AbstractTerm):
+    """`AuxK` for each level of a Matryoshka SAE: the dead of a level explain what is left over up to that level.
+
+    The last level, all features, is there whether `widths` lists it or not.
+    """
+
+    widths: tuple[int, ...] = eqx.field(static=True, converter=tuple)
+
+    def __check_init__(self) -> None:
+        if list(self.widths) != sorted(set(self.widths)) or min(self.widths, default=1) < 1:
+            raise ValueError(f"MatryoshkaAuxK: widths is {list(self.widths)}, expected growing numbers of features")
+
+    def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
+        if not isinstance(sae, FlatSAE):
+            raise UserError(f"MatryoshkaAuxK needs a FlatSAE, got {type(sae).__name__}; write AuxK, or drop the term")
+        if max(self.widths, default=0) > sae.features:
+            raise UserError(
+                f"MatryoshkaAuxK: the last of widths is {self.widths[-1]}, but the SAE has {sae.features} features; "
+                "write smaller widths"
+            )
+        rows, dead, codes = sae.top_rows(), dead_top(forward), forward.codes.dense()
+        k, start, total = forward.x.shape[-1] // 2, 0, jnp.zeros(())
+        left = forward.x - (forward.x_hat - codes @ rows)  # minus the bias alone
+        for width in (*(w for w in self.widths if w < sae.features), sae.features):
+            level = slice(start, width)
+            left = left - codes[:, level] @ rows[level]
+            total = total + if_any_dead(
+                _aux_error, forward.pre[:, level], dead[level], rows[level], jax.lax.stop_gradient(left), k
+            )
+            start = width
+        return total
+
+
+def _aux_error(pre: Array, dead: Array, rows: Array, left: Array, k: int) -> Float[Array, ""]:
+    error = left - first_dead(pre, dead, k).dense() @ rows
+    return jnp.minimum(jnp.sum(dead) / k, 1.0) * _mean_square(error)
+
+
+class GhostGradients(AbstractTerm):
+    """The dead, with ``exp(pre)`` for codes, predict the residual: a legacy option (Anthropic, January 2024).
+
+    Their output is scaled to half the residual's norm and the term to the size of the squared error, both without
+    gradient. SAELens dropped it in version 6; `AuxK` is the successor.
+    """
+
+    def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
+        return _ghost_loss(forward, _ghosts(forward.pre, dead_top(forward)) @ sae.top_rows())
+
+
+class GhostAtoms(AbstractTerm):
+    """`GhostGradients` for the dead atoms of the experts that a token selects."""
+
+    def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
+        if not isinstance(sae, HierarchicalSAE):
+            raise UserError("GhostAtoms needs a hierarchical SAE; write GhostGradients for a flat one")
+        parents = forward.tree().parents
+        atom = parents.slot_indices()[..., None] * sae.atoms + jnp.arange(sae.atoms)
+        dead = jnp.zeros(atom.shape) if forward.context.dead is None else forward.context.dead[sae.experts + atom]
+        ghosts = _ghosts(forward.tree_pre(), dead * (parents.values != 0)[..., None])
+        return _ghost_loss(forward, sae.decode_children(TreeCodes(parents, Codes(ghosts, None, sae.atoms))))
+
+
+def _ghosts(pre: Float[Array, "batch *n"], dead: Float[Array, "..."]) -> Float[Array, "batch *n"]:
+    """``exp(pre)`` of the dead over a token's largest, which `_ghost_loss` divides out: pre may be in the hundreds."""
+    pre = jnp.where(dead > 0, pre, -jnp.inf)
+    most = jax.lax.stop_gradient(jnp.max(pre, axis=tuple(range(1, pre.ndim)), keepdims=True))
+    return jnp.exp(pre - jnp.where(jnp.isfinite(most), most, 0.0))
+
+
+def _ghost_loss(forward: Forward, ghost: Float[Array, "batch embed"]) -> Float[Array, ""]:
+    residual = _residual(forward)
+    # squares are kept from 0 so that a token without ghosts has a finite gradient
+    norm, ghost_norm = (jnp.sqrt(jnp.sum(a**2, axis=-1, keepdims=True) + TINY**2) for a in (residual, ghost))
+    error = _mean_square(residual - ghost * jax.lax.stop_gradient(norm / (2 * ghost_norm)))
+    size = jax.lax.stop_gradient(_mean_square(residual) / (error + TINY))
+    return jnp.where(jnp.any(ghost != 0), size * error, 0.0)
+
+
+def _residual(forward: Forward) -> Float[Array, "batch embed"]:
+    return jax.lax.stop_gradient(forward.x - forward.x_hat)
+
+
+def _mean_square(error: Float[Array, "batch embed"]) -> Float[Array, ""]:
+    return jnp.mean(jnp.sum(error**2, axis=-1))

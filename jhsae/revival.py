@@ -1,0 +1,130 @@
+"""Resampling: now and then, dead features start again where the reconstruction is worst.
+
+``part(sae, opt_state, forward, step, key) -> (sae, opt_state, reborn)`` after an update. It moves parameters beside the
+optimizer, which a loss term cannot; the terms that revive by gradient are in `losses.revive`.
+"""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jhsae.losses.dead import dead_top
+from jhsae.sae import AbstractSAE, Forward, Top
+
+Reborn = Bool[Array, "top"]
+TINY = 1e-12
+
+
+class AbstractRevival(eqx.Module):
+    """What happens to dead features beside the gradient."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        sae: AbstractSAE,
+        opt_state: Any,
+        optimizer: optax.GradientTransformation,
+        forward: Forward,
+        step: Int[Array, ""],
+        key: Key[Array, ""],
+    ) -> tuple[AbstractSAE, Any, Reborn]:
+        """The SAE and optimizer state after the update of `step`, and which features of ``forward.pre`` began anew."""
+
+
+class Never(AbstractRevival):
+    """Dead features are left to the loss."""
+
+    def __call__(
+        self,
+        sae: AbstractSAE,
+        opt_state: Any,
+        optimizer: optax.GradientTransformation,
+        forward: Forward,
+        step: Int[Array, ""],
+        key: Key[Array, ""],
+    ) -> tuple[AbstractSAE, Any, Reborn]:
+        return sae, opt_state, jnp.zeros(forward.pre.shape[-1], bool)
+
+
+class Resample(AbstractRevival):
+    """Every `every` steps until step `until`, each dead feature starts again at an input that is badly reconstructed.
+
+    An input of the batch is drawn with probability proportional to its squared error squared; its direction from the
+    decoder bias becomes the decoder row, times `encoder_norm` times the mean norm of living encoder rows the encoder
+    row; biases become 0 and the optimizer forgets the feature (Bricken et al., Towards Monosemanticity, 2023,
+    appendix; they draw from 819,200 inputs). Of a hierarchical SAE it resamples the experts.
+    """
+
+    every: int = eqx.field(static=True)
+    until: int = eqx.field(static=True)
+    encoder_norm: float = eqx.field(static=True, default=0.2)
+
+    def __check_init__(self) -> None:
+        if self.every < 1 or self.until < self.every:
+            raise ValueError(
+                f"Resample: every is {self.every} and until {self.until}; write at least 1 step and an until that is "
+                "not before the first time"
+            )
+
+    def __call__(
+        self,
+        sae: AbstractSAE,
+        opt_state: Any,
+        optimizer: optax.GradientTransformation,
+        forward: Forward,
+        step: Int[Array, ""],
+        key: Key[Array, ""],
+    ) -> tuple[AbstractSAE, Any, Reborn]:
+        params, static = eqx.partition(sae, eqx.is_inexact_array)
+        done = step + 1
+        due = (done % self.every == 0) & (done <= self.until)
+        dead = due & (dead_top(forward) > 0)
+
+        def again(params: Any, opt_state: Any) -> tuple[Any, Any]:
+            directions = _bad_directions(sae.top.decoder.shape[0], sae, forward, key)
+            old = _leaves(params)
+            new = _reborn(eqx.combine(params, static).top, dead, directions, self.encoder_norm)
+            nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, bool), params)
+            touched = eqx.tree_at(_leaves, nothing, [jnp.broadcast_to(_mask(dead, a), a.shape) for a in old])
+            fresh = [jnp.where(_mask(dead, a), b, a) for a, b in zip(old, new, strict=True)]
+            forget = lambda moment, gone: jnp.where(gone, 0, moment)  # noqa: E731
+            return eqx.tree_at(_leaves, params, fresh), optax.tree_map_params(optimizer, forget, opt_state, touched)
+
+        params, opt_state = jax.lax.cond(due, again, lambda p, o: (p, o), params, opt_state)
+        return eqx.combine(params, static), opt_state, dead
+
+
+def _leaves(sae: AbstractSAE) -> list[Array]:
+    encoder, decoder, biases = sae.top
+    return [leaf for leaf in (encoder, decoder, *biases) if leaf is not None]
+
+
+def _reborn(top: Top, dead: Reborn, directions: Float[Array, "top embed"], encoder_norm: float) -> list[Array]:
+    """What the leaves of dead features become, in the order of `_leaves`."""
+    encoder, decoder, biases = top
+    zeros = [jnp.zeros_like(b) for b in biases]
+    decoder_norm = jnp.linalg.norm(decoder, axis=-1, keepdims=True)  # free or unit: a row keeps its norm
+    rows = [directions * decoder_norm, *zeros]
+    if encoder is None:
+        return rows
+    norms = jnp.linalg.norm(encoder, axis=-1)
+    counted = ~dead | jnp.all(dead)  # where nothing lives, the norm of the dead is the best guess
+    living = jnp.sum(norms * counted) / jnp.sum(counted)
+    return [directions * encoder_norm * living, *rows]
+
+
+def _bad_directions(count: int, sae: AbstractSAE, forward: Forward, key: Key[Array, ""]) -> Float[Array, "top embed"]:
+    error = jnp.sum((forward.x - forward.x_hat) ** 2, axis=-1)
+    chosen = jax.random.categorical(key, 2 * jnp.log(error + TINY), shape=(count,))
+    bias = sae.decode(jax.tree.map(jnp.zeros_like, forward.codes))[chosen]
+    rows = forward.x[chosen] - bias
+    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), TINY)
+
+
+def _mask(dead: Reborn, like: Array) -> Bool[Array, "..."]:
+    return dead.reshape(-1, *(1,) * (like.ndim - 1))

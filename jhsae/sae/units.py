@@ -1,0 +1,34 @@
+"""What one unit of a flat SAE's code is: the decoder row as it stands, or its direction.
+
+With free decoder norms a code is comparable between features only times its row's norm. `DecoderNormUnit` selects and
+reports codes in that unit: ``pre_i <- pre_i |W_dec_i|``, ``x_hat = sum_i code_i W_dec_i / |W_dec_i|`` (SAELens's
+rescale_acts_by_decoder_norm). Where rows have norm 1 the two are the same.
+"""
+
+import abc
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class AbstractCodeUnit(eqx.Module):
+    """The norm of a decoder row that a code of 1 stands for."""
+
+    @abc.abstractmethod
+    def norms(self, W_dec: Float[Array, "features embed"]) -> Float[Array, "features"] | None:
+        """What pre-activations are multiplied and decoder rows divided by; None for 1."""
+
+
+class PlainUnit(AbstractCodeUnit):
+    """A code of 1 adds the decoder row."""
+
+    def norms(self, W_dec: Float[Array, "features embed"]) -> Float[Array, "features"] | None:
+        return None
+
+
+class DecoderNormUnit(AbstractCodeUnit):
+    """A code of 1 adds the decoder row's direction."""
+
+    def norms(self, W_dec: Float[Array, "features embed"]) -> Float[Array, "features"] | None:
+        return jnp.linalg.norm(W_dec, axis=-1)

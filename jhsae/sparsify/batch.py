@@ -1,0 +1,58 @@
+"""BatchTopK: k active features per token on average over the batch (Bussmann et al., arXiv 2412.06410).
+
+A token's code then depends on the other tokens, so a threshold is tracked beside it, and takes its place when
+training is over: the SAE settles as a `JumpReLU`. ``threshold <- (1 - rate) threshold + rate * least positive code``.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jhsae import ops
+from jhsae.codes import Codes
+from jhsae.schedule import AbstractSchedule, as_schedule
+from jhsae.sparsify.base import AbstractSparsifier
+from jhsae.sparsify.jump import JumpReLU
+from jhsae.usage import Context
+
+
+class BatchTopK(AbstractSparsifier):
+    """The ``int(k * batch)`` largest of ``max(pre, 0)`` over the whole batch; `k` may follow a schedule.
+
+    The running threshold starts at 0, as in SAELens; it is far from settled for ``1 / threshold_rate`` steps.
+    """
+
+    k: AbstractSchedule
+    threshold_rate: float = eqx.field(static=True)
+
+    def __init__(self, k: float | AbstractSchedule, threshold_rate: float = 0.01):
+        if isinstance(k, int | float) and k <= 0:
+            raise ValueError(f"BatchTopK: k is {k}, expected more than 0 active features per token")
+        if not 0 < threshold_rate <= 1:
+            raise ValueError(f"BatchTopK: threshold_rate is {threshold_rate}, expected more than 0 and at most 1")
+        self.k, self.threshold_rate = as_schedule(k), threshold_rate
+
+    def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+        return jax.nn.relu(pre)
+
+    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
+        active = self.activate(pre)
+        count = self._count(active.size // active.shape[-1], context.step)
+        return Codes(jnp.where(ops.largest(active, count), active, 0.0), None, pre.shape[-1])
+
+    def _count(self, rows: int, step: Int[Array, ""] | int) -> Int[Array, ""] | int:
+        k = self.k(step)
+        # exact for a constant: in float32 a product such as 4.2 * 15 falls below the whole number that it is
+        return int(k * rows) if isinstance(k, float) else jnp.floor(k * rows).astype(jnp.int32)
+
+    def most_active(self, size: int) -> int:
+        return size
+
+    def track(self, threshold: Float[Array, ""], codes: Codes) -> Float[Array, ""]:
+        least = jnp.min(jnp.where(codes.values > 0, codes.values, jnp.inf))
+        moved = (1 - self.threshold_rate) * threshold + self.threshold_rate * least
+        return jnp.where(jnp.isfinite(least), moved, threshold)
+
+    def settled(self, threshold: Float[Array, ""]) -> AbstractSparsifier:
+        return eqx.tree_at(lambda s: s.threshold, JumpReLU(0.0), threshold[None])

@@ -1,0 +1,75 @@
+"""Noisy top-k routing: Gumbel noise selects in training, a straight-through gate carries the gradient."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jhsae import ops
+from jhsae.codes import Codes
+from jhsae.schedule import AbstractSchedule, Scalar
+from jhsae.sparsify.base import AbstractTopK
+from jhsae.usage import Context
+
+
+class GumbelTopK(AbstractTopK):
+    """Noisy top-k routing with magnitudes: gate times ``max(pre, 0)``.
+
+    In training the k largest of ``pre + temperature * Gumbel`` are selected; the gate is 1 in the forward pass and
+    carries the gradient of the selected entries of ``softmax(pre / temperature)``, renormalised (straight-through).
+    Without a key (evaluation) it is `TopK`. A high temperature explores experts; anneal it with a schedule.
+    """
+
+    k: int = eqx.field(static=True)
+    temperature: AbstractSchedule
+    topk: ops.Method = eqx.field(static=True, default="lax")
+
+    def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+        return jax.nn.relu(pre)
+
+    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
+        gate, indices = _gumbel_gate(pre, self.k, self.temperature, context, self.topk)
+        magnitude = jnp.take_along_axis(self.activate(pre), indices, axis=-1)
+        return Codes(gate * magnitude, indices, pre.shape[-1])
+
+
+class BinaryGumbelTopK(AbstractTopK):
+    """`GumbelTopK` whose codes are the gates alone, 0 or 1: no magnitude reaches the decoder (PolytopeSAE).
+
+    For k = 1 it is the hard Gumbel-softmax: noise of fixed scale, the temperature shapes the gradient alone.
+    """
+
+    k: int = eqx.field(static=True)
+    temperature: AbstractSchedule
+    topk: ops.Method = eqx.field(static=True, default="lax")
+
+    def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+        return jax.nn.relu(pre)
+
+    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
+        if self.k == 1 and context.key is not None:
+            return self._gumbel_softmax(pre, context.key, self.temperature(context.step))
+        gate, indices = _gumbel_gate(pre, self.k, self.temperature, context, self.topk)
+        return Codes(gate, indices, pre.shape[-1])
+
+    def _gumbel_softmax(self, pre: Float[Array, "*batch n"], key: Key[Array, ""], temperature: Scalar) -> Codes:
+        noisy = pre + jax.random.gumbel(key, pre.shape, pre.dtype)
+        soft = jax.nn.softmax(noisy / temperature, axis=-1)
+        _, index = ops.topk(noisy, 1, self.topk)
+        # Every logit gets a gradient, so every entry needs a slot: the code is dense with one entry of 1.
+        hard = jnp.where(jnp.arange(pre.shape[-1]) == index, 1.0, 0.0)
+        return Codes(hard + (soft - jax.lax.stop_gradient(soft)), None, pre.shape[-1])
+
+
+def _gumbel_gate(
+    pre: Float[Array, "*batch n"], k: int, temperature: AbstractSchedule, context: Context, method: ops.Method
+) -> tuple[Array, Array]:
+    """Straight-through gates [*batch, k] (1 in the forward pass) and the selected indices."""
+    if context.key is None:
+        _, indices = ops.topk(pre, k, method)
+        return jnp.ones(indices.shape, pre.dtype), indices
+    tau = temperature(context.step)
+    _, indices = ops.topk(pre + tau * jax.random.gumbel(context.key, pre.shape, pre.dtype), k, method)
+    # softmax over all entries, restricted to the selected and renormalised, is softmax over the selected
+    soft = jax.nn.softmax(jnp.take_along_axis(pre, indices, axis=-1) / tau, axis=-1)
+    return 1.0 + (soft - jax.lax.stop_gradient(soft)), indices

@@ -1,0 +1,56 @@
+"""JumpReLU: a feature counts where its pre-activation exceeds a threshold of its own, which is learned.
+
+``code = pre 1[pre > threshold]`` (Rajamanoharan et al., arXiv 2407.14435). Thresholds are trained themselves, not
+their logarithms, and kept from falling below 0 after every update (SAELens since 6.5x).
+"""
+
+from typing import Annotated, Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jhsae import ops
+from jhsae.codes import Codes
+from jhsae.leaf import NonNegative
+from jhsae.sparsify.base import AbstractSparsifier
+from jhsae.usage import Context
+
+GradientTo = Literal["threshold", "threshold_and_input"]
+
+
+class JumpReLU(AbstractSparsifier):
+    """Thresholds start at `initial`, one per feature of the SAE that it is built into.
+
+    The jump has no derivative: within `bandwidth` of it a rectangle stands in for one (arXiv 2407.14435, eq. 11 and
+    12). It reaches the threshold alone (DeepMind), or the pre-activation too (Anthropic): `gradient_to`.
+    """
+
+    threshold: Annotated[Float[Array, "features"], NonNegative()]
+    bandwidth: float = eqx.field(static=True)
+    gradient_to: GradientTo = eqx.field(static=True)
+
+    def __init__(self, initial: float = 0.01, bandwidth: float = 0.05, gradient_to: GradientTo = "threshold"):
+        if initial < 0 or bandwidth <= 0:
+            raise ValueError(
+                f"JumpReLU: initial is {initial} and bandwidth {bandwidth}; write a threshold of at least 0 and a "
+                "bandwidth above 0"
+            )
+        self.threshold = jnp.full(1, initial, jnp.float32)  # 0 would make integers, a bare 0.1 a weak type
+        self.bandwidth, self.gradient_to = bandwidth, gradient_to
+
+    def sized(self, size: int) -> "JumpReLU":
+        return eqx.tree_at(lambda s: s.threshold, self, jnp.broadcast_to(self.threshold, (size,)))
+
+    def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+        return ops.jump_relu(pre, self.threshold, self.bandwidth, self.gradient_to == "threshold_and_input")
+
+    def over_threshold(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+        """``1[pre > threshold]``, with the gradient that an L0 penalty needs (eq. 12)."""
+        return ops.step(pre, self.threshold, self.bandwidth, self.gradient_to == "threshold_and_input")
+
+    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
+        return Codes(self.activate(pre), None, pre.shape[-1])
+
+    def most_active(self, size: int) -> int:
+        return size

@@ -1,0 +1,112 @@
+"""ReLU and the top-k rules: per row, of the activation or of a hard threshold."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jhsae import ops
+from jhsae.codes import Codes
+from jhsae.schedule import Linear
+from jhsae.sparsify.base import AbstractSparsifier, AbstractTopK
+from jhsae.usage import Context
+
+
+class ReLU(AbstractSparsifier):
+    """``max(pre, 0)``, every feature a slot."""
+
+    def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+        return jax.nn.relu(pre)
+
+    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
+        return Codes(jax.nn.relu(pre), None, pre.shape[-1])
+
+    def most_active(self, size: int) -> int:
+        return size
+
+
+class TopK(AbstractTopK):
+    """The k largest of ``max(pre, 0)`` (Gao et al., arXiv 2406.04093)."""
+
+    k: int = eqx.field(static=True)
+    topk: ops.Method = eqx.field(static=True, default="lax")
+
+    def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+        return jax.nn.relu(pre)
+
+    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
+        values, indices = ops.topk(self.activate(pre), self.k, self.topk)
+        return Codes(values, indices, pre.shape[-1])
+
+
+class AnnealedTopK(AbstractTopK):
+    """`TopK` whose k falls linearly from `start` to `k` over `steps` steps: fewer dead features early on.
+
+    `start` slots are kept per row and those beyond the k of the step are emptied. In evaluation k is the final one;
+    it settles as `TopK`.
+    """
+
+    k: int = eqx.field(static=True)
+    start: int = eqx.field(static=True)
+    steps: int = eqx.field(static=True)
+    topk: ops.Method = eqx.field(static=True, default="lax")
+
+    def __check_init__(self) -> None:
+        if self.start < self.k or self.steps < 1:
+            raise ValueError(
+                f"AnnealedTopK: start is {self.start}, k {self.k}, steps {self.steps}; write a start of at least k and "
+                "1 step or more"
+            )
+
+    def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+        return jax.nn.relu(pre)
+
+    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
+        values, indices = ops.topk(self.activate(pre), self.start, self.topk)
+        fall = Linear(float(self.start), float(self.k), self.steps)
+        k = self.k if context.key is None else jnp.round(fall(context.step))
+        return Codes(jnp.where(jnp.arange(self.start) < k, values, 0.0), indices, pre.shape[-1])
+
+    def most_active(self, size: int) -> int:
+        return self.start
+
+    def settled(self, threshold: Float[Array, ""]) -> AbstractSparsifier:
+        return TopK(self.k, self.topk)
+
+
+class OffsetTopK(AbstractTopK):
+    """The k largest of ``pre * 1[pre >= offset]``: a hard threshold that does not shift the value.
+
+    The router of `MixtureOfExperts_v2` (arXiv 2506.01197), with offset 1/sqrt(embed): the size of one coordinate of
+    a unit vector. The offset is a constant.
+    """
+
+    k: int = eqx.field(static=True)
+    offset: float = eqx.field(static=True)
+    topk: ops.Method = eqx.field(static=True, default="lax")
+
+    def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+        return jnp.where(pre >= self.offset, pre, 0.0)
+
+    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
+        values, indices = ops.topk(self.activate(pre), self.k, self.topk)
+        return Codes(values, indices, pre.shape[-1])
+
+
+class LeakyOffsetTopK(AbstractTopK):
+    """The k largest of ``pre if pre >= offset else slope * pre``: the original's atoms.
+
+    A selected value may lie under the offset or be negative; it is kept. `TopK` is the corrected choice.
+    """
+
+    k: int = eqx.field(static=True)
+    offset: float = eqx.field(static=True)
+    slope: float = eqx.field(static=True, default=0.01)
+    topk: ops.Method = eqx.field(static=True, default="lax")
+
+    def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+        return jnp.where(pre >= self.offset, pre, self.slope * pre)
+
+    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
+        values, indices = ops.topk(self.activate(pre), self.k, self.topk)
+        return Codes(values, indices, pre.shape[-1])
