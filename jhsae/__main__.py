@@ -11,20 +11,25 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from keyword import iskeyword
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jhsae.errors import UserError
 
 
 class Verb(NamedTuple):
-    """What ``--help`` says of a verb that takes a config; `default` is its YAML when none is given."""
+    """What ``--help`` says of a verb that takes a config; `default` is its YAML when none is given.
+
+    A `bare` verb needs no YAML: it starts from the defaults of its keys.
+    """
 
     summary: str
     reads: str
     writes: str
     example: str
     default: str | None = None
+    bare: bool = False
 
 
 VERBS = {
@@ -71,7 +76,22 @@ VERBS = {
         "one self-contained HTML page",
         "jhsae report report.yaml out=runs/report.html",
     ),
+    "export": Verb(
+        "write a trained SAE in the files of another library, or as a folder to share",
+        "a run folder; for some formats a store of held-out text",
+        "a new folder: a SAELens directory, a torch module, a Delphi cache, a Neuronpedia bundle, or our own files",
+        "jhsae export run=runs/topk format=saelens out=exports/topk store=stores/heldout",
+        bare=True,
+    ),
+    "import": Verb(
+        "read an SAE that another library trained",
+        "files of SAELens, dictionary_learning, sparsify, OpenAI, Gemma Scope or jhsae, local or on the hub",
+        "a run folder that jhsae evaluate and jhsae.load_sae read",
+        "jhsae import source=hf://org/name/subfolder out=runs/imported",
+        bare=True,
+    ),
 }
+BARE = Path(__file__).with_name("bare.yaml")
 PARITY = (
     "Compares jhsae with golden numbers of the original implementations, row by row.\n\n"
     "reads    a golden file FILE.npz (inputs, parameters and the numbers the original computed)\n"
@@ -99,12 +119,21 @@ def _run(verb: str, words: list[str]) -> int:
     from jhsae import config
 
     named = bool(words) and ("=" not in words[0] or Path(words[0]).is_file())
-    path = words[0] if named else VERBS[verb].default
+    path = words[0] if named else VERBS[verb].default or (str(BARE) if VERBS[verb].bare else None)
     if path is None:
         raise UserError(f"{verb} was given no config file, expected one: {VERBS[verb].example}")
-    module = importlib.import_module(f"jhsae.{verb}")
-    module.run(config.load(getattr(module, verb.capitalize()), config.find(path), words[named:]))
+    module = _module(verb)
+    try:
+        settings = config.load(getattr(module, verb.capitalize()), config.find(path), words[named:])
+    except UserError as error:  # nobody wrote bare.yaml, so no message names it
+        raise UserError(str(error).replace(str(BARE), f"jhsae {verb}")) from error
+    module.run(settings)
     return 0
+
+
+def _module(verb: str) -> Any:
+    """The module of a verb; that of ``import``, a keyword of Python, is ``import_``."""
+    return importlib.import_module(f"jhsae.{verb}_" if iskeyword(verb) else f"jhsae.{verb}")
 
 
 def _parity(arguments: argparse.Namespace) -> int:
@@ -117,8 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("jhsae", description=about, epilog="jhsae VERB --help lists the keys of a verb.")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_VerbParser)
     for name, verb in VERBS.items():
-        config = "[CONFIG.yaml]" if verb.default else "CONFIG.yaml"
-        usage = f"jhsae {name} {config} [key=value ...]"
+        usage = f"jhsae {name} {_config_word(verb)} [key=value ...]"
         one = verbs.add_parser(name, help=verb.summary, usage=usage, add_help=True)
         one.add_argument("words", nargs="*", metavar="CONFIG.yaml key=value", help="a config, then overrides a.b=c")
     parity = verbs.add_parser("parity", help="compare with golden numbers of the originals", description=PARITY)
@@ -143,10 +171,10 @@ def verb_help(name: str) -> str:
     """The help of a verb: what it does, reads and writes, an example, and the keys of its config."""
     from jhsae.config import describe
 
-    verb, module = VERBS[name], importlib.import_module(f"jhsae.{name}")
+    verb, module = VERBS[name], _module(name)
     width = max(60, shutil.get_terminal_size().columns)
     lines = [
-        f"usage: jhsae {name} {'[CONFIG.yaml]' if verb.default else 'CONFIG.yaml'} [key=value ...]",
+        f"usage: jhsae {name} {_config_word(verb)} [key=value ...]",
         "",
         f"{verb.summary[0].upper()}{verb.summary[1:]}.",
         "",
@@ -163,6 +191,10 @@ def verb_help(name: str) -> str:
         words = ", ".join(word for word in (kind, default) if word) + (f": {text}" if text else "")
         lines += _entry(key, words, width, 30)
     return "\n".join(lines) + "\n"
+
+
+def _config_word(verb: Verb) -> str:
+    return "[CONFIG.yaml]" if verb.default or verb.bare else "CONFIG.yaml"
 
 
 def _entry(head: str, text: str, width: int, indent: int) -> list[str]:

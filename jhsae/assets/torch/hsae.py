@@ -1,0 +1,248 @@
+"""A hierarchical sparse autoencoder that jhsae trained, for anywhere that torch runs: torch and the standard library.
+
+    from hsae import HSAE
+    sae = HSAE.load("folder")
+    f = sae.encode(x)          # x [..., D], raw activations of the language model -> f [..., F]
+    x_hat = sae.decode(f)      # f @ W_dec + b_dec: linear, in the same units
+
+The F = E (1 + A) latents are the E experts, then atom a of expert e at E + e A + a. `encode` routes and picks as in
+training: parents = route(router_enc x' + b_enc); for each active expert, atoms = pick(atom_enc_e down_e x' + b_atom);
+x' is the normalised token. The rows of `W_dec` have norm 1: their norms, and the token's own scale where inputs were
+normalised token by token, are in f. Muchane et al., arXiv 2506.01197.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CONFIG, WEIGHTS, FORMAT = "cfg.json", "sae_weights.safetensors", 1
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+GATHERED = 2**26  # numbers of `down` that one pass over the atoms may gather
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file: 8 bytes of size, a JSON header of that size, then the numbers."""
+    data = bytearray(path.read_bytes())
+    try:
+        start = 8 + struct.unpack_from("<Q", data)[0]
+        header = json.loads(data[8:start])
+        header.pop("__metadata__", None)
+        tensors = {}
+        for name, entry in header.items():
+            count, offset = math.prod(entry["shape"]), start + entry["data_offsets"][0]
+            flat = torch.frombuffer(data, dtype=DTYPES[entry["dtype"]], count=count, offset=offset)
+            tensors[name] = flat.reshape(entry["shape"])
+    except (struct.error, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no complete safetensors file of floats ({error!r}); copy it again") from error
+    return tensors
+
+
+def check(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """ValueError for settings of another format, or weights other than those that they describe."""
+    if settings.get("format") != FORMAT:
+        raise ValueError(
+            f"{CONFIG} is of format {settings.get('format')}, this module reads format {FORMAT}; take the hsae.py that "
+            "was written beside it, or update jhsae"
+        )
+    got, shapes = {name: list(tensor.shape) for name, tensor in weights.items()}, settings["tensors"]
+    for name in sorted(got.keys() | shapes.keys()):
+        if got.get(name) != shapes.get(name):
+            raise ValueError(
+                f"{WEIGHTS}: '{name}' has shape {got.get(name)}, but {CONFIG} describes {shapes.get(name)}; the two "
+                "files belong to different exports"
+            )
+
+
+def kept(values: Tensor, by: Tensor, k: int) -> Tensor:
+    """`values` where `by` is one of the k largest of its last axis, 0 elsewhere; of equals, the lowest index first."""
+    edge = torch.topk(by, k, dim=-1).values[..., -1:]
+    above, level = by > edge, by == edge
+    room = k - above.sum(-1, keepdim=True)
+    return torch.where(above | (level & (level.cumsum(-1) <= room)), values, 0.0)
+
+
+def times(rows: Tensor, m: Tensor) -> Tensor:
+    """Rows times a matrix, or scaled by a vector or a number."""
+    return rows @ m if m.ndim == 2 else rows * m
+
+
+class Structure(torch.nn.Module):
+    """The weights as they were trained, and the forward pass that finds the codes."""
+
+    def __init__(self, settings: Mapping[str, Any], weights: Mapping[str, Tensor]):
+        super().__init__()
+        check(settings, weights)
+        self.settings = dict(settings)
+        self.weights = torch.nn.ParameterDict(
+            {name: torch.nn.Parameter(tensor, requires_grad=False) for name, tensor in weights.items()}
+        )
+
+    def encoders(self) -> list[Tensor]:
+        """[router_enc [E, D], down [E, S, D], atom_enc [E, A, S]]; a tied one is its decoder."""
+        pairs = {"router_enc": "router_dec", "down": "up", "atom_enc": "atom_dec"}
+        return [self.weights[enc if enc in self.weights else dec] for enc, dec in pairs.items()]
+
+    def normalised(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
+        """x' and the scale by which the token's codes are multiplied."""
+        moved, rule = times(x - self.weights["shift"], self.weights["matrix"]), self.settings["token_scale"]
+        if rule is None:
+            return moved, 1.0
+        norm = torch.linalg.vector_norm(moved, dim=-1, keepdim=True) + rule["eps"]
+        scale = torch.where(norm > 0, norm, 1.0) * rule["factor"]
+        return moved / scale, scale
+
+    def sparsified(self, slot: str, pre: Tensor) -> Tensor:
+        """Pre-activations [..., n] -> codes [..., n]: what the rule's namesake in jhsae.sparsify does in evaluation."""
+        rule = self.settings[slot]
+        match rule["rule"]:
+            case "ReLU":
+                return pre.relu()
+            case "JumpReLU":
+                return torch.where(pre > self.weights[f"{slot}_threshold"], pre, 0.0)
+            case "TopK":
+                return kept(pre.relu(), pre.relu(), rule["k"])
+            case "OffsetTopK":
+                active = torch.where(pre >= rule["offset"], pre, 0.0)
+                return kept(active, active, rule["k"])
+            case "LeakyOffsetTopK":
+                active = torch.where(pre >= rule["offset"], pre, rule["slope"] * pre)
+                return kept(active, active, rule["k"])
+            case "GumbelTopK":
+                return kept(pre.relu(), pre, rule["k"])
+            case "BinaryGumbelTopK":
+                return kept(torch.ones_like(pre), pre, rule["k"])
+            case other:
+                raise ValueError(f"unknown sparsifier {other!r}; take the hsae.py that was written beside the weights")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Codes [batch, F] of tokens [batch, D], in the units of the dictionary as trained, times the token's scale."""
+        router_enc, down, atom_enc = self.encoders()
+        b_enc, b_atom, b_dec = map(self.weights.get, ("b_enc", "b_atom", "b_dec"))
+        inside, scale = self.normalised(x)
+        centred = inside if b_dec is None or not self.settings["apply_b_dec_to_input"] else inside - b_dec
+        pre = centred @ router_enc.T
+        parents = self.sparsified("route", pre if b_enc is None else pre + b_enc)
+        child_in = centred
+        if self.settings["child_input"] == "Residual":
+            coarse = parents @ self.weights["router_dec"]
+            child_in = inside - (coarse if b_dec is None else coarse + b_dec)
+        # An inactive expert has no active atoms, so only (token, expert) pairs that are active are visited.
+        children = parents.new_zeros(*parents.shape, atom_enc.shape[1])
+        tokens, experts = parents.nonzero(as_tuple=True)
+        step = max(1, GATHERED // down[0].numel())
+        for t, e in zip(tokens.split(step), experts.split(step), strict=True):
+            hidden = torch.einsum("nd,nsd->ns", child_in[t], down[e])
+            child_pre = torch.einsum("ns,nas->na", hidden, atom_enc[e])
+            child_pre = child_pre if b_atom is None else child_pre + b_atom[e]
+            values = self.sparsified("pick", child_pre)
+            by_parent = self.settings["child_scale"] == "ScaledByParent"
+            children[t, e] = values * parents[t, e, None] if by_parent else values
+        return torch.cat([parents, children.flatten(-2)], dim=-1) * scale
+
+    @torch.no_grad()
+    def flattened(self) -> dict[str, Tensor]:
+        """W_enc [D, F], b_enc [F], W_dec [F, D], b_dec [D] and norms [F], in the units of the language model.
+
+        f = `forward` times `norms`. ``x @ W_enc + b_enc`` is f before sparsification, but for two things that no flat
+        encoder can do: atoms that read the residual, and a scale per token (then f = scale * (x' @ W_enc + b_enc)).
+        A row of zeros stays one, with norm 1, so that L0 does not change.
+        """
+        w = {name: tensor.float() for name, tensor in self.weights.items()}
+        router_enc, down, atom_enc = (tensor.float() for tensor in self.encoders())
+        zero, matrix = router_enc.new_zeros, w["matrix"]
+        (experts, embed), atoms = router_enc.shape, atom_enc.shape[1]
+        rows = torch.cat([w["router_dec"], torch.einsum("eas,esd->ead", w["atom_dec"], w["up"]).flatten(0, 1)])
+        rows = times(rows, w["inverse"])
+        norms = torch.linalg.vector_norm(rows, dim=-1)
+        norms = torch.where(norms > 0, norms, 1.0)
+        reads = torch.cat([router_enc, torch.einsum("eas,esd->ead", atom_enc, down).flatten(0, 1)])
+        bias = torch.cat([w.get("b_enc", zero(experts)), w.get("b_atom", zero(experts, atoms)).flatten()])
+        b_dec = w.get("b_dec", zero(embed))
+        if self.settings["apply_b_dec_to_input"]:
+            bias = bias - reads @ b_dec
+        reads = times(reads, matrix.T if matrix.ndim == 2 else matrix)
+        found = {
+            "W_enc": (reads * norms[:, None]).T.contiguous(),
+            "b_enc": (bias - reads @ w["shift"]) * norms,
+            "W_dec": rows / norms[:, None],
+            "b_dec": times(b_dec, w["inverse"]) + w["shift"],
+            "norms": norms,
+        }
+        return {name: tensor.to(self.weights["router_dec"].dtype) for name, tensor in found.items()}
+
+
+class Config(SimpleNamespace):
+    """What the SAE reads and how large it is; SAEBench reads and sets its attributes."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes that go into a JSON file."""
+        return {name: value for name, value in vars(self).items() if name != "metadata"}
+
+
+class HSAE(torch.nn.Module):
+    """`encode`, `decode`, `W_enc`, `W_dec`, `b_enc`, `b_dec`, `cfg`: what SAEBench asks of an SAE.
+
+    The weights are for inference: `encode` reads the structured ones, of which W_enc and b_enc are a flat view.
+    """
+
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+    norms: Tensor
+
+    def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Tensor]):
+        super().__init__()
+        self.structure = Structure(config.get("hsae", {}), weights)
+        flat = self.structure.flattened()
+        self.register_buffer("norms", flat.pop("norms"))
+        for name, tensor in flat.items():
+            self.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=False))
+        top = {name: value for name, value in config.items() if name not in ("metadata", "hsae")}
+        self.cfg = Config(**top, **config["metadata"], architecture_str=config["architecture"])
+        self._describe()
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "HSAE":
+        """The SAE of an exported folder. ValueError: files that are cut short or do not belong together."""
+        config = json.loads((Path(folder) / CONFIG).read_text())
+        return cls(config, read_safetensors(Path(folder) / WEIGHTS)).to(device=device, dtype=dtype)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Activations [..., D] -> dense codes [..., F]."""
+        codes = self.structure(x.reshape(-1, x.shape[-1]).to(self.dtype)) * self.norms
+        return codes.reshape(*x.shape[:-1], -1)
+
+    def decode(self, f: Tensor) -> Tensor:
+        """Codes [..., F] -> reconstructed activations [..., D]."""
+        return f @ self.W_dec + self.b_dec
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activations [..., D] -> their reconstruction."""
+        return self.decode(self.encode(x))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, in which `encode` computes."""
+        return self.W_dec.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.W_dec.device
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "HSAE":
+        """Where torch changes dtype and device (`to`, `half`, `cuda`, ...): `cfg` follows."""
+        super()._apply(*args, **kwargs)
+        self._describe()
+        return self
+
+    def _describe(self) -> None:
+        self.cfg.dtype, self.cfg.device = str(self.dtype).removeprefix("torch."), str(self.device)

@@ -1,0 +1,134 @@
+"""``jhsae export``: a trained SAE in the files of another library, or as a folder to share.
+
+Input norms and thresholds are folded where the format wants weights alone; what fires on a token stays what it was.
+With a held-out store the L0 is measured, and for SAELens also that of what was written, read back.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from jhsae import evals, lm
+from jhsae.checkpoint import load_sae
+from jhsae.data import AbstractNormalizer, Store
+from jhsae.errors import UserError
+from jhsae.interop import delphi, hub, neuronpedia, plain, saelens, torch_hsae
+from jhsae.interop.pairs import check_origin
+from jhsae.sae import AbstractSAE
+
+READ_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Export:
+    """What is exported, and where to."""
+
+    run: Annotated[str, "folder of a finished run (jhsae train), of an import or of a saved SAE"]
+    format: Annotated[
+        Literal["saelens", "torch", "folder", "delphi", "neuronpedia"],
+        "saelens: flat SAEs; torch: H-SAEs, also for SAEBench and SAELens; folder: our own, with a README; delphi and "
+        "neuronpedia: codes of a store",
+    ]
+    out: Annotated[str, "folder to write, must not exist"]
+    store: Annotated[str | None, "store of held-out text: for delphi, neuronpedia and to measure the L0"] = None
+    rows: Annotated[int | None, "held-out activations to use; null for all"] = None
+    lm: Annotated[str | None, "language model (neuronpedia); null for the one the store was harvested from"] = None
+    push: Annotated[str | None, "hub repository to upload it to, such as org/name"] = None
+
+    def __post_init__(self) -> None:
+        if self.rows is not None and self.rows < 1:
+            raise UserError(f"rows is {self.rows}, expected at least 1, or null for all")
+        if self.store is None and self.format in ("delphi", "neuronpedia"):
+            raise UserError(f"format is {self.format}, which is made of codes; write store=... of held-out text")
+        if self.push is not None and self.format in ("delphi", "neuronpedia"):
+            raise UserError(f"push is {self.push}, but {self.format} files hold text and codes, no SAE; leave push out")
+
+
+class Job(NamedTuple):
+    """What a writer gets: the SAE as it is, the config and the opened store."""
+
+    config: Export
+    sae: AbstractSAE
+    normalizer: AbstractNormalizer
+    about: dict[str, Any]
+    store: Store | None
+
+    def held_out(self) -> Store:
+        """The store, where the config guarantees one."""
+        assert self.store is not None
+        return self.store
+
+
+def run(config: Export) -> Path:
+    """Writes the folder and returns it. Raises `UserError` before any compute for bad input."""
+    out = Path(config.out)
+    if out.exists():
+        raise UserError(f"{out} exists already and is never overwritten; write another out=...")
+    sae, normalizer, about = load_sae(config.run)
+    store = None if config.store is None else Store.open(config.store)
+    if store is not None:
+        check_origin(sae, about, store)
+    FORMATS[config.format](Job(config, sae, normalizer, about, store), out)
+    print(f"wrote {out}")
+    if config.push is not None:
+        print(f"pushed to {hub.push(out, config.push)}")
+    return out
+
+
+def _saelens(job: Job, out: Path) -> None:
+    saelens.check(job.sae, job.normalizer)  # before the measurement, which may take long
+    if job.store is None:
+        saelens.write(out, job.sae, job.normalizer, job.about)
+        return
+    before, frequency = _fired(job.sae, job.normalizer, job.store, job.config.rows)
+    saelens.write(out, job.sae, job.normalizer, job.about, frequency)
+    written = saelens.read(out)
+    after, _ = _fired(written.sae, written.normalizer, job.store, job.config.rows)
+    print(f"L0 {before:.4f} before the export, {after:.4f} read back")
+
+
+def _torch(job: Job, out: Path) -> None:
+    torch_hsae.write(out, job.sae, job.normalizer, job.about)
+    if job.store is not None:
+        before, _ = _fired(job.sae, job.normalizer, job.store, job.config.rows)
+        print(f"L0 {before:.4f} before the export; to compare, average (sae.encode(x) != 0).sum(-1) over the same rows")
+
+
+def _folder(job: Job, out: Path) -> None:
+    path = Path(job.config.run) / "results.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else [None]
+    plain.write(out, job.sae, job.normalizer, job.about, rows[-1])
+
+
+def _delphi(job: Job, out: Path) -> None:
+    delphi.write(out, job.sae, job.normalizer, job.about, job.held_out(), job.config.rows)
+
+
+def _neuronpedia(job: Job, out: Path) -> None:
+    store = job.held_out()
+    model = lm.load(job.config.lm or store.manifest.model)
+    neuronpedia.write(out, job.sae, job.normalizer, job.about, store, job.config.rows, model)
+
+
+FORMATS: dict[str, Callable[[Job, Path], None]] = {
+    "saelens": _saelens,
+    "torch": _torch,
+    "folder": _folder,
+    "delphi": _delphi,
+    "neuronpedia": _neuronpedia,
+}
+
+
+def _fired(
+    sae: AbstractSAE, normalizer: AbstractNormalizer, store: Store, rows: int | None
+) -> tuple[float, Float[np.ndarray, "features"]]:
+    """The L0 on the first `rows` of a store, and how often each feature fired."""
+    count = min(rows or store.rows, store.rows)
+    batches = (store.read(start, min(start + READ_ROWS, count)) for start in range(0, count, READ_ROWS))
+    metrics, frequency = evals.fidelity(sae, normalizer, batches, store.manifest.mean)
+    return metrics["l0"], frequency

@@ -1,0 +1,115 @@
+"""Reads the JumpReLU SAEs of Gemma Scope: ``params.npz`` (Gemma 2), ``params.safetensors`` and config.json (Gemma 3).
+
+``pre = x W_enc + b_enc`` without subtracting b_dec, ``codes = 1[pre > threshold] ReLU(pre)``,
+``x_hat = codes W_dec + b_dec`` (Lieberum et al., arXiv 2408.05147; the encoder of its tutorial). Gemma Scope 2 writes
+its keys in lower case. A threshold below 0 lets every positive pre-activation pass, as 0 does. Transcoders,
+crosscoders and affine skip connections are refused.
+
+What an SAE reads is told by the folders' names (as on the hub) and by config.json. Embedding SAEs read embeddings
+before Gemma multiplies them by sqrt(embed), which is no residual stream: their layer is None.
+"""
+
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from jhsae.errors import UserError
+from jhsae.interop import imported
+from jhsae.interop.imported import Imported
+from jhsae.interop.tensors import load, read_json, refuse_unknown, setting, take, widened
+
+REPO = re.compile(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att)\b")  # google/gemma-scope-2b-pt-res
+LAYER = re.compile(r"/layer_(\d+)/")
+BLOCK_OUTPUT = re.compile(r"(?:model\.|language_model\.)*layers\.(\d+)\.output")
+SITES = re.compile(r"/(resid_post|attn_out|mlp_out)(_all)?/")
+OTHERS = re.compile(r"gemma-scope-\d+b-\w+-(transcoder)s|/(transcoder|crosscoder|clt)(?:_all)?/[^/]+/[^/]+$")
+
+
+def read(path: str | Path) -> Imported:
+    """The SAE in the folder `path`, or in its ``params.npz`` or ``params.safetensors``.
+
+    `UserError`: no such file, a tensor is missing or misshapen, the architecture is not JumpReLU, a transcoder.
+    """
+    file = _weights(Path(path))
+    if found := OTHERS.search(_place(file)):
+        raise UserError(f"{file} is a {found[1] or found[2]} by its folders' names; only SAEs can be read")
+    if file.suffix == ".npz":
+        tensors, config, reads = _npz(file), {}, _reads_by_name(file)
+    else:
+        tensors, config = load(file), _config(file)
+        reads = _reads_by_config(config, file)
+    W, w = ("w_enc", "w_dec") if "w_enc" in tensors else ("W_enc", "W_dec")
+    if "affine_skip_connection" in tensors:
+        raise UserError(f"{file}: 'affine_skip_connection' makes this a transcoder; only SAEs can be read")
+    refuse_unknown(tensors, (W, w, "b_enc", "b_dec", "threshold"), file)
+    W_enc = take(tensors, W, (None, None), file).T
+    features, embed = W_enc.shape
+    leaves = {
+        "W_enc": W_enc,
+        "W_dec": take(tensors, w, (features, embed), file),
+        "b_enc": take(tensors, "b_enc", (features,), file),
+        "b_dec": take(tensors, "b_dec", (embed,), file),
+        "sparsifier.threshold": np.maximum(take(tensors, "threshold", (features,), file), 0.0),
+    }
+    slot = imported.flat_slot(features, embed, imported.JUMP_RELU, apply_b_dec_to_input=False)
+    return imported.assemble(slot, leaves, imported.about("gemma_scope", file.parent, config, *reads), file)
+
+
+def _weights(path: Path) -> Path:
+    if path.is_file():
+        return path
+    for name in ("params.safetensors", "params.npz"):
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"no params.npz or params.safetensors in {path}; write the folder of one SAE")
+
+
+def _place(file: Path) -> str:
+    """The folders' names; links are not followed, because the hub's cache links to files named by checksum."""
+    return file.absolute().as_posix()
+
+
+def _npz(file: Path) -> dict[str, np.ndarray]:
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            return {key: widened(arrays[key]) for key in arrays.files}
+    except (BadZipFile, zlib.error, ValueError, TypeError, OSError, EOFError) as error:
+        raise UserError(f"{file} is not an npz file of plain arrays ({error}); download it again") from error
+
+
+def _config(file: Path) -> dict[str, Any]:
+    """config.json of Gemma Scope 2, checked; {} where there is none and the folders' names say that it is an SAE."""
+    path = file.with_name("config.json")
+    if not path.exists() and SITES.search(_place(file)):
+        return {}
+    config = read_json(path)
+    architecture = setting(config, "architecture", str, path)
+    if architecture != "jump_relu":
+        raise UserError(f"{path}: unknown architecture '{architecture}'; known: jump_relu")
+    if config.get("affine_connection") not in (False, None):
+        raise UserError(f"{path}: affine_connection is {config['affine_connection']!r}; only SAEs can be read")
+    where, to = config.get("hf_hook_point_in"), config.get("hf_hook_point_out")
+    if to not in (None, "", where):
+        raise UserError(f"{path}: reads {where} and writes {to}, which makes this a transcoder; only SAEs can be read")
+    return config
+
+
+def _reads_by_config(config: dict[str, Any], file: Path) -> tuple[str | None, int | None]:
+    model = setting(config, "model_name", str, file.with_name("config.json")) if "model_name" in config else None
+    if model is not None:  # their gemma-v3-1b-pt is google/gemma-3-1b-pt on the hub
+        model = "google/" + model.removeprefix("google/").replace("-v3", "-3")
+    block = BLOCK_OUTPUT.fullmatch(str(config.get("hf_hook_point_in")))
+    return model, int(block[1]) + 1 if block else None
+
+
+def _reads_by_name(file: Path) -> tuple[str | None, int | None]:
+    repo, layer = REPO.search(_place(file)), LAYER.search(_place(file))
+    if not repo:
+        return None, None
+    size, tuned, site = repo.groups()
+    model = f"google/gemma-2-{size}" + ("-it" if tuned == "it" else "")
+    return model, int(layer[1]) + 1 if layer and site == "res" else None

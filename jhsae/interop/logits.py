@@ -1,0 +1,86 @@
+"""What a feature writes to the logits, directly: its decoder row through the unembedding.
+
+``logit[i, v] = rows[i] . unembedding[v]``, with rows in the units of the residual stream (`raw_rows`) and the
+unembedding of `lm.Gemma2.unembedding()`: the token embedding times (1 + the weight of the final norm). So the weight
+of the final norm is multiplied in. Its division by rms(x) is left out: one positive number per token, shared by all
+that stands in the residual stream; so are the soft cap, which is monotone, and the blocks in between. The order of
+tokens and the ratios of values mean something, their size alone does not. No mean over the vocabulary is subtracted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int
+from transformers import PreTrainedTokenizerBase
+
+from jhsae.errors import UserError
+
+MOST_LOGITS = 2**24
+OUT_OF_RANGE = "<|outofrange|>"  # SAEDashboard's word for an id that the tokenizer does not have
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureLogits:
+    """For each row the k tokens it raises most and lowers most, extremes first, and a histogram over all tokens."""
+
+    top: list[list[str]]
+    top_values: Float32[np.ndarray, "rows k"]
+    bottom: list[list[str]]
+    bottom_values: Float32[np.ndarray, "rows k"]
+    counts: Int[np.ndarray, "rows bins"]
+    centres: Float[np.ndarray, "rows bins"]
+
+
+def feature_logits(
+    rows: Float32[np.ndarray, "rows embed"],
+    unembedding: Float[Array, "vocab width"],
+    tokenizer: PreTrainedTokenizerBase,
+    k: int = 10,
+    bins: int = 50,
+) -> FeatureLogits:
+    """The logits of `rows`, of which only a block is in memory at a time.
+
+    `UserError`: another width than the unembedding's, or a k that is not from 1 to the size of the vocabulary.
+    """
+    vocab, embed = unembedding.shape
+    if rows.shape[1] != embed:
+        raise UserError(
+            f"the rows have {rows.shape[1]} numbers, but the unembedding has {embed}; write their own model"
+        )
+    if not 1 <= k <= vocab:
+        raise UserError(f"{k} tokens per feature were asked for, but the vocabulary has {vocab}; write 1 to {vocab}")
+    step = max(1, MOST_LOGITS // vocab)
+    blocks = [_block(rows[i : i + step], unembedding, k, bins) for i in range(0, max(len(rows), 1), step)]
+    top_ids, top, bottom_ids, bottom, counts, centres = (np.concatenate(part) for part in zip(*blocks, strict=True))
+    words = [[token_strings(tokenizer, ids.tolist()) for ids in side] for side in (top_ids, bottom_ids)]
+    return FeatureLogits(words[0], top, words[1], bottom, counts, centres)
+
+
+def token_strings(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """Each token as text, with a space where the tokenizer marks the start of a word."""
+    pieces = tokenizer.convert_ids_to_tokens(list(ids))
+    return [OUT_OF_RANGE if p is None else p.replace("▁", " ").replace("Ġ", " ").replace("Ċ", "\n") for p in pieces]
+
+
+def _block(rows: np.ndarray, unembedding: Array, k: int, bins: int) -> tuple[np.ndarray, ...]:
+    logits, *ends = (np.asarray(a) for a in _ends(jnp.asarray(rows), unembedding, k))
+    return *ends, *_histograms(logits, bins)
+
+
+def _ends(rows: Array, unembedding: Array, k: int) -> tuple[Array, Array, Array, Array, Array]:
+    logits = jnp.matmul(rows, unembedding.T.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    top, top_ids = jax.lax.top_k(logits, k)
+    bottom, bottom_ids = jax.lax.top_k(-logits, k)
+    return logits, top_ids, top, bottom_ids, -bottom
+
+
+def _histograms(values: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """Counts and centres of `bins` equal bins from the least to the largest value of every row."""
+    low, high = values.min(axis=1, keepdims=True), values.max(axis=1, keepdims=True)
+    width = np.where(high > low, high - low, 1) / bins
+    place = ((values - low) / width).astype(np.int64).clip(0, bins - 1) + np.arange(len(values))[:, None] * bins
+    counts = np.bincount(place.ravel(), minlength=len(values) * bins).reshape(-1, bins)
+    return counts, low + (np.arange(bins) + 0.5) * width

@@ -1,0 +1,104 @@
+"""An SAE as a folder to share: what `jhsae.load_sae` reads, and a README.md that says what it is and how to load it."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jhsae.checkpoint import save_sae
+from jhsae.data import AbstractNormalizer
+from jhsae.interop.folders import new_folder
+from jhsae.sae import AbstractSAE
+
+# What a row of results.jsonl calls it, and what people do.
+METRICS = {
+    "l0": "L0",
+    "ev_r2": "explained variance (centred R²)",
+    "ce_recovered": "cross-entropy recovered",
+    "dead": "dead features",
+}
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+USAGE = """\
+```python
+import jax.numpy as jnp
+import jhsae
+
+sae, normalizer, about = jhsae.load_sae("{folder}")  # this folder
+inside, token = normalizer(jnp.asarray(x))  # x [tokens, {embed}]: {reads}
+codes = sae.encode(inside)  # codes.dense() [tokens, {features}]
+x_hat = normalizer.undo(sae.decode(codes), token)
+```"""
+
+
+def write(
+    folder: str | Path,
+    sae: AbstractSAE,
+    normalizer: AbstractNormalizer,
+    about: dict[str, Any],
+    results: dict[str, Any] | None = None,
+) -> None:
+    """Writes `sae` with its `normalizer` and `about` (as `load_sae` gives them) and a README.md into a new `folder`.
+
+    `results` is a row of results.jsonl (``jhsae evaluate``), whose numbers the README then quotes. `UserError`:
+    something is there already.
+    """
+    folder = Path(folder)
+    with new_folder(folder) as partial:
+        save_sae(partial / "sae", sae, about["sae"], about["normalize"], normalizer, about)
+        for file in (partial / "sae").iterdir():
+            file.rename(partial / file.name)
+        (partial / "sae").rmdir()
+        (partial / "README.md").write_text(card(folder.name, sae, about, results))
+
+
+def card(name: str, sae: AbstractSAE, about: dict[str, Any], results: dict[str, Any] | None) -> str:
+    """The README of a folder called `name`, with the header that the Hugging Face hub reads."""
+    model, layer = about["reads"]["model"], about["reads"]["layer"]
+    where = "somewhere" if layer is None else f"in the residual stream after {layer} blocks"
+    reads = f"activations of {model or 'a language model'} {where}"
+    facts = {
+        "reads": reads,
+        "architecture": _words(about["sae"]),
+        "size": f"{sae.embed} dimensions, {sae.features} features",
+        "input": _words(about["normalize"]),
+        "made by": f"config hash `{about.get('config_hash')}`, commit `{about.get('commit')}`",
+    }
+    usage = USAGE.format(folder=name, embed=sae.embed, features=sae.features, reads=reads)
+    return "\n".join(
+        [
+            *_header(model),
+            f"# {name}",
+            "",
+            "A sparse autoencoder of jhsae (JAX, Equinox).",
+            "",
+            *(f"- {key}: {value}" for key, value in facts.items()),
+            *_measured(results),
+            "",
+            "## Load",
+            "",
+            usage,
+            "",
+        ]
+    )
+
+
+def _header(model: str | None) -> list[str]:
+    base = [f"base_model: {model}"] if model and HUB_NAME.fullmatch(model) and not Path(model).exists() else []
+    return ["---", "library_name: jhsae", "tags: [sparse-autoencoder, interpretability]", *base, "---", ""]
+
+
+def _measured(results: dict[str, Any] | None) -> list[str]:
+    if results is None:
+        return []
+    evaluation, metrics = results["evaluation"], results["metrics"]
+    where = f"{metrics['rows']:,} tokens of `{evaluation['store']}`, commit `{evaluation['commit']}`"
+    numbers = [f"- {words}: {metrics[key]:.4g}" for key, words in METRICS.items() if key in metrics]
+    return ["", f"Measured on held-out text ({where}):", "", *numbers]
+
+
+def _words(slot: Any) -> str:
+    """A slot as the call that builds it: ``TopK(k=32)``."""
+    if not isinstance(slot, Mapping):
+        return str(slot)
+    inside = ", ".join(f"{key}={_words(value)}" for key, value in slot.items() if key != "_target_")
+    return f"{slot.get('_target_', '').rpartition('.')[2]}({inside})"

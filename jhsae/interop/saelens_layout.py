@@ -1,0 +1,29 @@
+"""The names in a SAELens directory (sae-lens 6.54.12): files, and the residual stream that an SAE reads.
+
+`layer` counts the blocks that have run, so the residual stream after block N is layer N + 1.
+"""
+
+import re
+
+VERSION = "6.54.12"
+MAJOR = 6
+CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
+SCALER, WHITENING = "activation_scaler.json", "activation_whitening.safetensors"
+
+# What a TransformerLens or Hugging Face hook reads, and how many more blocks have run than its number says.
+HOOKS = ((r"blocks\.(\d+)\.hook_resid_pre", 0), (r"blocks\.(\d+)\.hook_resid_post", 1), (r"model\.layers\.(\d+)", 1))
+
+
+def hook_names(layer: int | None) -> dict[str, str | None]:
+    """The hook before which `layer` blocks have run: TransformerLens's name, and Hugging Face's where there is one."""
+    if layer is None:
+        return {"hook_name": None}
+    if layer == 0:
+        return {"hook_name": "blocks.0.hook_resid_pre"}
+    return {"hook_name": f"blocks.{layer - 1}.hook_resid_post", "hf_hook_name": f"model.layers.{layer - 1}"}
+
+
+def layer_of(hook: str) -> int | None:
+    """The number of blocks that have run at `hook`; None where that is not the residual stream."""
+    found = ((re.fullmatch(pattern, hook), more) for pattern, more in HOOKS)
+    return next((int(match[1]) + more for match, more in found if match), None)

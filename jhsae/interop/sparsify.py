@@ -1,0 +1,67 @@
+"""Reads SAEs of EleutherAI sparsify: a folder named after its hookpoint, with ``cfg.json`` and ``sae.safetensors``.
+
+Semantics verified against the source of eai-sparsify 1.3.3 (``sparse_coder.py``, ``fused_encoder.py``):
+``codes`` are the k largest of ``ReLU(W_enc (x - b_dec) + b_enc)``, ``x_hat = codes W_dec + b_dec``. Transcoders, which
+do not subtract b_dec and predict something else than their input, are refused, and so is the groupmax activation.
+Both matrices are stored with a row per latent. ``num_latents`` 0 means ``expansion_factor * d_in``.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from jhsae.errors import UserError
+from jhsae.interop import imported
+from jhsae.interop.imported import Imported
+from jhsae.interop.tensors import load, read_json, refuse_unknown, setting, take
+
+BLOCK = re.compile(r"(?:.*\.)?(?:layers|h)[._](\d+)")  # the output of a block, and of nothing inside it
+
+
+def read(path: str | Path) -> Imported:
+    """The SAE in the folder of one hookpoint.
+
+    ``reads`` knows the layer from the folder's name (``layers.5``) and the model from ``config.json`` of the run above
+    it. `UserError`: a file, key or tensor is missing or misshapen, or the coder is no TopK SAE.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}; write the folder of one hookpoint, with cfg.json and sae.safetensors")
+    settings, file = folder / "cfg.json", folder / "sae.safetensors"
+    cfg = read_json(settings)
+    _check_kind(cfg, settings)
+    embed, k = setting(cfg, "d_in", int, settings), setting(cfg, "k", int, settings)
+    latents = setting(cfg, "num_latents", int, settings) if "num_latents" in cfg else 0
+    features = latents or embed * setting(cfg, "expansion_factor", int, settings)
+    tensors = load(file)
+    if "W_skip" in tensors:
+        raise UserError(f"{file}: 'W_skip' makes this a skip transcoder; only SAEs can be read")
+    refuse_unknown(tensors, ("encoder.weight", "encoder.bias", "W_dec", "b_dec"), file)
+    leaves = {
+        "W_enc": take(tensors, "encoder.weight", (features, embed), file),
+        "b_enc": take(tensors, "encoder.bias", (features,), file),
+        "W_dec": take(tensors, "W_dec", (features, embed), file),
+        "b_dec": take(tensors, "b_dec", (embed,), file),
+    }
+    about = imported.about("sparsify", folder, cfg, *_reads(folder))
+    return imported.assemble(imported.flat_slot(features, embed, imported.top_k(k)), leaves, about, file)
+
+
+def _check_kind(cfg: dict[str, Any], file: Path) -> None:
+    """Versions before 1.0 lack the keys that later ones added; what they lack, they could not do."""
+    activation = cfg.get("activation", "topk")
+    if activation != "topk":
+        raise UserError(f"{file}: activation is {activation!r}, expected 'topk', the one that can be read")
+    for key in ("transcode", "skip_connection", "signed"):
+        if cfg.get(key, False) is not False:
+            raise UserError(f"{file}: {key} is {cfg[key]!r}, expected false: only SAEs with positive codes can be read")
+
+
+def _reads(folder: Path) -> tuple[str | None, int | None]:
+    # several seeds of one hookpoint lie in folders of their own: layers.5/seed0
+    folder = folder.absolute()
+    hookpoint = folder.parent if re.fullmatch(r"seed\d+", folder.name) else folder
+    run = hookpoint.parent / "config.json"
+    model = setting(read_json(run), "model", str, run) if run.exists() else None
+    block = BLOCK.fullmatch(hookpoint.name)
+    return model, int(block[1]) + 1 if block else None

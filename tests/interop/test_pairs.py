@@ -1,0 +1,92 @@
+"""Sparse codes of a store: every code that is not 0 once, where it belongs, in order, whatever the batches."""
+
+import numpy as np
+import pytest
+from held_out import ATOMS, EXPERTS, about, dense_codes, harvested, saes
+
+from jhsae.data import Identity, UnitNorm, write_array
+from jhsae.errors import UserError
+from jhsae.interop import pairs
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return harvested(tmp_path_factory.mktemp("held_out"))[0]
+
+
+def records(sae, normalizer, selection, edges, folder):
+    folder.mkdir()
+    return list(pairs.sparse_codes(sae, normalizer, selection, edges, folder).parts("reading"))
+
+
+@pytest.mark.parametrize("name", saes())
+def test_every_code_is_there_once_in_order(store, name, tmp_path):
+    sae = saes()[name]
+    edges = [0, 5, 5 + sae.features // 2, sae.features]
+    parts = records(sae, UnitNorm(), pairs.select(store, None), edges, tmp_path / "spill")
+    expected, _ = dense_codes(sae, UnitNorm(), store)
+    sequence, position, feature = np.nonzero(expected)
+    order = np.lexsort((position, sequence, feature))
+    found = np.concatenate(parts)
+    assert len(found) > 200
+    for key, column in (("feature", feature), ("sequence", sequence), ("position", position)):
+        np.testing.assert_array_equal(found[key], column[order])
+    np.testing.assert_allclose(found["value"], expected[sequence, position, feature][order], rtol=1e-5)
+    for first, last, part in zip(edges[:-1], edges[1:], parts, strict=True):
+        assert np.all((part["feature"] >= first) & (part["feature"] < last))
+
+
+@pytest.mark.parametrize("name", ["tree", "dense_tree"])
+def test_an_atom_comes_with_the_code_of_its_parent(store, name, tmp_path):
+    sae = saes()[name]
+    (found,) = records(sae, Identity(), pairs.select(store, None), [0, sae.features], tmp_path / "spill")
+    expected, _ = dense_codes(sae, Identity(), store)
+    atom = found["feature"] >= EXPERTS
+    parent = np.where(atom, (found["feature"] - EXPERTS) // ATOMS, 0)
+    values = np.where(atom, expected[found["sequence"], found["position"], parent], 0)
+    assert atom.any() and not atom.all()
+    np.testing.assert_allclose(found["parent"], values, rtol=1e-5)
+
+
+def test_small_batches_and_buffers_give_the_same_records(store, tmp_path, monkeypatch):
+    sae, selection = saes()["jump"], pairs.select(store, 100)
+    (whole,) = records(sae, Identity(), selection, [0, sae.features], tmp_path / "whole")
+    monkeypatch.setattr(pairs, "READ_ROWS", 23)
+    monkeypatch.setattr(pairs, "MOST_CODES", 11 * sae.features)
+    monkeypatch.setattr(pairs, "BUFFER", 50)
+    (pieces,) = records(sae, Identity(), selection, [0, sae.features], tmp_path / "pieces")
+    for key in ("feature", "sequence", "position"):
+        np.testing.assert_array_equal(pieces[key], whole[key])
+    np.testing.assert_allclose(pieces["value"], whole["value"], rtol=1e-5, atol=1e-6)
+
+
+def test_rows_selects_whole_sequences_from_the_first(store):
+    sequence = store.index(0, store.rows)[:, 0]
+    selection = pairs.select(store, 50)
+    assert selection.rows == np.sum(sequence < selection.sequences) <= 50
+    assert np.sum(sequence <= selection.sequences) > 50
+    np.testing.assert_array_equal(selection.tokens(), store.tokens()[: selection.sequences])
+    everything = pairs.select(store, None)
+    assert (everything.rows, everything.sequences) == (store.rows, store.manifest.sequences)
+    assert pairs.select(store, store.rows) == everything
+
+
+def test_rows_out_of_range_are_refused(store):
+    for rows in (0, store.rows + 1):
+        with pytest.raises(UserError, match=rf"rows is {rows}, but .* holds {store.rows}; write 1 to {store.rows}"):
+            pairs.select(store, rows)
+    first = np.sum(store.index(0, store.rows)[:, 0] == 0)
+    with pytest.raises(UserError, match=rf"less than one sequence .* write at least {first}$"):
+        pairs.select(store, 1)
+
+
+def test_a_store_of_another_model_layer_or_width_is_refused(store, tmp_path):
+    sae = saes()["topk"]
+    pairs.check_origin(sae, {"reads": {"model": None, "layer": None}}, store)
+    for key, other in (("model", "google/gemma-2-2b"), ("layer", 7)):
+        reads = about(store)["reads"] | {key: other}
+        with pytest.raises(UserError, match=rf"the SAE reads .*{other}.* harvest held-out text"):
+            pairs.check_origin(sae, {"reads": reads}, store)
+    narrow = write_array(tmp_path / "narrow", np.ones((8, 5), np.float32))
+    with pytest.raises(UserError, match=r"the SAE reads vectors of 16 numbers, but .* holds activations of 5"):
+        pairs.check_origin(sae, about(narrow), narrow)
