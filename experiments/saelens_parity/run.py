@@ -127,6 +127,7 @@ def by_saelens(config: Train, architecture: str, rate: float, seed: int, folder:
             total_training_samples=stage.steps * config.data.batch,
             train_batch_size_samples=config.data.batch,
             lr=rate,
+            lr_end=rate,  # of cosines alone
             lr_warm_up_steps=schedule["warmup"],
             lr_decay_steps=schedule["decay"],
             dead_feature_window=config.dead_window - 1,  # theirs is dead after more steps than this, ours from it on
