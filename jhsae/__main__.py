@@ -63,6 +63,7 @@ VERBS = {
         "a run folder, a store of held-out text and the language model",
         "in the run folder: a row of results.jsonl (metrics, config hash, commit) and contexts.json",
         "jhsae evaluate evaluate/gemma2_2b.yaml run=runs/scale",
+        bare=True,
     ),
     "ablate": Verb(
         "train and evaluate variants of one run, each with one part swapped",

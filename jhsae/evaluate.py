@@ -104,6 +104,9 @@ def _geometry(sae: AbstractSAE, model: lm.LanguageModel, frequency: np.ndarray) 
 
 
 def _timing(folder: Path) -> dict[str, float]:
+    """How long the run took; nothing for an imported SAE."""
+    if not (folder / "timing.jsonl").exists():
+        return {}
     rows = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
     return {
         "train_seconds": rows[-1]["seconds"],
@@ -139,7 +142,9 @@ def _contexts(
 
 
 def expert_names(folder: Path) -> dict[int, str]:
-    """The concepts that the run's experts were initialised from, by expert; empty without a teacher."""
+    """The concepts that the run's experts were initialised from, by expert; empty without a teacher or a run."""
+    if not (folder / "config.yaml").exists():
+        return {}
     config = cfg.load(Train, folder / "config.yaml")
     if not any(slot["_target_"] == "jhsae.init.FromTeacher" for slot in config.init) or config.teacher is None:
         return {}

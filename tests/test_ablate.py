@@ -14,11 +14,12 @@ def test_table_shows_mean_and_spread():
     rows = [
         {"axis": "base", "variant": "base", "metrics": {"ev_r2": 0.5, "l0": 4.0}},
         {"axis": "base", "variant": "base", "metrics": {"ev_r2": 0.7, "l0": 4.0}},
-        {"axis": "route", "variant": "flat", "metrics": {"ev_r2": 0.25}},
+        {"axis": "route", "variant": "flat", "metrics": {"ev_r2": 0.25, "density": {"counts": [1]}}},
     ]
     lines = ablate.table(rows, ["ev_r2", "l0"]).splitlines()
     assert lines[2] == "| base | base | 2 | 0.6 [0.5, 0.7] | 4 [4, 4] |"
     assert lines[3] == "| route | flat | 1 | 0.25 [0.25, 0.25] | n/a |"
+    assert ablate.table(rows, ["density"]).splitlines()[3] == "| route | flat | 1 | n/a |", "a histogram is no number"
 
 
 def _config(folder, store, **changes):

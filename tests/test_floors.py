@@ -18,8 +18,8 @@ FLOORS = [
     {"sae", "data", "teacher", "lm"},
     {"init", "constraint", "losses"},
     {"optimizer", "mesh", "revival", "step", "loop", "logs", "checkpoint", "config", "run_config", "fit"},
-    {"evals", "interop", "harvest", "teach", "train", "evaluate"},
-    {"ablate", "report", "quickstart", "browser", "browse", "export", "import_"},
+    {"evals", "harvest", "teach", "train", "evaluate"},
+    {"interop", "ablate", "report", "quickstart", "browser", "browse", "export", "import_"},
     {"__main__", "__init__"},
 ]
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}

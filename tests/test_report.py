@@ -226,6 +226,23 @@ def test_figures_show_every_run_and_quote_its_last_value(page):
     assert "scale: adapt" in page.text and "flat: adapt" not in page.text
 
 
+def test_the_histogram_of_densities_is_drawn_and_stays_out_of_the_table(tmp_path):
+    density = {"log10_edges": [-3.0, -2.0, -1.0, 0.0], "counts": [0, 5, 7]}
+    runs = [
+        write_run(tmp_path, "new", TREE_ROW | {"density": density, "l1": 2.5}),
+        write_run(tmp_path, "old", FLAT_ROW),
+    ]
+    page = report(Report(runs, str(tmp_path / "r.html")))
+    assert "which alone are drawn: new 12." in page.text and "Feature density" in page.text
+    assert page.values("density") == [] and page.values("l1") == ["2.5", None]
+    assert "Feature density" not in report(Report(runs[1:], str(tmp_path / "q" / "q.html"))).text
+
+
+def test_a_histogram_without_a_live_feature_is_drawn():
+    bins = [drawing.Bins("a", 0, [-2.0, -1.0, 0.0], [0, 0])]
+    assert "<svg" in drawing.histograms(drawing.Labels("t", "u", "i"), bins)
+
+
 def test_a_stage_begins_where_the_one_before_ends(made):
     assert boundaries(reading.read_runs(made.runs)) == {100: "scale: adapt"}
 

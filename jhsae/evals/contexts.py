@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from jhsae.codes import Codes
 from jhsae.data import Store
 from jhsae.data.normalize import AbstractNormalizer
 from jhsae.evals.fidelity import reconstruct
@@ -23,10 +24,23 @@ def sparse_codes(
     for start in range(0, rows, batch):
         x = store.read(start, min(start + batch, rows))
         _, forward = reconstruct(sae, normalizer, jnp.asarray(x))
-        flat = forward.codes.flat()
-        values.append(np.asarray(flat.values))
-        indices.append(np.asarray(flat.slot_indices()))
-    return np.concatenate(values), np.concatenate(indices)
+        value, index = _slots(forward.codes.flat())
+        values.append(value)
+        indices.append(index)
+    slots = max(value.shape[1] for value in values)  # an empty slot has value 0, and any index
+    padded = [[np.pad(a, ((0, 0), (0, slots - a.shape[1]))) for a in column] for column in (values, indices)]
+    return np.concatenate(padded[0]), np.concatenate(padded[1])
+
+
+def _slots(codes: Codes) -> tuple[Float[np.ndarray, "rows slots"], Rows]:
+    """Values and features of the slots; of dense codes only as many per row as its fullest row needs."""
+    values = np.asarray(codes.values)
+    if codes.indices is not None:
+        return values, np.asarray(codes.indices)
+    active = values != 0
+    slots = max(1, int(active.sum(axis=1).max(initial=0)))
+    index = np.argsort(~active, axis=1, kind="stable")[:, :slots].astype(np.int32)
+    return np.take_along_axis(values, index, axis=1), index
 
 
 def spread_features(frequency: Float[np.ndarray, "features"], count: int) -> list[int]:

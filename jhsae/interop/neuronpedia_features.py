@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 from transformers import PreTrainedTokenizerBase
 
+from jhsae.evals.logits import FeatureLogits, feature_logits
+from jhsae.evals.rows import aligned_dimensions, nearest
 from jhsae.interop.coactivation import Links
-from jhsae.interop.logits import FeatureLogits, feature_logits
 from jhsae.interop.neuronpedia_tables import Dashboard, SourceSet
 from jhsae.interop.numbers import short
-from jhsae.interop.rows import aligned_dimensions, nearest
 
 BINS = 50
 
@@ -45,7 +45,7 @@ def feature_rows(sheet: Sheet, start: int, values: list[Float32[np.ndarray, "_"]
     words = min(dashboard.logits, len(sheet.unembedding))
     logits = feature_logits(sheet.rows[start:stop], sheet.unembedding, sheet.tokenizer, words, BINS)
     near = min(dashboard.neighbours, len(sheet.rows) - 1)
-    ids, cosines = nearest(sheet.unit, start, stop, near)
+    ids, cosines = nearest(sheet.unit, np.arange(start, stop), near)
     for i, index in enumerate(range(start, stop)):
         close = {"topkCosSimIndices": ids[i].tolist(), "topkCosSimValues": short(cosines[i])}
         found = _tables(sheet, index) | _logits(logits, i) | _fired(sheet, values[i])

@@ -20,11 +20,11 @@ from jhsae.lm import LanguageModel
 class Dashboard:
     """How much is written of each feature, and under whose name.
 
-    `creator_id` is the user that a fresh local Neuronpedia has and its own converters write. `top` examples have the
-    largest values; of each of `bins` equal intervals from 0 to the maximum, `per_bin` examples are drawn at random.
-    An example is a whole sequence, or `window` tokens of a longer one. `logits` tokens are listed at either end,
-    and `neighbours` features of the nearest decoder rows, or as many as there are. `batch` features stand in one file. `vectors` writes the
-    decoder rows, for steering: they are the largest part of the bundle.
+    `creator_id` is the user that Neuronpedia's own converters write by default; the database must have it. `top`
+    examples have the largest values; of each of `bins` equal intervals from 0 to the maximum, `per_bin` examples are
+    drawn at random. An example is a whole sequence, or `window` tokens of a longer one. `logits` tokens are listed at
+    either end, and `neighbours` features of the nearest decoder rows, or as many as there are. `batch` features stand
+    in one file. `vectors` writes the decoder rows, for steering.
     """
 
     creator: str = "jhsae"

@@ -6,10 +6,10 @@ import pytest
 from reference.filled import filled
 from reference.hsae import parameters
 
-from jhsae.losses import L1Active, L1All, MeanL1Children, MeanL1Parents
-from jhsae.sae import FlatSAE, HierarchicalSAE
-from jhsae.schedule import Constant
-from jhsae.sparsify import BinaryGumbelTopK, LeakyOffsetTopK, OffsetTopK, TopK
+from jhsae.losses import AnnealedLp, Contributions, L1Active, L1All, MeanL1Children, MeanL1Parents
+from jhsae.sae import DecoderNormUnit, FlatSAE, HierarchicalSAE
+from jhsae.schedule import Constant, Linear
+from jhsae.sparsify import BinaryGumbelTopK, LeakyOffsetTopK, OffsetTopK, ReLU, TopK
 from jhsae.usage import Context
 
 BATCH, EMBED, EXPERTS, SUB, ATOMS, K = 4, 8, 6, 2, 3, 4
@@ -90,3 +90,88 @@ def test_over_binary_codes_it_is_constant_with_no_gradient(k, x):
 def test_a_flat_sae_is_refused(term, x):
     with pytest.raises(ValueError, match="hierarchical SAE"):
         term(flat(), run(flat(), x))
+
+
+@eqx.filter_jit
+def differentiated(term, sae, x, step):
+    context = Context(jax.random.key(0), step)
+    return eqx.filter_value_and_grad(lambda sae: term(sae, sae.forward(x, context)))(sae)
+
+
+def of_features(part, **how):
+    return filled(lambda: FlatSAE(EMBED, 12, part, key=jax.random.key(0), **how))
+
+
+CONTRIBUTING = {
+    "dense": lambda: of_features(ReLU()),
+    "sparse": flat,
+    "rescaled": lambda: of_features(TopK(3), code_unit=DecoderNormUnit()),
+    "hierarchical": lambda: build(TopK(K), TopK(1)),
+}
+
+
+@pytest.mark.parametrize("p", [1.0, 0.5, 2.0])
+@pytest.mark.parametrize("kind", CONTRIBUTING)
+def test_contributions_are_the_p_norm_of_code_times_row_norm(kind, p, x):
+    sae = CONTRIBUTING[kind]()
+    sizes = np.abs(run(sae, x).codes.dense()) * np.linalg.norm(sae.dictionary(), axis=1)
+    want = np.mean([np.sum(row[row > 0].astype(np.float64) ** p) ** (1 / p) for row in sizes])
+    np.testing.assert_allclose(value(Contributions(p), sae, x), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("p", [1.0, 0.5, 2.0])
+def test_a_feature_cannot_hide_behind_a_long_decoder_row(p, x):
+    """The same reconstruction from codes a hundredth the size costs the same; L1Active falls for it."""
+    sae = of_features(ReLU())
+    hidden = eqx.tree_at(
+        lambda s: (s.W_enc, s.b_enc, s.W_dec), sae, (sae.W_enc / 100, sae.b_enc / 100, sae.W_dec * 100)
+    )
+    np.testing.assert_allclose(value(Contributions(p), hidden, x), value(Contributions(p), sae, x), rtol=1e-5)
+    assert value(L1Active(), hidden, x) < 0.02 * value(L1Active(), sae, x)
+
+
+TERMS = [Contributions(0.5), Contributions(1.0), Contributions(2.0), AnnealedLp(Linear(1.0, 0.2, 10))]
+
+
+@pytest.mark.parametrize("term", TERMS, ids=str)
+def test_their_gradients_are_finite_where_codes_are_zero(term, x):
+    """Also of a token without any code, and of features that no token has."""
+    sae = of_features(ReLU())
+    sae = eqx.tree_at(lambda s: s.b_enc, sae, sae.b_enc.at[:4].set(-1e3))
+    tokens = x.at[0].set(sae.b_dec)  # its pre-activations are the biases
+    for silent in (sae, eqx.tree_at(lambda s: s.b_enc, sae, jnp.full(12, -1e3))):
+        sizes = np.asarray(run(silent, tokens).codes.dense())
+        assert (sizes[:, :4] == 0).all()
+        result, grads = differentiated(term, silent, tokens, jnp.asarray(7))
+        assert np.isfinite(result) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+        assert np.any(grads.W_enc) == (sizes > 0).any()
+        np.testing.assert_array_equal(grads.W_enc[:4], 0.0)
+
+
+def test_annealed_at_p_of_one_is_l1_and_its_size_is_l1_for_every_p(x):
+    term, sae = AnnealedLp(Linear(1.0, 0.2, 10)), of_features(ReLU())
+    l1, gradient = differentiated(Contributions(), sae, x, jnp.asarray(0))
+    for step in (0, 3, 10, 99):
+        result, grads = differentiated(term, sae, x, jnp.asarray(step))
+        np.testing.assert_allclose(result, l1, rtol=1e-5)
+        if step == 0:
+            for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(gradient), strict=True):
+                np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("step, p", [(5, 0.6), (10, 0.2)])
+def test_annealed_gradients_are_those_of_the_power_times_a_constant(step, p, x):
+    sae = of_features(ReLU())
+    codes, norms = np.asarray(run(sae, x).codes.values, np.float64), np.linalg.norm(sae.W_dec, axis=1)
+    sizes = codes * norms
+    ratio = sizes.sum() / (sizes[sizes > 0] ** p).sum()
+    slope = np.where(sizes > 0, ratio * p * np.where(sizes > 0, sizes, 1.0) ** (p - 1), 0.0) * norms / BATCH
+    _, grads = differentiated(AnnealedLp(Linear(1.0, 0.2, 10)), sae, x, jnp.asarray(step))
+    np.testing.assert_allclose(grads.b_enc, slope.sum(0), rtol=1e-4)
+    np.testing.assert_allclose(grads.W_enc, slope.T @ np.asarray(x - sae.b_dec), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("p", [0.0, -1.0])
+def test_a_p_that_is_no_norm_is_refused(p):
+    with pytest.raises(ValueError, match=f"p is {p}, expected more than 0"):
+        Contributions(p)

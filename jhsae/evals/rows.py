@@ -31,11 +31,11 @@ def directions(rows: Float32[np.ndarray, "features embed"]) -> Float[Array, "fea
 
 
 def nearest(
-    unit: Float[Array, "features embed"], start: int, stop: int, k: int
+    unit: Float[Array, "features embed"], chosen: Int[np.ndarray, " chosen"], k: int
 ) -> tuple[Int[np.ndarray, "chosen k"], Float32[np.ndarray, "chosen k"]]:
-    """For the `directions` from `start` to `stop` the k others of largest cosine, largest first, and the cosines."""
+    """For each chosen one of the `directions` the k others of largest cosine, largest first, and the cosines."""
     step = max(1, MOST_COSINES // len(unit))
-    blocks = [_nearest(unit, jnp.arange(i, min(i + step, stop)), k) for i in range(start, stop, step)]
+    blocks = [_nearest(unit, jnp.asarray(chosen[i : i + step]), k) for i in range(0, max(len(chosen), 1), step)]
     ids, cosines = (np.concatenate([np.asarray(a) for a in part]) for part in zip(*blocks, strict=True))
     return ids, cosines
 

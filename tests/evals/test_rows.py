@@ -8,7 +8,7 @@ import pytest
 import runs
 from jhsae.codes import Codes
 from jhsae.data import CenterScale, Identity, Scale, Standardize, UnitNorm, Whiten
-from jhsae.interop import rows
+from jhsae.evals import rows
 from jhsae.sae import FlatSAE
 from jhsae.sparsify import TopK
 
@@ -39,7 +39,7 @@ def test_nearest_rows_equal_numpy_for_any_block(monkeypatch):
     cosines = unit @ unit.T
     np.fill_diagonal(cosines, -np.inf)
     monkeypatch.setattr(rows, "MOST_COSINES", 30 * 4)
-    ids, values = rows.nearest(rows.directions(table), 3, 20, 6)
+    ids, values = rows.nearest(rows.directions(table), np.arange(3, 20), 6)
     np.testing.assert_allclose(values, -np.sort(-cosines[3:20], axis=1)[:, :6], atol=1e-6)
     np.testing.assert_allclose(np.take_along_axis(cosines[3:20], ids, axis=1), values, atol=1e-6)
     assert np.all(values[1] == 0)

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from jhsae.errors import UserError
-from jhsae.interop import logits
+from jhsae.evals import logits
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ tokens and the ratios of values mean something, their size alone does not. No me
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -66,11 +67,13 @@ def token_strings(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> lis
 
 
 def _block(rows: np.ndarray, unembedding: Array, k: int, bins: int) -> tuple[np.ndarray, ...]:
-    logits, *ends = (np.asarray(a) for a in _ends(jnp.asarray(rows), unembedding, k))
+    logits, *ends = (np.asarray(a) for a in extremes(jnp.asarray(rows), unembedding, k))
     return *ends, *_histograms(logits, bins)
 
 
-def _ends(rows: Array, unembedding: Array, k: int) -> tuple[Array, Array, Array, Array, Array]:
+@partial(jax.jit, static_argnames="k")
+def extremes(rows: Array, unembedding: Array, k: int) -> tuple[Array, Array, Array, Array, Array]:
+    """All logits of the rows; ids and values of the k largest, largest first; of the k smallest, smallest first."""
     logits = jnp.matmul(rows, unembedding.T.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
     top, top_ids = jax.lax.top_k(logits, k)
     bottom, bottom_ids = jax.lax.top_k(-logits, k)

@@ -1,0 +1,160 @@
+"""``jhsae browse``: what every latent of a trained SAE does, as one HTML page that opens anywhere, offline.
+
+For each latent: how often and how strongly it fires on held-out text, its contexts, the tokens it raises and lowers,
+its neighbours; an expert opens to its atoms; typing a word lists the latents that fire on it.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from html import unescape
+from pathlib import Path
+from typing import Annotated, Any
+
+from jhsae import browser, lm
+from jhsae import config as cfg
+from jhsae.browser.contexts import Window
+from jhsae.checkpoint import load_sae
+from jhsae.data import Store
+from jhsae.data.normalize import AbstractNormalizer
+from jhsae.errors import UserError
+from jhsae.evaluate import expert_names
+from jhsae.sae import AbstractSAE, HierarchicalSAE
+
+
+@dataclass(frozen=True)
+class Browse:
+    """Which SAE is shown, on which text, and how much of it."""
+
+    run: Annotated[str, "folder of a finished run (jhsae train) or of a saved SAE"]
+    store: Annotated[str, "activation store of held-out text, same model and layer"]
+    lm: Annotated[str, "language model of the store, for tokens and logits: a folder, a hub name, or 'embedded'"]
+    out: Annotated[str, "the page to write, such as runs/scale.html"]
+    rows: Annotated[int | None, "held-out activations to measure; null for all"] = None
+    features: Annotated[int | None, "experts (or flat features) shown, at even ranks of frequency; null: all live"] = (
+        None
+    )
+    atoms: Annotated[int | None, "atoms shown per expert, the most frequent ones; null for all live"] = None
+    examples: Annotated[int, "strongest contexts per latent"] = 24
+    spread: Annotated[int, "weaker contexts per latent, at evenly spaced ranks"] = 6
+    before: Annotated[int, "tokens shown before the firing one"] = 16
+    after: Annotated[int, "tokens shown after it"] = 10
+    logits: Annotated[int, "tokens raised and lowered most"] = 10
+    neighbours: Annotated[int, "nearest decoder directions"] = 8
+    title: Annotated[str | None, "heading of the page; null for the name of the run"] = None
+
+    def __post_init__(self) -> None:
+        least = {"rows": 1, "features": 1, "atoms": 1, "examples": 1, "spread": 0, "before": 0, "after": 0, "logits": 1}
+        for name, bound in (least | {"neighbours": 0}).items():
+            if (value := getattr(self, name)) is not None and value < bound:
+                raise UserError(f"{name} is {value}, expected at least {bound}")
+
+
+def run(config: Browse) -> Path:
+    """Writes the page and returns its path. Raises `UserError` before any compute for bad input."""
+    folder, out = Path(config.run), Path(config.out)
+    sae, normalizer, about = load_sae(folder)
+    name = about.get("name") or folder.name
+    claim(out, name)
+    store = Store.open(config.store)
+    check_origin(config, sae, about, store)
+    model = lm.load(config.lm)
+    if model.name != store.manifest.model:
+        raise UserError(
+            f"lm is {model.name}, but the store {config.store} was harvested from {store.manifest.model}; "
+            f"write lm={store.manifest.model}"
+        )
+    rows = min(config.rows or store.rows, store.rows)
+    window = Window(config.before, config.after)
+    limits = browser.Limits(
+        config.features, config.atoms, config.examples, config.spread, window, config.logits, config.neighbours
+    )
+    names = expert_names(folder) if (folder / "config.yaml").exists() else {}
+    data = browser.gather(sae, normalizer, store, rows, model, names, limits)
+    page = browser.render(data, describe(config, name, sae, normalizer, about, store, data))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page)
+    print(f"{out}: {len(data['latents'])} latents on {rows:,} tokens, {len(page.encode()) / 1e6:.1f} MB")
+    return out
+
+
+def claim(out: Path, name: str) -> None:
+    """Raises `UserError` where writing `out` would lose something; a page may be written again for the same run."""
+    if out.suffix != ".html":
+        raise UserError(f"out is {out}, expected the name of an HTML file; write out={out / 'latents.html'}")
+    if not out.exists():
+        return
+    found = re.search(rf'<meta name="{browser.MARKER}" content="([^"]*)">', out.read_text(errors="replace")[:10_000])
+    if found is None:
+        raise UserError(f"{out} exists and is no page of jhsae browse; write another out=...")
+    if (other := unescape(found[1])) != name:
+        raise UserError(f"{out} shows the latents of {other}, not of {name}; write another out=...")
+
+
+def check_origin(config: Browse, sae: AbstractSAE, about: dict[str, Any], store: Store) -> None:
+    """Raises `UserError` unless the SAE reads what the store holds; what a foreign SAE does not tell is not checked."""
+    here = {"model": store.manifest.model, "layer": store.manifest.layer}
+    trained = {key: value for key, value in (about.get("reads") or {}).items() if value is not None}
+    if any(here[key] != value for key, value in trained.items()):
+        told = " ".join(f"{key} {value}" for key, value in trained.items())
+        raise UserError(
+            f"{config.run} was trained on {told}, but {config.store} holds model {here['model']} layer "
+            f"{here['layer']}; harvest held-out text with the same lm.path and lm.layer"
+        )
+    if sae.embed != store.embed:
+        raise UserError(
+            f"{config.run} reads vectors of {sae.embed}, but {config.store} holds vectors of {store.embed}; "
+            "write the store of the layer that the SAE was trained on"
+        )
+
+
+def describe(
+    config: Browse,
+    name: str,
+    sae: AbstractSAE,
+    normalizer: AbstractNormalizer,
+    about: dict[str, Any],
+    store: Store,
+    data: dict[str, Any],
+) -> dict[str, Any]:
+    """What the template says around the data."""
+    manifest, tree = store.manifest, isinstance(sae, HierarchicalSAE)
+    facts = [f"{key} {value}" for key, value in manifest.dataset.items() if key != "source" and value is not None]
+    files = json.dumps(manifest.files, sort_keys=True)
+    origin = {
+        "run": name,
+        "config": about.get("config_hash"),
+        "commit": _short(about.get("commit")),
+        "store": manifest.config_hash,
+        "page": cfg.config_hash(config),
+        "page made at commit": _short(cfg.provenance()["commit"]),
+    }
+    return {
+        "name": name,
+        "title": config.title or f"What the latents of {name} do",
+        "model": manifest.model,
+        "layer": manifest.layer,
+        "store": config.store,
+        "text": f"{manifest.dataset.get('source', 'text')} ({', '.join(facts)})",
+        "rows": data["rows"],
+        "stored": store.rows,
+        "partial": data["rows"] < store.rows,
+        "trained_here": (about.get("store") or {}).get("sha256") == hashlib.sha256(files.encode()).hexdigest(),
+        "normalizer": type(normalizer).__name__,
+        "shape": _shape(sae),
+        "tree": tree,
+        "named": any(latent["name"] for latent in data["latents"]),
+        "origin": [(key, (value or "unknown")) for key, value in origin.items()],
+    }
+
+
+def _short(commit: str | None) -> str | None:
+    """A commit in 12 digits; where files had changed since, still marked so."""
+    return commit and commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
+
+
+def _shape(sae: AbstractSAE) -> str:
+    if isinstance(sae, HierarchicalSAE):
+        return f"{sae.experts:,} experts of {sae.atoms} atoms"
+    return f"{sae.features:,} latents"

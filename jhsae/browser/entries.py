@@ -1,0 +1,81 @@
+"""The page's entry of each latent, in two halves: where it fires, and what its decoder row writes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from jhsae.browser.contexts import Context, Reader
+from jhsae.browser.members import Members
+from jhsae.browser.pieces import Pieces, Sequences
+from jhsae.browser.tables import Json, logit_pairs, main_token, nearest, numbers, rounded
+from jhsae.evals.firings import Firings
+from jhsae.evals.latents import LatentStatistics, latent_logits
+from jhsae.evals.search import TokenProfile, main_tokens
+from jhsae.sae import HierarchicalSAE
+
+TOKENS = 8
+
+
+def label(feature: int, tree: HierarchicalSAE | None) -> str:
+    """The name of a feature in the addresses of the page: ``f7``, ``e12``, ``e12/a3``."""
+    if tree is None:
+        return f"f{feature}"
+    expert, atom = divmod(feature - tree.experts, tree.atoms)
+    return f"e{feature}" if feature < tree.experts else f"e{expert}/a{atom}"
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """What was counted, and the features that are shown; `tree` is None for a flat SAE."""
+
+    fired: Firings
+    statistics: LatentStatistics
+    profile: TokenProfile
+    shown: Int64[np.ndarray, " shown"]
+    tree: HierarchicalSAE | None
+    pieces: Pieces
+    sequences: Sequences
+
+    def firing(self, reader: Reader, strongest: int, spread: int) -> list[Json]:
+        """Numbers, main tokens and contexts of every shown latent; of an expert also what its atoms do."""
+        main = main_tokens(self.profile, self.shown, TOKENS)
+        found = []
+        for i, pairs in zip(self.shown.tolist(), main, strict=True):
+            own = Members(self.fired, self.tree, i) if self.tree and i < self.tree.experts else None
+            first, below = reader.read(*self.fired.of(i), strongest, spread)
+            entry = numbers(self.statistics, i) | {
+                "tokens": [main_token(self.profile, pair, self.pieces) for pair in pairs],
+                "first": [self._context(one, own) for one in first],
+                "below": [self._context(one, own) for one in below],
+            }
+            found.append(entry | ({"alone": own.alone, "dead": own.dead} if own else {}))
+        return found
+
+    def writing(
+        self,
+        dictionary: Float32[np.ndarray, "features embed"],
+        unembedding: Float32[np.ndarray, "vocab embed"],
+        logits: int,
+        neighbours: int,
+    ) -> list[Json]:
+        """Length, logits and neighbours of the decoder row of every shown latent."""
+        ends = latent_logits(dictionary[self.shown], unembedding, logits)
+        near = nearest(dictionary, self.statistics.fired, self.shown, neighbours)
+        norms = np.linalg.norm(dictionary[self.shown], axis=1)
+        return [
+            {
+                "norm": rounded(norms[n]),
+                "top": logit_pairs(ends.top_ids[n], ends.top[n], self.pieces),
+                "bottom": logit_pairs(ends.bottom_ids[n], ends.bottom[n], self.pieces),
+                "near": [[label(other, self.tree), cosine] for other, cosine in near[n]],
+            }
+            for n in range(len(self.shown))
+        ]
+
+    def _context(self, one: Context, own: Members | None) -> list[Any]:
+        """[sequence, position, value, [offset, value, ...]], and of an expert the atom that fired with it, or None."""
+        around = [number for offset, value in one.around for number in (offset, rounded(value))]
+        start = [self.sequences.use(one.sequence), one.position, rounded(one.value), around]
+        return [*start, own.at(one.row)] if own else start

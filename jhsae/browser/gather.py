@@ -1,0 +1,98 @@
+"""Everything that the page of a feature browser shows, as plain data: numbers, tokens, contexts, and a search index.
+
+Latents are named as in the page's addresses: ``f7`` of a flat SAE; of a hierarchical one ``e12`` and its atom
+``e12/a3``. Numbers are rounded, and tokens, sequences and latents stand for their places in the page's own lists.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jhsae import evals, lm
+from jhsae.browser.contexts import Reader, Window
+from jhsae.browser.entries import Entries, label
+from jhsae.browser.pieces import Pieces, Sequences
+from jhsae.browser.tables import Json, density, rounded, search_index
+from jhsae.data import Store
+from jhsae.data.normalize import AbstractNormalizer
+from jhsae.errors import UserError
+from jhsae.evals.firings import firings
+from jhsae.evals.latents import latent_statistics, raw_dictionary
+from jhsae.evals.search import token_profile, word_ids
+from jhsae.sae import AbstractSAE, HierarchicalSAE
+
+BINS, TYPICAL_ROWS = 24, 4096
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of everything a page shows; None is all that fired."""
+
+    features: int | None
+    atoms: int | None
+    examples: int
+    spread: int
+    window: Window
+    logits: int
+    neighbours: int
+
+
+def gather(
+    sae: AbstractSAE,
+    normalizer: AbstractNormalizer,
+    store: Store,
+    rows: int,
+    model: lm.LanguageModel,
+    names: dict[int, str],
+    limits: Limits,
+) -> Json:
+    """The data of a page on the first `rows` rows of `store`; `names` of experts or flat features, by index.
+
+    Raises:
+        UserError: no latent fired.
+    """
+    fired = firings(sae, normalizer, store, rows)
+    statistics = latent_statistics(fired, BINS)
+    tree = sae if isinstance(sae, HierarchicalSAE) else None
+    shown = _shown(statistics.frequency, tree, limits)
+    if not len(shown):
+        raise UserError(f"no latent fired on the {rows} rows of {store.path}; was the SAE trained on such activations?")
+    index, tokens, x = store.index(0, rows), store.tokens(), store.read(0, min(rows, TYPICAL_ROWS))
+    pieces, vocab = Pieces(model.tokenizer), model.model.vocab
+    sequences = Sequences(tokens, index, pieces)
+    profile = token_profile(fired, index[:, 2], vocab)
+    words, of_token = word_ids(model.tokenizer, vocab)
+    by_word = token_profile(fired, of_token[index[:, 2]], len(words))
+    entries = Entries(fired, statistics, profile, shown, tree, pieces, sequences)
+    firing = entries.firing(Reader(index, tokens.shape[1], limits.window), limits.examples, limits.spread)
+    dictionary, unembedding = raw_dictionary(sae, normalizer, x), np.asarray(model.model.unembedding())
+    writing = entries.writing(dictionary, unembedding, limits.logits, limits.neighbours)
+    return {
+        "latents": [
+            {"id": label(i, tree), "name": names.get(i)} | where | what
+            for i, where, what in zip(shown.tolist(), firing, writing, strict=True)
+        ],
+        "search": search_index(by_word, words, shown),
+        "density": density(statistics.frequency, _kinds(sae, tree)),
+        "rows": rows,
+        "window": [*limits.window],
+        "norm": rounded(np.median(np.linalg.norm(x, axis=1)), 4),
+        **sequences.written(),
+        **pieces.written(profile.occurrences),
+    }
+
+
+def _shown(frequency: np.ndarray, tree: HierarchicalSAE | None, limits: Limits) -> np.ndarray:
+    """Experts (or flat features), then the shown atoms of those experts."""
+    top = tree.experts if tree else len(frequency)
+    first = sorted(evals.spread_features(frequency[:top], top if limits.features is None else limits.features))
+    if tree is None:
+        return np.asarray(first, np.int64)
+    most = tree.atoms if limits.atoms is None else limits.atoms
+    atoms = [a for e in first for a in sorted(evals.expert_atoms(tree, e, frequency, most))]
+    return np.asarray(first + atoms, np.int64)
+
+
+def _kinds(sae: AbstractSAE, tree: HierarchicalSAE | None) -> dict[str, int]:
+    """Where each kind of latent ends in the dictionary."""
+    return {"experts": tree.experts, "atoms": sae.features} if tree else {"latents": sae.features}

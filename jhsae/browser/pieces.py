@@ -1,0 +1,66 @@
+"""What a page says once and refers to by place: the tokens that it shows, and the sequences that contexts come from."""
+
+import unicodedata
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32, Int64, UInt32
+
+from jhsae.evals.search import vocabulary, word
+
+SIGNS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
+
+
+class Pieces:
+    """Tokens, numbered in the order in which they are first used."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        self._places: dict[int, int] = {}
+
+    def use(self, token: int) -> int:
+        """The place of a token on the page."""
+        return self._places.setdefault(token, len(self._places))
+
+    def written(self, occurrences: Int64[np.ndarray, " vocab"]) -> dict[str, Any]:
+        """Text as shown, text as searched, and `occurrences` among the measured rows, by place; special tokens."""
+        ids, special = list(self._places), set(self._tokenizer.all_special_ids)
+        raw = vocabulary(self._tokenizer, ids)
+        return {
+            "pieces": [visible(piece.replace("▁", " ")) for piece in raw],
+            "words": [word(piece) for piece in raw],
+            "occurrences": occurrences[ids].tolist(),
+            "special": [place for place, token in enumerate(ids) if token in special],
+        }
+
+
+class Sequences:
+    """Sequences, numbered like `Pieces`, and where in them nothing was measured."""
+
+    def __init__(
+        self,
+        tokens: UInt32[np.ndarray, "sequences context"],
+        index: Int32[np.ndarray, "rows 3"],
+        pieces: Pieces,
+    ):
+        """`index` holds (sequence, position, token) of the measured rows."""
+        self._tokens, self._pieces = tokens, pieces
+        self._measured = np.zeros(tokens.shape, bool)
+        self._measured[index[:, 0], index[:, 1]] = True
+        self._places: dict[int, int] = {}
+
+    def use(self, sequence: int) -> int:
+        """The place of a sequence on the page."""
+        return self._places.setdefault(sequence, len(self._places))
+
+    def written(self) -> dict[str, Any]:
+        """The tokens of every sequence used, and the positions that were not measured."""
+        return {
+            "sequences": [[self._pieces.use(int(t)) for t in self._tokens[s]] for s in self._places],
+            "unmeasured": [np.flatnonzero(~self._measured[s]).tolist() for s in self._places],
+        }
+
+
+def visible(text: str) -> str:
+    """`text` with a sign for every character that has no shape of its own, spaces aside."""
+    return "".join(SIGNS.get(c) or (f"\\x{ord(c):02x}" if unicodedata.category(c) in ("Cc", "Cf") else c) for c in text)
