@@ -1,12 +1,13 @@
 """Every config of the package opens with the command that runs it, and loads, strictly, as the verb it names."""
 
 import importlib
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-from jhsae import config
+from jhsae import config, train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -30,3 +31,15 @@ def test_a_config_loads_as_the_verb_of_its_command(file: Path):
     assert verb, f"{name_of(file)} must open with a comment that holds the command: #   jhsae VERB {name_of(file)} ..."
     cls = getattr(importlib.import_module(f"jhsae.{verb}"), verb.capitalize())
     assert isinstance(config.load(cls, file), cls)
+
+
+def test_the_numbers_of_the_flat_configs_are_those_of_their_results_file():
+    results = CONFIGS.parent / "experiments" / "flat" / "results.jsonl"
+    rows = {row["name"]: row for row in map(json.loads, results.read_text().splitlines())}
+    assert rows.keys() == {file.stem for file in (CONFIGS / "flat").glob("*.yaml")}
+    for name, row in rows.items():
+        file = CONFIGS / "flat" / f"{name}.yaml"
+        m = row["metrics"]
+        assert f"EV {m['ev_r2']:.3f}, CE recovered {m['ce_recovered']:.3f}, L0 {m['l0']:.1f}" in file.read_text()
+        assert row["config_hash"] == config.config_hash(config.load(train.Train, file)), f"{name} has changed: run it"
+        assert "dirty" not in row["commit"]
