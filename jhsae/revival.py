@@ -99,7 +99,7 @@ class Resample(AbstractRevival):
         return eqx.combine(params, static), opt_state, dead
 
 
-def _leaves(sae: AbstractSAE) -> list[Array]:
+def _leaves(sae: AbstractSAE) -> list[Any]:
     encoder, decoder, biases = sae.top
     return [leaf for leaf in (encoder, decoder, *biases) if leaf is not None]
 

@@ -172,7 +172,11 @@ def write_table() -> None:
                     for key, digits in (("ev_r2", 4), ("dead", 4), ("l0", 2))
                 ]
                 cells.append(spread([r["seconds"] for r in found], 0))
-                lines.append(f"| {architecture} | {side} | {rate:g} ({len(found)} seeds) | " + " | ".join(cells) + " |")
+                lines.append(
+                    f"| {architecture} | {side} | {rate:g} ({len(found)} seed{'s' * (len(found) > 1)}) | "
+                    + " | ".join(cells)
+                    + " |"
+                )
     readme = HERE / "README.md"
     before, _, rest = readme.read_text().partition("<!-- table -->\n")
     _, _, after = rest.partition("<!-- end of table -->\n")
