@@ -84,6 +84,13 @@ VERBS = {
         "jhsae export run=runs/topk format=saelens out=exports/topk store=stores/heldout",
         bare=True,
     ),
+    "browse": Verb(
+        "show what every feature of an SAE does: contexts, logits, search; an expert opens to its atoms",
+        "a run folder, a store of held-out text and the language model",
+        "one self-contained HTML page that opens offline",
+        "jhsae browse browse/embedded.yaml run=runs/quickstart/scale",
+        bare=True,
+    ),
     "import": Verb(
         "read an SAE that another library trained",
         "files of SAELens, dictionary_learning, sparsify, OpenAI, Gemma Scope or jhsae, local or on the hub",

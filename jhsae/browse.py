@@ -19,6 +19,7 @@ from jhsae.checkpoint import load_sae
 from jhsae.data import Store
 from jhsae.data.normalize import AbstractNormalizer
 from jhsae.errors import UserError
+from jhsae.evals.origin import check_origin
 from jhsae.evaluate import expert_names
 from jhsae.sae import AbstractSAE, HierarchicalSAE
 
@@ -58,7 +59,7 @@ def run(config: Browse) -> Path:
     name = about.get("name") or folder.name
     claim(out, name)
     store = Store.open(config.store)
-    check_origin(config, sae, about, store)
+    check_origin(sae, about, store, config.run)
     model = lm.load(config.lm)
     if model.name != store.manifest.model:
         raise UserError(
@@ -90,23 +91,6 @@ def claim(out: Path, name: str) -> None:
         raise UserError(f"{out} exists and is no page of jhsae browse; write another out=...")
     if (other := unescape(found[1])) != name:
         raise UserError(f"{out} shows the latents of {other}, not of {name}; write another out=...")
-
-
-def check_origin(config: Browse, sae: AbstractSAE, about: dict[str, Any], store: Store) -> None:
-    """Raises `UserError` unless the SAE reads what the store holds; what a foreign SAE does not tell is not checked."""
-    here = {"model": store.manifest.model, "layer": store.manifest.layer}
-    trained = {key: value for key, value in (about.get("reads") or {}).items() if value is not None}
-    if any(here[key] != value for key, value in trained.items()):
-        told = " ".join(f"{key} {value}" for key, value in trained.items())
-        raise UserError(
-            f"{config.run} was trained on {told}, but {config.store} holds model {here['model']} layer "
-            f"{here['layer']}; harvest held-out text with the same lm.path and lm.layer"
-        )
-    if sae.embed != store.embed:
-        raise UserError(
-            f"{config.run} reads vectors of {sae.embed}, but {config.store} holds vectors of {store.embed}; "
-            "write the store of the layer that the SAE was trained on"
-        )
 
 
 def describe(

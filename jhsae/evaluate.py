@@ -16,6 +16,7 @@ from jhsae import evals, lm
 from jhsae.checkpoint import load_sae
 from jhsae.data import Store
 from jhsae.errors import UserError
+from jhsae.evals.origin import check_origin
 from jhsae.metric import Euclidean, causal
 from jhsae.sae import AbstractSAE, HierarchicalSAE
 from jhsae.teacher import Teacher
@@ -44,7 +45,7 @@ def run(config: Evaluate) -> dict[str, Any]:
     if (row := _finished(folder, config)) is not None:
         return row
     store = Store.open(config.store)
-    _check_origin(about, store, config)
+    check_origin(sae, about, store, config.run)
     model = lm.load(config.lm)
     if model.name != store.manifest.model:
         raise UserError(
@@ -83,15 +84,6 @@ def _finished(folder: Path, config: Evaluate) -> dict[str, Any] | None:
     path = folder / "results.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return next((row for row in rows if row["evaluation"]["hash"] == cfg.config_hash(config)), None)
-
-
-def _check_origin(about: dict[str, Any], store: Store, config: Evaluate) -> None:
-    trained, here = about["reads"], {"model": store.manifest.model, "layer": store.manifest.layer}
-    if trained != here:
-        raise UserError(
-            f"{config.run} was trained on {trained['model']} layer {trained['layer']}, but {config.store} holds "
-            f"{here['model']} layer {here['layer']}; harvest held-out text with the same lm.path and lm.layer"
-        )
 
 
 def _geometry(sae: AbstractSAE, model: lm.LanguageModel, frequency: np.ndarray) -> dict[str, Any]:

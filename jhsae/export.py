@@ -17,8 +17,8 @@ from jhsae import evals, lm
 from jhsae.checkpoint import load_sae
 from jhsae.data import AbstractNormalizer, Store
 from jhsae.errors import UserError
+from jhsae.evals.origin import check_origin
 from jhsae.interop import delphi, hub, neuronpedia, plain, saelens, torch_hsae
-from jhsae.interop.pairs import check_origin
 from jhsae.sae import AbstractSAE
 
 READ_ROWS = 4096

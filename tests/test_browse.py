@@ -17,6 +17,7 @@ from jhsae.checkpoint import load_sae, save_sae
 from jhsae.config import build, find, load
 from jhsae.data import Identity, Store
 from jhsae.errors import UserError
+from jhsae.evals.origin import check_origin
 from jhsae.evals.search import search_by_token, token_ids, token_profile
 from jhsae.lm import load as load_lm
 from jhsae.sae import HierarchicalSAE, mixture_of_experts_v2
@@ -265,13 +266,13 @@ def test_what_is_no_page_of_this_run_is_not_overwritten(place):
 
 def test_a_store_of_another_model_or_width_is_refused(place, tmp_path):
     other = runs.store(tmp_path / "array")
-    with pytest.raises(UserError, match=r"trained on model embedded layer 2, but .* model array layer 0"):
+    with pytest.raises(UserError, match=r"scale reads vectors of 256 numbers, but .* holds activations of 16"):
         browse.run(config(place, "scale", store=other.path, out=str(tmp_path / "a.html")))
     sae, _, told = load_sae(place / "scale")
-    unknown = told | {"reads": {"model": None, "layer": None}}
-    browse.check_origin(config(place, "scale"), sae, unknown, Store.open(place / "heldout"))
-    with pytest.raises(UserError, match=r"reads vectors of 256, but .* holds vectors of 16"):
-        browse.check_origin(config(place, "scale"), sae, unknown, other)
+    heldout = Store.open(place / "heldout")
+    check_origin(sae, told | {"reads": {"model": None, "layer": None}}, heldout)
+    with pytest.raises(UserError, match=r"the SAE reads embedded layer 3, but .* holds embedded layer 2"):
+        check_origin(sae, told | {"reads": {"model": "embedded", "layer": 3}}, heldout)
 
 
 def test_an_sae_that_never_fires_is_refused(place):

@@ -11,8 +11,8 @@ from jhsae.constraint import Free, ProjectAndRenormalize, Renormalize
 from jhsae.leaf import matching
 from jhsae.metric import Euclidean, Whitened
 from jhsae.optimizer import adam, chain
-from jhsae.sae import HierarchicalSAE
-from jhsae.sparsify import TopK
+from jhsae.sae import FlatSAE, HierarchicalSAE
+from jhsae.sparsify import JumpReLU, TopK
 
 EMBED, SUB = 6, 3
 MATRIX = np.random.default_rng(0).normal(size=(EMBED, EMBED)) + 2 * np.eye(EMBED)
@@ -149,3 +149,37 @@ def test_the_state_has_one_structure_for_every_stage():
         for clip in (None, 1.0)
     ]
     assert len({jax.tree.structure(transform.init(params)) for transform in chains}) == 1
+
+
+def jump_sae():
+    sae = filled(lambda: FlatSAE(EMBED, 8, JumpReLU(0.01), key=jax.random.key(0)))
+    return eqx.tree_at(lambda s: s.sparsifier.threshold, sae, jnp.linspace(0.0, 0.1, 8))
+
+
+@pytest.mark.parametrize(
+    "constraint", [Free(), Renormalize(), ProjectAndRenormalize(WHITENED)], ids=lambda c: type(c).__name__
+)
+def test_what_is_declared_nonnegative_never_falls_below_zero(constraint):
+    """Under any constraint, also where Adam pushes on; and it rises again as soon as the gradient turns."""
+    params = jump_sae()
+    transform = chain(adam(), 0.03, constraint)
+    state, update = transform.init(params), jax.jit(lambda g, s, p: apply(transform, g, s, p))
+    rng = np.random.default_rng(0)
+    touched = np.zeros(8, bool)
+    for step in range(25):
+        grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params)
+        push = jnp.full(8, 1.0) if step < 10 else jnp.full(8, -5.0)
+        grads = eqx.tree_at(lambda g: g.sparsifier.threshold, grads, push)
+        params, state = update(grads, state, params)
+        threshold = np.asarray(params.sparsifier.threshold)
+        assert (threshold >= 0).all()
+        touched |= threshold == 0
+    assert touched.all() and (threshold > 0).all() and np.any(np.asarray(params.b_enc) < 0)
+
+
+def test_a_frozen_threshold_stays_bit_identical():
+    params = jump_sae()
+    transform = chain(adam(), 0.03, Free(), matching(params, ["sparsifier.threshold"]))
+    updates, _ = transform.update(jax.tree.map(jnp.ones_like, params), transform.init(params), params)
+    np.testing.assert_array_equal(updates.sparsifier.threshold, 0.0)
+    assert np.any(updates.b_enc)

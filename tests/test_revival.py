@@ -54,8 +54,12 @@ def setup(kind, dead_share=0.4, seed=0):
 
 
 @eqx.filter_jit
+def resample_jit(revival, sae, opt_state, forward, step, key):
+    return revival(sae, opt_state, OPTIMIZER, forward, step, key)
+
+
 def resample(revival, sae, opt_state, forward, step, seed=0):
-    return revival(sae, opt_state, OPTIMIZER, forward, jnp.asarray(step), jax.random.key(seed))
+    return resample_jit(revival, sae, opt_state, forward, jnp.asarray(step), jax.random.key(seed))
 
 
 def unit_rows(a):
@@ -136,7 +140,7 @@ def test_inputs_are_drawn_in_proportion_to_their_squared_error_squared():
     directions = unit_rows(forward.x - sae.b_dec)
     seen = np.zeros(BATCH)
     for seed in range(150):
-        new, _, _ = resample(REVIVAL, sae, opt_state, forward, EVERY - 1, jnp.asarray(seed))
+        new, _, _ = resample(REVIVAL, sae, opt_state, forward, EVERY - 1, seed)
         np.add.at(seen, (unit_rows(new.W_dec) @ directions.T).argmax(1), 1)
     np.testing.assert_allclose(seen / seen.sum(), error**2 / (error**2).sum(), atol=0.03)
     assert dead.all() and seen.sum() == 150 * TOP

@@ -54,3 +54,47 @@ def test_atoms_are_counted_after_the_experts():
 def test_it_works_inside_jit():
     step = jax.jit(lambda usage, codes: usage.update(codes))
     np.testing.assert_array_equal(step(Usage.init(5), fired(2)).since_fired, [1, 1, 0, 1, 1])
+
+
+def test_the_frequency_is_that_of_the_last_complete_window():
+    """The fraction of the window's tokens that activated a feature; NaN before the first window is complete."""
+    window, tokens, size = 4, 3, 5
+    rng, usage = np.random.default_rng(0), Usage.init(size)
+    step = jax.jit(lambda usage, values: usage.update(Codes(values, None, size), window=window))
+    seen, expected = [], np.full(size, np.nan)
+    np.testing.assert_array_equal(usage.frequency, expected)
+    for number in range(1, 15):
+        values = rng.normal(size=(tokens, size)) * (rng.random((tokens, size)) < 0.4)
+        usage = step(usage, jnp.asarray(values, jnp.float32))
+        seen.append((values != 0).sum(0))
+        if number % window == 0:
+            expected = np.sum(seen[-window:], axis=0) / (window * tokens)
+        np.testing.assert_allclose(usage.frequency, expected, rtol=1e-6, err_msg=f"step {number}")
+        assert usage.steps == number % window
+
+
+def test_a_window_of_one_step_is_that_step():
+    usage = Usage.init(5).update(fired(1, 3), window=1)
+    np.testing.assert_array_equal(usage.frequency, [0, 1, 0, 1, 0])
+    np.testing.assert_array_equal(usage.update(fired(2), window=1).frequency, [0, 0, 1, 0, 0])
+
+
+def test_the_frequency_of_atoms_is_that_of_tokens_not_of_slots():
+    parents = Codes(jnp.array([[1.0, 2.0], [0.5, 0.0]]), jnp.array([[1, 0], [1, 0]], jnp.int32), 2)
+    children = Codes(jnp.array([[[0.5], [0.0]], [[0.25], [0.0]]]), jnp.full((2, 2, 1), 2, jnp.int32), 3)
+    usage = Usage.init(2 * 4).update(TreeCodes(parents, children), window=1)
+    np.testing.assert_array_equal(usage.frequency, [0.5, 1, 0, 0, 0, 0, 0, 1])
+
+
+def test_thresholds_are_kept_unless_new_ones_are_given():
+    usage = Usage.init(5, 2)
+    moved = usage.update(fired(1), (jnp.asarray(0.5), jnp.asarray(0.25)))
+    assert [float(t) for t in usage.thresholds] == [0, 0] and [float(t) for t in moved.thresholds] == [0.5, 0.25]
+    assert [float(t) for t in moved.update(fired(1)).thresholds] == [0.5, 0.25]
+    assert Usage.init(5, 0).update(fired(1)).thresholds == ()
+
+
+def test_the_reborn_have_not_waited():
+    usage = eqx.tree_at(lambda u: u.since_fired, Usage.init(5), jnp.array([7, 8, 9, 10, 11], jnp.int32))
+    usage = usage.restarted(jnp.array([True, False, True]))
+    np.testing.assert_array_equal(usage.since_fired, [0, 8, 0, 10, 11])

@@ -17,8 +17,9 @@ from safetensors.numpy import save_file
 
 from jhsae.data import AbstractNormalizer, Manifest, Store
 from jhsae.errors import UserError
+from jhsae.evals.origin import check_origin
 from jhsae.interop.folders import new_folder
-from jhsae.interop.pairs import Selection, check_origin, select, sparse_codes
+from jhsae.interop.pairs import Selection, select, sparse_codes
 from jhsae.sae import AbstractSAE
 
 FLOAT16 = np.finfo(np.float16)

@@ -19,13 +19,14 @@ import numpy as np
 from jhsae.data import AbstractNormalizer, Store
 from jhsae.errors import UserError
 from jhsae.evals.logits import token_strings
+from jhsae.evals.origin import check_origin
 from jhsae.evals.rows import directions, raw_rows
 from jhsae.interop.coactivation import Links, co_activation, no_links
 from jhsae.interop.folders import new_folder
 from jhsae.interop.neuronpedia_examples import Texts, example_rows
 from jhsae.interop.neuronpedia_features import Sheet, feature_rows
 from jhsae.interop.neuronpedia_tables import Dashboard, SourceSet, identifier, now, place, short_count, tables
-from jhsae.interop.pairs import SparseCodes, check_origin, select, sparse_codes
+from jhsae.interop.pairs import SparseCodes, select, sparse_codes
 from jhsae.lm import LanguageModel
 from jhsae.sae import AbstractSAE, HierarchicalSAE
 

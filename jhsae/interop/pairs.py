@@ -9,7 +9,6 @@ position. Memory: one batch of codes, `BUFFER` records and one range; dense code
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -60,22 +59,6 @@ class SparseCodes:
         """All ranges in order, with a progress bar."""
         for i in tqdm(range(len(self.edges) - 1), what, unit="range"):
             yield self.part(i)
-
-
-def check_origin(sae: AbstractSAE, about: dict[str, Any], store: Store) -> None:
-    """Raises `UserError` when the SAE does not read what the store holds: another width, model or layer."""
-    if sae.embed != store.embed:
-        raise UserError(
-            f"the SAE reads vectors of {sae.embed} numbers, but {store.path} holds activations of {store.embed}; "
-            "write the store that was harvested from the model and layer of the SAE"
-        )
-    here = {"model": store.manifest.model, "layer": store.manifest.layer}
-    reads = about["reads"]
-    if any(reads[key] not in (None, here[key]) for key in here):
-        raise UserError(
-            f"the SAE reads {reads['model']} layer {reads['layer']}, but {store.path} holds {here['model']} layer "
-            f"{here['layer']}; harvest held-out text with the same lm.path and lm.layer"
-        )
 
 
 def select(store: Store, rows: int | None) -> Selection:

@@ -6,6 +6,7 @@ from held_out import ATOMS, EXPERTS, about, dense_codes, harvested, saes
 
 from jhsae.data import Identity, UnitNorm, write_array
 from jhsae.errors import UserError
+from jhsae.evals.origin import check_origin
 from jhsae.interop import pairs
 
 
@@ -82,11 +83,11 @@ def test_rows_out_of_range_are_refused(store):
 
 def test_a_store_of_another_model_layer_or_width_is_refused(store, tmp_path):
     sae = saes()["topk"]
-    pairs.check_origin(sae, {"reads": {"model": None, "layer": None}}, store)
+    check_origin(sae, {"reads": {"model": None, "layer": None}}, store)
     for key, other in (("model", "google/gemma-2-2b"), ("layer", 7)):
         reads = about(store)["reads"] | {key: other}
         with pytest.raises(UserError, match=rf"the SAE reads .*{other}.* harvest held-out text"):
-            pairs.check_origin(sae, {"reads": reads}, store)
+            check_origin(sae, {"reads": reads}, store)
     narrow = write_array(tmp_path / "narrow", np.ones((8, 5), np.float32))
     with pytest.raises(UserError, match=r"the SAE reads vectors of 16 numbers, but .* holds activations of 5"):
-        pairs.check_origin(sae, about(narrow), narrow)
+        check_origin(sae, about(narrow), narrow)
