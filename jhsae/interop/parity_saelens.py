@@ -101,9 +101,9 @@ def _terms(config: Config) -> Weighted:
         return _jump_terms(config)
     widths = config.get("matryoshka_widths", [])[:-1]
     levels = config.get("use_matryoshka_aux_loss", False)
-    aux = losses.MatryoshkaAuxK(widths) if levels else losses.AuxK()
+    aux = losses.MatryoshkaAuxK(tuple(widths)) if levels else losses.AuxK()
     terms: Weighted = {"auxiliary_reconstruction_loss": (config["aux_loss_coefficient"], aux)}
-    return terms | {f"inner_mse_loss_{w}": (1.0, losses.Prefixes([w])) for w in widths}
+    return terms | {f"inner_mse_loss_{w}": (1.0, losses.Prefixes((w,))) for w in widths}
 
 
 def _jump_terms(config: Config) -> Weighted:
