@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from interop.held_out import harvested
+from held_out import harvested
 from safetensors.numpy import load_file
 
 import jhsae

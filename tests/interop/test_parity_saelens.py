@@ -18,10 +18,9 @@ FILES = {
     "some dead": (
         "some",
         [
-            ("standard", {"lp_norm": 1.0, INSIDE: False}),
+            ("standard", {"lp_norm": 0.5}),
             ("gated", {INSIDE: True}),
             ("topk", {UNIT: False, INSIDE: False}),
-            ("batchtopk", {UNIT: True, INSIDE: False}),
             ("matryoshka_batchtopk", {AUX: True, UNIT: True}),
             ("jumprelu", {MODE: "step", STE: False, "pre_act_loss_coefficient": 0.3}),
         ],
@@ -29,29 +28,24 @@ FILES = {
     "none dead": (
         "none",
         [
-            ("standard", {"lp_norm": 0.5}),
-            ("topk", {UNIT: True}),
-            ("matryoshka_batchtopk", {AUX: True, UNIT: False}),
-            ("jumprelu", {MODE: "step", STE: True, "pre_act_loss_coefficient": 0.3, INSIDE: False}),
+            ("standard", {"lp_norm": 1.0, INSIDE: False}),
+            ("jumprelu", {MODE: "tanh", STE: True, "pre_act_loss_coefficient": 0.3, INSIDE: False}),
         ],
     ),
     "all dead": (
         "all",
         [
             ("standard", {"lp_norm": 2.0}),
-            ("batchtopk", {UNIT: False, INSIDE: True}),
-            ("matryoshka_batchtopk", {AUX: False, UNIT: False}),
+            ("batchtopk", {UNIT: False, INSIDE: False}),
             ("jumprelu", {MODE: "quadratic", STE: True, "pre_act_loss_coefficient": None}),
-            ("jumprelu", {MODE: "tanh", STE: False, "pre_act_loss_coefficient": 0.5}),
         ],
     ),
     "few dead": (
         "few",
         [
             ("gated", {INSIDE: False}),
-            ("topk", {UNIT: True, INSIDE: True}),
-            ("matryoshka_batchtopk", {AUX: True, INSIDE: False}),
-            ("jumprelu", {MODE: "quadratic", STE: False, "pre_act_loss_coefficient": 0.2}),
+            ("batchtopk", {UNIT: True, INSIDE: True}),
+            ("matryoshka_batchtopk", {AUX: True, UNIT: False, INSIDE: False}),
         ],
     ),
 }

@@ -15,9 +15,8 @@ BATCH, EMBED, FEATURES, WIDTHS = 7, 6, 16, (2, 5, 11)
 X = np.random.default_rng(1).normal(0.3, 1.0, size=(BATCH, EMBED)).astype(np.float32)
 
 
-@eqx.filter_jit
-def run(term, sae, x):
-    return eqx.filter_value_and_grad(lambda sae: term(sae, sae.forward(x, Context())))(sae)
+encode = eqx.filter_jit(lambda sae, x: sae.forward(jnp.asarray(x), Context()))
+gradient = eqx.filter_jit(eqx.filter_grad(lambda sae, term, x: term(sae, sae.forward(x, Context()))))
 
 
 def flat(part, unit=PlainUnit()):  # noqa: B008
@@ -31,22 +30,31 @@ CASES = [(BatchTopK(4.0), PlainUnit()), (BatchTopK(4.0), DecoderNormUnit()), (To
 def test_equals_a_loop_over_the_prefixes(part, unit):
     """Every prefix decodes the codes of the whole SAE from its first features and the bias."""
     sae = flat(part, unit)
-    codes = np.asarray(sae.forward(jnp.asarray(X), Context()).codes.dense(), np.float64)
-    rows, bias = np.asarray(sae.dictionary(), np.float64), np.asarray(sae.b_dec, np.float64)
-    errors = [((X - codes[:, :w] @ rows[:w] - bias) ** 2).sum(1).mean() for w in WIDTHS]
-    np.testing.assert_allclose(run(Prefixes(WIDTHS), sae, X)[0], sum(errors), rtol=1e-5)
-    np.testing.assert_allclose(run(Prefixes(WIDTHS, "mean"), sae, X)[0], np.mean(errors), rtol=1e-5)
+    forward = encode(sae, X)
+    errors = [((X - x_hat) ** 2).sum(1).mean() for x_hat in prefixes(sae, forward)]
+    np.testing.assert_allclose(Prefixes(WIDTHS)(sae, forward), sum(errors), rtol=1e-5)
+    np.testing.assert_allclose(Prefixes(WIDTHS, "mean")(sae, forward), np.mean(errors), rtol=1e-5)
 
 
-def test_the_gradients_are_those_of_the_prefixes_one_by_one():
+def prefixes(sae, forward):
+    codes, rows = (np.asarray(a, np.float64) for a in (forward.codes.dense(), sae.dictionary()))
+    return [codes[:, :w] @ rows[:w] + np.asarray(sae.b_dec) for w in WIDTHS]
+
+
+def test_the_gradients_are_those_of_the_sum_over_prefixes():
     sae = flat(BatchTopK(4.0))
-    _, grads = run(Prefixes(WIDTHS), sae, X)
-    alone = [run(Prefixes((w,)), sae, X)[1] for w in WIDTHS]
-    for got, *parts in zip(*map(jax.tree.leaves, (grads, *alone)), strict=True):
-        np.testing.assert_allclose(got, sum(parts), rtol=1e-4, atol=1e-5)
-    for leaf in (grads.W_dec, grads.W_enc):
-        np.testing.assert_array_equal(leaf[WIDTHS[-1] :], 0.0)
-        assert np.abs(leaf[: WIDTHS[0]]).max() > 0
+    forward, grads = encode(sae, X), gradient(sae, Prefixes(WIDTHS), X)
+    codes, rows = np.asarray(forward.codes.dense()), np.asarray(sae.W_dec)
+    to_rows, to_codes = np.zeros(rows.shape), np.zeros(codes.shape)
+    for w, x_hat in zip(WIDTHS, prefixes(sae, forward), strict=True):
+        error = 2 / BATCH * (x_hat - X)
+        to_rows[:w] += codes[:, :w].T @ error
+        to_codes[:, :w] += error @ rows[:w].T
+    to_pre = to_codes * (codes > 0)
+    np.testing.assert_allclose(grads.W_dec, to_rows, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(grads.b_enc, to_pre.sum(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(grads.W_enc, to_pre.T @ (X - np.asarray(sae.b_dec)), rtol=1e-4, atol=1e-5)
+    assert not np.any(grads.W_dec[WIDTHS[-1] :]) and np.any(grads.W_dec[: WIDTHS[0]])
 
 
 def test_a_list_of_widths_will_do():
@@ -61,6 +69,6 @@ def test_widths_that_do_not_grow_are_refused(widths):
 
 def test_an_sae_that_does_not_fit_is_refused():
     with pytest.raises(UserError, match=f"last of widths is {FEATURES}, but the SAE has {FEATURES} features"):
-        run(Prefixes((3, FEATURES)), flat(TopK(2)), X)
+        gradient(flat(TopK(2)), Prefixes((3, FEATURES)), X)
     with pytest.raises(UserError, match="needs a FlatSAE, got GatedSAE"):
-        run(Prefixes((3,)), GatedSAE(EMBED, FEATURES, key=jax.random.key(0)), X)
+        gradient(filled(lambda: GatedSAE(EMBED, FEATURES, key=jax.random.key(0))), Prefixes((3,)), X)

@@ -96,8 +96,8 @@ def test_a_flat_sae_settles_as_a_jump_relu_at_the_running_threshold():
     got = forward(settled, x, Context()).codes
     assert got.indices is None
     np.testing.assert_allclose(got.values, np.where(pre > usage.thresholds[0], pre, 0.0), atol=1e-5)
-    one_by_one = np.concatenate([forward(settled, row[None], Context()).codes.values for row in x[:3]])
-    np.testing.assert_allclose(one_by_one, got.values[:3], atol=1e-5)
+    among_others = forward(settled, x.at[3:].multiply(9.0), Context()).codes.values
+    np.testing.assert_array_equal(among_others[:3], got.values[:3])
     assert abs(float(got.l0().mean()) - 2.0) < 1.0
     np.testing.assert_array_equal(sae.settled(None).sparsifier.threshold, np.zeros(N))
 
@@ -113,8 +113,8 @@ def hierarchical(route, pick, child_scale=Unscaled()):  # noqa: B008
 
 @pytest.mark.parametrize(
     "route, pick",
-    [(BatchTopK(2.0, 0.1), TopK(1)), (TopK(2), BatchTopK(1.0, 0.1)), (BatchTopK(2.0, 0.1), BatchTopK(0.5, 0.2))],
-    ids=["route", "pick", "both"],
+    [(TopK(2), BatchTopK(1.0, 0.1)), (BatchTopK(2.0, 0.1), BatchTopK(0.5, 0.2))],
+    ids=["pick", "both"],
 )
 def test_a_hierarchical_sae_settles_in_either_slot_and_encodes(route, pick):
     sae = hierarchical(route, pick)
@@ -131,8 +131,8 @@ def test_a_hierarchical_sae_settles_in_either_slot_and_encodes(route, pick):
     x = pre_activations(99, (BATCH, EMBED))
     out = forward(settled, x, Context())
     np.testing.assert_allclose(out.codes.dense() @ settled.dictionary(), out.x_hat, rtol=1e-4, atol=1e-5)
-    alone = np.concatenate([forward(settled, row[None], Context()).codes.dense() for row in x[:3]])
-    np.testing.assert_allclose(alone, out.codes.dense()[:3], atol=1e-5)
+    among_others = forward(settled, x.at[3:].multiply(9.0), Context()).codes.dense()
+    np.testing.assert_array_equal(among_others[:3], out.codes.dense()[:3])
     shapes = jax.tree.map(lambda a: a.shape, eqx.filter(sae.settled(None), eqx.is_array))
     assert shapes == jax.tree.map(lambda a: a.shape, eqx.filter(settled, eqx.is_array))
 
