@@ -27,7 +27,7 @@ from jhsae.train import Train
 class Evaluate:
     """What is evaluated, on what."""
 
-    run: Annotated[str, "folder of a finished run (jhsae train)"]
+    run: Annotated[str, "folder of a finished run (jhsae train) or of an import"]
     store: Annotated[str, "activation store of held-out text, same model and layer"]
     lm: Annotated[str, "language model to splice into: a folder, a hub name, or 'embedded'"]
     rows: Annotated[int | None, "held-out activations to use; null for all"] = None

@@ -1,0 +1,291 @@
+"""A new architecture is one Python file and one YAML; every built-in one trains, resumes, settles and loads."""
+
+import json
+import sys
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import runs
+from jhsae import config, evals, train
+from jhsae.checkpoint import Checkpoints, load_sae, save_sae
+from jhsae.constraint import ProjectAndRenormalize
+from jhsae.losses import Objective
+from jhsae.optimizer import adam
+from jhsae.revival import Never, Resample
+from jhsae.run_config import Train
+from jhsae.schedule import Constant
+from jhsae.sparsify import BatchTopK, JumpReLU, TopK
+from jhsae.step import Parts, TrainState, make_step
+from jhsae.usage import Context
+
+FEATURES, BATCH, STEPS = 24, 32, 8
+
+FILE = '''
+"""A tied SAE whose features have a gain of their own, its sparsifier and its penalty."""
+
+from typing import Annotated
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jhsae.codes import Codes, TreeCodes
+from jhsae.leaf import NonNegative, Unit
+from jhsae.losses import AbstractTerm
+from jhsae.sae import AbstractSAE, Forward, Top
+from jhsae.schedule import AbstractSchedule
+from jhsae.sparsify import AbstractSparsifier
+from jhsae.usage import Context, Usage
+
+
+class NoisyMargin(AbstractSparsifier):
+    """What exceeds a margin, which is learned; noise in training, none when it is settled."""
+
+    margin: Annotated[Float[Array, "features"], NonNegative()]
+    noise: AbstractSchedule
+    settled_now: bool = eqx.field(static=True)
+
+    def __init__(self, initial: float, noise: AbstractSchedule, settled_now: bool = False):
+        self.margin, self.noise, self.settled_now = jnp.full(1, initial, jnp.float32), noise, settled_now
+
+    def sized(self, size: int) -> "NoisyMargin":
+        return eqx.tree_at(lambda s: s.margin, self, jnp.broadcast_to(self.margin, (size,)))
+
+    def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+        return jax.nn.relu(pre - self.margin)
+
+    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
+        if context.key is not None and not self.settled_now:
+            pre = pre + self.noise(context.step) * jax.random.normal(context.key, pre.shape)
+        return Codes(self.activate(pre), None, pre.shape[-1])
+
+    def most_active(self, size: int) -> int:
+        return size
+
+    def track(self, threshold: Float[Array, ""], codes: Codes) -> Float[Array, ""]:
+        return jnp.maximum(threshold, jnp.max(codes.values))
+
+    def settled(self, threshold: Float[Array, ""]) -> AbstractSparsifier:
+        made = NoisyMargin(0.0, self.noise, settled_now=True)
+        return eqx.tree_at(lambda s: s.margin, made, self.margin)
+
+
+class GainSAE(AbstractSAE):
+    """``x_hat = codes (gain * W) + b_dec``, ``codes = sparsifier(W (x - b_dec))``."""
+
+    W: Annotated[Float[Array, "features embed"], Unit("embed")]
+    gain: Float[Array, "features"]
+    b_dec: Float[Array, "embed"]
+    sparsifier: AbstractSparsifier
+
+    def __init__(self, embed: int, features: int, sparsifier: AbstractSparsifier, *, key: Key[Array, ""]):
+        self.W = jax.random.normal(key, (features, embed))
+        self.gain, self.b_dec = jnp.ones(features), jnp.zeros(embed)
+        self.sparsifier = sparsifier.sized(features)
+
+    @property
+    def features(self) -> int:
+        return self.W.shape[0]
+
+    @property
+    def embed(self) -> int:
+        return self.W.shape[1]
+
+    @property
+    def top(self) -> Top:
+        return Top(None, self.W, (self.gain,))
+
+    @property
+    def sparsifiers(self) -> tuple[AbstractSparsifier, ...]:
+        return (self.sparsifier,)
+
+    def forward(self, x: Float[Array, "batch embed"], context: Context) -> Forward:
+        pre = (x - self.b_dec) @ self.W.T
+        codes = self.sparsifier(pre, context)
+        return Forward(x, self.decode(codes), codes, pre, context)
+
+    def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
+        return codes.dense() @ self.dictionary() + self.b_dec
+
+    def dictionary(self) -> Float[Array, "features embed"]:
+        return self.W * self.gain[:, None]
+
+    def top_rows(self) -> Float[Array, "top embed"]:
+        return self.dictionary()
+
+
+class GainNearOne(AbstractTerm):
+    """``mean (gain - 1)^2``."""
+
+    def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
+        return jnp.mean((sae.gain - 1) ** 2) + 0.0 * jnp.sum(forward.context.step)
+'''
+
+
+def test_adding_an_architecture_touches_one_file_and_one_yaml(tmp_path, monkeypatch):
+    """A sparsifier with a parameter, an SAE and a term, none of which anything else knows."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "my_architecture.py").write_text(FILE)
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    runs.store(tmp_path / "store")
+    noise = {"_target_": "jhsae.schedule.Linear", "start": 0.1, "end": 0.0, "steps": 30}
+    margin = {"_target_": "my_architecture.NoisyMargin", "initial": 0.1, "noise": noise}
+    sae = {"_target_": "my_architecture.GainSAE", "embed": runs.EMBED, "features": FEATURES, "sparsifier": margin}
+    objective = {
+        "reconstruction": {"_target_": "jhsae.losses.SquaredError"},
+        "gain": {"_target_": "my_architecture.GainNearOne"},
+    }
+    stages = [{"name": "all", "steps": 40, "learning_rate": 1e-2}]
+    path = runs.train_config(
+        tmp_path, tmp_path / "store", tmp_path / "run", sae=sae, objective=objective, weights={}, stages=stages
+    )
+    train.run(config.load(Train, path))
+    loaded, normalizer, about = load_sae(tmp_path / "run")
+    mine = sys.modules.pop("my_architecture")
+    assert isinstance(loaded, mine.GainSAE) and about["sae"]["_target_"] == "my_architecture.GainSAE"
+    assert loaded.sparsifier.settled_now and loaded.sparsifier.margin.shape == (FEATURES,)
+    assert np.ptp(loaded.sparsifier.margin) > 0 and (np.asarray(loaded.sparsifier.margin) >= 0).all()
+    np.testing.assert_allclose(np.linalg.norm(loaded.W, axis=1), 1.0, rtol=1e-5)
+    x = runs.activations(256)
+    metrics, frequency = evals.fidelity(loaded, normalizer, [x], x.mean(0, dtype=np.float64))
+    first, *_, last = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {"gain", "reconstruction", "dead", "l0"} <= first.keys()
+    assert metrics["ev_r2"] == pytest.approx(last["explained_variance"], abs=0.15) and metrics["ev_r2"] > 0.3
+    assert frequency.shape == (FEATURES,) and 0 < metrics["l0"] < FEATURES
+
+
+def part(name, **arguments):
+    return {"_target_": f"jhsae.{name}", **arguments}
+
+
+def flat(sparsifier, **options):
+    return part("sae.FlatSAE", embed=runs.EMBED, features=FEATURES, sparsifier=sparsifier, **options)
+
+
+def jump(**terms):
+    return flat(part("sparsify.JumpReLU", initial=0.1, bandwidth=0.5)), terms
+
+
+BATCH_TOPK, UNIT = part("sparsify.BatchTopK", k=3, threshold_rate=0.3), part("sae.DecoderNormUnit")
+TREE = part(
+    "sae.HierarchicalSAE", embed=runs.EMBED, experts=8, sub=3, atoms=3, biases=["encoder", "decoder"],
+    route=part("sparsify.BatchTopK", k=2.5), pick=part("sparsify.TopK", k=1),
+)  # fmt: skip
+LINEAR = part("schedule.Linear", start=1.0, end=0.5, steps=STEPS)
+ARCHITECTURES = {  # the SAE's slot, its terms beside the squared error, and what its sparsifiers settle as
+    "standard": (
+        (flat(part("sparsify.ReLU")), {"l1": part("losses.Contributions"), "lp": part("losses.AnnealedLp", p=LINEAR)}),
+        (),
+    ),
+    "topk": ((flat(part("sparsify.TopK", k=3)), {"aux": part("losses.AuxKNormalized")}), (TopK,)),
+    "k-annealing": ((flat(part("sparsify.AnnealedTopK", k=3, start=9, steps=STEPS)), {}), (TopK,)),
+    "batchtopk": ((flat(BATCH_TOPK, code_unit=UNIT), {"aux": part("losses.AuxK")}), (JumpReLU,)),
+    "matryoshka": (
+        (
+            flat(BATCH_TOPK),
+            {"inner": part("losses.Prefixes", widths=[4, 9]), "aux": part("losses.MatryoshkaAuxK", widths=[4, 9])},
+        ),
+        (JumpReLU,),
+    ),
+    "jump step": (jump(count=part("losses.L0"), pre=part("losses.DeadPreActivation")), (JumpReLU,)),
+    "jump tanh and quadratic": (
+        jump(tanh=part("losses.TanhL0", scale=4), target=part("losses.QuadraticL0", target=3)),
+        (JumpReLU,),
+    ),
+    "gated": (
+        (
+            part("sae.GatedSAE", embed=runs.EMBED, features=FEATURES),
+            {"l1": part("losses.GateL1"), "gate": part("losses.GateReconstruction")},
+        ),
+        (),
+    ),
+    "hierarchical": (
+        (TREE, {"ghosts": part("losses.GhostGradients"), "atoms": part("losses.GhostAtoms")}),
+        (JumpReLU, TopK),
+    ),
+}
+
+
+def bits(tree):
+    return [np.asarray(a).tobytes() for a in jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_trains_resumes_settles_and_loads(name, tmp_path):
+    (slot, terms), settle_as = ARCHITECTURES[name]
+    slot = config.checked(slot, tmp_path / "here.yaml")
+    terms = {k: config.build(config.checked(t, tmp_path / "here.yaml")) for k, t in terms.items()}
+    normalize = part("data.CenterScale")
+    rows = runs.activations(STEPS * BATCH)
+    normalizer = config.build(normalize).fit(runs.store(tmp_path / "store", len(rows)))
+    objective = Objective(
+        {"reconstruction": config.build(part("losses.SquaredError"))} | terms, dict.fromkeys(terms, 0.1)
+    )
+    revival = Resample(3, 6) if name in ("standard", "hierarchical") else Never()
+    parts = Parts(objective, Constant(1e-2), ProjectAndRenormalize(), normalizer, revival)
+    step = make_step(adam(), dead_window=2, sampling_window=2)
+
+    def fresh():
+        return TrainState.init(config.build(slot, key=jax.random.key(0)), adam(), jax.random.key(1))
+
+    def trained(state, end):
+        while int(state.step) < end:
+            at = int(state.step) * BATCH
+            state, metrics = step((parts, jnp.asarray(rows[at : at + BATCH])), state)
+            assert all(np.isfinite(float(v)) for k, v in metrics.items() if int(state.step) > 1), metrics
+        return state
+
+    whole = trained(fresh(), STEPS)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(trained(fresh(), 5), {})
+        half, _ = checkpoints.restore(fresh(), 5)
+    assert bits(trained(half, STEPS)) == bits(whole)
+    assert bits(whole.sae) != bits(fresh().sae)
+
+    settled = whole.sae.settled(whole.usage)
+    save_sae(tmp_path / "sae", settled, slot, normalize, normalizer, {})
+    loaded, read, _ = load_sae(tmp_path / "sae")
+    assert bits(loaded) == bits(settled) and jax.tree.structure(loaded) == jax.tree.structure(settled)
+    assert not settle_as or tuple(map(type, loaded.sparsifiers)) == settle_as
+    assert not any(isinstance(s, BatchTopK) for s in loaded.sparsifiers)
+    x, _ = read(jnp.asarray(rows[:BATCH]))
+    encode = eqx.filter_jit(lambda x: loaded.forward(x, Context()).codes.dense())
+    codes = encode(x)
+    assert np.isfinite(codes).all() and (codes != 0).any()
+    np.testing.assert_array_equal(encode(x.at[1:].multiply(5.0))[0], codes[0])
+
+
+def test_a_hierarchical_sae_of_batch_topk_trains_by_the_verb_on_several_devices(tmp_path):
+    runs.store(tmp_path / "store")
+    path = runs.train_config(
+        tmp_path,
+        tmp_path / "store",
+        tmp_path / "run",
+        sae=TREE,
+        stages=[{"name": "all", "steps": 14, "learning_rate": 1e-2}],
+        revival=part("revival.Resample", every=6, until=12),
+        dead_tokens=150,
+        sampling_window=4,
+        mesh={"data": 4, "expert": 2},
+    )
+    loaded_config = config.load(Train, path)
+    train.run(loaded_config)
+    rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["dead"] for row in rows[:2]] == [0.0, 0.0], "150 tokens are 3 steps of 64"
+    assert [("mean_log10_frequency" in row) for row in rows] == [step >= 4 for step in range(1, 15)]
+    loaded, normalizer, _ = load_sae(tmp_path / "run")
+    assert isinstance(loaded.route, JumpReLU) and np.ptp(loaded.route.threshold) == 0 < loaded.route.threshold[0]
+    x = runs.activations(256)
+    metrics, _ = evals.fidelity(loaded, normalizer, [x], x.mean(0, dtype=np.float64))
+    assert np.isfinite(metrics["mse"]) and 0 < metrics["l0_parents"] < 8
+
+
+def test_no_file_of_the_package_names_an_architecture_of_the_tests():
+    package = Path(train.__file__).parent
+    assert not [f for f in package.rglob("*.py") if "GainSAE" in f.read_text() or "NoisyMargin" in f.read_text()]
