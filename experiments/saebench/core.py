@@ -195,6 +195,7 @@ def main() -> None:
     parser.add_argument("--append", action="store_true", help="append the rows to results.jsonl beside this script")
     args = parser.parse_args()
 
+    provenance = config.provenance()  # of the code that was imported, also when a file changes meanwhile
     sae, normalizer, about = load_sae(args.run)
     store = Store.open(args.store)
     layer, context = store.manifest.layer, store.tokens().shape[1]
@@ -229,7 +230,7 @@ def main() -> None:
                     "saebench": scores,
                     "density_differs": float(np.abs(np.array(features["feature_density"]) - frequency).max()),
                     "logits_differ": logits_differ,
-                    "evaluation": config.provenance(),
+                    "evaluation": provenance,
                     "packages": {p: version(p) for p in ("sae-bench", "sae-lens", "transformer-lens", "torch")},
                 }
                 rows.append(row)
