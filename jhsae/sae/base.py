@@ -96,7 +96,7 @@ class AbstractSAE(eqx.Module):
 
     def observe(self, usage: Usage, codes: Codes | TreeCodes, window: int) -> Usage:
         """The usage after a training step with these codes; `window` steps make one estimate of frequency."""
-        levels = zip(self.sparsifiers, usage.thresholds, codes.levels(), strict=True) if self.sparsifiers else ()
+        levels = zip(self.sparsifiers, usage.thresholds, self._selected(codes), strict=True) if self.sparsifiers else ()
         return usage.update(codes, tuple(part.track(t, c) for part, t, c in levels), window)
 
     def settled(self, usage: Usage | None) -> "AbstractSAE":
@@ -109,6 +109,10 @@ class AbstractSAE(eqx.Module):
         thresholds = usage.thresholds if usage else (jnp.zeros(()),) * len(self.sparsifiers)
         parts = [part.settled(t).sized(n) for part, t, n in zip(self.sparsifiers, thresholds, self._sizes, strict=True)]
         return eqx.tree_at(lambda sae: sae.sparsifiers, self, tuple(parts))
+
+    def _selected(self, codes: Codes | TreeCodes) -> tuple[Codes, ...]:
+        """What each sparsifier gave, in the units of its own threshold."""
+        return codes.levels()
 
     @property
     def _sizes(self) -> tuple[int, ...]:

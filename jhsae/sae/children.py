@@ -3,6 +3,7 @@
 import abc
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
@@ -43,6 +44,10 @@ class AbstractChildScale(eqx.Module):
     ) -> Float[Array, "batch k c"]:
         """The atoms' values, given those of their parents."""
 
+    @abc.abstractmethod
+    def undo(self, children: Float[Array, "batch k c"], parents: Float[Array, "batch k"]) -> Float[Array, "batch k c"]:
+        """The values before they were scaled, 0 where the parent is inactive: those that a threshold is about."""
+
 
 class Unscaled(AbstractChildScale):
     """An atom's value stands alone; it is 0 where the parent is inactive (both originals)."""
@@ -52,6 +57,9 @@ class Unscaled(AbstractChildScale):
     ) -> Float[Array, "batch k c"]:
         return children * (parents != 0)[..., None]
 
+    def undo(self, children: Float[Array, "batch k c"], parents: Float[Array, "batch k"]) -> Float[Array, "batch k c"]:
+        return children
+
 
 class ScaledByParent(AbstractChildScale):
     """An atom's value is multiplied by its parent's."""
@@ -60,3 +68,7 @@ class ScaledByParent(AbstractChildScale):
         self, children: Float[Array, "batch k c"], parents: Float[Array, "batch k"]
     ) -> Float[Array, "batch k c"]:
         return children * parents[..., None]
+
+    def undo(self, children: Float[Array, "batch k c"], parents: Float[Array, "batch k"]) -> Float[Array, "batch k c"]:
+        active = (parents != 0)[..., None]
+        return jnp.where(active, children / jnp.where(active, parents[..., None], 1.0), 0.0)

@@ -111,6 +111,11 @@ class HierarchicalSAE(AbstractSAE):
     def sparsifiers(self) -> tuple[AbstractSparsifier, ...]:
         return (self.route, self.pick)
 
+    def _selected(self, codes: Codes | TreeCodes) -> tuple[Codes, ...]:
+        parents, children = codes.levels()
+        values = self.child_scale.undo(children.values, parents.values)
+        return parents, Codes(values, children.indices, children.size)
+
     @property
     def _sizes(self) -> tuple[int, ...]:
         return (self.experts, 1)  # atoms of different experts share a slot, so a threshold of theirs is one number

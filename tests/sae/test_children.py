@@ -21,3 +21,8 @@ def test_unscaled_children_stand_alone_but_need_an_active_parent():
 
 def test_scaled_children_are_multiplied_by_their_parent():
     np.testing.assert_array_equal(ScaledByParent()(CHILDREN, PARENTS), [[[6.0, -8.0], [0.0, 0.0]]])
+
+
+def test_scaling_is_undone_where_a_parent_is_active():
+    for part in (Unscaled(), ScaledByParent()):
+        np.testing.assert_array_equal(part.undo(part(CHILDREN, PARENTS), PARENTS), [[[3.0, -4.0], [0.0, 0.0]]])

@@ -137,7 +137,6 @@ def test_a_hierarchical_sae_settles_in_either_slot_and_encodes(route, pick):
     assert shapes == jax.tree.map(lambda a: a.shape, eqx.filter(settled, eqx.is_array))
 
 
-@pytest.mark.xfail(strict=True, reason="the threshold is tracked in units of child times parent, and applied to child")
 def test_the_threshold_of_the_atoms_is_in_the_unit_of_their_pre_activations():
     """The scale by the parent comes after the selection, so settling keeps L0 whatever the size of the parents."""
     sae = hierarchical(ReLU(), BatchTopK(1.0, 0.1), ScaledByParent())
