@@ -87,6 +87,8 @@ def make_step(
         sae = eqx.apply_updates(state.sae, updates)
         again = jax.random.fold_in(state.key, -1 - state.step)
         sae, opt_state, reborn = parts.revival(sae, opt_state, update, forward, state.step, again)
+        if frozen is not None:
+            sae = jax.tree.map(lambda stays, old, new: old if stays else new, frozen, state.sae, sae)
         usage = state.sae.observe(state.usage, forward.codes, sampling_window).restarted(reborn)
         metrics = {
             "loss": total,

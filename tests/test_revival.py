@@ -194,14 +194,12 @@ def test_in_training_it_lowers_the_dead_fraction_and_twice_the_same_bit_for_bit(
     assert without.sae.W_dec.tobytes() != state.sae.W_dec.tobytes()
 
 
-@pytest.mark.xfail(strict=True, reason="resampling does not know which parameters the stage freezes")
 def test_frozen_parameters_stay():
     step = make_step(adam(), matching(small(), ["W_dec"]), dead_window=4)
     state, _ = train(Resample(5, 30), 6, step)
     np.testing.assert_array_equal(state.sae.W_dec, small().W_dec)
 
 
-@pytest.mark.xfail(strict=True, reason="the threshold is not among the parameters of `top`")
 def test_a_reborn_feature_of_a_jump_relu_does_not_keep_a_threshold_that_nothing_clears():
     sae, _, forward, dead = setup("jump")
     sae = eqx.tree_at(lambda s: s.sparsifier.threshold, sae, jnp.where(jnp.asarray(dead), 50.0, 0.01))

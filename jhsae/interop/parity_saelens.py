@@ -48,7 +48,7 @@ def _architecture(name: str, golden: dict[str, np.ndarray], x: Float[Array, "bat
 
     grads, (total, values, acts, x_hat, codes) = jax.jit(jax.grad(loss, has_aux=True))(params)
     found = {"feature_acts": acts, "x_hat": x_hat, "loss": total}
-    found |= {f"loss_terms/{k}": terms[k][0] * v for k, v in values.items()}
+    found |= {f"loss_terms/{k}": w * values.get(k, 0.0) for k, (w, _) in terms.items()}  # weight 0 is left out
     if "topk_threshold" in golden:
         found["topk_threshold"] = sae.observe(Usage.init(sae.features), codes, 1).thresholds[0]
     compared = [compare(f"{name}/{k}", np.asarray(v), golden[k], FORWARD) for k, v in found.items()]
@@ -127,7 +127,7 @@ def _filled(sae: AbstractSAE, params: dict[str, np.ndarray]) -> AbstractSAE:
     )
 
 
-def _leaf(sae: Any, name: str) -> Array:
+def _leaf(sae: Any, name: str) -> Any:
     """Our leaf under SAELens's name."""
     return sae.sparsifier.threshold if name == "threshold" else getattr(sae, name)
 

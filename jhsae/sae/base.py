@@ -48,7 +48,10 @@ class Forward(eqx.Module):
 
 
 class Top(NamedTuple):
-    """The parameters of the features of ``forward.pre``, one row each; a tied encoder is None."""
+    """The parameters of the features of ``forward.pre``, one row each; a tied encoder is None.
+
+    Learned thresholds are among the biases.
+    """
 
     encoder: Float[Array, "top embed"] | None
     decoder: Float[Array, "top embed"]

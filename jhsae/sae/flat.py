@@ -70,7 +70,7 @@ class FlatSAE(AbstractSAE):
 
     @property
     def top(self) -> Top:
-        return Top(self.W_enc, self.W_dec, (self.b_enc,))
+        return Top(self.W_enc, self.W_dec, (self.b_enc, *self.sparsifier.thresholds))
 
     @property
     def sparsifiers(self) -> tuple[AbstractSparsifier, ...]:

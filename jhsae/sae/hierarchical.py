@@ -105,7 +105,8 @@ class HierarchicalSAE(AbstractSAE):
 
     @property
     def top(self) -> Top:
-        return Top(self.router_enc, self.router_dec, () if self.b_enc is None else (self.b_enc,))
+        biases = () if self.b_enc is None else (self.b_enc,)
+        return Top(self.router_enc, self.router_dec, (*biases, *self.route.thresholds))
 
     @property
     def sparsifiers(self) -> tuple[AbstractSparsifier, ...]:

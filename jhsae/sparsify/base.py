@@ -6,6 +6,7 @@ when fewer than k clear the threshold.
 """
 
 import abc
+from typing import Any
 
 import equinox as eqx
 from jaxtyping import Array, Float
@@ -32,6 +33,11 @@ class AbstractSparsifier(eqx.Module):
     def sized(self, size: int) -> "AbstractSparsifier":
         """The sparsifier of an SAE with `size` features; one that owns parameters makes them here."""
         return self
+
+    @property
+    def thresholds(self) -> tuple[Any, ...]:
+        """Learned thresholds, one per feature, where it has any."""
+        return ()
 
     def track(self, threshold: Float[Array, ""], codes: Codes) -> Float[Array, ""]:
         """The running threshold after a training step that gave `codes`; unchanged unless it keeps one."""

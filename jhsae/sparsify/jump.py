@@ -4,7 +4,7 @@
 their logarithms, and kept from falling below 0 after every update (SAELens since 6.5x).
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -41,6 +41,10 @@ class JumpReLU(AbstractSparsifier):
 
     def sized(self, size: int) -> "JumpReLU":
         return eqx.tree_at(lambda s: s.threshold, self, jnp.broadcast_to(self.threshold, (size,)))
+
+    @property
+    def thresholds(self) -> tuple[Any, ...]:
+        return (self.threshold,)
 
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         return ops.jump_relu(pre, self.threshold, self.bandwidth, self.gradient_to == "threshold_and_input")

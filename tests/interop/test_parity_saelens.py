@@ -128,6 +128,5 @@ def test_what_is_not_known_is_refused_by_name(golden, name, change, sentence):
         parity.rows(arrays | {f"{name}/config": np.asarray(json.dumps(config))}, "file")
 
 
-@pytest.mark.xfail(strict=True, reason="a term of weight 0 is left out of the objective, and so its row is missed")
 def test_a_coefficient_of_zero_passes(lens):
     assert failed(saelens.golden(lens, 0, [("standard", {"l1_coefficient": 0.0})], "some")) == []
