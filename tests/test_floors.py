@@ -23,7 +23,7 @@ FLOORS = [
     {"__main__", "__init__"},
 ]
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
-ASSETS = ROOT / "jhsae" / "assets"  # what is shipped there is written out, never imported
+ASSETS = ROOT / "jhsae" / "assets"  # what is shipped there is written out; only the SAELens plug-in imports it
 FILES = sorted(file for file in (ROOT / "jhsae").rglob("*.py") if ASSETS not in file.parents)
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
