@@ -12,14 +12,14 @@ from html import unescape
 from pathlib import Path
 from typing import Annotated, Any
 
-from jhsae import browser, lm
+from jhsae import browser
 from jhsae import config as cfg
 from jhsae.browser.contexts import Window
 from jhsae.checkpoint import load_sae
 from jhsae.data import Store
 from jhsae.data.normalize import AbstractNormalizer
 from jhsae.errors import UserError
-from jhsae.evals.origin import check_origin
+from jhsae.evals.origin import check_origin, language_model
 from jhsae.evaluate import expert_names
 from jhsae.sae import AbstractSAE, HierarchicalSAE
 
@@ -60,18 +60,13 @@ def run(config: Browse) -> Path:
     claim(out, name)
     store = Store.open(config.store)
     check_origin(sae, about, store, config.run)
-    model = lm.load(config.lm)
-    if model.name != store.manifest.model:
-        raise UserError(
-            f"lm is {model.name}, but the store {config.store} was harvested from {store.manifest.model}; "
-            f"write lm={store.manifest.model}"
-        )
+    model = language_model(config.lm, store)
     rows = min(config.rows or store.rows, store.rows)
     window = Window(config.before, config.after)
     limits = browser.Limits(
         config.features, config.atoms, config.examples, config.spread, window, config.logits, config.neighbours
     )
-    names = expert_names(folder) if (folder / "config.yaml").exists() else {}
+    names = expert_names(folder)
     data = browser.gather(sae, normalizer, store, rows, model, names, limits)
     page = browser.render(data, describe(config, name, sae, normalizer, about, store, data))
     out.parent.mkdir(parents=True, exist_ok=True)

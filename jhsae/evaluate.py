@@ -15,8 +15,7 @@ from jhsae import config as cfg
 from jhsae import evals, lm
 from jhsae.checkpoint import load_sae
 from jhsae.data import Store
-from jhsae.errors import UserError
-from jhsae.evals.origin import check_origin
+from jhsae.evals.origin import check_origin, language_model
 from jhsae.metric import Euclidean, causal
 from jhsae.sae import AbstractSAE, HierarchicalSAE
 from jhsae.teacher import Teacher
@@ -46,12 +45,7 @@ def run(config: Evaluate) -> dict[str, Any]:
         return row
     store = Store.open(config.store)
     check_origin(sae, about, store, config.run)
-    model = lm.load(config.lm)
-    if model.name != store.manifest.model:
-        raise UserError(
-            f"lm is {model.name}, but the store {config.store} was harvested from {store.manifest.model}; "
-            f"write lm={store.manifest.model}"
-        )
+    model = language_model(config.lm, store)
     rows = min(config.rows or store.rows, store.rows)
     batches = (store.read(start, min(start + 4096, rows)) for start in range(0, rows, 4096))
     metrics, frequency = evals.fidelity(sae, normalizer, batches, store.manifest.mean)

@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jhsae import evals, lm
+from jhsae import evals
 from jhsae.checkpoint import load_sae
 from jhsae.data import AbstractNormalizer, Store
 from jhsae.errors import UserError
-from jhsae.evals.origin import check_origin
+from jhsae.evals.origin import check_origin, language_model
 from jhsae.interop import delphi, hub, neuronpedia, plain, saelens, torch_hsae
 from jhsae.sae import AbstractSAE
 
@@ -111,7 +111,7 @@ def _delphi(job: Job, out: Path) -> None:
 
 def _neuronpedia(job: Job, out: Path) -> None:
     store = job.held_out()
-    model = lm.load(job.config.lm or store.manifest.model)
+    model = language_model(job.config.lm or store.manifest.model, store)
     neuronpedia.write(out, job.sae, job.normalizer, job.about, store, job.config.rows, model)
 
 

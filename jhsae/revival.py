@@ -57,7 +57,8 @@ class Resample(AbstractRevival):
     An input of the batch is drawn with probability proportional to its squared error squared; its direction from the
     decoder bias becomes the decoder row, times `encoder_norm` times the mean norm of living encoder rows the encoder
     row; biases and thresholds become 0 and the optimizer forgets the feature (Bricken et al., Towards Monosemanticity,
-    2023, appendix; they draw from 819,200 inputs). Of a hierarchical SAE it resamples the experts.
+    2023, appendix; they draw from 819,200 inputs). Of a hierarchical SAE it resamples the experts; in a
+    stage that freezes a part of these features it waits.
     """
 
     every: int = eqx.field(static=True)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar
 from jhsae.config import Slot, Supplied
 from jhsae.constraint import AbstractConstraint
 from jhsae.data import AbstractNormalizer
+from jhsae.errors import UserError
 from jhsae.init import AbstractInit
 from jhsae.logs import Sink
 from jhsae.losses import AbstractTerm
@@ -82,3 +83,8 @@ class Train:
     checkpoint_every: Annotated[int, "steps between checkpoints"] = 1000
     keep: Annotated[int | None, "newest checkpoints to keep; null keeps all"] = 2
     loggers: Annotated[list[Sink], "tensorboard, wandb"] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in ("dead_window", "dead_tokens", "sampling_window"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{name} is {value}, expected at least 1")

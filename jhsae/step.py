@@ -66,6 +66,9 @@ def make_step(
     `place` pins the next state to its sharding.
     """
 
+    # a feature with a part that may not move cannot begin anew
+    part_frozen = frozen is not None and any(jax.tree.leaves(frozen.top))
+
     @eqx.filter_jit(donate="all-except-first")
     def step(inputs: tuple[Parts, Array], state: TrainState) -> tuple[TrainState, Metrics]:
         parts, batch = inputs
@@ -85,10 +88,9 @@ def make_step(
         update = chain(direction, rate, parts.constraint, frozen, clip)
         updates, opt_state = update.update(grads, state.opt_state, params)
         sae = eqx.apply_updates(state.sae, updates)
+        revival = Never() if part_frozen else parts.revival
         again = jax.random.fold_in(state.key, -1 - state.step)
-        sae, opt_state, reborn = parts.revival(sae, opt_state, update, forward, state.step, again)
-        if frozen is not None:
-            sae = jax.tree.map(lambda stays, old, new: old if stays else new, frozen, state.sae, sae)
+        sae, opt_state, reborn = revival(sae, opt_state, update, forward, state.step, again)
         usage = state.sae.observe(state.usage, forward.codes, sampling_window).restarted(reborn)
         metrics = {
             "loss": total,

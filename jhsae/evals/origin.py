@@ -1,7 +1,8 @@
-"""Does an SAE read what a store holds?"""
+"""Does an SAE read what a store holds, and is this the language model that the store was harvested from?"""
 
 from typing import Any
 
+from jhsae import lm
 from jhsae.data import Store
 from jhsae.errors import UserError
 from jhsae.sae import AbstractSAE
@@ -23,3 +24,14 @@ def check_origin(sae: AbstractSAE, about: dict[str, Any], store: Store, name: st
             f"{name} reads {reads['model']} layer {reads['layer']}, but {store.path} holds {here['model']} layer "
             f"{here['layer']}; harvest held-out text with the same lm.path and lm.layer"
         )
+
+
+def language_model(path: str, store: Store) -> lm.LanguageModel:
+    """The language model at `path`; `UserError` unless `store` was harvested from it."""
+    model = lm.load(path)
+    if model.name != store.manifest.model:
+        raise UserError(
+            f"lm is {model.name}, but the store {store.path} was harvested from {store.manifest.model}; "
+            f"write lm={store.manifest.model}"
+        )
+    return model

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jhsae import ops
 from jhsae.errors import UserError
 from jhsae.losses.base import AbstractTerm
 from jhsae.sae import AbstractSAE, Forward, GatedSAE
@@ -13,7 +14,7 @@ class GateL1(AbstractTerm):
     """``mean_batch sum_i ReLU(gate_i) |W_dec_i|``; with unit decoder rows the paper's."""
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
-        norms = jnp.linalg.norm(_gated(sae).W_dec, axis=-1)
+        norms = ops.row_norms(_gated(sae).W_dec)
         return jnp.mean(jnp.sum(jax.nn.relu(forward.pre) * norms, axis=-1))
 
 

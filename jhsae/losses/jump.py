@@ -7,6 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jhsae import ops
 from jhsae.errors import UserError
 from jhsae.losses.base import AbstractTerm
 from jhsae.losses.dead import dead_top
@@ -60,7 +61,7 @@ def _l0(sae: AbstractSAE, forward: Forward) -> Float[Array, "batch"]:
 
 
 def _norms(sae: AbstractSAE) -> Float[Array, "top"]:
-    return jnp.linalg.norm(sae.top_rows(), axis=-1)
+    return ops.row_norms(sae.top_rows())
 
 
 def _jump(sae: AbstractSAE) -> JumpReLU:

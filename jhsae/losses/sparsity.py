@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jhsae import ops
 from jhsae.errors import UserError
 from jhsae.losses.base import AbstractTerm
 from jhsae.sae import AbstractSAE, Forward, HierarchicalSAE
@@ -90,5 +91,5 @@ class AnnealedLp(AbstractTerm):
 
 
 def _contributions(sae: AbstractSAE, forward: Forward) -> Float[Array, "batch slots"]:
-    codes, norms = forward.codes.flat(), jnp.linalg.norm(sae.dictionary(), axis=-1)
+    codes, norms = forward.codes.flat(), ops.row_norms(sae.dictionary())
     return jnp.abs(codes.values) * (norms if codes.indices is None else norms[codes.indices])

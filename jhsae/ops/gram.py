@@ -13,6 +13,12 @@ def unit_rows(a: Float[Array, "*n d"], eps: float = 1e-6) -> Float[Array, "*n d"
     return a / (jnp.sqrt(jnp.maximum(squares, jnp.finfo(a.dtype).tiny)) + eps)
 
 
+def row_norms(a: Float[Array, "*n d"]) -> Float[Array, "*n"]:
+    """Norms of the rows, with gradient 0 at a row of zeros, where that of a norm is not defined."""
+    squares = jnp.sum(a * a, axis=-1)
+    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+
+
 def sum_of_squared_inner(a: Float[Array, "*batch n d"], b: Float[Array, "*batch m d"]) -> Float[Array, "*batch"]:
     """``sum_ij (a_i . b_j)^2`` over all pairs of rows."""
     gram_a = jnp.einsum("...nd,...ne->...de", a, a)

@@ -11,6 +11,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jhsae import ops
+
 
 class AbstractCodeUnit(eqx.Module):
     """The norm of a decoder row that a code of 1 stands for."""
@@ -28,7 +30,8 @@ class PlainUnit(AbstractCodeUnit):
 
 
 class DecoderNormUnit(AbstractCodeUnit):
-    """A code of 1 adds the decoder row's direction."""
+    """A code of 1 adds the decoder row's direction; a row of zeros counts as one of norm 1."""
 
     def norms(self, W_dec: Float[Array, "features embed"]) -> Float[Array, "features"] | None:
-        return jnp.linalg.norm(W_dec, axis=-1)
+        norms = ops.row_norms(W_dec)
+        return jnp.where(norms > 0, norms, 1.0)

@@ -4,6 +4,8 @@ A token's code then depends on the other tokens, so a threshold is tracked besid
 training is over: the SAE settles as a `JumpReLU`. ``threshold <- (1 - rate) threshold + rate * least positive code``.
 """
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jhsae import ops
 from jhsae.codes import Codes
-from jhsae.schedule import AbstractSchedule, as_schedule
+from jhsae.schedule import AbstractSchedule, Constant, as_schedule
 from jhsae.sparsify.base import AbstractSparsifier
 from jhsae.sparsify.jump import JumpReLU
 from jhsae.usage import Context
@@ -47,7 +49,8 @@ class BatchTopK(AbstractSparsifier):
         return int(k * rows) if isinstance(k, float) else jnp.floor(k * rows).astype(jnp.int32)
 
     def most_active(self, size: int) -> int:
-        return size
+        """Any row may take all `size`; a constant k above that asks for more than there is."""
+        return max(size, math.ceil(self.k.value)) if isinstance(self.k, Constant) else size
 
     def track(self, threshold: Float[Array, ""], codes: Codes) -> Float[Array, ""]:
         least = jnp.min(jnp.where(codes.values > 0, codes.values, jnp.inf))

@@ -6,8 +6,8 @@ import pytest
 from reference.filled import filled
 from reference.hsae import parameters
 
-from jhsae.losses import AnnealedLp, Contributions, L1Active, L1All, MeanL1Children, MeanL1Parents
-from jhsae.sae import DecoderNormUnit, FlatSAE, HierarchicalSAE
+from jhsae.losses import AnnealedLp, Contributions, L1Active, L1All, MeanL1Children, MeanL1Parents, TanhL0
+from jhsae.sae import DecoderNormUnit, FlatSAE, HierarchicalSAE, PlainUnit
 from jhsae.schedule import Constant, Linear
 from jhsae.sparsify import BinaryGumbelTopK, LeakyOffsetTopK, OffsetTopK, ReLU, TopK
 from jhsae.usage import Context
@@ -175,3 +175,19 @@ def test_annealed_gradients_are_those_of_the_power_times_a_constant(step, p, x):
 def test_a_p_that_is_no_norm_is_refused(p):
     with pytest.raises(ValueError, match=f"p is {p}, expected more than 0"):
         Contributions(p)
+
+
+@pytest.mark.parametrize("unit", [PlainUnit(), DecoderNormUnit()], ids=["plain", "norm"])
+@pytest.mark.parametrize("term", [Contributions(), Contributions(0.5), AnnealedLp(Constant(0.5)), TanhL0()], ids=repr)
+def test_a_decoder_row_of_zeros_has_a_finite_gradient(x, term, unit):
+    sae = filled(lambda: FlatSAE(EMBED, 12, ReLU(), code_unit=unit, key=jax.random.key(0)))
+    sae = eqx.tree_at(lambda s: (s.W_dec, s.b_enc), sae, (sae.W_dec.at[3].set(0.0), sae.b_enc.at[3].set(9.0)))
+    params, static = eqx.partition(sae, eqx.is_inexact_array)
+
+    def loss(params):
+        model = eqx.combine(params, static)
+        forward = model.forward(x, Context())
+        return term(model, forward) + jnp.sum(forward.x_hat**2)
+
+    grads = jax.jit(jax.grad(loss))(params)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
