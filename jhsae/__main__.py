@@ -1,7 +1,8 @@
 """The command line: ``jhsae VERB CONFIG.yaml [key=value ...]``; each verb reads files and writes files.
 
 A verb lives in the module of its name, which is imported only when that verb is asked for. Exit codes: 0 done,
-1 a parity row failed, 2 the input was wrong (one line says what to write), 130 interrupted.
+1 a parity row failed or a benchmark's sides differ, 2 the input was wrong (one line says what to write), 130
+interrupted.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from keyword import iskeyword
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jhsae.bench import arguments as bench
 from jhsae.errors import UserError
 
 
@@ -114,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         arguments = _parser().parse_args(argv)
+        if arguments.verb == "bench":
+            return bench.run(arguments)
         return _parity(arguments) if arguments.verb == "parity" else _run(arguments.verb, arguments.words)
     except UserError as error:
         print(f"jhsae: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -160,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     parity = verbs.add_parser("parity", help="compare with golden numbers of the originals", description=PARITY)
     parity.add_argument("file", type=Path, metavar="FILE.npz", help="the golden file")
     parity.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as JSON")
+    bench.add(verbs)
     return top
 
 

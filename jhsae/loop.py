@@ -1,13 +1,14 @@
 """The one training loop: stages of jitted steps over batches, metrics read one step late.
 
-While the device computes step n + 1 the host reads the metrics of step n. A loss that is not finite stops the run and
+While the device computes step n + 1 the host reads the metrics of step n; every read is explicit (`jax.device_get`),
+so that ``jax.transfer_guard`` finds one that is not. A loss that is not finite stops the run and
 names the step.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -34,13 +35,16 @@ class DivergedError(RuntimeError):
     """The loss is not finite."""
 
 
+Step = Callable[[tuple[Parts, jax.Array], TrainState], tuple[TrainState, Metrics]]
+
+
 @dataclass(frozen=True)
 class Phase:
     """One stage, ready to run: `steps` updates of the compiled `step` with `parts`."""
 
     name: str
     steps: int
-    step: Callable[[tuple[Parts, jax.Array], TrainState], tuple[TrainState, Metrics]]
+    step: Step
     parts: Parts
 
 
@@ -60,17 +64,19 @@ def run_phases(
     `save` is called every `checkpoint_every` updates and after the last one, when every earlier row is logged.
     """
     total = sum(phase.steps for phase in phases)
-    done = int(state.step)
+    done = int(jax.device_get(state.step))
     reader = _Reader(log, log_every, total)
     with tqdm(total=total, initial=done, desc=label, unit="step", dynamic_ncols=True) as bar:
         end = 0
         for phase in phases:
             end += phase.steps
+            step = None
             while done < end:
-                batch = shard_batch(next(batches), mesh)
-                state, metrics = phase.step((phase.parts, batch), state)
+                inputs = phase.parts, shard_batch(next(batches), mesh)
+                step = step or _compiled(phase.step, inputs, state)
+                state, metrics = step(inputs, state)
                 done += 1
-                reader.push(done, phase.name, metrics, batch.shape[0], bar)
+                reader.push(done, phase.name, metrics, inputs[1].shape[0], bar)
                 if done == total or (checkpoint_every and done % checkpoint_every == 0):
                     reader.flush(bar)
                     _check_finite(state, done, phase.name)
@@ -79,15 +85,32 @@ def run_phases(
     return state
 
 
-@eqx.filter_jit
-def _all_finite(state: TrainState) -> Bool[Array, ""]:
-    leaves = jax.tree.leaves(eqx.filter(state.sae, eqx.is_inexact_array))
+@runtime_checkable
+class _Jitted(Protocol):
+    """What `eqx.filter_jit` makes of a function."""
+
+    def lower(self, *arguments: Any) -> Any:
+        """Its program for these arguments."""
+
+
+def _compiled(step: Step, inputs: tuple[Parts, jax.Array], state: TrainState) -> Step:
+    """The step compiled for these arguments.
+
+    After every call `eqx.filter_jit` waits for the device, in case the program raised; what it compiles ahead of time
+    does not.
+    """
+    return step.lower(inputs, state).compile() if isinstance(step, _Jitted) else step
+
+
+@jax.jit
+def _all_finite(leaves: list[Array]) -> Bool[Array, ""]:
     return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]).all()
 
 
 def _check_finite(state: TrainState, step: int, stage: str) -> None:
     """A gradient may be NaN where the loss is not; such a state must not replace a good checkpoint."""
-    if not bool(_all_finite(state)):
+    parameters = jax.tree.leaves(eqx.filter(state.sae, eqx.is_inexact_array))
+    if not jax.device_get(_all_finite(parameters)):
         raise DivergedError(
             f"a parameter is not finite after step {step} (stage '{stage}'), though the loss was; lower the learning "
             "rate, or look for a term whose gradient is infinite; the last checkpoint is intact"
@@ -110,14 +133,14 @@ class _Reader:
             return
         step, stage, metrics, tokens = self._pending
         self._pending = None
-        if not math.isfinite(float(metrics["loss"])):
-            terms = ", ".join(f"{k} {float(v):.4g}" for k, v in metrics.items())
+        if not math.isfinite(jax.device_get(metrics["loss"])):
+            terms = ", ".join(f"{k} {float(v):.4g}" for k, v in jax.device_get(metrics).items())
             raise DivergedError(
                 f"the loss is not finite at step {step} (stage '{stage}'): {terms}; lower the learning rate or the "
                 "weights, or look at the data; the last checkpoint is intact"
             )
         if step % self._every == 0 or step in (1, self._total):
-            row = {name: float(value) for name, value in metrics.items()}
+            row = {name: float(value) for name, value in jax.device_get(metrics).items()}
             row = {k: v for k, v in row.items() if k not in SAMPLED or math.isfinite(v)}
             self._log.write(step, stage, row, tokens)
             bar.set_postfix(loss=f"{row['loss']:.4g}", EV=f"{row['explained_variance']:.3f}", L0=f"{row['l0']:.1f}")

@@ -48,7 +48,7 @@ class Never(AbstractRevival):
         step: Int[Array, ""],
         key: Key[Array, ""],
     ) -> tuple[AbstractSAE, Any, Reborn]:
-        return sae, opt_state, jnp.zeros(forward.pre.shape[-1], bool)
+        return sae, opt_state, jnp.zeros(forward.top, bool)
 
 
 class Resample(AbstractRevival):

@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
 from jhsae.leaf import NonNegative, Unit
 from jhsae.losses import AbstractTerm
@@ -107,7 +108,7 @@ class GainSAE(AbstractSAE):
     def forward(self, x: Float[Array, "batch embed"], context: Context) -> Forward:
         pre = (x - self.b_dec) @ self.W.T
         codes = self.sparsifier(pre, context)
-        return Forward(x, self.decode(codes), codes, pre, context)
+        return Forward(x, self.decode(codes), codes, ops.Encoder.known(pre), context)
 
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
         return codes.dense() @ self.dictionary() + self.b_dec

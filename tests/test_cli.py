@@ -100,6 +100,37 @@ def test_parity_fails_with_code_1(monkeypatch, passed: bool, code: int):
     assert calls == [(Path("g.npz"), Path("rows.json"))]
 
 
+@pytest.mark.parametrize(("equal", "code"), [(True, 0), (False, 1)])
+def test_bench_gives_its_flags_to_the_module_of_its_part(monkeypatch, equal: bool, code: int):
+    calls: list = []
+
+    def command(words) -> bool:
+        calls.append(words)
+        return equal
+
+    monkeypatch.setitem(sys.modules, "jhsae.bench.step", SimpleNamespace(command=command))
+    assert main(["bench", "step", "--embed", "8", "--experts", "4", "--batch", "2", "--seconds", "0.5"]) == code
+    words = calls[0]
+    assert (words.embed, words.experts, words.batch, words.k, words.seconds) == (8, 4, 2, 32, 0.5)
+    assert not words.variants and words.json is None and words.original_batch is None
+
+
+@pytest.mark.parametrize("part", ["step", "ops", "loader"])
+def test_every_part_of_bench_has_help_without_importing_it(part: str, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, f"jhsae.bench.{part}", None)  # an import of it fails
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", part, "--help"])
+    assert stop.value.code == 0
+    assert f"example  jhsae bench {part}" in capsys.readouterr().out
+
+
+def test_bench_without_a_size_says_which(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "step", "--embed", "8", "--batch", "2"])
+    assert stop.value.code == 2
+    assert "--experts" in capsys.readouterr().err
+
+
 def test_help_of_a_verb_lists_the_keys(ran: list, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", "--help"])
@@ -122,4 +153,4 @@ def test_top_help_names_every_verb_without_importing_jax():
     code = "import sys, jhsae.__main__ as m\ntry: m.main(['--help'])\nfinally: assert 'jax' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert all(verb in done.stdout for verb in [*VERBS, "parity"])
+    assert all(verb in done.stdout for verb in [*VERBS, "parity", "bench"])

@@ -19,7 +19,7 @@ FLOORS = [
     {"init", "constraint", "losses"},
     {"optimizer", "mesh", "revival", "step", "loop", "logs", "checkpoint", "config", "run_config", "fit"},
     {"evals", "harvest", "teach", "train", "evaluate"},
-    {"interop", "ablate", "report", "quickstart", "browser", "browse", "export", "import_"},
+    {"interop", "ablate", "report", "bench", "quickstart", "browser", "browse", "export", "import_"},
     {"__main__", "__init__"},
 ]
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}

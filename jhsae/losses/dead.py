@@ -1,7 +1,6 @@
-"""Which features are dead, as a loss term sees it, and the dead that would fire first."""
+"""Which features are dead, as a loss term sees it, and what the dead can explain."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,28 +10,55 @@ from jhsae import ops
 from jhsae.codes import Codes
 from jhsae.sae import Forward
 
+COMPACT = 4  # up to this many times k dead features are gathered into matrices of their own
+
 
 def dead_top(forward: Forward) -> Float[Array, "top"]:
     """1.0 for each dead feature among those of ``forward.pre``; nothing is dead in evaluation."""
-    size = forward.pre.shape[-1]
+    size = forward.top
     return jnp.zeros(size) if forward.context.dead is None else forward.context.dead[:size]
 
 
-def first_dead(pre: Float[Array, "batch n"], dead: Float[Array, "n"], k: int) -> Codes:
-    """The `k` largest pre-activations of dead features per row; slots beyond the number of dead ones hold 0."""
-    size = pre.shape[-1]
-    values, indices = ops.topk(jnp.where(dead > 0, pre, -jnp.inf), min(k, size))
-    return Codes(jnp.where(jnp.arange(values.shape[-1]) < jnp.sum(dead), values, 0.0), indices, size)
+def explained_by_dead(
+    forward: Forward,
+    dead: Float[Array, "top"],
+    rows: Float[Array, "top embed"],
+    k: int,
+    code: Callable[[Array], Array] = lambda pre: pre,
+) -> Float[Array, "batch embed"]:
+    """``sum_i code(pre_i) rows_i`` over the k dead features with the largest pre-activations of each token.
+
+    ``code(0)`` must be 0. Work grows with the number of dead: none costs nothing, up to k need no selection, up to
+    `COMPACT` k are encoded and decoded on their own, and more are selected as the router selects.
+    """
+    size, count = forward.top, jnp.sum(dead > 0).astype(jnp.int32)
+    k = min(k, size)
+    wide = min(size, COMPACT * k)
+
+    def of_few(width: int) -> Callable[[], Array]:
+        def decode() -> Array:
+            features = jnp.nonzero(dead > 0, size=width, fill_value=0)[0]
+            there = jnp.arange(width) < count
+            pre = forward.encoder.rows(features).dense()
+            if width <= k:
+                return code(jnp.where(there, pre, 0.0)) @ rows[features]
+            values, indices = ops.topk(jnp.where(there, pre, -jnp.inf), k)
+            return Codes(code(values), indices, width).dense() @ rows[features]
+
+        return decode
+
+    def of_many() -> Array:
+        if forward.encoder.values is None:
+            pre, indices, _ = ops.route(forward.encoder, lambda pre, _: _first(pre, dead, k), jax.nn.relu)
+        else:
+            indices = _first(jax.lax.stop_gradient(forward.pre), dead, k)
+            pre = jnp.take_along_axis(forward.pre, indices, axis=-1)
+        return ops.decode_rows(code(pre), indices, rows)
+
+    nothing = lambda: jnp.zeros_like(forward.x)  # noqa: E731
+    branches = [nothing, of_few(k), of_few(wide), of_many]
+    return jax.lax.switch(1 * (count > 0) + (count > k) + (count > wide), branches)
 
 
-def if_any_dead(
-    term: Callable[..., Float[Array, ""]],
-    pre: Float[Array, "batch n"],
-    dead: Float[Array, "n"],
-    rows: Float[Array, "n embed"],
-    *more: Any,
-) -> Float[Array, ""]:
-    """``term(pre, dead, rows, *more)``, which is computed only where a feature is dead; else 0."""
-    return jax.lax.cond(
-        jnp.any(dead > 0), lambda p, d, r: term(p, d, r, *more), lambda *_: jnp.zeros(()), pre, dead, rows
-    )
+def _first(pre: Array, dead: Array, k: int) -> Array:
+    return ops.topk(jnp.where(dead > 0, pre, -jnp.inf), k)[1]

@@ -6,6 +6,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jhsae import ops
+from jhsae.codes import Codes
 from jhsae.errors import UserError
 from jhsae.losses.base import AbstractTerm
 from jhsae.sae import AbstractSAE, FlatSAE, Forward
@@ -33,11 +35,20 @@ class Prefixes(AbstractTerm):
                 f"Prefixes: the last of widths is {self.widths[-1]}, but the SAE has {sae.features} features, whose "
                 "error SquaredError counts; write smaller widths"
             )
-        codes, rows, errors = forward.codes.dense(), sae.dictionary(), []
+        codes, errors = forward.codes.flat(), []
         x_hat, start = jnp.broadcast_to(sae.b_dec, forward.x.shape), 0
         for width in self.widths:
-            x_hat = x_hat + codes[:, start:width] @ rows[start:width]
+            x_hat = x_hat + decode_between(sae, codes, start, width)
             errors.append(jnp.mean(jnp.sum((forward.x - x_hat) ** 2, axis=-1)))
             start = width
         total = sum(errors, jnp.zeros(()))
         return total if self.over == "sum" else total / len(errors)
+
+
+def decode_between(sae: FlatSAE, codes: Codes, start: int, end: int) -> Float[Array, "batch embed"]:
+    """What the features from `start` to before `end` add to the reconstruction."""
+    rows = sae.dictionary()
+    if codes.indices is None:
+        return codes.values[:, start:end] @ rows[start:end]
+    here = (codes.indices >= start) & (codes.indices < end)
+    return ops.decode_rows(jnp.where(here, codes.values, 0.0), codes.indices, rows, sae.kernel, sae.chunk)

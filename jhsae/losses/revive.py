@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 from jhsae.codes import Codes, TreeCodes
 from jhsae.errors import UserError
 from jhsae.losses.base import AbstractTerm
-from jhsae.losses.dead import dead_top, first_dead, if_any_dead
+from jhsae.losses.dead import dead_top, explained_by_dead
+from jhsae.losses.matryoshka import decode_between
 from jhsae.sae import AbstractSAE, FlatSAE, Forward, HierarchicalSAE
 
 TINY = 1e-6
@@ -27,8 +28,8 @@ class AuxK(AbstractTerm):
     k: int | None = eqx.field(static=True, default=None)
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
-        k, residual = self.k or forward.x.shape[-1] // 2, _residual(forward)
-        return if_any_dead(_aux_error, forward.pre, dead_top(forward), sae.top_rows(), residual, k)
+        k = self.k or forward.x.shape[-1] // 2
+        return _aux_error(forward, dead_top(forward), sae.top_rows(), _residual(forward), k)
 
 
 class AuxKNormalized(AbstractTerm):
@@ -40,14 +41,10 @@ class AuxKNormalized(AbstractTerm):
     k: int | None = eqx.field(static=True, default=None)
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
-        k, residual = self.k or forward.x.shape[-1] // 2, _residual(forward)
+        k, residual, dead = self.k or forward.x.shape[-1] // 2, _residual(forward), dead_top(forward)
         variance = _mean_square(residual - jnp.mean(residual, axis=0))
-
-        def error(pre: Array, dead: Array, rows: Array) -> Float[Array, ""]:
-            e_hat = jax.nn.relu(first_dead(pre, dead, k).dense()) @ rows
-            return _mean_square(residual - e_hat) / jnp.maximum(variance, TINY)
-
-        return if_any_dead(error, forward.pre, dead_top(forward), sae.top_rows())
+        e_hat = explained_by_dead(forward, dead, sae.top_rows(), k, jax.nn.relu)
+        return jnp.any(dead > 0) * _mean_square(residual - e_hat) / jnp.maximum(variance, TINY)
 
 
 class MatryoshkaAuxK(AbstractTerm):
@@ -70,21 +67,25 @@ class MatryoshkaAuxK(AbstractTerm):
                 f"MatryoshkaAuxK: the last of widths is {self.widths[-1]}, but the SAE has {sae.features} features; "
                 "write smaller widths"
             )
-        rows, dead, codes = sae.top_rows(), dead_top(forward), forward.codes.dense()
+        rows, dead, codes = sae.top_rows(), dead_top(forward), forward.codes.flat()
         k, start, total = forward.x.shape[-1] // 2, 0, jnp.zeros(())
-        left = forward.x - (forward.x_hat - codes @ rows)  # minus the bias alone
+        left = forward.x - (forward.x_hat - decode_between(sae, codes, 0, sae.features))  # minus the bias alone
         for width in (*(w for w in self.widths if w < sae.features), sae.features):
-            level = slice(start, width)
-            left = left - codes[:, level] @ rows[level]
-            total = total + if_any_dead(
-                _aux_error, forward.pre[:, level], dead[level], rows[level], jax.lax.stop_gradient(left), k
-            )
+            left = left - decode_between(sae, codes, start, width)
+            here = (jnp.arange(sae.features) >= start) & (jnp.arange(sae.features) < width)
+            total = total + _aux_error(forward, dead * here, rows, jax.lax.stop_gradient(left), k)
             start = width
         return total
 
 
-def _aux_error(pre: Array, dead: Array, rows: Array, left: Array, k: int) -> Float[Array, ""]:
-    error = left - first_dead(pre, dead, k).dense() @ rows
+def _aux_error(
+    forward: Forward,
+    dead: Float[Array, "top"],
+    rows: Float[Array, "top embed"],
+    left: Float[Array, "batch embed"],
+    k: int,
+) -> Float[Array, ""]:
+    error = left - explained_by_dead(forward, dead, rows, k)
     return jnp.minimum(jnp.sum(dead) / k, 1.0) * _mean_square(error)
 
 

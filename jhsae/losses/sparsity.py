@@ -29,9 +29,8 @@ class L1All(AbstractTerm):
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
         if not isinstance(sae, HierarchicalSAE):
             raise UserError("L1All needs a hierarchical SAE; write L1Active for a flat one")
-        parents = jnp.sum(jnp.abs(sae.route.activate(forward.pre)))
         children = jnp.sum(jnp.abs(sae.pick.activate(forward.tree_pre())))
-        return (parents + children) / forward.x.shape[0]
+        return (forward.l1 + children) / forward.x.shape[0]
 
 
 class MeanL1Parents(AbstractTerm):

@@ -3,21 +3,27 @@
 For token b and selected expert e = indices[b, j]:
 ``pre[b, j, a] = atom_enc[e, a] . (down[e] x_b)`` and ``x_hat[b] = sum_j (sum_c v[b,j,c] atom_dec[e, a_c]) up[e]``.
 
-Two kernels compute the same numbers:
-- ``gather``: each token gathers the rows of its experts; work and memory grow with k. `chunk` bounds how many tokens
-  are gathered at once (batch x k x sub x embed is 38 GB at the headline shape); chunks are recomputed in the backward.
-- ``dense``: matrix products with all experts; work grows with their number. Faster for up to about a thousand
-  experts on CPU, where the scatter of the gather kernel's backward pass is serial.
+Three kernels compute the same numbers, gradients included:
+- ``tiles``: pairs of token and expert sorted by expert (`expert_major`), exact under any imbalance. Work grows with k,
+  nothing of size batch x k x embed exists. Rows of flat decoders are gathered token by token (`rows`).
+- ``dense``: matrix products with all experts; work grows with their number. For few experts.
+- ``gather``: each token gathers the rows of its experts: the plain reference. `chunk` bounds how many tokens are
+  gathered at once (batch x k x sub x embed is 38 GB at the headline shape); chunks are recomputed in the backward.
+``auto`` takes dense where a token selects a large part of the experts, else tiles.
 """
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Kernel = Literal["gather", "dense"]
+from jhsae.ops import expert_major
+from jhsae.ops.chunks import map_chunks
+from jhsae.ops.rows import gather_rows
+
+Kernel = Literal["auto", "tiles", "gather", "dense"]
+DENSE_BELOW = 8  # experts per selected expert, where products with all are still faster (experiments/bench)
 
 
 def encode_atoms(
@@ -25,7 +31,7 @@ def encode_atoms(
     indices: Int[Array, "batch k"],
     down: Float[Array, "experts sub embed"],
     atom_enc: Float[Array, "experts atoms sub"],
-    kernel: Kernel = "gather",
+    kernel: Kernel = "auto",
     chunk: int | None = None,
 ) -> Float[Array, "batch k atoms"]:
     """Pre-activations of every atom of the selected experts."""
@@ -33,8 +39,11 @@ def encode_atoms(
     def gathered(x: Array, indices: Array) -> Array:
         return jnp.einsum("bks,bkas->bka", jnp.einsum("bd,bksd->bks", x, down[indices]), atom_enc[indices])
 
-    if kernel == "gather":
-        return _chunked(gathered, chunk, x, indices)
+    match kernel_for(kernel, indices, down):
+        case "tiles":
+            return expert_major.encode_atoms(x, indices, down, atom_enc)
+        case "gather":
+            return map_chunks(jax.checkpoint(gathered), chunk or x.shape[0], x, indices)
     hidden = jnp.einsum("bd,esd->bes", x, down)
     mine = jnp.take_along_axis(hidden, indices[..., None], axis=1)
     return jnp.einsum("bks,bkas->bka", mine, atom_enc[indices])
@@ -46,7 +55,7 @@ def decode_atoms(
     indices: Int[Array, "batch k"],
     up: Float[Array, "experts sub embed"],
     atom_dec: Float[Array, "experts atoms sub"],
-    kernel: Kernel = "gather",
+    kernel: Kernel = "auto",
     chunk: int | None = None,
 ) -> Float[Array, "batch embed"]:
     """What the selected atoms add to the reconstruction."""
@@ -57,8 +66,11 @@ def decode_atoms(
     def gathered(values: Array, atoms: Array, indices: Array) -> Array:
         return jnp.einsum("bks,bksd->bd", inside(values, atoms, indices), up[indices])
 
-    if kernel == "gather":
-        return _chunked(gathered, chunk, values, atoms, indices)
+    match kernel_for(kernel, indices, up):
+        case "tiles":
+            return expert_major.decode_atoms(_all_atoms(values, atoms, atom_dec.shape[1]), indices, up, atom_dec)
+        case "gather":
+            return map_chunks(jax.checkpoint(gathered), chunk or values.shape[0], values, atoms, indices)
     return jnp.einsum("bes,esd->bd", _spread(inside(values, atoms, indices), indices, up.shape[0]), up)
 
 
@@ -66,7 +78,7 @@ def decode_rows(
     values: Float[Array, "batch k"],
     indices: Int[Array, "batch k"],
     rows: Float[Array, "features embed"],
-    kernel: Kernel = "gather",
+    kernel: Kernel = "auto",
     chunk: int | None = None,
 ) -> Float[Array, "batch embed"]:
     """``sum_j v_j rows[i_j]``."""
@@ -74,9 +86,43 @@ def decode_rows(
     def gathered(values: Array, indices: Array) -> Array:
         return jnp.einsum("bk,bkd->bd", values, rows[indices])
 
-    if kernel == "gather":
-        return _chunked(gathered, chunk, values, indices)
+    match kernel_for(kernel, indices, rows):
+        case "tiles":
+            return gather_rows(values, indices, rows)
+        case "gather":
+            return map_chunks(jax.checkpoint(gathered), chunk or values.shape[0], values, indices)
     return _spread(values, indices, rows.shape[0]) @ rows
+
+
+def decode_tree(
+    parents: Float[Array, "batch k"],
+    values: Float[Array, "batch k c"],
+    atoms: Int[Array, "batch k c"],
+    indices: Int[Array, "batch k"],
+    rows: Float[Array, "experts embed"],
+    up: Float[Array, "experts sub embed"],
+    atom_dec: Float[Array, "experts atoms sub"],
+    kernel: Kernel = "auto",
+    chunk: int | None = None,
+) -> tuple[Float[Array, "batch embed"], Float[Array, "batch embed"]]:
+    """(`decode_rows`, `decode_atoms`): the kernel ``tiles`` computes their gradients together."""
+    if kernel_for(kernel, indices, up) == "tiles":
+        codes = _all_atoms(values, atoms, atom_dec.shape[1])
+        return expert_major.decode_tree(parents, codes, indices, rows, up, atom_dec)
+    low = decode_atoms(values, atoms, indices, up, atom_dec, kernel, chunk)
+    return decode_rows(parents, indices, rows, kernel, chunk), low
+
+
+def kernel_for(kernel: Kernel, indices: Int[Array, "batch k"], matrices: Float[Array, "features *rest"]) -> Kernel:
+    """The kernel that `kernel` means for these sizes."""
+    if kernel != "auto":
+        return kernel
+    return "dense" if matrices.shape[0] < DENSE_BELOW * indices.shape[1] else "tiles"
+
+
+def _all_atoms(values: Float[Array, "batch k c"], atoms: Int[Array, "batch k c"], size: int) -> Array:
+    """[batch, k, size]: the values at their atoms; slots that share an atom add up."""
+    return jnp.sum(jnp.where(atoms[..., None] == jnp.arange(size), values[..., None], 0), axis=2)
 
 
 def _spread(
@@ -85,18 +131,3 @@ def _spread(
     """The selected values at their places among zeros; slots that share an index add up."""
     tokens = jnp.arange(values.shape[0])[:, None]
     return jnp.zeros((values.shape[0], size, *values.shape[2:]), values.dtype).at[tokens, indices].add(values)
-
-
-def _chunked(fn: Callable[..., Array], chunk: int | None, *arrays: Any) -> Array:
-    """``fn(*arrays)`` in chunks of tokens, rematerialised in the backward pass; a remainder runs on its own."""
-    batch = arrays[0].shape[0]
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk is {chunk}, expected at least 1 token, or null to gather the whole batch at once")
-    if chunk is None or chunk >= batch:
-        return fn(*arrays)
-    whole = batch - batch % chunk
-    # Every n-th token, so that a batch that is split over devices gives each of them a share of every chunk.
-    stacked = [a[:whole].reshape(chunk, -1, *a.shape[1:]).swapaxes(0, 1) for a in arrays]
-    out = jax.lax.map(lambda parts: jax.checkpoint(fn)(*parts), stacked)
-    out = out.swapaxes(0, 1).reshape(whole, *out.shape[2:])
-    return out if whole == batch else jnp.concatenate([out, fn(*[a[whole:] for a in arrays])])

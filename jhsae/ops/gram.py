@@ -30,4 +30,4 @@ def off_diagonal_mean(a: Float[Array, "*batch n d"], b: Float[Array, "*batch n d
     """Mean of ``(a_i . b_j)^2`` over i != j; 0 for a single row."""
     n = a.shape[-2]
     diagonal = jnp.sum(jnp.sum(a * b, axis=-1) ** 2, axis=-1)
-    return (sum_of_squared_inner(a, b) - diagonal) / max(n * n - n, 1)
+    return (sum_of_squared_inner(a, b) - diagonal) / max(float(n * n - n), 1.0)

@@ -1,35 +1,107 @@
-"""Exact top-k along the last axis, in several implementations of one signature.
+"""Top-k along the last axis, in several implementations of one signature.
 
-All give the same values and the same indices: sorted by value, ties to the lowest index. The selection itself is not
-differentiable; the gradient of a value flows to the entry that was selected.
+The exact ones give the same values and the same indices: sorted by value, ties to the lowest index, -0.0 equal to
+0.0, what is not a number first. The selection itself is not differentiable; the gradient of a value flows to the
+entry that was selected.
 
-- ``lax``: `jax.lax.top_k`; the fastest on CPU.
+- ``lax``: `jax.lax.top_k`.
 - ``scan``: k passes of argmax and mask (the original's); reads the array k times, works for any k on any backend.
-- ``blocked``: the top k lie in the k blocks with the largest maxima, so only those are sorted.
+- ``blocked``: the top k lie in the k blocks with the largest maxima, so only those are sorted, with `lax.top_k`.
+- ``bits``: a threshold by bit search (`jhsae.ops.select`), then the entries above it; 32 passes, no sort.
+- ``blocked_bits``: blocks as in ``blocked``, chosen and searched as in ``bits``.
+- ``approx``: `jax.lax.approx_max_k`, APPROXIMATE on TPU (its recall target is 0.95; see `recall`), exact elsewhere
+  but for the order of ties. Never chosen by ``auto``.
+- ``auto``: an exact one, by platform and shape (`_auto`).
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-Method = Literal["lax", "scan", "blocked"]
+from jhsae.ops import select
+
+Method = Literal["auto", "lax", "scan", "blocked", "bits", "blocked_bits", "approx"]
+SHORT = 64  # entries of a row times those taken from it
 Pair = tuple[Float[Array, "*batch k"], Int[Array, "*batch k"]]
 
 
-def topk(x: Float[Array, "*batch n"], k: int, method: Method = "lax") -> Pair:
-    """The k largest entries of the last axis and their positions (int32), largest first."""
+def topk(x: Float[Array, "*batch n"], k: int, method: Method = "auto") -> Pair:
+    """The k largest entries of the last axis and their positions (int32), largest first.
+
+    A k below 1 or above n, and an entry that is not a number, raise a ValueError. Inside `jax.jit`, where entries are
+    not known, what is not a number is selected first: it reaches the loss, and the training loop stops the run. So
+    only a call outside of a traced function waits for its input.
+    """
     if not 1 <= k <= x.shape[-1]:
         raise ValueError(f"topk: k is {k}, expected 1 <= k <= {x.shape[-1]} (the size of the last axis)")
+    _refuse_nan(x)
     indices = METHODS[method](jax.lax.stop_gradient(x), k)
-    return jnp.take_along_axis(x, indices, axis=-1), indices
+    return take(x, indices), indices
+
+
+def take(x: Float[Array, "*batch n"], indices: Int[Array, "*batch k"]) -> Float[Array, "*batch k"]:
+    """The entries at `indices` of each row; from short rows by comparison, whose gradient needs no scatter."""
+    n = x.shape[-1]
+    if n * indices.shape[-1] > SHORT:
+        return jnp.take_along_axis(x, indices, axis=-1)
+    here = indices[..., None] == jnp.arange(n)
+    return jnp.sum(jnp.where(here, x[..., None, :], 0), axis=-1)
+
+
+def recall(indices: Int[Array, "*batch k"], exact: Int[Array, "*batch k"]) -> Float[Array, ""]:
+    """The fraction, 0 to 1, of the `exact` positions of each row that are among its `indices`, on average."""
+    return jnp.mean(jnp.any(exact[..., :, None] == indices[..., None, :], axis=-1).astype(jnp.float32))
+
+
+def _refuse_nan(x: Array) -> None:
+    if isinstance(x, jax.core.Tracer) or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+        return  # unknown here, or in part on another host
+    found = int(np.isnan(np.asarray(x)).sum())
+    if found:
+        raise ValueError(
+            f"topk: {found} of the {x.size} entries are not a number, expected none; find where they arise (for "
+            "example with jax_debug_nans) or select from jnp.nan_to_num(x)"
+        )
+
+
+def _auto(x: Float[Array, "*batch n"], k: int) -> Int[Array, "*batch k"]:
+    """By platform and shape: on CPU from `experiments/bench/topk.py`; on GPU and TPU from what is written of them.
+
+    On GPU `lax.top_k` has a kernel of its own for a k below 16 and sorts whole rows above; on TPU it is slow. So both
+    take the two-stage bit search. NOT MEASURED on either. `lax.platform_dependent` chooses where the program will
+    run, which need not be where it is compiled.
+    """
+    if k == 1:
+        return _argmax(x, k)
+
+    def on(method: str) -> Callable[[Array], Array]:
+        return lambda x: METHODS[method](x, k)
+
+    gpu = on("lax" if k < 16 else "blocked_bits")
+    branches = {"cpu": on(_on_cpu(x, k)), "cuda": gpu, "rocm": gpu, "tpu": on("blocked_bits")}
+    return jax.lax.platform_dependent(x, default=on("lax"), **branches)
+
+
+def _on_cpu(x: Float[Array, "*batch n"], k: int) -> str:
+    return "blocked_bits" if x.size >= SMALL and k <= MANY and x.shape[-1] >= 32 * k else "lax"
+
+
+SMALL = 2**16  # entries; under it, compiling and starting the passes of a bit search is not worth it (not measured)
+MANY = 64  # ranking takes k² comparisons: slower than lax.top_k at k = 128 of 2048, faster at k = 64 of 34816
+
+
+def _argmax(x: Float[Array, "*batch n"], k: int) -> Int[Array, "*batch k"]:
+    return jnp.argmax(x, axis=-1, keepdims=True).astype(jnp.int32)
 
 
 def _lax(x: Float[Array, "*batch n"], k: int) -> Int[Array, "*batch k"]:
-    # lax.top_k puts -0.0 below 0.0; here they are equal, as for argmax.
-    return jax.lax.top_k(jnp.where(x == 0, 0.0, x), k)[1]
+    # lax.top_k puts -0.0 below 0.0, and nan with a sign below -inf; here they are as for argmax.
+    return jax.lax.top_k(jnp.where(x == 0, 0.0, jnp.where(jnp.isnan(x), jnp.nan, x)), k)[1]
 
 
 def _scan(x: Float[Array, "*batch n"], k: int) -> Int[Array, "*batch k"]:
@@ -46,45 +118,51 @@ def _scan(x: Float[Array, "*batch n"], k: int) -> Int[Array, "*batch k"]:
     return jnp.moveaxis(jax.lax.scan(step, jnp.zeros(x.shape, bool), None, length=k)[1], 0, -1)
 
 
+def _bits(x: Float[Array, "*batch n"], k: int) -> Int[Array, "*batch k"]:
+    keys = select.ordered(x)
+    chosen = select.positions(keys, k)
+    return select.largest_first(jnp.take_along_axis(keys, chosen, axis=-1), chosen)
+
+
 def _blocked(x: Float[Array, "*batch n"], k: int) -> Int[Array, "*batch k"]:
     n = x.shape[-1]
     width = max(1, min(128, n // (2 * k)))  # wide enough to skip most of the row, narrow enough to have k blocks
-    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -n % width)], constant_values=-jnp.inf)
+    return _two_stages(x, k, width, lambda maxima: jnp.sort(_lax(maxima, k), axis=-1), _lax)
+
+
+def _blocked_bits(x: Float[Array, "*batch n"], k: int) -> Int[Array, "*batch k"]:
+    width = 2 ** round(math.log2(math.sqrt(2 * x.shape[-1] / k)))  # as many maxima as entries in k blocks, or half
+    if x.shape[-1] < 2 * k * width:
+        return _bits(x, k)
+    return _two_stages(x, k, width, lambda maxima: select.positions(select.ordered(maxima), k), _bits)
+
+
+def _two_stages(
+    x: Float[Array, "*batch n"],
+    k: int,
+    width: int,
+    best_blocks: Callable[[Array], Array],
+    inner: Callable[[Array, int], Array],
+) -> Int[Array, "*batch k"]:
+    """`best_blocks` gives the k blocks in the order of their positions: this keeps ties at the lowest index."""
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % width)], constant_values=-jnp.inf)
     blocks = padded.reshape(*x.shape[:-1], -1, width)
-    chosen = jnp.sort(_lax(blocks.max(axis=-1), k), axis=-1)  # index order keeps ties at the lowest index
+    chosen = best_blocks(blocks.max(axis=-1))
     candidates = jnp.take_along_axis(blocks, chosen[..., None], axis=-2).reshape(*x.shape[:-1], k * width)
-    within = _lax(candidates, k)
+    within = inner(candidates, k)
     return jnp.take_along_axis(chosen, within // width, axis=-1) * width + within % width
 
 
-METHODS: dict[str, Callable[[Array, int], Array]] = {"lax": _lax, "scan": _scan, "blocked": _blocked}
+def _approx(x: Float[Array, "*batch n"], k: int) -> Int[Array, "*batch k"]:
+    return jax.lax.approx_max_k(x, k)[1]
 
 
-INFINITY = 0x7F800000  # its bits; those of NaN are above
-
-
-def largest(x: Float[Array, "*shape"], count: Int[Array, ""] | int) -> Bool[Array, "*shape"]:
-    """Marks the `count` largest entries of a whole array of non-negative numbers; ties go to the lowest index.
-
-    `count` may be traced. The bits of a non-negative float32 order like the number, so the value of rank `count` is
-    found bit by bit, in 31 passes and without a sort. As in `topk`, what is not a number comes first, so that it
-    reaches the loss.
-    """
-    signed = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(x).astype(jnp.float32), jnp.int32)
-    size = signed & 0x7FFFFFFF
-    bits = jnp.where(size > INFINITY, size, jnp.maximum(signed, 0))  # -0.0 is 0, and so is all below it
-    wanted = jnp.asarray(count, jnp.uint32)
-
-    def refine(i: Int[Array, ""], value: Int[Array, ""]) -> Int[Array, ""]:
-        higher = value | (1 << (30 - i))
-        return jnp.where(jnp.sum(bits >= higher, dtype=jnp.uint32) >= wanted, higher, value)
-
-    value = jax.lax.fori_loop(0, 31, refine, jnp.int32(0))
-    above, tied = bits > value, bits == value
-    room = wanted - jnp.sum(above, dtype=jnp.uint32)
-
-    def first(tied: Bool[Array, "*shape"]) -> Bool[Array, "*shape"]:
-        return tied & (jnp.cumsum(tied.reshape(-1), dtype=jnp.uint32).reshape(tied.shape) <= room)
-
-    tied = jax.lax.cond(jnp.sum(tied, dtype=jnp.uint32) == room, lambda t: t, first, tied)
-    return above | tied
+METHODS: dict[str, Callable[[Array, int], Array]] = {
+    "auto": _auto,
+    "lax": _lax,
+    "scan": _scan,
+    "blocked": _blocked,
+    "bits": _bits,
+    "blocked_bits": _blocked_bits,
+    "approx": _approx,
+}

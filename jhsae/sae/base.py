@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
 from jhsae.errors import UserError
 from jhsae.sparsify import AbstractSparsifier
@@ -21,18 +22,31 @@ from jhsae.usage import Context, Usage
 class Forward(eqx.Module):
     """One forward pass: everything that a loss term may read.
 
-    `pre` are the pre-activations of the features (of the experts, in a hierarchical SAE); `coarse` is the
-    reconstruction from the parents alone and `child_pre` the pre-activations of the selected experts' atoms; both
-    are None for a flat SAE. `context` is that of the pass: its step, and which features are dead.
+    `encoder` makes the pre-activations of the features (of the experts, in a hierarchical SAE), which a sparse SAE
+    never holds all at once; ``ops.Encoder.known(pre)`` where they are at hand. `l1` is the sum of all activations, selected or
+    not, where the SAE has it. `coarse` is the reconstruction from the parents alone and `child_pre` the
+    pre-activations of the selected experts' atoms; both are None for a flat SAE. `context` is that of the pass: its
+    step, and which features are dead.
     """
 
     x: Float[Array, "batch embed"]
     x_hat: Float[Array, "batch embed"]
     codes: Codes | TreeCodes
-    pre: Float[Array, "batch features"]
+    encoder: ops.Encoder
     context: Context
     coarse: Float[Array, "batch embed"] | None = None
     child_pre: Float[Array, "batch k atoms"] | None = None
+    l1: Float[Array, ""] | None = None
+
+    @property
+    def pre(self) -> Float[Array, "batch features"]:
+        """All pre-activations; a term that reads them makes a sparse SAE compute them all."""
+        return self.encoder.dense()
+
+    @property
+    def top(self) -> int:
+        """The number of features in `pre`."""
+        return self.encoder.size
 
     def tree(self) -> TreeCodes:
         """The codes of a hierarchical SAE; a flat one has no parents: `UserError`."""

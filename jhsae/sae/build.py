@@ -16,14 +16,14 @@ def mixture_of_experts_v2(
     k: int = 32,
     *,
     key: Key[Array, ""],
-    kernel: ops.Kernel = "gather",
+    kernel: ops.Kernel = "auto",
     chunk: int | None = None,
 ) -> HierarchicalSAE:
     """Scale: many small experts, hard top-k over a threshold of 1/sqrt(embed), one atom per active expert.
 
-    Made for inputs of unit norm (arXiv 2506.01197); the scan-based top-k of the original.
+    Made for inputs of unit norm (arXiv 2506.01197). ``route.topk`` "scan" is the original's top-k: the same numbers.
     """
-    route = OffsetTopK(k, offset=embed**-0.5, topk="scan")
+    route = OffsetTopK(k, offset=embed**-0.5)
     return HierarchicalSAE(embed, experts, sub, atoms, route, TopK(1), kernel=kernel, chunk=chunk, key=key)
 
 
@@ -37,7 +37,7 @@ def teacher_initialized(
     key: Key[Array, ""],
     temperature: tuple[float, float] = (1.5, 0.7),
     steps: int = 10_000,
-    kernel: ops.Kernel = "gather",
+    kernel: ops.Kernel = "auto",
     chunk: int | None = None,
 ) -> HierarchicalSAE:
     """Geometry: few wide experts, Gumbel top-k routing annealed over `steps`, biases, one atom per expert.

@@ -1,6 +1,7 @@
 """How atoms depend on their parent: what they read, and what their value is multiplied by."""
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -8,7 +9,12 @@ from jaxtyping import Array, Float
 
 
 class AbstractChildInput(eqx.Module):
-    """``part(x, residual) -> what the selected experts encode``: the token, or what the parents left of it."""
+    """``part(x, residual) -> what the selected experts encode``: the token, or what the parents left of it.
+
+    `reads_parents` says whether the parents must be decoded first.
+    """
+
+    reads_parents: ClassVar[bool] = True
 
     @abc.abstractmethod
     def __call__(
@@ -19,6 +25,8 @@ class AbstractChildInput(eqx.Module):
 
 class Token(AbstractChildInput):
     """The experts read the token itself (both originals)."""
+
+    reads_parents = False
 
     def __call__(
         self, x: Float[Array, "batch embed"], residual: Float[Array, "batch embed"]

@@ -45,7 +45,7 @@ class FlatSAE(AbstractSAE):
         *,
         code_unit: AbstractCodeUnit = PlainUnit(),  # noqa: B008  (an immutable module)
         apply_b_dec_to_input: bool = True,
-        kernel: ops.Kernel = "gather",
+        kernel: ops.Kernel = "auto",
         chunk: int | None = None,
         key: Key[Array, ""],
     ):
@@ -77,12 +77,10 @@ class FlatSAE(AbstractSAE):
         return (self.sparsifier,)
 
     def forward(self, x: Float[Array, "batch embed"], context: Context) -> Forward:
-        centred = x - self.b_dec if self.apply_b_dec_to_input else x
-        pre = centred @ self.W_enc.T + self.b_enc
-        if (norms := self.code_unit.norms(self.W_dec)) is not None:
-            pre = pre * norms
-        codes = self.sparsifier(pre, context)
-        return Forward(x=x, x_hat=self.decode(codes), codes=codes, pre=pre, context=context)
+        centre = self.b_dec if self.apply_b_dec_to_input else None
+        encoder = ops.Encoder(x, self.W_enc, self.b_enc, centre, self.code_unit.norms(self.W_dec))
+        codes, encoder, l1 = self.sparsifier.encode(encoder, context, self.chunk)
+        return Forward(x=x, x_hat=self.decode(codes), codes=codes, encoder=encoder, context=context, l1=l1)
 
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
         flat = codes.flat()

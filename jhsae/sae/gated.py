@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
 from jhsae.leaf import Unit
 from jhsae.sae.base import AbstractSAE, Forward, Top, check_sizes
@@ -61,7 +62,7 @@ class GatedSAE(AbstractSAE):
         gate = shared + self.b_gate
         magnitude = jax.nn.relu(shared * jnp.exp(self.r_mag) + self.b_mag)
         codes = Codes(jnp.where(gate > 0, magnitude, 0.0), None, self.features)
-        return Forward(x=x, x_hat=self.decode(codes), codes=codes, pre=gate, context=context)
+        return Forward(x=x, x_hat=self.decode(codes), codes=codes, encoder=ops.Encoder.known(gate), context=context)
 
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
         return codes.dense() @ self.W_dec + self.b_dec

@@ -65,7 +65,7 @@ class HierarchicalSAE(AbstractSAE):
         tie: Sequence[Tie] = (),
         biases: Sequence[Bias] = (),
         apply_b_dec_to_input: bool = True,
-        kernel: ops.Kernel = "gather",
+        kernel: ops.Kernel = "auto",
         chunk: int | None = None,
         key: Key[Array, ""],
     ):
@@ -129,6 +129,11 @@ class HierarchicalSAE(AbstractSAE):
     def embed(self) -> int:
         return self.router_dec.shape[1]
 
+    @property
+    def _sorts_pairs(self) -> bool:
+        selected = jax.ShapeDtypeStruct((1, self.route.most_active(self.experts)), jnp.int32)
+        return ops.kernel_for(self.kernel, selected, self.up) == "tiles"
+
     def encoders(self) -> tuple[Array, Array, Array]:
         """(router_enc, down, atom_enc), with a tied one read from its decoder."""
         return (
@@ -139,19 +144,23 @@ class HierarchicalSAE(AbstractSAE):
 
     def forward(self, x: Float[Array, "batch embed"], context: Context) -> Forward:
         router_enc, down, atom_enc = self.encoders()
-        centred = x if self.b_dec is None or not self.apply_b_dec_to_input else x - self.b_dec
-        pre = _plus(centred @ router_enc.T, self.b_enc)
-        parents = self.route(pre, context)
-        indices = parents.slot_indices()
-        top = self._decode_parents(parents)
-        coarse = _plus(top, self.b_dec)
-        child_in = self.child_input(centred, x - coarse)
-        child_pre = ops.encode_atoms(child_in, indices, down, atom_enc, self.kernel, self.chunk)
+        encoder = ops.Encoder(x, router_enc, self.b_enc, self.b_dec if self.apply_b_dec_to_input else None)
+        # experts that read the router's input share its loops where pairs are sorted by expert
+        shared = not self.child_input.reads_parents and self._sorts_pairs
+        inside = ops.Inside(down, atom_enc) if shared else None
+        parents, encoder, l1, child_pre = self.route.encode(encoder, context, self.chunk, inside)
+        indices, top = parents.slot_indices(), None
+        if child_pre is None:
+            top = self._decode_parents(parents)
+            child_in = self.child_input(encoder.centred(x), x - _plus(top, self.b_dec))
+            child_pre = ops.encode_atoms(child_in, indices, down, atom_enc, self.kernel, self.chunk)
         child_pre = _plus(child_pre, None if self.b_atom is None else self.b_atom[indices])
         children = self.pick(child_pre, _for_children(context))
         children = Codes(self.child_scale(children.values, parents.values), children.indices, children.size)
         codes = TreeCodes(parents, children)
-        return Forward(x, coarse + self.decode_children(codes), codes, pre, context, coarse, child_pre)
+        top, low = self._decode_tree(codes) if top is None else (top, self.decode_children(codes))
+        coarse = _plus(top, self.b_dec)
+        return Forward(x, coarse + low, codes, encoder, context, coarse, child_pre, l1)
 
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
         """From `TreeCodes`, or from flat `Codes` over ``dictionary()``."""
@@ -160,7 +169,8 @@ class HierarchicalSAE(AbstractSAE):
                 ops.decode_rows(codes.values, codes.slot_indices(), self.dictionary(), self.kernel, self.chunk),
                 self.b_dec,
             )
-        return _plus(self._decode_parents(codes.parents), self.b_dec) + self.decode_children(codes)
+        top, low = self._decode_tree(codes)
+        return _plus(top, self.b_dec) + low
 
     def dictionary(self) -> Float[Array, "features embed"]:
         """Expert rows, then the atoms ``atom_dec[e, a] @ up[e]`` in the order E + e*A + a."""
@@ -174,6 +184,17 @@ class HierarchicalSAE(AbstractSAE):
         if parents.indices is None:
             return parents.values @ self.router_dec
         return ops.decode_rows(parents.values, parents.indices, self.router_dec, self.kernel, self.chunk)
+
+    def _decode_tree(self, codes: TreeCodes) -> tuple[Float[Array, "batch embed"], Float[Array, "batch embed"]]:
+        """What parents and what atoms add to the reconstruction."""
+        parents, children = codes.parents, codes.children
+        if parents.indices is None:
+            return self._decode_parents(parents), self.decode_children(codes)
+        atoms = children.slot_indices()
+        weights = (self.router_dec, self.up, self.atom_dec)
+        return ops.decode_tree(
+            parents.values, children.values, atoms, parents.indices, *weights, self.kernel, self.chunk
+        )
 
     def decode_children(self, codes: TreeCodes) -> Float[Array, "batch embed"]:
         """What the atoms alone add to the reconstruction."""

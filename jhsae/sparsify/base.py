@@ -6,13 +6,28 @@ when fewer than k clear the threshold.
 """
 
 import abc
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
-from jaxtyping import Array, Float
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
+from jhsae import ops
 from jhsae.codes import Codes
 from jhsae.usage import Context
+
+
+class Encoded(NamedTuple):
+    """The codes of a batch, its encoder, with all pre-activations where they were needed, and the sum of |activate|.
+
+    `atoms` are the pre-activations of the selected experts' atoms, where they were asked for and came cheaper here.
+    """
+
+    codes: Codes
+    encoder: ops.Encoder
+    l1: Float[Array, ""]
+    atoms: Float[Array, "batch k atoms"] | None = None
 
 
 class AbstractSparsifier(eqx.Module):
@@ -25,6 +40,14 @@ class AbstractSparsifier(eqx.Module):
     @abc.abstractmethod
     def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
         """The selected codes."""
+
+    def encode(
+        self, encoder: ops.Encoder, context: Context, chunk: int | None = None, inside: ops.Inside | None = None
+    ) -> Encoded:
+        """The codes of the encoder's batch, `chunk` tokens at a time where rows do not depend on each other."""
+        full = encoder.evaluated()
+        pre = full.dense()
+        return Encoded(self(pre, context), full, jnp.sum(jnp.abs(self.activate(pre))))
 
     @abc.abstractmethod
     def most_active(self, size: int) -> int:
@@ -49,9 +72,14 @@ class AbstractSparsifier(eqx.Module):
 
 
 class AbstractTopK(AbstractSparsifier):
-    """A sparsifier that selects the k best entries of each row, with one of the exact `ops.topk` methods."""
+    """A sparsifier that selects entries of each row by itself, with one of the `ops.topk` methods.
+
+    `select` and `value` are its two halves: where, and what. Between them only k entries of a row exist, which is how
+    `encode` does without an array of batch x features.
+    """
 
     k: eqx.AbstractVar[int]
+    topk: eqx.AbstractVar[ops.Method]
 
     def __check_init__(self) -> None:
         if self.k < 1:
@@ -59,3 +87,30 @@ class AbstractTopK(AbstractSparsifier):
 
     def most_active(self, size: int) -> int:
         return self.k
+
+    def select(self, pre: Float[Array, "*batch n"], context: Context) -> Int[Array, "*batch k"]:
+        """The positions of the selected entries: the largest after `activate`."""
+        return ops.topk(self.activate(pre), self.most_active(pre.shape[-1]), self.topk)[1]
+
+    def value(self, pre: Float[Array, "*batch k"], context: Context) -> Float[Array, "*batch k"]:
+        """The codes of the selected pre-activations."""
+        return self.activate(pre)
+
+    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
+        indices = self.select(jax.lax.stop_gradient(pre), context)
+        return Codes(self.value(ops.take(pre, indices), context), indices, pre.shape[-1])
+
+    def encode(
+        self, encoder: ops.Encoder, context: Context, chunk: int | None = None, inside: ops.Inside | None = None
+    ) -> Encoded:
+        def select(pre: Array, part: Int[Array, ""]) -> Array:
+            # the first chunk has the key that the whole batch would have
+            key = (
+                None
+                if context.key is None
+                else jax.lax.select(part == 0, context.key, jax.random.fold_in(context.key, part))
+            )
+            return self.select(pre, Context(key, context.step, context.usage, context.dead))
+
+        pre, indices, l1, atoms = ops.route(encoder, select, self.activate, chunk, inside)
+        return Encoded(Codes(self.value(pre, context), indices, encoder.size), encoder, l1, atoms)

@@ -3,12 +3,12 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from jhsae import ops
 from jhsae.codes import Codes
 from jhsae.schedule import AbstractSchedule, Scalar
-from jhsae.sparsify.base import AbstractTopK
+from jhsae.sparsify.base import AbstractSparsifier, AbstractTopK, Encoded
 from jhsae.usage import Context
 
 
@@ -22,15 +22,16 @@ class GumbelTopK(AbstractTopK):
 
     k: int = eqx.field(static=True)
     temperature: AbstractSchedule
-    topk: ops.Method = eqx.field(static=True, default="lax")
+    topk: ops.Method = eqx.field(static=True, default="auto")
 
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         return jax.nn.relu(pre)
 
-    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
-        gate, indices = _gumbel_gate(pre, self.k, self.temperature, context, self.topk)
-        magnitude = jnp.take_along_axis(self.activate(pre), indices, axis=-1)
-        return Codes(gate * magnitude, indices, pre.shape[-1])
+    def select(self, pre: Float[Array, "*batch n"], context: Context) -> Int[Array, "*batch k"]:
+        return _noisy_topk(pre, self.k, self.temperature, context, self.topk)
+
+    def value(self, pre: Float[Array, "*batch k"], context: Context) -> Float[Array, "*batch k"]:
+        return _gate(pre, self.temperature, context) * self.activate(pre)
 
 
 class BinaryGumbelTopK(AbstractTopK):
@@ -41,16 +42,28 @@ class BinaryGumbelTopK(AbstractTopK):
 
     k: int = eqx.field(static=True)
     temperature: AbstractSchedule
-    topk: ops.Method = eqx.field(static=True, default="lax")
+    topk: ops.Method = eqx.field(static=True, default="auto")
 
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         return jax.nn.relu(pre)
 
+    def select(self, pre: Float[Array, "*batch n"], context: Context) -> Int[Array, "*batch k"]:
+        return _noisy_topk(pre, self.k, self.temperature, context, self.topk)
+
+    def value(self, pre: Float[Array, "*batch k"], context: Context) -> Float[Array, "*batch k"]:
+        return _gate(pre, self.temperature, context)
+
     def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
         if self.k == 1 and context.key is not None:
             return self._gumbel_softmax(pre, context.key, self.temperature(context.step))
-        gate, indices = _gumbel_gate(pre, self.k, self.temperature, context, self.topk)
-        return Codes(gate, indices, pre.shape[-1])
+        return super().__call__(pre, context)
+
+    def encode(
+        self, encoder: ops.Encoder, context: Context, chunk: int | None = None, inside: ops.Inside | None = None
+    ) -> Encoded:
+        dense = self.k == 1 and context.key is not None
+        part = AbstractSparsifier if dense else AbstractTopK
+        return part.encode(self, encoder, context, chunk, inside)
 
     def _gumbel_softmax(self, pre: Float[Array, "*batch n"], key: Key[Array, ""], temperature: Scalar) -> Codes:
         noisy = pre + jax.random.gumbel(key, pre.shape, pre.dtype)
@@ -61,15 +74,20 @@ class BinaryGumbelTopK(AbstractTopK):
         return Codes(hard + (soft - jax.lax.stop_gradient(soft)), None, pre.shape[-1])
 
 
-def _gumbel_gate(
+def _noisy_topk(
     pre: Float[Array, "*batch n"], k: int, temperature: AbstractSchedule, context: Context, method: ops.Method
-) -> tuple[Array, Array]:
-    """Straight-through gates [*batch, k] (1 in the forward pass) and the selected indices."""
+) -> Int[Array, "*batch k"]:
+    """The k largest after Gumbel noise times the temperature; without a key, of `pre` itself."""
     if context.key is None:
-        _, indices = ops.topk(pre, k, method)
-        return jnp.ones(indices.shape, pre.dtype), indices
-    tau = temperature(context.step)
-    _, indices = ops.topk(pre + tau * jax.random.gumbel(context.key, pre.shape, pre.dtype), k, method)
+        return ops.topk(pre, k, method)[1]
+    noise = temperature(context.step) * jax.random.gumbel(context.key, pre.shape, pre.dtype)
+    return ops.topk(pre + noise, k, method)[1]
+
+
+def _gate(pre: Float[Array, "*batch k"], temperature: AbstractSchedule, context: Context) -> Float[Array, "*batch k"]:
+    """Straight-through gates of the selected: 1 in the forward pass."""
+    if context.key is None:
+        return jnp.ones(pre.shape, pre.dtype)
     # softmax over all entries, restricted to the selected and renormalised, is softmax over the selected
-    soft = jax.nn.softmax(jnp.take_along_axis(pre, indices, axis=-1) / tau, axis=-1)
-    return 1.0 + (soft - jax.lax.stop_gradient(soft)), indices
+    soft = jax.nn.softmax(pre / temperature(context.step), axis=-1)
+    return 1.0 + (soft - jax.lax.stop_gradient(soft))

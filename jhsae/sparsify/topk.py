@@ -29,14 +29,10 @@ class TopK(AbstractTopK):
     """The k largest of ``max(pre, 0)`` (Gao et al., arXiv 2406.04093)."""
 
     k: int = eqx.field(static=True)
-    topk: ops.Method = eqx.field(static=True, default="lax")
+    topk: ops.Method = eqx.field(static=True, default="auto")
 
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         return jax.nn.relu(pre)
-
-    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
-        values, indices = ops.topk(self.activate(pre), self.k, self.topk)
-        return Codes(values, indices, pre.shape[-1])
 
 
 class AnnealedTopK(AbstractTopK):
@@ -49,7 +45,7 @@ class AnnealedTopK(AbstractTopK):
     k: int = eqx.field(static=True)
     start: int = eqx.field(static=True)
     steps: int = eqx.field(static=True)
-    topk: ops.Method = eqx.field(static=True, default="lax")
+    topk: ops.Method = eqx.field(static=True, default="auto")
 
     def __check_init__(self) -> None:
         if self.start < self.k or self.steps < 1:
@@ -61,11 +57,10 @@ class AnnealedTopK(AbstractTopK):
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         return jax.nn.relu(pre)
 
-    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
-        values, indices = ops.topk(self.activate(pre), self.start, self.topk)
+    def value(self, pre: Float[Array, "*batch k"], context: Context) -> Float[Array, "*batch k"]:
         fall = Linear(float(self.start), float(self.k), self.steps)
         k = self.k if context.key is None else jnp.round(fall(context.step))
-        return Codes(jnp.where(jnp.arange(self.start) < k, values, 0.0), indices, pre.shape[-1])
+        return jnp.where(jnp.arange(self.start) < k, self.activate(pre), 0.0)
 
     def most_active(self, size: int) -> int:
         return self.start
@@ -83,14 +78,10 @@ class OffsetTopK(AbstractTopK):
 
     k: int = eqx.field(static=True)
     offset: float = eqx.field(static=True)
-    topk: ops.Method = eqx.field(static=True, default="lax")
+    topk: ops.Method = eqx.field(static=True, default="auto")
 
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         return jnp.where(pre >= self.offset, pre, 0.0)
-
-    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
-        values, indices = ops.topk(self.activate(pre), self.k, self.topk)
-        return Codes(values, indices, pre.shape[-1])
 
 
 class LeakyOffsetTopK(AbstractTopK):
@@ -102,11 +93,7 @@ class LeakyOffsetTopK(AbstractTopK):
     k: int = eqx.field(static=True)
     offset: float = eqx.field(static=True)
     slope: float = eqx.field(static=True, default=0.01)
-    topk: ops.Method = eqx.field(static=True, default="lax")
+    topk: ops.Method = eqx.field(static=True, default="auto")
 
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         return jnp.where(pre >= self.offset, pre, self.slope * pre)
-
-    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
-        values, indices = ops.topk(self.activate(pre), self.k, self.topk)
-        return Codes(values, indices, pre.shape[-1])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from reference.filled import filled
 
+from jhsae import ops
 from jhsae.codes import Codes
 from jhsae.errors import UserError
 from jhsae.losses import Objective
@@ -15,7 +16,7 @@ from jhsae.usage import Context
 
 SAE = filled(lambda: FlatSAE(1, 1, ReLU(), key=jax.random.key(0)))
 ONE = jnp.ones((1, 1))
-FORWARD = Forward(ONE, ONE, Codes(ONE, None, 1), ONE, Context())
+FORWARD = Forward(ONE, ONE, Codes(ONE, None, 1), ops.Encoder.known(ONE), Context())
 
 
 class Value(AbstractTerm):

@@ -8,6 +8,7 @@ from reference.filled import filled
 from reference.hsae import parameters
 from reference.jaxprs import largest
 
+from jhsae import ops
 from jhsae.codes import Codes
 from jhsae.losses import (
     BiOrthogonality,
@@ -51,7 +52,7 @@ def flat():
 def nothing(embed=EMBED):
     """A forward pass for terms that read weights alone."""
     x, one = np.zeros((1, embed), np.float32), jnp.zeros((1, 1))
-    return Forward(jnp.asarray(x), jnp.asarray(x), Codes(one, None, 1), one, Context())
+    return Forward(jnp.asarray(x), jnp.asarray(x), Codes(one, None, 1), ops.Encoder.known(one), Context())
 
 
 def value(term, sae):

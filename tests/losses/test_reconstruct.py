@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from reference.filled import filled
 
+from jhsae import ops
 from jhsae.codes import Codes
 from jhsae.losses import ParentsOnly, SquaredError
 from jhsae.sae import FlatSAE, Forward
@@ -20,7 +21,7 @@ SAE = filled(lambda: FlatSAE(4, 1, ReLU(), key=jax.random.key(0)))
 def forward(x=X, x_hat=X_HAT, coarse=COARSE):
     codes = jnp.zeros((5, 1))
     coarse = None if coarse is None else jnp.asarray(coarse)
-    return Forward(jnp.asarray(x), jnp.asarray(x_hat), Codes(codes, None, 1), codes, Context(), coarse)
+    return Forward(jnp.asarray(x), jnp.asarray(x_hat), Codes(codes, None, 1), ops.Encoder.known(codes), Context(), coarse)
 
 
 @pytest.mark.parametrize("term, x_hat", [(SquaredError, X_HAT), (ParentsOnly, COARSE)])

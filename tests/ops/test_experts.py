@@ -90,7 +90,12 @@ def reference(request):
 
 @pytest.mark.parametrize(
     "how",
-    [{"chunk": 1}, {"chunk": 4}, {"chunk": 11}, {"kernel": "dense"}],  # 4 leaves a remainder of 3
+    [
+        {"kernel": "gather"},
+        *({"kernel": "gather", "chunk": c} for c in (1, 4)),
+        {"kernel": "dense"},
+        {"kernel": "tiles"},
+    ],  # 4 leaves a remainder of 3
     ids=lambda how: "-".join(f"{k}-{v}" for k, v in how.items()),
 )
 def test_every_implementation_gives_the_same_values_and_gradients(reference, how):
@@ -112,7 +117,7 @@ def test_a_chunk_bounds_the_rows_that_are_gathered_at_once(op):
 
     def peak(chunk):
         def loss(w):
-            return jnp.sum(op(a | w, chunk=chunk) ** 2)
+            return jnp.sum(op(a | w, kernel="gather", chunk=chunk) ** 2)
 
         return largest(jax.make_jaxpr(jax.grad(loss))({n: a[n] for n in weights}))
 
@@ -128,5 +133,10 @@ def test_chunks_leave_every_device_its_own_tokens(op):
     a = {n: jnp.concatenate([v, v[:5]]) if n in over else v for n, v in arrays().items()}
     spec = {n: NamedSharding(mesh, PartitionSpec("data" if n in over else None)) for n in a}
     out = NamedSharding(mesh, PartitionSpec("data"))
-    program = jax.jit(lambda a: op(a, chunk=8), in_shardings=(spec,), out_shardings=out).lower(a).compile().as_text()
+    program = (
+        jax.jit(lambda a: op(a, kernel="gather", chunk=8), in_shardings=(spec,), out_shardings=out)
+        .lower(a)
+        .compile()
+        .as_text()
+    )
     assert "all-gather" not in program

@@ -17,7 +17,7 @@ def test_the_scale_preset_is_the_published_shape():
     sae = eqx.filter_eval_shape(make)
     assert sum(leaf.size for leaf in jax.tree.leaves(sae)) == 2 * (16384 * 2304 + 16384 * 4 * 2304 + 16384 * 16 * 4)
     assert isinstance(sae.route, OffsetTopK)
-    assert (sae.route.k, sae.route.topk) == (32, "scan")
+    assert (sae.route.k, sae.route.topk) == (32, "auto")
     np.testing.assert_allclose(sae.route.offset, 1 / 48)
     assert sae.pick.k == 1 and sae.b_dec is None and sae.b_enc is None
     assert sae.features == 278_528

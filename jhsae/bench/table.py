@@ -1,0 +1,107 @@
+"""The tables of ``jhsae bench`` on the screen."""
+
+from collections.abc import Sequence
+from typing import Any
+
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def size(count: int) -> str:
+    """Bytes in a readable unit."""
+    number, unit = float(count), 0
+    while number >= 1024 and unit < len(UNITS) - 1:
+        number, unit = number / 1024, unit + 1
+    return f"{number:.3g} {UNITS[unit]}" if number < 1000 else f"{number:.0f} {UNITS[unit]}"
+
+
+def duration(milliseconds: float) -> str:
+    """A time in a readable unit."""
+    return f"{milliseconds:.4g} ms" if milliseconds < 10_000 else f"{milliseconds / 1000:.4g} s"
+
+
+def grid(rows: Sequence[Sequence[str]]) -> str:
+    """Rows in columns; the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def times(spread: dict[str, float]) -> list[str]:
+    """Median, least and greatest of a spread in milliseconds."""
+    return [duration(spread["median"]), duration(spread["min"]), duration(spread["max"])]
+
+
+def surroundings(result: dict[str, Any]) -> str:
+    """Where a result was measured, in one line."""
+    load = f"load {result['load_before'][0]:.2f} before, {result['load_after'][0]:.2f} after"
+    commit = (result["commit"] or "no commit")[:12] + ("-dirty" if str(result["commit"]).endswith("-dirty") else "")
+    versions = f"jax {result['versions']['jax']}, Python {result['versions']['python']}"
+    device = f"{result['platform']} ({result['device_kind']}), {result['cpu_count']} processors"
+    return f"{device}; {load}; {versions}; {commit}"
+
+
+def head(result: dict[str, Any]) -> list[str]:
+    """The shape and the machine."""
+    return [", ".join(f"{name} {number:,}" for name, number in result["shape"].items()), surroundings(result), ""]
+
+
+def step_table(result: dict[str, Any]) -> str:
+    """What ``jhsae bench step`` prints."""
+    rows = [["one update", "median", "least", "most", "tokens/s", "memory", "temporaries"]]
+    for name, tokens in result["tokens"].items():
+        spread, memory = result[f"{name}_ms"], result["memory"][name]
+        rate = f"{1000 * tokens / spread['median']:,.0f}"
+        rows.append([name, *times(spread), rate, size(memory["total"]), size(memory["temp"])])
+    lines = [*head(result), grid(rows), ""]
+    if "speedup" in result:
+        verdict = "equal" if result["equal"] else "NOT EQUAL: these are times of two different functions"
+        lines += [
+            f"loss error {result['loss_error']:.1e}, gradient error {result['gradient_error']:.1e}: {verdict}",
+            f"memory {result['memory_ratio']:.1f} times less, temporaries {result['temp_ratio']:.1f} (by the compiler)",
+        ]
+    ratios = [name for name in result if f"{name}_min" in result]
+    lines += [f"{name} {_span(result, name)} over {result['rounds']} rounds" for name in ratios]
+    return "\n".join(lines)
+
+
+def ops_table(result: dict[str, Any]) -> str:
+    """What ``jhsae bench ops`` prints."""
+    rows = [["op", "alternative", "median", "least", "most", "over first", "temporaries", "error"]]
+    for row in result["rows"]:
+        ratio, temp = f"{row['over_first']['median']:.2f}", size(row["memory"]["temp"])
+        rows.append([row["op"], row["alternative"], *times(row["ms"]), ratio, temp, f"{row['error']:.1e}"])
+    return "\n".join([*head(result), grid(rows)])
+
+
+def loader_table(result: dict[str, Any]) -> str:
+    """What ``jhsae bench loader`` prints."""
+    rows = [["", "median", "least", "most"]]
+    for name, title in (
+        ("loader_rows_per_second", "loader alone, rows/s"),
+        ("step_tokens_per_second", "step alone, tokens/s"),
+        ("both_tokens_per_second", "step fed by the loader, tokens/s"),
+    ):
+        rows.append([title, *(f"{result[name][key]:,.0f}" for key in ("median", "min", "max"))])
+    return "\n".join(
+        [
+            *head(result),
+            grid(rows),
+            "",
+            f"the loader gives {result['loader_gb_per_second']:.3g} GB/s ({result['settings']['dtype']} as stored), "
+            f"{_ratio(result['loader_over_step'])} times what the step takes",
+            f"fed by it the step runs at {_ratio(result['both_over_step'])} of its speed",
+        ]
+    )
+
+
+def _ratio(spread: dict[str, float]) -> str:
+    return f"{spread['median']:.2f} ({spread['min']:.2f} to {spread['max']:.2f})"
+
+
+def _span(result: dict[str, Any], name: str) -> str:
+    return f"{result[name]:.2f} ({result[f'{name}_min']:.2f} to {result[f'{name}_max']:.2f})"

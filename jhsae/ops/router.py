@@ -1,0 +1,217 @@
+"""Encode and select without an array of batch x features.
+
+``pre = scale * (weight (x - centre) + bias)`` is computed for a chunk of tokens at a time; of each row only the
+selected entries survive. The gradient of a selected entry touches one row of the weight. A penalty on all activated
+entries has one number as its cotangent, so its dense gradient, ``sum_b activate'(pre_b) x_b``, is summed up in the
+forward pass, while the chunk is there; where no term reads the penalty, the compiler drops that sum.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jhsae.ops.chunks import chunk_size, scan_chunks
+from jhsae.ops.expert_major import encode_backward, encode_forward, encode_to_input
+from jhsae.ops.rows import add_rows, weighted_rows
+
+
+class Encoder(eqx.Module):
+    """What makes the pre-activations of a batch, before any of them is computed.
+
+    `values` holds all of them where an SAE needs them anyway.
+    """
+
+    x: Float[Array, "batch embed"]
+    weight: Float[Array, "features embed"]
+    bias: Float[Array, "features"] | None = None
+    centre: Float[Array, "embed"] | None = None
+    scale: Float[Array, "features"] | None = None
+    values: Float[Array, "batch features"] | None = None
+
+    @classmethod
+    def known(cls, pre: Float[Array, "batch features"]) -> "Encoder":
+        """Pre-activations that something else computed."""
+        empty = jnp.zeros((pre.shape[0], 0)), jnp.zeros((pre.shape[1], 0))
+        return cls(*empty, values=pre)
+
+    @property
+    def size(self) -> int:
+        """The number of features."""
+        return self.weight.shape[0]
+
+    def dense(self) -> Float[Array, "batch features"]:
+        """All pre-activations."""
+        return self.values if self.values is not None else self.of(self.centred(self.x))
+
+    def evaluated(self) -> "Encoder":
+        """The same with all pre-activations in it, so that they are computed once."""
+        return Encoder(self.x, self.weight, self.bias, self.centre, self.scale, self.dense())
+
+    def rows(self, features: Int[Array, "some"]) -> "Encoder":
+        """The encoder of some features alone."""
+        take = lambda a: None if a is None else a[features]  # noqa: E731
+        values = None if self.values is None else self.values[:, features]
+        return Encoder(self.x, self.weight[features], take(self.bias), self.centre, take(self.scale), values)
+
+    def centred(self, x: Float[Array, "tokens embed"]) -> Float[Array, "tokens embed"]:
+        """The input of the weight."""
+        return x if self.centre is None else x - self.centre
+
+    def of(self, centred: Float[Array, "tokens embed"]) -> Float[Array, "tokens features"]:
+        """The pre-activations of other tokens, centred already."""
+        raw = centred @ self.weight.T
+        raw = raw if self.bias is None else raw + self.bias
+        return raw if self.scale is None else raw * self.scale
+
+
+class Inside(NamedTuple):
+    """The encoders of the experts that read the same input as the router."""
+
+    down: Float[Array, "experts sub embed"]
+    atom_enc: Float[Array, "experts atoms sub"]
+
+
+class Routed(NamedTuple):
+    """The selected pre-activations, where they stand, and ``sum |activate(pre)|`` over all of them.
+
+    `atoms` are the pre-activations of the selected experts' atoms, where their encoders came along.
+    """
+
+    pre: Float[Array, "batch k"]
+    indices: Int[Array, "batch k"]
+    l1: Float[Array, ""]
+    atoms: Float[Array, "batch k atoms"] | None = None
+
+
+class _Slopes(NamedTuple):
+    """The gradient of the L1 sum."""
+
+    x: Float[Array, "batch embed"]
+    weight: Float[Array, "features embed"]
+    bias: Float[Array, "features"]
+    scale: Float[Array, "features"]
+
+
+def route(
+    encoder: Encoder,
+    select: Callable[[Float[Array, "tokens features"], Int[Array, ""]], Int[Array, "tokens k"]],
+    activate: Callable[[Float[Array, "tokens features"]], Float[Array, "tokens features"]],
+    chunk: int | None = None,
+    inside: Inside | None = None,
+) -> Routed:
+    """Selects by ``select(pre, number of the chunk)`` and sums ``|activate(pre)|``, `chunk` tokens at a time.
+
+    Both work on rows of pre-activations, row by row. `chunk` None takes a size that suits the machine. With `inside`
+    the selected experts encode the token too (``expert_major.encode_atoms``), and share the router's way back.
+    """
+    fixed = jax.lax.stop_gradient(encoder)
+    size, width = fixed.weight.shape
+    chunk = chunk or chunk_size(fixed.x.shape[0], 4 * size, at_least=512)
+
+    def body(carry: tuple, x: Array, i: Int[Array, ""]) -> tuple[tuple, tuple]:
+        l1, weight, bias, scale = carry
+        centred = fixed.centred(x)
+        pre = fixed.of(centred)
+        indices = select(pre, i)
+        total, slope = jax.value_and_grad(lambda p: jnp.sum(jnp.abs(activate(p))))(pre)
+        raw_slope = slope if fixed.scale is None else slope * fixed.scale
+        weight = weight + jax.lax.dot_general(raw_slope, centred, (((0,), (0,)), ((), ())))
+        if fixed.scale is not None:
+            scale = scale + jnp.sum(slope * pre, axis=0)
+        carry = (l1 + total, weight, bias + jnp.sum(raw_slope, axis=0), scale)
+        return carry, (jnp.take_along_axis(pre, indices, axis=-1), indices, raw_slope @ fixed.weight)
+
+    init = (jnp.zeros(()), jnp.zeros((size, width)), jnp.zeros(size), jnp.zeros(size))
+    (l1, weight, bias, scale), (pre, indices, dx) = scan_chunks(body, init, fixed.x, chunk)
+    if fixed.scale is not None:
+        scale = scale / fixed.scale
+    l1 = _penalty(encoder, l1, _Slopes(dx, weight, bias, scale))
+    if inside is None:
+        return Routed(_selected(encoder, indices, pre), indices, l1)
+    pre, atoms = _selected_tree(encoder, indices, pre, inside)
+    return Routed(pre, indices, l1, atoms)
+
+
+@jax.custom_vjp
+def _selected(encoder: Encoder, indices: Array, pre: Array) -> Array:
+    """The known `pre`, with the gradient of the encoder's entries at `indices`."""
+    return pre
+
+
+def _selected_fwd(encoder: Encoder, indices: Array, pre: Array) -> tuple[Array, tuple]:
+    return pre, (encoder, indices, pre)
+
+
+def _selected_bwd(saved: tuple, g: Float[Array, "batch k"]) -> tuple:
+    encoder, indices, pre = saved
+    raw, bias, scale = _scalars(encoder, indices, pre, g)
+    weight = add_rows(raw, indices, encoder.centred(encoder.x), encoder.size)
+    dx = weighted_rows(raw, indices, encoder.weight)
+    return _cotangent(encoder, dx, weight, bias, scale, -(bias @ encoder.weight)), None, None
+
+
+_selected.defvjp(_selected_fwd, _selected_bwd)
+
+
+@jax.custom_vjp
+def _selected_tree(encoder: Encoder, indices: Array, pre: Array, inside: Inside) -> tuple[Array, Array]:
+    """The known `pre` and the atoms' pre-activations; one loop computes the gradients of both."""
+    return pre, encode_forward(encoder.centred(encoder.x), indices, *inside)[0]
+
+
+def _selected_tree_fwd(encoder: Encoder, indices: Array, pre: Array, inside: Inside) -> tuple[tuple, tuple]:
+    atoms, saved = encode_forward(encoder.centred(encoder.x), indices, *inside)
+    return (pre, atoms), (encoder, indices, pre, saved)
+
+
+def _selected_tree_bwd(saved: tuple, g: tuple[Float[Array, "batch k"], Float[Array, "batch k atoms"]]) -> tuple:
+    encoder, indices, pre, of_atoms = saved
+    raw, bias, scale = _scalars(encoder, indices, pre, g[0])
+    down, atom_enc, weight, sum_dx = encode_backward(of_atoms, g[1], raw)
+    dx = weighted_rows(raw, indices, encoder.weight) + encode_to_input(of_atoms, g[1])
+    d_encoder = _cotangent(encoder, dx, weight, bias, scale, -(bias @ encoder.weight) - sum_dx)
+    return d_encoder, None, None, Inside(down, atom_enc)
+
+
+_selected_tree.defvjp(_selected_tree_fwd, _selected_tree_bwd)
+
+
+def _scalars(encoder: Encoder, indices: Array, pre: Array, g: Array) -> tuple[Array, Array, Array | None]:
+    """The gradients before the scale, of the bias, and of the scale."""
+    scatter = lambda a: jnp.zeros(encoder.size, g.dtype).at[indices].add(a)  # noqa: E731
+    raw = g if encoder.scale is None else g * encoder.scale[indices]
+    return raw, scatter(raw), None if encoder.scale is None else scatter(g * pre) / encoder.scale
+
+
+@jax.custom_vjp
+def _penalty(encoder: Encoder, l1: Array, slopes: _Slopes) -> Array:
+    """The known `l1`, with its known gradient."""
+    return l1
+
+
+def _penalty_fwd(encoder: Encoder, l1: Array, slopes: _Slopes) -> tuple[Array, tuple]:
+    return l1, (encoder, slopes)
+
+
+def _penalty_bwd(saved: tuple, g: Float[Array, ""]) -> tuple:
+    encoder, slopes = saved
+    dx, weight, bias, scale = (g * a for a in slopes)
+    return _cotangent(encoder, dx, weight, bias, scale, -(bias @ encoder.weight)), None, None
+
+
+_penalty.defvjp(_penalty_fwd, _penalty_bwd)
+
+
+def _cotangent(encoder: Encoder, dx: Array, weight: Array, bias: Array, scale: Any, centre: Array) -> Encoder:
+    """As the encoder: None where it has none. The centre's is minus the sum over tokens of that of x."""
+    return Encoder(
+        dx,
+        weight.astype(encoder.weight.dtype),
+        None if encoder.bias is None else bias,
+        None if encoder.centre is None else centre,
+        None if encoder.scale is None else scale,
+    )

@@ -1,0 +1,115 @@
+"""(token, expert) pairs sorted by expert and cut into tiles that belong to one expert each.
+
+A tile holds up to `rows` pairs of one expert, so its rows of x meet that expert's matrices in one small product, and
+the gradient of an expert is a sum over its tiles. With P = batch x k pairs, ``P // rows + experts`` tiles are enough
+for any distribution of pairs over experts: there is no capacity and nothing is dropped. Loops run over the tiles that
+are used, a group at a time.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jhsae.ops.chunks import on_cpu
+
+ROWS = 16  # pairs of a tile: fewer leave the products small, more leave tiles half empty (experiments/bench)
+CPU_BYTES = 1 << 21  # gathered rows of one group: they should stay in the second-level cache
+ACCELERATOR_BYTES = 1 << 26
+
+
+class Tiles(NamedTuple):
+    """Where every pair stands. Pair p is slot ``p % k`` of token ``p // k``."""
+
+    expert: Int[Array, "tiles"]
+    pair: Int[Array, "tiles rows"]
+    """The pair in each row of a tile; 0 where the row is empty."""
+    live: Bool[Array, "tiles rows"]
+    place: Int[Array, "batch k"]
+    """The row, counted through all tiles, of each pair."""
+    used: Int[Array, ""]
+    """The number of tiles that hold a pair."""
+
+    @property
+    def token(self) -> Int[Array, "tiles rows"]:
+        """The token of each row."""
+        return self.pair // self.place.shape[-1]
+
+    def padded(self, group: int) -> "Tiles":
+        """The same with empty tiles at the end, so that their number is a multiple of `group`."""
+        more = -self.expert.shape[0] % group
+        expert, pair, live = (jnp.pad(a, [(0, more)] + [(0, 0)] * (a.ndim - 1)) for a in self[:3])
+        return Tiles(expert, pair, live, self.place, self.used)
+
+    def alone(self, rows: Float[Array, "tiles rows *rest"]) -> Float[Array, "tiles rows *rest"]:
+        """The numbers of rows that hold a pair, 0 in the others."""
+        return jnp.where(self.live.reshape(*self.live.shape, *(1,) * (rows.ndim - 2)), rows, 0)
+
+    def of_pairs(self, array: Float[Array, "batch k *rest"]) -> Float[Array, "tiles rows *rest"]:
+        """Per-pair numbers in the rows of the tiles, 0 in empty rows."""
+        return self.alone(array.reshape(-1, *array.shape[2:])[self.pair])
+
+    def by_pair(self, rows: Float[Array, "tiles rows *rest"]) -> Float[Array, "batch k *rest"]:
+        """Per-row numbers in the order of the pairs."""
+        return rows.reshape(-1, *rows.shape[2:])[self.place]
+
+
+def tile(indices: Int[Array, "batch k"], experts: int, rows: int = ROWS) -> Tiles:
+    """Sorts the pairs by expert; those of one expert stay in the order of the tokens."""
+    flat, pairs = indices.reshape(-1).astype(jnp.int32), indices.size
+    numbers = jnp.arange(pairs, dtype=jnp.int32)
+    order = _order(flat, experts)
+    count = jnp.zeros(experts, jnp.int32).at[flat].add(1)
+    tiles_of = (count + rows - 1) // rows
+    first_pair, first_tile = jnp.cumsum(count) - count, jnp.cumsum(tiles_of) - tiles_of
+    size = pairs // rows + experts
+    by_expert = flat[order]
+    row = first_tile[by_expert] * rows + numbers - first_pair[by_expert]
+    place = jnp.zeros(pairs, jnp.int32).at[order].set(row, unique_indices=True)
+    pair = jnp.full(size * rows, -1, jnp.int32).at[row].set(order, unique_indices=True).reshape(size, rows)
+    expert = jnp.repeat(jnp.arange(experts, dtype=jnp.int32), tiles_of, total_repeat_length=size)
+    return Tiles(expert, jnp.maximum(pair, 0), pair >= 0, place.reshape(indices.shape), jnp.sum(tiles_of))
+
+
+def _order(flat: Int[Array, "pairs"], experts: int) -> Int[Array, "pairs"]:
+    """A stable argsort; where expert and pair fit into one integer, a plain sort of those is twice as fast."""
+    pairs = flat.size
+    if experts * pairs >= 1 << 31:
+        return jnp.argsort(flat).astype(jnp.int32)
+    return jnp.sort(flat * pairs + jnp.arange(pairs, dtype=jnp.int32)) % pairs
+
+
+def group_tiles(indices: Int[Array, "batch k"], experts: int, width: int) -> Tiles:
+    """The tiles for loops over rows of `width` numbers, in groups of ``group_size(width)``."""
+    return tile(indices, experts).padded(group_size(width))
+
+
+def add(out: Float[Array, "experts *rest"], some: Tiles, values: Float[Array, "tiles *rest"]) -> Array:
+    """Adds one array per tile to its expert's."""
+    return out.at[some.expert].add(values.astype(out.dtype), indices_are_sorted=True)
+
+
+def store(out: Float[Array, "tiles *rest"], first: Int[Array, ""], values: Float[Array, "some *rest"]) -> Array:
+    """Writes the numbers of a group whose first tile is `first`."""
+    return jax.lax.dynamic_update_slice_in_dim(out, values.astype(out.dtype), first, 0)
+
+
+def group_size(width: int, rows: int = ROWS) -> int:
+    """How many tiles a loop takes at once, for rows of `width` float32 numbers."""
+    budget = CPU_BYTES if on_cpu() else ACCELERATOR_BYTES
+    return max(1, budget // (4 * rows * width))
+
+
+def over_tiles(tiles: Tiles, group: int, body: Callable[[Any, Tiles, Int[Array, ""]], Any], init: Any) -> Any:
+    """``carry = body(carry, some tiles, number of the first of them)`` over the groups of `group` tiles in use.
+
+    The number of tiles must be a multiple of `group`: see `Tiles.padded`.
+    """
+
+    def step(i: Int[Array, ""], carry: Any) -> Any:
+        some = (jax.lax.dynamic_slice_in_dim(a, i * group, group) for a in tiles[:3])
+        return body(carry, Tiles(*some, tiles.place, tiles.used), i * group)
+
+    return jax.lax.fori_loop(0, (tiles.used + group - 1) // group, step, init)

@@ -1,0 +1,71 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jhsae import ops
+from jhsae.ops import select
+
+INF = np.inf
+SORTED = np.array([-INF, -3e38, -2.5, -1.0, -1e-45, 0.0, 1e-45, 1.0, np.nextafter(np.float32(1), 2), 3e38, INF, np.nan])
+
+
+def keys(n, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).integers(-4, 4, size=(3, n)), jnp.int32)
+
+
+def test_keys_order_like_their_numbers():
+    got = np.asarray(select.ordered(jnp.asarray(SORTED, jnp.float32)), np.int64)
+    assert (np.diff(got) > 0).all() and got[0] > select.LEAST
+
+
+def test_equal_numbers_have_equal_keys():
+    same = select.ordered(jnp.array([-0.0, 0.0]))
+    assert same[0] == same[1]
+    nans = select.ordered(jnp.array([np.nan, -np.nan], jnp.float32))
+    assert nans[0] == nans[1]
+
+
+@pytest.mark.parametrize("n", [1, 7, 32, 48, 257])
+def test_the_kth_largest_is_that_of_a_sort(n):
+    search = jax.jit(select.kth_largest, static_argnums=1)
+    for k in {1, n // 2 + 1, n}:
+        np.testing.assert_array_equal(search(keys(n), k), np.sort(keys(n), axis=-1)[:, -k])
+
+
+@pytest.mark.parametrize("n", [1, 7, 32, 33, 257])
+def test_positions_are_those_of_a_stable_sort_in_their_order(n):
+    find = jax.jit(select.positions, static_argnums=1)
+    for k in {1, n // 2 + 1, n}:
+        want = np.sort(np.argsort(-np.asarray(keys(n)), axis=-1, kind="stable")[:, :k], axis=-1)
+        np.testing.assert_array_equal(find(keys(n), k), want)
+
+
+def test_largest_first_is_a_stable_sort_by_key():
+    indices = jnp.arange(100, 109) * jnp.ones((3, 1), jnp.int32)
+    want = 100 + np.argsort(-np.asarray(keys(9)), axis=-1, kind="stable")
+    np.testing.assert_array_equal(select.largest_first(keys(9), indices), want)
+
+
+@pytest.mark.parametrize("shape", [(9,), (6, 32), (2, 3, 40)])
+def test_the_threshold_and_its_ties_make_the_mask(shape):
+    x = jnp.asarray(np.random.default_rng(1).integers(0, 5, shape), jnp.float32)
+    search = jax.jit(ops.largest_threshold)
+    for count in {0, 1, 5, x.size // 2, x.size}:
+        threshold, ties = search(x, count)
+        flat = np.asarray(x).reshape(-1)
+        mask = flat > np.asarray(threshold)
+        mask[np.flatnonzero(flat == threshold)[: int(ties)]] = True
+        np.testing.assert_array_equal(mask.reshape(shape), ops.largest(x, count))
+        assert mask.sum() == count
+
+
+def test_the_whole_array_search_leaves_rows_on_their_device():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    x = jax.device_put(
+        np.random.default_rng(2).random((16, 64), np.float32), NamedSharding(mesh, PartitionSpec("data"))
+    )
+    program = jax.jit(ops.largest_threshold)
+    assert "all-gather" not in str(program.lower(x, 100).compile().as_text())
+    assert program(x, 100)[0] == np.sort(np.asarray(x).reshape(-1))[-100]
