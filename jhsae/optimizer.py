@@ -6,6 +6,8 @@ re-imposed on the updated parameters; frozen leaves stay bit-identical. The chai
 stages, so Adam's moments carry over.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,10 +18,18 @@ from jhsae.leaf import describe
 
 
 def adam(
-    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    momentum: Literal["float32", "bfloat16"] = "float32",
 ) -> optax.GradientTransformation:
-    """Adam's direction; with `weight_decay` the decoupled decay of AdamW."""
-    direction = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+    """Adam's direction; with `weight_decay` the decoupled decay of AdamW.
+
+    `momentum` "bfloat16" keeps the first moment in half the memory. The second stays float32: with b2 near 1 its
+    changes are too small for bfloat16 and it would stand still.
+    """
+    direction = optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=momentum)
     return optax.chain(direction, optax.add_decayed_weights(weight_decay)) if weight_decay else direction
 
 

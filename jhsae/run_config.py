@@ -10,6 +10,7 @@ from jhsae.errors import UserError
 from jhsae.init import AbstractInit
 from jhsae.logs import Sink
 from jhsae.losses import AbstractTerm
+from jhsae.ops import Precision
 from jhsae.mesh import MeshShape
 from jhsae.metric import AbstractMetric
 from jhsae.revival import AbstractRevival
@@ -57,6 +58,7 @@ class Train:
     """The config of one run: every row of the README's table of slots is a key here."""
 
     UNHASHED: ClassVar[frozenset[str]] = frozenset({"out", "loggers", "log_every", "checkpoint_every", "keep"})
+    LATER: ClassVar[dict[str, Any]] = {"precision": "float32"}
 
     out: Annotated[str, "the run folder"]
     data: Annotated[Data, "store, batch, normaliser"]
@@ -80,6 +82,7 @@ class Train:
     dead_tokens: Annotated[int | None, "the same in tokens, rounded up to whole steps; replaces dead_window"] = None
     sampling_window: Annotated[int, "steps over which the frequency of features is measured"] = 2000
     log_every: Annotated[int, "steps between rows of metrics.jsonl"] = 10
+    precision: Annotated[Precision, "of the hot products; parameters, gradients and sums stay float32"] = "float32"
     checkpoint_every: Annotated[int, "steps between checkpoints"] = 1000
     keep: Annotated[int | None, "newest checkpoints to keep; null keeps all"] = 2
     loggers: Annotated[list[Sink], "tensorboard, wandb"] = field(default_factory=list)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from jhsae import ops
 from jhsae.constraint import AbstractConstraint, Free
 from jhsae.data.normalize import AbstractNormalizer
 from jhsae.losses import Objective
@@ -59,11 +60,12 @@ def make_step(
     dead_window: int = 1000,
     sampling_window: int = 2000,
     place: Callable[[TrainState], TrainState] = lambda state: state,
+    precision: ops.Precision = "float32",
 ) -> Callable[[tuple[Parts, Array], TrainState], tuple[TrainState, Metrics]]:
     """The compiled step of one stage.
 
     A feature is dead after `dead_window` steps without firing; frequencies are those of `sampling_window` steps.
-    `place` pins the next state to its sharding.
+    `place` pins the next state to its sharding. `precision` is that of the hot products; all else is float32.
     """
 
     # a feature with a part that may not move cannot begin anew
@@ -83,7 +85,8 @@ def make_step(
             total, terms = parts.objective(sae, forward, state.step)
             return total, (terms, forward)
 
-        (total, (terms, forward)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        with ops.compute_in(precision):
+            (total, (terms, forward)), grads = jax.value_and_grad(loss, has_aux=True)(params)
         rate = parts.learning_rate(state.step)
         update = chain(direction, rate, parts.constraint, frozen, clip)
         updates, opt_state = update.update(grads, state.opt_state, params)

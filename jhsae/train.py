@@ -138,7 +138,8 @@ def _phase(
     )
     frozen = matching(sae, stage.freeze) if stage.freeze else None
     place = (lambda state: shard_state(state, mesh)) if mesh.size > 1 else (lambda state: state)
-    step = make_step(direction, frozen, stage.clip, _dead_window(config), config.sampling_window, place)
+    windows = (_dead_window(config), config.sampling_window)
+    step = make_step(direction, frozen, stage.clip, *windows, place, config.precision)
     return Phase(stage.name, stage.steps, step, parts)
 
 

@@ -33,7 +33,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from jhsae import config as cfg
-from jhsae import train
+from jhsae import ops, train
 from jhsae.data import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.run_config import Stage, Train
@@ -120,7 +120,9 @@ def stage_of(config: Train, name: str | None) -> Stage:
 def measured(config: Train, stage: Stage, chip: str, dump: Path | None) -> dict[str, Any]:
     """What the compiler says of the step: GiB, cost, largest values; or how much too large it is."""
     device: Any = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices[0]
-    lowered, parameters = lower(config, stage, Mesh(np.array([[device]]), AXES, axis_types=(AxisType.Auto,) * 2))
+    mesh = Mesh(np.array([[device]]), AXES, axis_types=(AxisType.Auto,) * 2)
+    with ops.sized_for("tpu"):
+        lowered, parameters = lower(config, stage, mesh)
     found: dict[str, Any] = {"device": device.device_kind, "parameters": parameters}
     start = time.perf_counter()
     try:

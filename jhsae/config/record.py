@@ -42,7 +42,11 @@ def write(config: Any, path: str | Path) -> None:
 
 
 def config_hash(config: Any) -> str:
-    """12 hex digits over every key but `out` and those that the config's classes list in `UNHASHED`."""
+    """12 hex digits over every key but `out` and those that the config's classes list in `UNHASHED`.
+
+    A key that is younger than some results stands in `LATER` with the value that those were made with, and is left
+    out while it has it: their hashes stay true.
+    """
     text = json.dumps(_hashed(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -70,7 +74,13 @@ def provenance() -> dict[str, Any]:
 
 def _hashed(config: Any) -> dict[str, Any]:
     left_out = {"out"} | getattr(type(config), "UNHASHED", frozenset())
-    return {key: value for key, value in to_dict(config).items() if key not in left_out}
+    later = getattr(type(config), "LATER", {})
+    absent = object()
+    return {
+        key: value
+        for key, value in to_dict(config).items()
+        if key not in left_out and value != later.get(key, absent)
+    }
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

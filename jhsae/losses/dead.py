@@ -49,7 +49,7 @@ def explained_by_dead(
 
     def of_many() -> Array:
         if forward.encoder.values is None:
-            pre, indices, _ = ops.route(forward.encoder, lambda pre, _: _first(pre, dead, k), jax.nn.relu)
+            pre, indices, _, _ = ops.route(forward.encoder, lambda pre, _: _first(pre, dead, k), jax.nn.relu)
         else:
             indices = _first(jax.lax.stop_gradient(forward.pre), dead, k)
             pre = jnp.take_along_axis(forward.pre, indices, axis=-1)

@@ -30,7 +30,7 @@ class L1All(AbstractTerm):
         if not isinstance(sae, HierarchicalSAE):
             raise UserError("L1All needs a hierarchical SAE; write L1Active for a flat one")
         children = jnp.sum(jnp.abs(sae.pick.activate(forward.tree_pre())))
-        return (forward.l1 + children) / forward.x.shape[0]
+        return (forward.tree_l1() + children) / forward.x.shape[0]
 
 
 class MeanL1Parents(AbstractTerm):

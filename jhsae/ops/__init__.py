@@ -13,6 +13,8 @@ from jhsae.ops.gram import sum_of_squared_inner as sum_of_squared_inner
 from jhsae.ops.gram import unit_rows as unit_rows
 from jhsae.ops.jump import jump_relu as jump_relu
 from jhsae.ops.jump import step as step
+from jhsae.ops.precision import Precision as Precision
+from jhsae.ops.precision import compute_in as compute_in
 from jhsae.ops.router import Encoder as Encoder
 from jhsae.ops.router import Inside as Inside
 from jhsae.ops.router import Routed as Routed

@@ -9,12 +9,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from jhsae.ops.precision import dot, here, operand
 from jhsae.ops.rows import weighted_rows
 from jhsae.ops.tiles import Tiles, add, group_size, group_tiles, over_tiles, store
-
-_dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 @jax.custom_vjp
@@ -32,13 +31,14 @@ def encode_forward(x: Array, indices: Array, down: Array, atom_enc: Array) -> tu
     """The pre-activations, and what `encode_backward` needs."""
     tiles = group_tiles(indices, down.shape[0], down.shape[2])
     shape = tiles.pair.shape
+    x, down = operand(x), operand(down)
 
     def body(carry: tuple[Array, Array], some: Tiles, first: Array) -> tuple[Array, Array]:
         pre, hidden = carry
-        h = _dot("ntd,nsd->nts", x[some.token], down[some.expert])
-        return store(pre, first, _dot("nts,nas->nta", h, atom_enc[some.expert])), store(hidden, first, h)
+        h = dot("ntd,nsd->nts", x[some.token], here(down[some.expert]))
+        return store(pre, first, dot("nts,nas->nta", h, here(atom_enc[some.expert]))), store(hidden, first, h)
 
-    init = (jnp.zeros((*shape, atom_enc.shape[1]), x.dtype), jnp.zeros((*shape, down.shape[1]), x.dtype))
+    init = (tiles.zeros(1, *shape, atom_enc.shape[1]), tiles.zeros(1, *shape, down.shape[1]))
     pre, hidden = over_tiles(tiles, group_size(down.shape[2]), body, init)
     return tiles.by_pair(pre), (x, tiles, down, atom_enc, hidden)
 
@@ -51,22 +51,23 @@ def encode_backward(
     The third is ``sum over pairs of weights[b, j] x_b`` for each expert (0 without `weights`); the fourth the sum over
     tokens of the gradient of x.
     """
-    x, tiles, down, atom_enc, hidden = saved
+    x, tiles, down, atom_enc, hidden = saved  # x and down as operands
     experts, sub, embed = down.shape
 
     def body(carry: tuple, some: Tiles, first: Array) -> tuple:
         d_down, d_enc, d_rows, hidden_sum = carry
         gt = some.of_pairs(g)
         h = jax.lax.dynamic_slice_in_dim(hidden, first, some.expert.shape[0])
-        dh = _dot("nta,nas->nts", gt, atom_enc[some.expert])
+        dh = dot("nta,nas->nts", gt, here(atom_enc[some.expert]))
         left = dh if weights is None else jnp.concatenate([dh, some.of_pairs(weights)[..., None]], axis=-1)
-        sums = _dot("nts,ntd->nsd", left, x[some.token])
+        sums = dot("nts,ntd->nsd", left, x[some.token])
         if weights is not None:
             d_rows = add(d_rows, some, sums[:, sub])
-        d_down, d_enc = add(d_down, some, sums[:, :sub]), add(d_enc, some, _dot("nta,nts->nas", gt, h))
+        d_down, d_enc = add(d_down, some, sums[:, :sub]), add(d_enc, some, dot("nta,nts->nas", gt, h))
         return d_down, d_enc, d_rows, add(hidden_sum, some, jnp.sum(dh, axis=1))
 
-    init = (jnp.zeros_like(down), jnp.zeros_like(atom_enc), jnp.zeros((experts, embed)), jnp.zeros((experts, sub)))
+    shapes = (down.shape, atom_enc.shape, (experts, embed), (experts, sub))
+    init = tuple(tiles.zeros(2, *shape) for shape in shapes)
     d_down, d_enc, d_rows, hidden_sum = over_tiles(tiles, group_size(embed), body, init)
     return d_down, d_enc, d_rows, jnp.einsum("es,esd->d", hidden_sum, down)
 
@@ -76,10 +77,10 @@ def encode_to_input(saved: tuple, g: Float[Array, "batch k atoms"]) -> Float[Arr
     x, tiles, down, atom_enc, _ = saved
 
     def body(dx: Array, some: Tiles, first: Array) -> Array:
-        dh = _dot("nta,nas->nts", some.of_pairs(g), atom_enc[some.expert])
-        return _scatter(dx, some, _dot("nts,nsd->ntd", dh, down[some.expert]))
+        dh = dot("nta,nas->nts", some.of_pairs(g), here(atom_enc[some.expert]))
+        return _scatter(dx, some, dot("nts,nsd->ntd", dh, here(down[some.expert])))
 
-    return over_tiles(tiles, group_size(down.shape[2]), body, jnp.zeros_like(x))
+    return over_tiles(tiles, group_size(down.shape[2]), body, tiles.zeros(3, *x.shape))
 
 
 def _encode_bwd(saved: tuple, g: Float[Array, "batch k atoms"]) -> tuple:
@@ -90,44 +91,53 @@ def _encode_bwd(saved: tuple, g: Float[Array, "batch k atoms"]) -> tuple:
 encode_atoms.defvjp(encode_forward, _encode_bwd)
 
 
-@jax.custom_vjp
 def decode_atoms(
-    codes: Float[Array, "batch k atoms"],
+    codes: Float[Array, "batch k c"],
     indices: Int[Array, "batch k"],
     up: Float[Array, "experts sub embed"],
     atom_dec: Float[Array, "experts atoms sub"],
+    atoms: Int[Array, "batch k c"] | None = None,
 ) -> Float[Array, "batch embed"]:
-    """``sum_j (codes[b, j] atom_dec[e_j]) up[e_j]``; `codes` holds every atom of the selected experts."""
-    return _decode(codes, indices, up, atom_dec)[0]
+    """``sum_j (sum_c codes[b, j, c] atom_dec[e_j, a_c]) up[e_j]``; without `atoms`, `codes` holds every atom."""
+    return _decode_atoms(codes, atoms, indices, up, atom_dec)
 
 
-def _decode(codes: Array, indices: Array, up: Array, atom_dec: Array) -> tuple[Array, tuple]:
+@jax.custom_vjp
+def _decode_atoms(codes: Array, atoms: Array | None, indices: Array, up: Array, atom_dec: Array) -> Array:
+    return _decode(codes, atoms, indices, up, atom_dec)[0]
+
+
+def _decode(codes: Array, atoms: Array | None, indices: Array, up: Array, atom_dec: Array) -> tuple[Array, tuple]:
     experts, _, embed = up.shape
     tiles = group_tiles(indices, experts, embed)
+    up = operand(up)
 
     def body(out: Array, some: Tiles, first: Array) -> Array:
-        inside = _dot("nta,nas->nts", some.of_pairs(codes), atom_dec[some.expert])
-        return _scatter(out, some, _dot("nts,nsd->ntd", inside, up[some.expert]))
+        dense = _all_atoms(some.of_pairs(codes), _chosen(atoms, some, atom_dec))
+        inside = dot("nta,nas->nts", dense, here(atom_dec[some.expert]))
+        return _scatter(out, some, dot("nts,nsd->ntd", inside, here(up[some.expert])))
 
-    out = over_tiles(tiles, group_size(embed), body, jnp.zeros((indices.shape[0], embed), codes.dtype))
-    return out, (codes, tiles, up, atom_dec)
+    out = over_tiles(tiles, group_size(embed), body, tiles.zeros(4, indices.shape[0], embed))
+    return out, (codes, atoms, tiles, up, atom_dec)
 
 
 def _decode_bwd(saved: tuple, g: Float[Array, "batch embed"]) -> tuple:
-    codes, tiles, up, atom_dec = saved
-    body = partial(_d_atoms, codes=codes, g=g, up=up, atom_dec=atom_dec)
+    codes, atoms, tiles, up, atom_dec = saved
+    g = operand(g)
+    body = partial(_d_atoms, codes=codes, atoms=atoms, g=g, up=up, atom_dec=atom_dec)
     init = _no_d_atoms(tiles, codes, up, atom_dec)
     d_codes, d_up, d_dec = over_tiles(tiles, group_size(g.shape[-1]), body, init)
-    return tiles.by_pair(d_codes), None, d_up, d_dec
+    return tiles.by_pair(d_codes), None, None, d_up, d_dec
 
 
-decode_atoms.defvjp(_decode, _decode_bwd)
+_decode_atoms.defvjp(_decode, _decode_bwd)
 
 
 @jax.custom_vjp
 def decode_tree(
     values: Float[Array, "batch k"],
-    codes: Float[Array, "batch k atoms"],
+    codes: Float[Array, "batch k c"],
+    atoms: Int[Array, "batch k c"] | None,
     indices: Int[Array, "batch k"],
     rows: Float[Array, "experts embed"],
     up: Float[Array, "experts sub embed"],
@@ -137,52 +147,69 @@ def decode_tree(
 
     One loop computes the gradients of both.
     """
-    return weighted_rows(values, indices, rows), _decode(codes, indices, up, atom_dec)[0]
+    return weighted_rows(values, indices, rows), _decode(codes, atoms, indices, up, atom_dec)[0]
 
 
-def _decode_tree(values: Array, codes: Array, indices: Array, rows: Array, up: Array, atom_dec: Array) -> tuple:
-    low, (_, tiles, _, _) = _decode(codes, indices, up, atom_dec)
-    return (weighted_rows(values, indices, rows), low), (values, codes, tiles, rows, up, atom_dec)
+def _decode_tree(
+    values: Array, codes: Array, atoms: Array | None, indices: Array, rows: Array, up: Array, atom_dec: Array
+) -> tuple:
+    low, (_, _, tiles, up, _) = _decode(codes, atoms, indices, up, atom_dec)
+    return (weighted_rows(values, indices, rows), low), (values, codes, atoms, tiles, rows, up, atom_dec)
 
 
 def _decode_tree_bwd(saved: tuple, g: tuple[Float[Array, "batch embed"], Float[Array, "batch embed"]]) -> tuple:
-    values, codes, tiles, rows, up, atom_dec = saved
-    g_top, g_low = g
+    values, codes, atoms, tiles, rows, up, atom_dec = saved
+    g_top, g_low = operand(g[0]), operand(g[1])
+    rows = operand(rows)
 
     def body(carry: tuple, some: Tiles, first: Array) -> tuple:
         d_values, d_rows, *rest = carry
         top = g_top[some.token]
-        d_values = store(d_values, first, _dot("ntd,nd->nt", top, rows[some.expert]))
-        d_rows = add(d_rows, some, _dot("nt,ntd->nd", some.of_pairs(values), top))
-        return d_values, d_rows, *_d_atoms(tuple(rest), some, first, codes, g_low, up, atom_dec)
+        d_values = store(d_values, first, dot("ntd,nd->nt", top, here(rows[some.expert])))
+        d_rows = add(d_rows, some, dot("nt,ntd->nd", some.of_pairs(values), top))
+        return d_values, d_rows, *_d_atoms(tuple(rest), some, first, codes, atoms, g_low, up, atom_dec)
 
-    shape = tiles.pair.shape
-    init = (jnp.zeros(shape, values.dtype), jnp.zeros_like(rows), *_no_d_atoms(tiles, codes, up, atom_dec))
+    init = (tiles.zeros(5, *tiles.pair.shape), tiles.zeros(5, *rows.shape), *_no_d_atoms(tiles, codes, up, atom_dec))
     d_values, d_rows, d_codes, d_up, d_dec = over_tiles(tiles, group_size(up.shape[-1]), body, init)
-    return tiles.by_pair(d_values), tiles.by_pair(d_codes), None, d_rows, d_up, d_dec
+    return tiles.by_pair(d_values), tiles.by_pair(d_codes), None, None, d_rows, d_up, d_dec
 
 
 decode_tree.defvjp(_decode_tree, _decode_tree_bwd)
 
 
 def _d_atoms(
-    carry: tuple, some: Tiles, first: Array, codes: Array, g: Array, up: Array, atom_dec: Array
+    carry: tuple, some: Tiles, first: Array, codes: Array, atoms: Array | None, g: Array, up: Array, atom_dec: Array
 ) -> tuple[Array, Array, Array]:
     """Adds what these tiles give to the gradients of codes, `up` and `atom_dec`."""
     d_codes, d_up, d_dec = carry
-    gt, ct, dec = g[some.token], some.of_pairs(codes), atom_dec[some.expert]
-    d_inside = some.alone(_dot("ntd,nsd->nts", gt, up[some.expert]))
-    inside = _dot("nta,nas->nts", ct, dec)
+    chosen = _chosen(atoms, some, atom_dec)
+    gt, ct, dec = g[some.token], _all_atoms(some.of_pairs(codes), chosen), here(atom_dec[some.expert])
+    d_inside = some.alone(dot("ntd,nsd->nts", gt, here(up[some.expert])))
+    inside = dot("nta,nas->nts", ct, dec)
+    dense = dot("nts,nas->nta", d_inside, dec)
+    d_slots = dense if chosen is None else jnp.sum(jnp.where(chosen, dense[:, :, None], 0), axis=-1)
     return (
-        store(d_codes, first, _dot("nts,nas->nta", d_inside, dec)),
-        add(d_up, some, _dot("nts,ntd->nsd", inside, gt)),
-        add(d_dec, some, _dot("nta,nts->nas", ct, d_inside)),
+        store(d_codes, first, d_slots),
+        add(d_up, some, dot("nts,ntd->nsd", inside, gt)),
+        add(d_dec, some, dot("nta,nts->nas", ct, d_inside)),
     )
 
 
-def _no_d_atoms(tiles: Tiles, codes: Array, up: Array, atom_dec: Array) -> tuple[Array, Array, Array]:
-    d_codes = jnp.zeros((*tiles.pair.shape, codes.shape[-1]), codes.dtype)
-    return d_codes, jnp.zeros_like(up), jnp.zeros_like(atom_dec)
+def _chosen(atoms: Array | None, some: Tiles, atom_dec: Array) -> Bool[Array, "group rows c atoms"] | None:
+    """Which atom each slot of these pairs stands for; None where every atom has its own."""
+    if atoms is None:
+        return None
+    return atoms.reshape(-1, atoms.shape[-1])[some.pair][..., None] == jnp.arange(atom_dec.shape[1])
+
+
+def _all_atoms(slots: Float[Array, "group rows c"], chosen: Array | None) -> Float[Array, "group rows atoms"]:
+    """The slots at their atoms; those that share one add up."""
+    return slots if chosen is None else jnp.sum(jnp.where(chosen, slots[..., None], 0), axis=2)
+
+
+def _no_d_atoms(tiles: Tiles, codes: Array, up: Array, atom_dec: Array) -> tuple[Array, ...]:
+    shapes = ((*tiles.pair.shape, codes.shape[-1]), up.shape, atom_dec.shape)
+    return tuple(tiles.zeros(5, *shape) for shape in shapes)
 
 
 def _scatter(out: Float[Array, "batch d"], some: Tiles, rows: Float[Array, "group rows d"]) -> Float[Array, "batch d"]:

@@ -39,7 +39,7 @@ def encode_atoms(
     def gathered(x: Array, indices: Array) -> Array:
         return jnp.einsum("bks,bkas->bka", jnp.einsum("bd,bksd->bks", x, down[indices]), atom_enc[indices])
 
-    match kernel_for(kernel, indices, down):
+    match kernel_for(kernel, indices.shape[1], down.shape[0]):
         case "tiles":
             return expert_major.encode_atoms(x, indices, down, atom_enc)
         case "gather":
@@ -51,14 +51,14 @@ def encode_atoms(
 
 def decode_atoms(
     values: Float[Array, "batch k c"],
-    atoms: Int[Array, "batch k c"],
+    atoms: Int[Array, "batch k c"] | None,
     indices: Int[Array, "batch k"],
     up: Float[Array, "experts sub embed"],
     atom_dec: Float[Array, "experts atoms sub"],
     kernel: Kernel = "auto",
     chunk: int | None = None,
 ) -> Float[Array, "batch embed"]:
-    """What the selected atoms add to the reconstruction."""
+    """What the selected atoms add to the reconstruction; with `atoms` None, `values` holds all atoms in order."""
 
     def inside(values: Array, atoms: Array, indices: Array) -> Array:
         return jnp.einsum("bkc,bkcs->bks", values, atom_dec[indices[..., None], atoms])
@@ -66,9 +66,12 @@ def decode_atoms(
     def gathered(values: Array, atoms: Array, indices: Array) -> Array:
         return jnp.einsum("bks,bksd->bd", inside(values, atoms, indices), up[indices])
 
-    match kernel_for(kernel, indices, up):
-        case "tiles":
-            return expert_major.decode_atoms(_all_atoms(values, atoms, atom_dec.shape[1]), indices, up, atom_dec)
+    chosen = kernel_for(kernel, indices.shape[1], up.shape[0])
+    if chosen == "tiles":
+        return expert_major.decode_atoms(values, indices, up, atom_dec, atoms)
+    if atoms is None:
+        atoms = jnp.broadcast_to(jnp.arange(atom_dec.shape[1], dtype=jnp.int32), values.shape)
+    match chosen:
         case "gather":
             return map_chunks(jax.checkpoint(gathered), chunk or values.shape[0], values, atoms, indices)
     return jnp.einsum("bes,esd->bd", _spread(inside(values, atoms, indices), indices, up.shape[0]), up)
@@ -86,7 +89,7 @@ def decode_rows(
     def gathered(values: Array, indices: Array) -> Array:
         return jnp.einsum("bk,bkd->bd", values, rows[indices])
 
-    match kernel_for(kernel, indices, rows):
+    match kernel_for(kernel, indices.shape[1], rows.shape[0]):
         case "tiles":
             return gather_rows(values, indices, rows)
         case "gather":
@@ -97,7 +100,7 @@ def decode_rows(
 def decode_tree(
     parents: Float[Array, "batch k"],
     values: Float[Array, "batch k c"],
-    atoms: Int[Array, "batch k c"],
+    atoms: Int[Array, "batch k c"] | None,
     indices: Int[Array, "batch k"],
     rows: Float[Array, "experts embed"],
     up: Float[Array, "experts sub embed"],
@@ -106,23 +109,17 @@ def decode_tree(
     chunk: int | None = None,
 ) -> tuple[Float[Array, "batch embed"], Float[Array, "batch embed"]]:
     """(`decode_rows`, `decode_atoms`): the kernel ``tiles`` computes their gradients together."""
-    if kernel_for(kernel, indices, up) == "tiles":
-        codes = _all_atoms(values, atoms, atom_dec.shape[1])
-        return expert_major.decode_tree(parents, codes, indices, rows, up, atom_dec)
+    if kernel_for(kernel, indices.shape[1], up.shape[0]) == "tiles":
+        return expert_major.decode_tree(parents, values, atoms, indices, rows, up, atom_dec)
     low = decode_atoms(values, atoms, indices, up, atom_dec, kernel, chunk)
     return decode_rows(parents, indices, rows, kernel, chunk), low
 
 
-def kernel_for(kernel: Kernel, indices: Int[Array, "batch k"], matrices: Float[Array, "features *rest"]) -> Kernel:
-    """The kernel that `kernel` means for these sizes."""
+def kernel_for(kernel: Kernel, k: int, features: int) -> Kernel:
+    """The kernel that `kernel` means for k selected of so many features."""
     if kernel != "auto":
         return kernel
-    return "dense" if matrices.shape[0] < DENSE_BELOW * indices.shape[1] else "tiles"
-
-
-def _all_atoms(values: Float[Array, "batch k c"], atoms: Int[Array, "batch k c"], size: int) -> Array:
-    """[batch, k, size]: the values at their atoms; slots that share an atom add up."""
-    return jnp.sum(jnp.where(atoms[..., None] == jnp.arange(size), values[..., None], 0), axis=2)
+    return "dense" if features < DENSE_BELOW * k else "tiles"
 
 
 def _spread(

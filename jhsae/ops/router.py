@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jhsae.ops.chunks import chunk_size, scan_chunks
 from jhsae.ops.expert_major import encode_backward, encode_forward, encode_to_input
+from jhsae.ops.precision import dot
 from jhsae.ops.rows import add_rows, weighted_rows
 
 
@@ -63,7 +64,7 @@ class Encoder(eqx.Module):
 
     def of(self, centred: Float[Array, "tokens embed"]) -> Float[Array, "tokens features"]:
         """The pre-activations of other tokens, centred already."""
-        raw = centred @ self.weight.T
+        raw = dot("bd,fd->bf", centred, self.weight)
         raw = raw if self.bias is None else raw + self.bias
         return raw if self.scale is None else raw * self.scale
 
@@ -119,11 +120,11 @@ def route(
         indices = select(pre, i)
         total, slope = jax.value_and_grad(lambda p: jnp.sum(jnp.abs(activate(p))))(pre)
         raw_slope = slope if fixed.scale is None else slope * fixed.scale
-        weight = weight + jax.lax.dot_general(raw_slope, centred, (((0,), (0,)), ((), ())))
+        weight = weight + dot("bf,bd->fd", raw_slope, centred)
         if fixed.scale is not None:
             scale = scale + jnp.sum(slope * pre, axis=0)
         carry = (l1 + total, weight, bias + jnp.sum(raw_slope, axis=0), scale)
-        return carry, (jnp.take_along_axis(pre, indices, axis=-1), indices, raw_slope @ fixed.weight)
+        return carry, (jnp.take_along_axis(pre, indices, axis=-1), indices, dot("bf,fd->bd", raw_slope, fixed.weight))
 
     init = (jnp.zeros(()), jnp.zeros((size, width)), jnp.zeros(size), jnp.zeros(size))
     (l1, weight, bias, scale), (pre, indices, dx) = scan_chunks(body, init, fixed.x, chunk)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jhsae.ops.chunks import chunk_size, map_chunks
+from jhsae.ops.precision import dot, operand
 from jhsae.ops.tiles import Tiles, add, group_size, group_tiles, over_tiles
 
 
@@ -37,14 +38,16 @@ def weighted_rows(
     values: Float[Array, "batch k"], indices: Int[Array, "batch k"], rows: Float[Array, "features embed"]
 ) -> Float[Array, "batch embed"]:
     """`gather_rows` without a gradient of its own."""
-    return map_chunks(lambda v, i: jnp.einsum("bk,bkd->bd", v, rows[i]), _chunk(indices, rows), values, indices)
+    rows = operand(rows)
+    return map_chunks(lambda v, i: dot("bk,bkd->bd", v, rows[i]), _chunk(indices, rows), values, indices)
 
 
 def project_rows(
     x: Float[Array, "batch embed"], indices: Int[Array, "batch k"], rows: Float[Array, "features embed"]
 ) -> Float[Array, "batch k"]:
     """``rows[indices[b, j]] . x_b``: the gradient of its values."""
-    return map_chunks(lambda x, i: jnp.einsum("bd,bkd->bk", x, rows[i]), _chunk(indices, rows), x, indices)
+    rows = operand(rows)
+    return map_chunks(lambda x, i: dot("bd,bkd->bk", x, rows[i]), _chunk(indices, rows), x, indices)
 
 
 def add_rows(
@@ -52,8 +55,10 @@ def add_rows(
 ) -> Float[Array, "size embed"]:
     """``sum over pairs with index i of values[b, j] vectors[b]`` for each i < size: the gradient of its rows."""
 
+    vectors = operand(vectors)
+
     def body(out: Array, some: Tiles, first: Array) -> Array:
-        return add(out, some, jnp.einsum("nt,ntd->nd", some.of_pairs(values), vectors[some.token]))
+        return add(out, some, dot("nt,ntd->nd", some.of_pairs(values), vectors[some.token]))
 
     width = vectors.shape[-1]
     tiles = group_tiles(indices, size, width)

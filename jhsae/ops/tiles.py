@@ -51,6 +51,14 @@ class Tiles(NamedTuple):
         """Per-pair numbers in the rows of the tiles, 0 in empty rows."""
         return self.alone(array.reshape(-1, *array.shape[2:])[self.pair])
 
+    def zeros(self, loop: int, *shape: int) -> Float[Array, "*shape"]:
+        """Zeros to begin a loop with; `loop` is another number for each loop of a program.
+
+        The compiler keeps one array for all equal constants of a program, alive from its first use to its last and
+        copied for each; these zeros it cannot tell to be equal.
+        """
+        return jnp.full(shape, jnp.minimum(self.used + loop, 0), jnp.float32)
+
     def by_pair(self, rows: Float[Array, "tiles rows *rest"]) -> Float[Array, "batch k *rest"]:
         """Per-row numbers in the order of the pairs."""
         return rows.reshape(-1, *rows.shape[2:])[self.place]
@@ -109,7 +117,7 @@ def over_tiles(tiles: Tiles, group: int, body: Callable[[Any, Tiles, Int[Array, 
     """
 
     def step(i: Int[Array, ""], carry: Any) -> Any:
-        some = (jax.lax.dynamic_slice_in_dim(a, i * group, group) for a in tiles[:3])
-        return body(carry, Tiles(*some, tiles.place, tiles.used), i * group)
+        expert, pair, live = (jax.lax.dynamic_slice_in_dim(a, i * group, group) for a in tiles[:3])
+        return body(carry, Tiles(expert, pair, live, tiles.place, tiles.used), i * group)
 
     return jax.lax.fori_loop(0, (tiles.used + group - 1) // group, step, init)

@@ -23,8 +23,8 @@ class Forward(eqx.Module):
     """One forward pass: everything that a loss term may read.
 
     `encoder` makes the pre-activations of the features (of the experts, in a hierarchical SAE), which a sparse SAE
-    never holds all at once; ``ops.Encoder.known(pre)`` where they are at hand. `l1` is the sum of all activations, selected or
-    not, where the SAE has it. `coarse` is the reconstruction from the parents alone and `child_pre` the
+    never holds all at once; ``ops.Encoder.known(pre)`` where they are at hand. `l1` is the sum of all activations,
+    selected or not, where the SAE has it. `coarse` is the reconstruction from the parents alone and `child_pre` the
     pre-activations of the selected experts' atoms; both are None for a flat SAE. `context` is that of the pass: its
     step, and which features are dead.
     """
@@ -53,6 +53,12 @@ class Forward(eqx.Module):
         if not isinstance(self.codes, TreeCodes):
             raise UserError("a flat SAE has no parents and atoms; this needs a hierarchical SAE")
         return self.codes
+
+    def tree_l1(self) -> Float[Array, ""]:
+        """The sum of all activations of the experts, selected or not; `UserError` for a flat SAE."""
+        if self.l1 is None or self.child_pre is None:
+            raise UserError("a flat SAE has no experts; this needs a hierarchical SAE")
+        return self.l1
 
     def tree_pre(self) -> Float[Array, "batch k atoms"]:
         """The pre-activations of the selected experts' atoms; `UserError` for a flat SAE."""

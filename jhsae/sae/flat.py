@@ -79,7 +79,7 @@ class FlatSAE(AbstractSAE):
     def forward(self, x: Float[Array, "batch embed"], context: Context) -> Forward:
         centre = self.b_dec if self.apply_b_dec_to_input else None
         encoder = ops.Encoder(x, self.W_enc, self.b_enc, centre, self.code_unit.norms(self.W_dec))
-        codes, encoder, l1 = self.sparsifier.encode(encoder, context, self.chunk)
+        codes, encoder, l1, _ = self.sparsifier.encode(encoder, context, self.chunk)
         return Forward(x=x, x_hat=self.decode(codes), codes=codes, encoder=encoder, context=context, l1=l1)
 
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:

@@ -131,8 +131,7 @@ class HierarchicalSAE(AbstractSAE):
 
     @property
     def _sorts_pairs(self) -> bool:
-        selected = jax.ShapeDtypeStruct((1, self.route.most_active(self.experts)), jnp.int32)
-        return ops.kernel_for(self.kernel, selected, self.up) == "tiles"
+        return ops.kernel_for(self.kernel, self.route.most_active(self.experts), self.experts) == "tiles"
 
     def encoders(self) -> tuple[Array, Array, Array]:
         """(router_enc, down, atom_enc), with a tied one read from its decoder."""
@@ -190,18 +189,15 @@ class HierarchicalSAE(AbstractSAE):
         parents, children = codes.parents, codes.children
         if parents.indices is None:
             return self._decode_parents(parents), self.decode_children(codes)
-        atoms = children.slot_indices()
-        weights = (self.router_dec, self.up, self.atom_dec)
-        return ops.decode_tree(
-            parents.values, children.values, atoms, parents.indices, *weights, self.kernel, self.chunk
-        )
+        codes_of = (parents.values, children.values, children.indices, parents.indices)
+        return ops.decode_tree(*codes_of, self.router_dec, self.up, self.atom_dec, self.kernel, self.chunk)
 
     def decode_children(self, codes: TreeCodes) -> Float[Array, "batch embed"]:
         """What the atoms alone add to the reconstruction."""
         children = codes.children
         return ops.decode_atoms(
             children.values,
-            children.slot_indices(),
+            children.indices,
             codes.parents.slot_indices(),
             self.up,
             self.atom_dec,

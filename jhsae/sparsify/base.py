@@ -72,14 +72,13 @@ class AbstractSparsifier(eqx.Module):
 
 
 class AbstractTopK(AbstractSparsifier):
-    """A sparsifier that selects entries of each row by itself, with one of the `ops.topk` methods.
+    """A sparsifier that selects entries of each row by itself.
 
     `select` and `value` are its two halves: where, and what. Between them only k entries of a row exist, which is how
     `encode` does without an array of batch x features.
     """
 
     k: eqx.AbstractVar[int]
-    topk: eqx.AbstractVar[ops.Method]
 
     def __check_init__(self) -> None:
         if self.k < 1:
@@ -88,9 +87,9 @@ class AbstractTopK(AbstractSparsifier):
     def most_active(self, size: int) -> int:
         return self.k
 
+    @abc.abstractmethod
     def select(self, pre: Float[Array, "*batch n"], context: Context) -> Int[Array, "*batch k"]:
-        """The positions of the selected entries: the largest after `activate`."""
-        return ops.topk(self.activate(pre), self.most_active(pre.shape[-1]), self.topk)[1]
+        """The positions of the selected entries; without gradient."""
 
     def value(self, pre: Float[Array, "*batch k"], context: Context) -> Float[Array, "*batch k"]:
         """The codes of the selected pre-activations."""

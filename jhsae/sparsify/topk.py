@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jhsae import ops
 from jhsae.codes import Codes
@@ -34,6 +34,9 @@ class TopK(AbstractTopK):
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         return jax.nn.relu(pre)
 
+    def select(self, pre: Float[Array, "*batch n"], context: Context) -> Int[Array, "*batch k"]:
+        return ops.topk(self.activate(pre), self.k, self.topk)[1]
+
 
 class AnnealedTopK(AbstractTopK):
     """`TopK` whose k falls linearly from `start` to `k` over `steps` steps: fewer dead features early on.
@@ -56,6 +59,9 @@ class AnnealedTopK(AbstractTopK):
 
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         return jax.nn.relu(pre)
+
+    def select(self, pre: Float[Array, "*batch n"], context: Context) -> Int[Array, "*batch k"]:
+        return ops.topk(self.activate(pre), self.start, self.topk)[1]
 
     def value(self, pre: Float[Array, "*batch k"], context: Context) -> Float[Array, "*batch k"]:
         fall = Linear(float(self.start), float(self.k), self.steps)
@@ -83,6 +89,9 @@ class OffsetTopK(AbstractTopK):
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         return jnp.where(pre >= self.offset, pre, 0.0)
 
+    def select(self, pre: Float[Array, "*batch n"], context: Context) -> Int[Array, "*batch k"]:
+        return ops.topk(self.activate(pre), self.k, self.topk)[1]
+
 
 class LeakyOffsetTopK(AbstractTopK):
     """The k largest of ``pre if pre >= offset else slope * pre``: the original's atoms.
@@ -97,3 +106,6 @@ class LeakyOffsetTopK(AbstractTopK):
 
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         return jnp.where(pre >= self.offset, pre, self.slope * pre)
+
+    def select(self, pre: Float[Array, "*batch n"], context: Context) -> Int[Array, "*batch k"]:
+        return ops.topk(self.activate(pre), self.k, self.topk)[1]

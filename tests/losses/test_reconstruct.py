@@ -21,7 +21,9 @@ SAE = filled(lambda: FlatSAE(4, 1, ReLU(), key=jax.random.key(0)))
 def forward(x=X, x_hat=X_HAT, coarse=COARSE):
     codes = jnp.zeros((5, 1))
     coarse = None if coarse is None else jnp.asarray(coarse)
-    return Forward(jnp.asarray(x), jnp.asarray(x_hat), Codes(codes, None, 1), ops.Encoder.known(codes), Context(), coarse)
+    return Forward(
+        jnp.asarray(x), jnp.asarray(x_hat), Codes(codes, None, 1), ops.Encoder.known(codes), Context(), coarse
+    )
 
 
 @pytest.mark.parametrize("term, x_hat", [(SquaredError, X_HAT), (ParentsOnly, COARSE)])

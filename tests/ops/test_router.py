@@ -34,7 +34,7 @@ def routed(chunk):
 
 def run(form, parts):
     def loss(a):
-        pre, indices, l1 = form(ops.Encoder(**a))
+        pre, indices, l1, *_ = form(ops.Encoder(**a))
         return jnp.sum(jnp.sin(pre) * jnp.arange(1.0, K + 1)) + 0.3 * l1, (pre, indices, l1)
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(arrays(parts))
@@ -59,7 +59,7 @@ def test_no_array_of_all_pre_activations_is_left_nor_work_for_an_unread_penalty(
 
     def compiled(use_l1):
         def loss(weight):
-            pre, _, l1 = ops.route(ops.Encoder(x, weight), lambda pre, _: jax.lax.top_k(pre, 2)[1], jax.nn.relu, 32)
+            pre, _, l1, _ = ops.route(ops.Encoder(x, weight), lambda pre, _: jax.lax.top_k(pre, 2)[1], jax.nn.relu, 32)
             return jnp.sum(pre) + (l1 if use_l1 else 0.0)
 
         return jax.jit(jax.grad(loss)).lower(weight).compile()

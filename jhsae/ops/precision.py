@@ -1,0 +1,49 @@
+"""The number format of products: parameters, gradients and sums stay float32.
+
+Inside ``compute_in("bfloat16")`` the operands of the hot products are rounded to bfloat16 and their sums kept in
+float32: half the bytes of every gathered row, and the tensor units' faster format. It is read when a function is
+traced, so it must surround the tracing (`jhsae.step.make_step` does).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jhsae.ops.chunks import on_cpu
+
+Precision = Literal["float32", "bfloat16"]
+COMPUTE: ContextVar[Precision] = ContextVar("compute", default="float32")
+
+
+@contextmanager
+def compute_in(precision: Precision) -> Iterator[None]:
+    """Products traced inside take operands of this format."""
+    token = COMPUTE.set(precision)
+    try:
+        yield
+    finally:
+        COMPUTE.reset(token)
+
+
+def operand(a: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The array in the format of products; cast a matrix before its rows are gathered."""
+    return a.astype(COMPUTE.get())
+
+
+def here(a: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Gathered rows that are converted, if at all, after they were gathered.
+
+    Tensor units round their operands; left alone, the compiler rounds the whole table once, outside of the loop that
+    gathers from it, and keeps that copy beside it. A CPU rounds nothing.
+    """
+    return a if on_cpu() else jax.lax.optimization_barrier(a)
+
+
+def dot(equation: str, a: Float[Array, "*a"], b: Float[Array, "*b"]) -> Float[Array, "*out"]:
+    """An einsum of two operands in the format of products, summed and given in float32."""
+    return jnp.einsum(equation, operand(a), operand(b), preferred_element_type=jnp.float32)
