@@ -10,9 +10,9 @@ from jhsae.errors import UserError
 from jhsae.init import AbstractInit
 from jhsae.logs import Sink
 from jhsae.losses import AbstractTerm
-from jhsae.ops import Precision
 from jhsae.mesh import MeshShape
 from jhsae.metric import AbstractMetric
+from jhsae.ops import Precision
 from jhsae.revival import AbstractRevival
 from jhsae.sae import AbstractSAE
 from jhsae.schedule import AbstractSchedule

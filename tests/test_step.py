@@ -271,3 +271,28 @@ def test_a_term_may_not_take_the_name_of_another_column(step, name):
     """Its value would be logged in the place of the other, or not at all."""
     with pytest.raises(UserError, match=name):
         shapes(step, parts({"reconstruction": SquaredError(), name: L1Active()}, {name: 0.1}), batches(1)[0])
+
+
+@pytest.mark.parametrize("sae", [hierarchical(), flat()], ids=["hierarchical", "flat"])
+def test_bfloat16_products_move_the_loss_by_less_than_their_rounding(sae):
+    """Operands have 8 bits; parameters, moments and metrics stay float32."""
+    terms = {"reconstruction": SquaredError(), "l1": L1Active()}
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        state, rows = train(make_step(adam(), precision=precision), sae, 6, parts=parts(terms, {"l1": 1e-3}))
+        losses[precision] = np.array([row["loss"] for row in rows])
+        assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(eqx.filter(state.sae, eqx.is_inexact_array)))
+    assert not np.array_equal(losses["bfloat16"], losses["float32"])
+    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=2**-8)
+
+
+def test_the_first_moment_may_be_bfloat16():
+    _, exact = train(make_step(adam()), flat(), 6, parts=parts({"reconstruction": SquaredError()}))
+    direction = adam(momentum="bfloat16")
+    state = TrainState.init(flat(), direction, jax.random.key(0))
+    assert {a.dtype.name for a in jax.tree.leaves(eqx.filter(state.opt_state, eqx.is_inexact_array))} == {
+        "float32",
+        "bfloat16",
+    }
+    _, rounded = train(make_step(direction), flat(), 6, parts=parts({"reconstruction": SquaredError()}), state=state)
+    np.testing.assert_allclose([r["loss"] for r in rounded], [r["loss"] for r in exact], rtol=2**-8)

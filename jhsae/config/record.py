@@ -77,9 +77,7 @@ def _hashed(config: Any) -> dict[str, Any]:
     later = getattr(type(config), "LATER", {})
     absent = object()
     return {
-        key: value
-        for key, value in to_dict(config).items()
-        if key not in left_out and value != later.get(key, absent)
+        key: value for key, value in to_dict(config).items() if key not in left_out and value != later.get(key, absent)
     }
 
 
