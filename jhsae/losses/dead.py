@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jhsae import ops
-from jhsae.codes import Codes
 from jhsae.sae import Forward
 
 COMPACT = 4  # up to this many times k dead features are gathered into matrices of their own
@@ -42,8 +41,8 @@ def explained_by_dead(
             pre = forward.encoder.rows(features).dense()
             if width <= k:
                 return code(jnp.where(there, pre, 0.0)) @ rows[features]
-            values, indices = ops.topk(jnp.where(there, pre, -jnp.inf), k)
-            return Codes(code(values), indices, width).dense() @ rows[features]
+            first = ops.largest_of_rows(jax.lax.stop_gradient(jnp.where(there, pre, -jnp.inf)), k)
+            return code(jnp.where(first, pre, 0.0)) @ rows[features]
 
         return decode
 

@@ -69,3 +69,17 @@ def test_the_whole_array_search_leaves_rows_on_their_device():
     program = jax.jit(ops.largest_threshold)
     assert "all-gather" not in str(program.lower(x, 100).compile().as_text())
     assert program(x, 100)[0] == np.sort(np.asarray(x).reshape(-1))[-100]
+
+
+@pytest.mark.parametrize("k", [1, 7, 30])
+@pytest.mark.parametrize("kind", ["numbers", "ties", "equal", "not a number", "infinite"])
+def test_the_largest_of_rows_are_those_of_a_stable_sort(kind, k):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(700, 30)).astype(np.float32)  # more rows than one chunk of a CPU
+    x = {"ties": np.round(x), "equal": np.full_like(x, -2.0), "infinite": np.where(x < 0, -np.inf, x)}.get(kind, x)
+    if kind == "not a number":
+        x[3, 4] = np.nan
+    want = np.zeros(x.shape, bool)
+    first = np.argsort(np.where(np.isnan(x), -np.inf, -x), axis=-1, kind="stable")[:, :k]
+    np.put_along_axis(want, first, True, axis=-1)
+    np.testing.assert_array_equal(select.largest_of_rows(jnp.asarray(x), k), want)
