@@ -3,6 +3,7 @@
 ``sum_ij (a_i . b_j)^2 = <A^T A, B^T B>_F`` costs O(n d^2) and holds d x d numbers, never n x n.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -19,11 +20,26 @@ def row_norms(a: Float[Array, "*n d"]) -> Float[Array, "*n"]:
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
 
 
+@jax.custom_vjp
 def sum_of_squared_inner(a: Float[Array, "*batch n d"], b: Float[Array, "*batch m d"]) -> Float[Array, "*batch"]:
-    """``sum_ij (a_i . b_j)^2`` over all pairs of rows."""
+    """``sum_ij (a_i . b_j)^2`` over all pairs of rows; its gradient towards A is ``2 A B^T B``."""
+    return _forward(a, b)[0]
+
+
+def _forward(a: Array, b: Array) -> tuple[Array, tuple]:
     gram_a = jnp.einsum("...nd,...ne->...de", a, a)
     gram_b = jnp.einsum("...nd,...ne->...de", b, b)
-    return jnp.sum(gram_a * gram_b, axis=(-2, -1))
+    return jnp.sum(gram_a * gram_b, axis=(-2, -1)), (a, b, gram_a, gram_b)
+
+
+def _backward(saved: tuple, g: Float[Array, "*batch"]) -> tuple[Array, Array]:
+    # by hand: a Gram matrix is symmetric, so there are half as many products as differentiation finds
+    a, b, gram_a, gram_b = saved
+    twice = 2 * g[..., None, None]
+    return a @ (twice * gram_b), b @ (twice * gram_a)
+
+
+sum_of_squared_inner.defvjp(_forward, _backward)
 
 
 def off_diagonal_mean(a: Float[Array, "*batch n d"], b: Float[Array, "*batch n d"]) -> Float[Array, "*batch"]:
