@@ -54,9 +54,8 @@ def main() -> None:
     for experts in (64, 256):
         for name, op in (("tiles", expert_major.encode_atoms), ("ragged_dot", ragged)):
             row = measure(name, op, experts)
-            print(
-                f"{experts:4d} experts  {name:10s}  {row['ms']:8.1f} ms  {row['MiB']:8.1f} MiB  value {row['value']:.6g}"
-            )
+            cost = f"{row['ms']:8.1f} ms {row['MiB']:8.1f} MiB"
+            print(f"{experts:4d} experts  {name:10s} {cost}  sum {row['value']:.6g}")
             if file:
                 with file.open("a") as out:
                     out.write(json.dumps(row | cfg.provenance()) + "\n")
