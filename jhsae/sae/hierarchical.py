@@ -31,7 +31,8 @@ class HierarchicalSAE(AbstractSAE):
 
     `tie` names the encoder-decoder pairs that share one array for good; the others start equal and drift apart.
     `biases` names what exists: "encoder" (experts and atoms), "decoder". `apply_b_dec_to_input` subtracts the
-    decoder bias before encoding, as in SAELens. `kernel` and `chunk` choose how the experts are computed (`ops`).
+    decoder bias before encoding, as in SAELens. `kernel` chooses how the experts are computed and `chunk` how many
+    tokens are routed (and, by the kernel "gather", gathered) at once; None takes what suits the machine (`ops`).
     """
 
     router_enc: Float[Array, "experts embed"] | None
