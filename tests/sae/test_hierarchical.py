@@ -140,11 +140,29 @@ def test_every_array_is_a_floating_parameter(case):
 
 
 @pytest.mark.parametrize("name", ["scale", "every expert and atom"])
-@pytest.mark.parametrize("how", [{"chunk": 3}, {"kernel": "dense"}], ids=str)
+@pytest.mark.parametrize("how", [{"chunk": 3}, {"kernel": "dense"}, {"kernel": "tiles"}, {"kernel": "gather"}], ids=str)
 def test_chunks_and_kernels_change_nothing(name, how, x):
     plain, other = run(build(name), x, Context()), run(build(name, **how), x, Context())
     np.testing.assert_allclose(other.x_hat, plain.x_hat, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(other.codes.dense(), plain.codes.dense(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pairs_sorted_by_expert_give_the_gradients_of_plain_gathers(name, x):
+    """Whatever the experts read, whatever is tied, with biases and without; towards the input too."""
+
+    def gradients(kernel):
+        sae = build(name, kernel=kernel)
+        params, static = eqx.partition(sae, eqx.is_inexact_array)
+
+        def loss(params, x):
+            forward = eqx.combine(params, static).forward(x, Context())
+            return jnp.sum(jnp.sin(forward.x_hat)) + jnp.sum(forward.coarse**2) + 0.1 * forward.tree_l1()
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, x)
+
+    for got, want in zip(jax.tree.leaves(gradients("tiles")), jax.tree.leaves(gradients("gather")), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
 def test_the_short_calls_are_the_forward_pass(x):
