@@ -21,7 +21,6 @@ from jhsae.ops.router import Routed as Routed
 from jhsae.ops.router import route as route
 from jhsae.ops.select import largest as largest
 from jhsae.ops.select import largest_of_rows as largest_of_rows
-from jhsae.ops.select import largest_threshold as largest_threshold
 from jhsae.ops.topk import Method as Method
 from jhsae.ops.topk import recall as recall
 from jhsae.ops.topk import take as take

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jhsae.ops.precision import dot, here, operand
+from jhsae.ops.precision import dot, operand
 from jhsae.ops.rows import weighted_rows
 from jhsae.ops.tiles import Tiles, add, group_size, group_tiles, over_tiles, store
 
@@ -35,10 +35,10 @@ def encode_forward(x: Array, indices: Array, down: Array, atom_enc: Array) -> tu
 
     def body(carry: tuple[Array, Array], some: Tiles, first: Array) -> tuple[Array, Array]:
         pre, hidden = carry
-        h = dot("ntd,nsd->nts", x[some.token], here(down[some.expert]))
-        return store(pre, first, dot("nts,nas->nta", h, here(atom_enc[some.expert]))), store(hidden, first, h)
+        h = dot("ntd,nsd->nts", x[some.token], down[some.expert])
+        return store(pre, first, dot("nts,nas->nta", h, atom_enc[some.expert])), store(hidden, first, h)
 
-    init = (tiles.zeros(1, *shape, atom_enc.shape[1]), tiles.zeros(1, *shape, down.shape[1]))
+    init = (jnp.zeros((*shape, atom_enc.shape[1])), jnp.zeros((*shape, down.shape[1])))
     pre, hidden = over_tiles(tiles, group_size(down.shape[2]), body, init)
     return tiles.by_pair(pre), (x, tiles, down, atom_enc, hidden)
 
@@ -58,7 +58,7 @@ def encode_backward(
         d_down, d_enc, d_rows, hidden_sum = carry
         gt = some.of_pairs(g)
         h = jax.lax.dynamic_slice_in_dim(hidden, first, some.expert.shape[0])
-        dh = dot("nta,nas->nts", gt, here(atom_enc[some.expert]))
+        dh = dot("nta,nas->nts", gt, atom_enc[some.expert])
         left = dh if weights is None else jnp.concatenate([dh, some.of_pairs(weights)[..., None]], axis=-1)
         sums = dot("nts,ntd->nsd", left, x[some.token])
         if weights is not None:
@@ -67,7 +67,7 @@ def encode_backward(
         return d_down, d_enc, d_rows, add(hidden_sum, some, jnp.sum(dh, axis=1))
 
     shapes = (down.shape, atom_enc.shape, (experts, embed), (experts, sub))
-    init = tuple(tiles.zeros(2, *shape) for shape in shapes)
+    init = tuple(jnp.zeros(shape) for shape in shapes)
     d_down, d_enc, d_rows, hidden_sum = over_tiles(tiles, group_size(embed), body, init)
     return d_down, d_enc, d_rows, jnp.einsum("es,esd->d", hidden_sum, down)
 
@@ -77,10 +77,10 @@ def encode_to_input(saved: tuple, g: Float[Array, "batch k atoms"]) -> Float[Arr
     x, tiles, down, atom_enc, _ = saved
 
     def body(dx: Array, some: Tiles, first: Array) -> Array:
-        dh = dot("nta,nas->nts", some.of_pairs(g), here(atom_enc[some.expert]))
-        return _scatter(dx, some, dot("nts,nsd->ntd", dh, here(down[some.expert])))
+        dh = dot("nta,nas->nts", some.of_pairs(g), atom_enc[some.expert])
+        return _scatter(dx, some, dot("nts,nsd->ntd", dh, down[some.expert]))
 
-    return over_tiles(tiles, group_size(down.shape[2]), body, tiles.zeros(3, *x.shape))
+    return over_tiles(tiles, group_size(down.shape[2]), body, jnp.zeros(x.shape))
 
 
 def _encode_bwd(saved: tuple, g: Float[Array, "batch k atoms"]) -> tuple:
@@ -114,10 +114,10 @@ def _decode(codes: Array, atoms: Array | None, indices: Array, up: Array, atom_d
 
     def body(out: Array, some: Tiles, first: Array) -> Array:
         dense = _all_atoms(some.of_pairs(codes), _chosen(atoms, some, atom_dec))
-        inside = dot("nta,nas->nts", dense, here(atom_dec[some.expert]))
-        return _scatter(out, some, dot("nts,nsd->ntd", inside, here(up[some.expert])))
+        inside = dot("nta,nas->nts", dense, atom_dec[some.expert])
+        return _scatter(out, some, dot("nts,nsd->ntd", inside, up[some.expert]))
 
-    out = over_tiles(tiles, group_size(embed), body, tiles.zeros(4, indices.shape[0], embed))
+    out = over_tiles(tiles, group_size(embed), body, jnp.zeros((indices.shape[0], embed)))
     return out, (codes, atoms, tiles, up, atom_dec)
 
 
@@ -165,11 +165,11 @@ def _decode_tree_bwd(saved: tuple, g: tuple[Float[Array, "batch embed"], Float[A
     def body(carry: tuple, some: Tiles, first: Array) -> tuple:
         d_values, d_rows, *rest = carry
         top = g_top[some.token]
-        d_values = store(d_values, first, dot("ntd,nd->nt", top, here(rows[some.expert])))
+        d_values = store(d_values, first, dot("ntd,nd->nt", top, rows[some.expert]))
         d_rows = add(d_rows, some, dot("nt,ntd->nd", some.of_pairs(values), top))
         return d_values, d_rows, *_d_atoms(tuple(rest), some, first, codes, atoms, g_low, up, atom_dec)
 
-    init = (tiles.zeros(5, *tiles.pair.shape), tiles.zeros(5, *rows.shape), *_no_d_atoms(tiles, codes, up, atom_dec))
+    init = (jnp.zeros(tiles.pair.shape), jnp.zeros(rows.shape), *_no_d_atoms(tiles, codes, up, atom_dec))
     d_values, d_rows, d_codes, d_up, d_dec = over_tiles(tiles, group_size(up.shape[-1]), body, init)
     return tiles.by_pair(d_values), tiles.by_pair(d_codes), None, None, d_rows, d_up, d_dec
 
@@ -183,8 +183,8 @@ def _d_atoms(
     """Adds what these tiles give to the gradients of codes, `up` and `atom_dec`."""
     d_codes, d_up, d_dec = carry
     chosen = _chosen(atoms, some, atom_dec)
-    gt, ct, dec = g[some.token], _all_atoms(some.of_pairs(codes), chosen), here(atom_dec[some.expert])
-    d_inside = some.alone(dot("ntd,nsd->nts", gt, here(up[some.expert])))
+    gt, ct, dec = g[some.token], _all_atoms(some.of_pairs(codes), chosen), atom_dec[some.expert]
+    d_inside = some.alone(dot("ntd,nsd->nts", gt, up[some.expert]))
     inside = dot("nta,nas->nts", ct, dec)
     dense = dot("nts,nas->nta", d_inside, dec)
     d_slots = dense if chosen is None else jnp.sum(jnp.where(chosen, dense[:, :, None], 0), axis=-1)
@@ -209,7 +209,7 @@ def _all_atoms(slots: Float[Array, "group rows c"], chosen: Array | None) -> Flo
 
 def _no_d_atoms(tiles: Tiles, codes: Array, up: Array, atom_dec: Array) -> tuple[Array, ...]:
     shapes = ((*tiles.pair.shape, codes.shape[-1]), up.shape, atom_dec.shape)
-    return tuple(tiles.zeros(5, *shape) for shape in shapes)
+    return tuple(jnp.zeros(shape) for shape in shapes)
 
 
 def _scatter(out: Float[Array, "batch d"], some: Tiles, rows: Float[Array, "group rows d"]) -> Float[Array, "batch d"]:

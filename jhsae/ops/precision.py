@@ -10,11 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-
-from jhsae.ops.chunks import on_cpu
 
 Precision = Literal["float32", "bfloat16"]
 COMPUTE: ContextVar[Precision] = ContextVar("compute", default="float32")
@@ -33,15 +30,6 @@ def compute_in(precision: Precision) -> Iterator[None]:
 def operand(a: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The array in the format of products; cast a matrix before its rows are gathered."""
     return a.astype(COMPUTE.get())
-
-
-def here(a: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Gathered rows that are converted, if at all, after they were gathered.
-
-    Tensor units round their operands; left alone, the compiler rounds the whole table once, outside of the loop that
-    gathers from it, and keeps that copy beside it. A CPU rounds nothing.
-    """
-    return a if on_cpu() else jax.lax.optimization_barrier(a)
 
 
 def dot(equation: str, a: Float[Array, "*a"], b: Float[Array, "*b"]) -> Float[Array, "*out"]:

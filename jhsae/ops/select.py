@@ -96,15 +96,6 @@ def largest(x: Float[Array, "*shape"], count: Int[Array, ""] | int) -> Bool[Arra
     return above | tied
 
 
-def largest_threshold(x: Float[Array, "*shape"], count: Int[Array, ""] | int) -> tuple[Float[Array, ""], Array]:
-    """`largest` without its mask: (threshold as float32, how many of those equal to it belong, as uint32).
-
-    The `count` largest are the entries above the threshold and that many of the first entries equal to it.
-    """
-    _, value, room = _search(x, count)
-    return jax.lax.bitcast_convert_type(value, jnp.float32), room
-
-
 def _search(x: Float[Array, "*shape"], count: Int[Array, ""] | int) -> tuple[Array, Array, Array]:
     """(keys [*shape], the key of rank `count`, how many of that key belong): 31 passes, whose sums are folded."""
     keys = jnp.maximum(ordered(x), 0)

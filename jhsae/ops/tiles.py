@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jhsae.ops.chunks import on_cpu
 
-ROWS = 16  # pairs of a tile: fewer leave the products small, more leave tiles half empty (experiments/bench)
+ROWS = 16  # pairs of a tile: fewer leave the products small, more leave tiles half empty
 CPU_BYTES = 1 << 21  # gathered rows of one group: they should stay in the second-level cache
 ACCELERATOR_BYTES = 1 << 26
 
@@ -50,14 +50,6 @@ class Tiles(NamedTuple):
     def of_pairs(self, array: Float[Array, "batch k *rest"]) -> Float[Array, "tiles rows *rest"]:
         """Per-pair numbers in the rows of the tiles, 0 in empty rows."""
         return self.alone(array.reshape(-1, *array.shape[2:])[self.pair])
-
-    def zeros(self, loop: int, *shape: int) -> Float[Array, "*shape"]:
-        """Zeros to begin a loop with; `loop` is another number for each loop of a program.
-
-        The compiler keeps one array for all equal constants of a program, alive from its first use to its last and
-        copied for each; these zeros it cannot tell to be equal.
-        """
-        return jnp.full(shape, jnp.minimum(self.used + loop, 0), jnp.float32)
 
     def by_pair(self, rows: Float[Array, "tiles rows *rest"]) -> Float[Array, "batch k *rest"]:
         """Per-row numbers in the order of the pairs."""

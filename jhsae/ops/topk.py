@@ -70,7 +70,7 @@ def _refuse_nan(x: Array) -> None:
 
 
 def _auto(x: Float[Array, "*batch n"], k: int) -> Int[Array, "*batch k"]:
-    """By platform and shape: on CPU from `experiments/bench/topk.py`; on GPU and TPU from what is written of them.
+    """By platform and shape: on CPU from single runs of `experiments/bench/topk.py`; else from what is written of them.
 
     On GPU `lax.top_k` has a kernel of its own for a k below 16 and sorts whole rows above; on TPU it is slow. So both
     take the two-stage bit search. NOT MEASURED on either. `lax.platform_dependent` chooses where the program will

@@ -44,7 +44,10 @@ class AbstractSparsifier(eqx.Module):
     def encode(
         self, encoder: ops.Encoder, context: Context, chunk: int | None = None, inside: ops.Inside | None = None
     ) -> Encoded:
-        """The codes of the encoder's batch, `chunk` tokens at a time where rows do not depend on each other."""
+        """The codes of the encoder's batch, `chunk` tokens at a time where rows do not depend on each other.
+
+        `inside` is what the selected experts encode with; a rule that needs every pre-activation leaves it alone.
+        """
         full = encoder.evaluated()
         pre = full.dense()
         return Encoded(self(pre, context), full, jnp.sum(jnp.abs(self.activate(pre))))

@@ -48,27 +48,14 @@ def test_largest_first_is_a_stable_sort_by_key():
     np.testing.assert_array_equal(select.largest_first(keys(9), indices), want)
 
 
-@pytest.mark.parametrize("shape", [(9,), (6, 32), (2, 3, 40)])
-def test_the_threshold_and_its_ties_make_the_mask(shape):
-    x = jnp.asarray(np.random.default_rng(1).integers(0, 5, shape), jnp.float32)
-    search = jax.jit(ops.largest_threshold)
-    for count in {0, 1, 5, x.size // 2, x.size}:
-        threshold, ties = search(x, count)
-        flat = np.asarray(x).reshape(-1)
-        mask = flat > np.asarray(threshold)
-        mask[np.flatnonzero(flat == threshold)[: int(ties)]] = True
-        np.testing.assert_array_equal(mask.reshape(shape), ops.largest(x, count))
-        assert mask.sum() == count
-
-
 def test_the_whole_array_search_leaves_rows_on_their_device():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     x = jax.device_put(
         np.random.default_rng(2).random((16, 64), np.float32), NamedSharding(mesh, PartitionSpec("data"))
     )
-    program = jax.jit(ops.largest_threshold)
+    program = jax.jit(lambda x, count: select._search(x, count)[1:])
     assert "all-gather" not in str(program.lower(x, 100).compile().as_text())
-    assert program(x, 100)[0] == np.sort(np.asarray(x).reshape(-1))[-100]
+    assert program(x, 100)[0] == select.ordered(jnp.sort(x, axis=None)[-100])
 
 
 @pytest.mark.parametrize("k", [1, 7, 30])
