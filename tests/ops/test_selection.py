@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jhsae import ops
 from jhsae.ops import select
 
 INF = np.inf
