@@ -10,12 +10,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jhsae import ops
 from jhsae.constraint import AbstractConstraint, Free
 from jhsae.data.normalize import AbstractNormalizer
 from jhsae.losses import Objective
+from jhsae.mesh import shard_state
 from jhsae.optimizer import chain
 from jhsae.revival import AbstractRevival, Never
 from jhsae.sae import AbstractSAE, Forward
@@ -59,13 +61,13 @@ def make_step(
     clip: float | None = 1.0,
     dead_window: int = 1000,
     sampling_window: int = 2000,
-    place: Callable[[TrainState], TrainState] = lambda state: state,
+    mesh: Mesh | None = None,
     precision: ops.Precision = "float32",
 ) -> Callable[[tuple[Parts, Array], TrainState], tuple[TrainState, Metrics]]:
     """The compiled step of one stage.
 
     A feature is dead after `dead_window` steps without firing; frequencies are those of `sampling_window` steps.
-    `place` pins the next state to its sharding. `precision` is that of the hot products; all else is float32.
+    On a `mesh` of several devices the operations are split over it and the next state keeps its layout. `precision` is that of the hot products; all else is float32.
     """
 
     # a feature with a part that may not move cannot begin anew
@@ -85,7 +87,7 @@ def make_step(
             total, terms = parts.objective(sae, forward, state.step)
             return total, (terms, forward)
 
-        with ops.compute_in(precision):
+        with ops.compute_in(precision), ops.spread_over(mesh):
             (total, (terms, forward)), grads = jax.value_and_grad(loss, has_aux=True)(params)
         rate = parts.learning_rate(state.step)
         update = chain(direction, rate, parts.constraint, frozen, clip)
@@ -103,7 +105,8 @@ def make_step(
         }
         metrics["grad_norm"] = optax.tree.norm(grads)
         metrics |= _sampled(usage, dead_window)
-        return place(TrainState(sae, opt_state, usage, state.step + 1, state.key)), metrics
+        after = TrainState(sae, opt_state, usage, state.step + 1, state.key)
+        return after if mesh is None or mesh.size == 1 else shard_state(after, mesh), metrics
 
     return step
 

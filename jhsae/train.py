@@ -137,9 +137,8 @@ def _phase(
         cfg.build(config.revival),
     )
     frozen = matching(sae, stage.freeze) if stage.freeze else None
-    place = (lambda state: shard_state(state, mesh)) if mesh.size > 1 else (lambda state: state)
     windows = (_dead_window(config), config.sampling_window)
-    step = make_step(direction, frozen, stage.clip, *windows, place, config.precision)
+    step = make_step(direction, frozen, stage.clip, *windows, mesh, config.precision)
     return Phase(stage.name, stage.steps, step, parts)
 
 

@@ -40,7 +40,7 @@ def parts():
 def train(mesh, steps=3):
     """(losses, last state, how many programs each step compiled) on a mesh."""
     place = (lambda state: state) if mesh is None else (lambda state: shard_state(state, mesh))
-    step = make_step(adam(), place=place)
+    step = make_step(adam(), mesh=mesh)
     state = place(TrainState.init(new(), adam(), jax.random.key(0)))
     rng, rows, compiled, count = np.random.default_rng(0), [], [], [0]
 

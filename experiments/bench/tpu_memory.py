@@ -27,15 +27,15 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from jhsae import config as cfg
 from jhsae import ops, train
 from jhsae.data import AbstractNormalizer
 from jhsae.errors import UserError
+from jhsae.mesh import MeshShape, make_mesh
 from jhsae.run_config import Stage, Train
 from jhsae.step import TrainState
 
@@ -49,7 +49,6 @@ PLACELESS = {"parameter", "get-tuple-element", "bitcast", "tuple", "constant", "
 COLLECTIVE = r" (?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+)(?:-start)?\("
 PARTS = {"argument": "arguments", "output": "+ outputs", "alias": "- aliased", "temp": "+ temporaries"}
 COST = ("flops", "bytes accessed", "optimal_seconds")
-AXES = ("data", "expert")
 
 
 def main() -> int:
@@ -120,7 +119,7 @@ def stage_of(config: Train, name: str | None) -> Stage:
 def measured(config: Train, stage: Stage, chip: str, dump: Path | None) -> dict[str, Any]:
     """What the compiler says of the step: GiB, cost, largest values; or how much too large it is."""
     device: Any = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices[0]
-    mesh = Mesh(np.array([[device]]), AXES, axis_types=(AxisType.Auto,) * 2)
+    mesh = make_mesh(MeshShape(), [device])
     with ops.sized_for("tpu"):
         lowered, parameters = lower(config, stage, mesh)
     found: dict[str, Any] = {"device": device.device_kind, "parameters": parameters}

@@ -21,6 +21,11 @@ from jhsae.ops.router import Routed as Routed
 from jhsae.ops.router import route as route
 from jhsae.ops.select import largest as largest
 from jhsae.ops.select import largest_of_rows as largest_of_rows
+from jhsae.ops.spread import EXPERT as EXPERT
+from jhsae.ops.spread import ROWS as ROWS
+from jhsae.ops.spread import SHARDS as SHARDS
+from jhsae.ops.spread import shard_rows as shard_rows
+from jhsae.ops.spread import spread_over as spread_over
 from jhsae.ops.topk import Method as Method
 from jhsae.ops.topk import recall as recall
 from jhsae.ops.topk import take as take
