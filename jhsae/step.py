@@ -67,7 +67,8 @@ def make_step(
     """The compiled step of one stage.
 
     A feature is dead after `dead_window` steps without firing; frequencies are those of `sampling_window` steps.
-    On a `mesh` of several devices the operations are split over it and the next state keeps its layout. `precision` is that of the hot products; all else is float32.
+    On a `mesh` of several devices the operations are split over it and the next state keeps its layout. `precision` is
+    that of the hot products; all else is float32.
     """
 
     # a feature with a part that may not move cannot begin anew

@@ -63,10 +63,12 @@ class Usage(eqx.Module):
 class Context(eqx.Module):
     """The surroundings of one forward pass. ``key=None`` means evaluation: there is no training flag.
 
-    `dead` marks (1.0) the features of ``codes.flat()`` that count as dead in this step; None in evaluation.
+    `dead` marks (1.0) the features of ``codes.flat()`` that count as dead in this step; None in evaluation. `tokens`
+    says which of the batch are meant, where it is not all of them in order.
     """
 
     key: Key[Array, ""] | None = None
     step: Int[Array, ""] | int = 0
     usage: Usage | None = None
     dead: Float[Array, "features"] | None = None
+    tokens: Int[Array, "tokens"] | None = None

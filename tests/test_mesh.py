@@ -89,9 +89,10 @@ def split_over(array, mesh, *names):
 
 def check_layout(state, mesh):
     moments = state.opt_state[3]
-    for tree in (state.sae, moments.mu, moments.nu):
+    everywhere = ("expert", "data", "host")
+    for tree, names in ((state.sae, "expert"), (moments.mu, everywhere), (moments.nu, everywhere)):
         for name in BY_EXPERT:
-            assert split_over(getattr(tree, name), mesh, "expert"), name
+            assert split_over(getattr(tree, name), mesh, names), name
         assert split_over(tree.b_dec, mesh)
     for array in (state.step, moments.count, state.key):
         assert split_over(array, mesh)

@@ -48,7 +48,7 @@ def explained_by_dead(
 
     def of_many() -> Array:
         if forward.encoder.values is None:
-            pre, indices, _, _ = ops.route(forward.encoder, lambda pre, _: _first(pre, dead, k), jax.nn.relu)
+            pre, indices, _, _ = ops.route(forward.encoder, lambda pre, _: _first_here(pre, dead, k), jax.nn.relu)
         else:
             indices = _first(jax.lax.stop_gradient(forward.pre), dead, k)
             pre = jnp.take_along_axis(forward.pre, indices, axis=-1)
@@ -57,6 +57,10 @@ def explained_by_dead(
     nothing = lambda: jnp.zeros_like(forward.x)  # noqa: E731
     branches = [nothing, of_few(k), of_few(wide), of_many]
     return jax.lax.switch(1 * (count > 0) + (count > k) + (count > wide), branches)
+
+
+def _first_here(pre: Array, dead: Array, k: int) -> Array:
+    return _first(pre, ops.mine(dead, pre.shape[-1]), k)
 
 
 def _first(pre: Array, dead: Array, k: int) -> Array:

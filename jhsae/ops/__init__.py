@@ -13,6 +13,7 @@ from jhsae.ops.gram import sum_of_squared_inner as sum_of_squared_inner
 from jhsae.ops.gram import unit_rows as unit_rows
 from jhsae.ops.jump import jump_relu as jump_relu
 from jhsae.ops.jump import step as step
+from jhsae.ops.noise import row_noise as row_noise
 from jhsae.ops.precision import Precision as Precision
 from jhsae.ops.precision import compute_in as compute_in
 from jhsae.ops.router import Encoder as Encoder
@@ -24,6 +25,9 @@ from jhsae.ops.select import largest_of_rows as largest_of_rows
 from jhsae.ops.spread import EXPERT as EXPERT
 from jhsae.ops.spread import ROWS as ROWS
 from jhsae.ops.spread import SHARDS as SHARDS
+from jhsae.ops.spread import Layout as Layout
+from jhsae.ops.spread import constrain as constrain
+from jhsae.ops.spread import mine as mine
 from jhsae.ops.spread import shard_rows as shard_rows
 from jhsae.ops.spread import spread_over as spread_over
 from jhsae.ops.topk import Method as Method

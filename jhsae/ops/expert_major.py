@@ -6,6 +6,7 @@ small: k x (sub + atoms) for each token.
 """
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jhsae.ops.precision import dot, operand
 from jhsae.ops.rows import weighted_rows
+from jhsae.ops.spread import Layout, spread
 from jhsae.ops.tiles import Tiles, add, group_size, group_tiles, over_tiles, store
+
+TOKENS, EXPERTS, OWN = Layout.TOKENS, Layout.EXPERTS, Layout.OWN
+TOKEN_SUM, EXPERT_SUM = Layout.TOKEN_SUM, Layout.EXPERT_SUM
+
+
+class Kept(NamedTuple):
+    """What a device keeps of an encoding: its tiles, and what each expert saw."""
+
+    tiles: Tiles
+    hidden: Float[Array, "tiles rows sub"]
 
 
 @jax.custom_vjp
@@ -24,11 +36,17 @@ def encode_atoms(
     atom_enc: Float[Array, "experts atoms sub"],
 ) -> Float[Array, "batch k atoms"]:
     """``atom_enc[e] down[e] x_b`` for the selected experts e of token b."""
-    return encode_forward(x, indices, down, atom_enc)[0]
+    return _encode_fwd(x, indices, down, atom_enc)[0]
 
 
-def encode_forward(x: Array, indices: Array, down: Array, atom_enc: Array) -> tuple[Array, tuple]:
-    """The pre-activations, and what `encode_backward` needs."""
+def _encode_fwd(x: Array, indices: Array, down: Array, atom_enc: Array) -> tuple[Array, tuple]:
+    arguments, experts = (TOKENS, TOKENS, EXPERTS, EXPERTS), down.shape[0]
+    pre, kept = spread(encode_forward, arguments, (TOKEN_SUM, OWN), experts)(x, indices, down, atom_enc)
+    return pre, (x, down, atom_enc, kept)
+
+
+def encode_forward(x: Array, indices: Array, down: Array, atom_enc: Array) -> tuple[Array, Kept]:
+    """The pre-activations on one device, and what it keeps for the gradients."""
     tiles = group_tiles(indices, down.shape[0], down.shape[2])
     shape = tiles.pair.shape
     x, down = operand(x), operand(down)
@@ -40,18 +58,18 @@ def encode_forward(x: Array, indices: Array, down: Array, atom_enc: Array) -> tu
 
     init = (jnp.zeros((*shape, atom_enc.shape[1])), jnp.zeros((*shape, down.shape[1])))
     pre, hidden = over_tiles(tiles, group_size(down.shape[2]), body, init)
-    return tiles.by_pair(pre), (x, tiles, down, atom_enc, hidden)
+    return tiles.by_pair(pre), Kept(tiles, hidden)
 
 
 def encode_backward(
-    saved: tuple, g: Float[Array, "batch k atoms"], weights: Float[Array, "batch k"] | None = None
+    x: Array, down: Array, atom_enc: Array, kept: Kept, g: Array, weights: Float[Array, "batch k"] | None = None
 ) -> tuple[Array, Array, Array, Array]:
     """The gradients of `down` and `atom_enc`, and two sums that cost little beside them.
 
     The third is ``sum over pairs of weights[b, j] x_b`` for each expert (0 without `weights`); the fourth the sum over
     tokens of the gradient of x.
     """
-    x, tiles, down, atom_enc, hidden = saved  # x and down as operands
+    x, (tiles, hidden) = operand(x), kept
     experts, sub, embed = down.shape
 
     def body(carry: tuple, some: Tiles, first: Array) -> tuple:
@@ -72,9 +90,9 @@ def encode_backward(
     return d_down, d_enc, d_rows, jnp.einsum("es,esd->d", hidden_sum, down)
 
 
-def encode_to_input(saved: tuple, g: Float[Array, "batch k atoms"]) -> Float[Array, "batch embed"]:
+def encode_to_input(x: Array, down: Array, atom_enc: Array, kept: Kept, g: Array) -> Float[Array, "batch embed"]:
     """The gradient of x: a loop of its own, which is not run where nobody asks for it."""
-    x, tiles, down, atom_enc, _ = saved
+    tiles, down = kept.tiles, operand(down)
 
     def body(dx: Array, some: Tiles, first: Array) -> Array:
         dh = dot("nta,nas->nts", some.of_pairs(g), atom_enc[some.expert])
@@ -84,11 +102,15 @@ def encode_to_input(saved: tuple, g: Float[Array, "batch k atoms"]) -> Float[Arr
 
 
 def _encode_bwd(saved: tuple, g: Float[Array, "batch k atoms"]) -> tuple:
-    d_down, d_enc, _, _ = encode_backward(saved, g)
-    return encode_to_input(saved, g), None, d_down, d_enc
+    def gradients(*arguments: Any) -> tuple[Array, Array, Array]:
+        return encode_to_input(*arguments), *encode_backward(*arguments)[:2]
+
+    arguments, results = (TOKENS, EXPERTS, EXPERTS, OWN, TOKENS), (TOKEN_SUM, EXPERT_SUM, EXPERT_SUM)
+    dx, d_down, d_enc = spread(gradients, arguments, results, saved[1].shape[0])(*saved, g)
+    return dx, None, d_down, d_enc
 
 
-encode_atoms.defvjp(encode_forward, _encode_bwd)
+encode_atoms.defvjp(_encode_fwd, _encode_bwd)
 
 
 def decode_atoms(
@@ -104,10 +126,17 @@ def decode_atoms(
 
 @jax.custom_vjp
 def _decode_atoms(codes: Array, atoms: Array | None, indices: Array, up: Array, atom_dec: Array) -> Array:
-    return _decode(codes, atoms, indices, up, atom_dec)[0]
+    return _decode_fwd(codes, atoms, indices, up, atom_dec)[0]
 
 
-def _decode(codes: Array, atoms: Array | None, indices: Array, up: Array, atom_dec: Array) -> tuple[Array, tuple]:
+def _decode_fwd(codes: Array, atoms: Array | None, indices: Array, up: Array, atom_dec: Array) -> tuple[Array, tuple]:
+    arguments = (TOKENS, TOKENS, TOKENS, EXPERTS, EXPERTS)
+    decode = spread(_decode, arguments, (TOKEN_SUM, OWN), up.shape[0])
+    out, tiles = decode(codes, atoms, indices, up, atom_dec)
+    return out, (codes, atoms, tiles, up, atom_dec)
+
+
+def _decode(codes: Array, atoms: Array | None, indices: Array, up: Array, atom_dec: Array) -> tuple[Array, Tiles]:
     experts, _, embed = up.shape
     tiles = group_tiles(indices, experts, embed)
     up = operand(up)
@@ -118,19 +147,23 @@ def _decode(codes: Array, atoms: Array | None, indices: Array, up: Array, atom_d
         return _scatter(out, some, dot("nts,nsd->ntd", inside, up[some.expert]))
 
     out = over_tiles(tiles, group_size(embed), body, jnp.zeros((indices.shape[0], embed)))
-    return out, (codes, atoms, tiles, up, atom_dec)
+    return out, tiles
 
 
 def _decode_bwd(saved: tuple, g: Float[Array, "batch embed"]) -> tuple:
-    codes, atoms, tiles, up, atom_dec = saved
-    g = operand(g)
-    body = partial(_d_atoms, codes=codes, atoms=atoms, g=g, up=up, atom_dec=atom_dec)
-    init = _no_d_atoms(tiles, codes, up, atom_dec)
-    d_codes, d_up, d_dec = over_tiles(tiles, group_size(g.shape[-1]), body, init)
-    return tiles.by_pair(d_codes), None, None, d_up, d_dec
+    def gradients(codes: Array, atoms: Array, tiles: Tiles, up: Array, atom_dec: Array, g: Array) -> tuple:
+        g, up = operand(g), operand(up)
+        body = partial(_d_atoms, codes=codes, atoms=atoms, g=g, up=up, atom_dec=atom_dec)
+        init = _no_d_atoms(tiles, codes, up, atom_dec)
+        d_codes, d_up, d_dec = over_tiles(tiles, group_size(g.shape[-1]), body, init)
+        return tiles.by_pair(d_codes), d_up, d_dec
+
+    arguments, results = (TOKENS, TOKENS, OWN, EXPERTS, EXPERTS, TOKENS), (TOKEN_SUM, EXPERT_SUM, EXPERT_SUM)
+    d_codes, d_up, d_dec = spread(gradients, arguments, results, saved[3].shape[0])(*saved, g)
+    return d_codes, None, None, d_up, d_dec
 
 
-_decode_atoms.defvjp(_decode, _decode_bwd)
+_decode_atoms.defvjp(_decode_fwd, _decode_bwd)
 
 
 @jax.custom_vjp
@@ -147,20 +180,43 @@ def decode_tree(
 
     One loop computes the gradients of both.
     """
-    return weighted_rows(values, indices, rows), _decode(codes, atoms, indices, up, atom_dec)[0]
+    return _decode_tree_fwd(values, codes, atoms, indices, rows, up, atom_dec)[0]
 
 
-def _decode_tree(
+def _decode_tree_fwd(
     values: Array, codes: Array, atoms: Array | None, indices: Array, rows: Array, up: Array, atom_dec: Array
 ) -> tuple:
-    low, (_, _, tiles, up, _) = _decode(codes, atoms, indices, up, atom_dec)
-    return (weighted_rows(values, indices, rows), low), (values, codes, atoms, tiles, rows, up, atom_dec)
+    def decode(
+        values: Array, codes: Array, atoms: Array | None, indices: Array, rows: Array, up: Array, atom_dec: Array
+    ) -> tuple:
+        low, tiles = _decode(codes, atoms, indices, up, atom_dec)
+        return weighted_rows(values, indices, rows), low, tiles
+
+    arguments, results = (TOKENS,) * 4 + (EXPERTS,) * 3, (TOKEN_SUM, TOKEN_SUM, OWN)
+    both = spread(decode, arguments, results, up.shape[0])
+    top, low, tiles = both(values, codes, atoms, indices, rows, up, atom_dec)
+    return (top, low), (values, codes, atoms, tiles, rows, up, atom_dec)
 
 
 def _decode_tree_bwd(saved: tuple, g: tuple[Float[Array, "batch embed"], Float[Array, "batch embed"]]) -> tuple:
-    values, codes, atoms, tiles, rows, up, atom_dec = saved
-    g_top, g_low = operand(g[0]), operand(g[1])
-    rows = operand(rows)
+    arguments = (TOKENS,) * 3 + (OWN,) + (EXPERTS,) * 3 + (TOKENS,) * 2
+    results = (TOKEN_SUM,) * 2 + (EXPERT_SUM,) * 3
+    d_values, d_codes, *d_weights = spread(_tree_gradients, arguments, results, saved[-1].shape[0])(*saved, *g)
+    return d_values, d_codes, None, None, *d_weights
+
+
+def _tree_gradients(
+    values: Array,
+    codes: Array,
+    atoms: Array | None,
+    tiles: Tiles,
+    rows: Array,
+    up: Array,
+    atom_dec: Array,
+    g_top: Array,
+    g_low: Array,
+) -> tuple:
+    g_top, g_low, rows, up = map(operand, (g_top, g_low, rows, up))
 
     def body(carry: tuple, some: Tiles, first: Array) -> tuple:
         d_values, d_rows, *rest = carry
@@ -171,10 +227,10 @@ def _decode_tree_bwd(saved: tuple, g: tuple[Float[Array, "batch embed"], Float[A
 
     init = (jnp.zeros(tiles.pair.shape), jnp.zeros(rows.shape), *_no_d_atoms(tiles, codes, up, atom_dec))
     d_values, d_rows, d_codes, d_up, d_dec = over_tiles(tiles, group_size(up.shape[-1]), body, init)
-    return tiles.by_pair(d_values), tiles.by_pair(d_codes), None, None, d_rows, d_up, d_dec
+    return tiles.by_pair(d_values), tiles.by_pair(d_codes), d_rows, d_up, d_dec
 
 
-decode_tree.defvjp(_decode_tree, _decode_tree_bwd)
+decode_tree.defvjp(_decode_tree_fwd, _decode_tree_bwd)
 
 
 def _d_atoms(

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jhsae.ops.spread import Layout, constrain
+
 
 def unit_rows(a: Float[Array, "*n d"], eps: float = 1e-6) -> Float[Array, "*n d"]:
     """Rows divided by (norm + eps), the original's guard; the gradient at a zero row is finite, which theirs is not."""
@@ -45,5 +47,6 @@ sum_of_squared_inner.defvjp(_forward, _backward)
 def off_diagonal_mean(a: Float[Array, "*batch n d"], b: Float[Array, "*batch n d"]) -> Float[Array, "*batch"]:
     """Mean of ``(a_i . b_j)^2`` over i != j; 0 for a single row."""
     n = a.shape[-2]
+    a, b = constrain(a, Layout.EXPERT_SUM), constrain(b, Layout.EXPERT_SUM)  # each device has rows of its own
     diagonal = jnp.sum(jnp.sum(a * b, axis=-1) ** 2, axis=-1)
     return (sum_of_squared_inner(a, b) - diagonal) / max(float(n * n - n), 1.0)

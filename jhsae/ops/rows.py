@@ -11,7 +11,10 @@ from jaxtyping import Array, Float, Int
 
 from jhsae.ops.chunks import chunk_size, map_chunks
 from jhsae.ops.precision import dot, operand
-from jhsae.ops.tiles import Tiles, add, group_size, group_tiles, over_tiles
+from jhsae.ops.spread import Layout, shards, spread
+from jhsae.ops.tiles import Tiles, add, group_size, group_tiles, over_tiles, store
+
+DECODER = (Layout.TOKENS, Layout.TOKENS, Layout.EXPERTS)
 
 
 @jax.custom_vjp
@@ -19,16 +22,20 @@ def gather_rows(
     values: Float[Array, "batch k"], indices: Int[Array, "batch k"], rows: Float[Array, "features embed"]
 ) -> Float[Array, "batch embed"]:
     """``sum_j values[b, j] rows[indices[b, j]]``."""
-    return weighted_rows(values, indices, rows)
+    return spread(weighted_rows, DECODER, Layout.TOKEN_SUM, rows.shape[0])(values, indices, rows)
 
 
 def _forward(values: Array, indices: Array, rows: Array) -> tuple[Array, tuple]:
-    return weighted_rows(values, indices, rows), (values, indices, rows)
+    return gather_rows(values, indices, rows), (values, indices, rows)
 
 
 def _backward(saved: tuple, g: Float[Array, "batch embed"]) -> tuple:
-    values, indices, rows = saved
-    return project_rows(g, indices, rows), None, add_rows(values, indices, g, rows.shape[0]).astype(rows.dtype)
+    def gradients(values: Array, indices: Array, rows: Array, g: Array) -> tuple[Array, Array]:
+        return project_rows(g, indices, rows), add_rows(values, indices, g, rows.shape[0]).astype(rows.dtype)
+
+    results = (Layout.TOKEN_SUM, Layout.EXPERT_SUM)
+    d_values, d_rows = spread(gradients, (*DECODER, Layout.TOKENS), results, saved[2].shape[0])(*saved, g)
+    return d_values, None, d_rows
 
 
 gather_rows.defvjp(_forward, _backward)
@@ -37,8 +44,10 @@ gather_rows.defvjp(_forward, _backward)
 def weighted_rows(
     values: Float[Array, "batch k"], indices: Int[Array, "batch k"], rows: Float[Array, "features embed"]
 ) -> Float[Array, "batch embed"]:
-    """`gather_rows` without a gradient of its own."""
+    """`gather_rows` on one device, without a gradient of its own."""
     rows = operand(rows)
+    if shards() > 1:
+        return _weighted_by_tiles(values, indices, rows)
     return map_chunks(lambda v, i: dot("bk,bkd->bd", v, rows[i]), _chunk(indices, rows), values, indices)
 
 
@@ -47,6 +56,8 @@ def project_rows(
 ) -> Float[Array, "batch k"]:
     """``rows[indices[b, j]] . x_b``: the gradient of its values."""
     rows = operand(rows)
+    if shards() > 1:
+        return _projected_by_tiles(x, indices, rows)
     return map_chunks(lambda x, i: dot("bd,bkd->bk", x, rows[i]), _chunk(indices, rows), x, indices)
 
 
@@ -63,6 +74,28 @@ def add_rows(
     width = vectors.shape[-1]
     tiles = group_tiles(indices, size, width)
     return over_tiles(tiles, group_size(width), body, jnp.zeros((size, width), jnp.float32))
+
+
+# Where devices share the rows, most of a token's belong to others: the tiles hold a device's own alone.
+
+
+def _weighted_by_tiles(values: Array, indices: Array, rows: Array) -> Array:
+    def body(out: Array, some: Tiles, first: Array) -> Array:
+        return out.at[some.token].add(dot("nt,nd->ntd", some.of_pairs(values), rows[some.expert]))
+
+    width = rows.shape[-1]
+    tiles = group_tiles(indices, rows.shape[0], width)
+    return over_tiles(tiles, group_size(width), body, jnp.zeros((indices.shape[0], width), jnp.float32))
+
+
+def _projected_by_tiles(x: Array, indices: Array, rows: Array) -> Array:
+    x = operand(x)
+
+    def body(out: Array, some: Tiles, first: Array) -> Array:
+        return store(out, first, dot("ntd,nd->nt", x[some.token], rows[some.expert]))
+
+    tiles = group_tiles(indices, *rows.shape)
+    return tiles.by_pair(over_tiles(tiles, group_size(rows.shape[-1]), body, jnp.zeros(tiles.pair.shape)))
 
 
 def _chunk(indices: Array, rows: Array) -> int:

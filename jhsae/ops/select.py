@@ -8,9 +8,10 @@ above it, and the first of those equal to it, is the top k: positions are read o
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jhsae.ops.chunks import chunk_size, map_chunks
+from jhsae.ops.spread import EXPERT, Layout, before_rows, from_shards, shards, spread, sum_over_all
 
 LEAST = np.int32(-(2**31))  # below the key of -inf: no entry has it; also the bits of -0.0
 INFINITY = 0x7F800000  # its bits; those of what is not a number are above
@@ -86,31 +87,44 @@ def largest(x: Float[Array, "*shape"], count: Int[Array, ""] | int) -> Bool[Arra
     `count` may be traced; more than there are marks all. As in `topk`, what is not a number comes first, so that it
     reaches the loss; what is below 0 counts as 0.
     """
+    x = jax.lax.stop_gradient(x)
+    if x.ndim == 2:  # the batch may be split over devices
+        marked = spread(_largest, (Layout.BOTH, Layout.WHOLE), Layout.BOTH, x.shape[1])
+        return marked(x, jnp.asarray(count, jnp.uint32))
+    return _largest(x.reshape(-1, x.shape[-1]), jnp.asarray(count, jnp.uint32)).reshape(x.shape)
+
+
+def _largest(x: Float[Array, "rows n"], count: UInt32[Array, ""]) -> Bool[Array, "rows n"]:
     keys, value, room = _search(x, count)
     above, tied = keys > value, keys == value
+    of_rows = jnp.sum(tied, axis=1, dtype=jnp.uint32)
 
-    def first(tied: Bool[Array, "*shape"]) -> Bool[Array, "*shape"]:
-        return tied & (jnp.cumsum(tied.reshape(-1), dtype=jnp.uint32).reshape(tied.shape) <= room)
+    def first(tied: Bool[Array, "rows n"]) -> Bool[Array, "rows n"]:
+        of_shards = from_shards(of_rows[:, None], 1)
+        mine = jax.lax.axis_index(EXPERT) if shards() > 1 else 0
+        to_the_left = jnp.sum(jnp.where(jnp.arange(of_shards.shape[1]) < mine, of_shards, 0), axis=1, dtype=jnp.uint32)
+        whole_rows = jnp.sum(of_shards, axis=1, dtype=jnp.uint32)
+        higher_up = jnp.cumsum(whole_rows, dtype=jnp.uint32) - whole_rows + before_rows(jnp.sum(whole_rows))
+        rank = (higher_up + to_the_left)[:, None] + jnp.cumsum(tied, axis=1, dtype=jnp.uint32)
+        return tied & (rank <= room)
 
-    tied = jax.lax.cond(jnp.sum(tied, dtype=jnp.uint32) == room, lambda t: t, first, tied)
+    tied = jax.lax.cond(sum_over_all(jnp.sum(of_rows)) == room, lambda t: t, first, tied)
     return above | tied
 
 
-def _search(x: Float[Array, "*shape"], count: Int[Array, ""] | int) -> tuple[Array, Array, Array]:
-    """(keys [*shape], the key of rank `count`, how many of that key belong): 31 passes, whose sums are folded."""
+def _search(x: Float[Array, "rows n"], count: UInt32[Array, ""]) -> tuple[Array, Array, Array]:
+    """(keys [rows, n], the key of rank `count`, how many of that key belong): 31 passes, whose sums are folded."""
     keys = jnp.maximum(ordered(x), 0)
-    wanted = jnp.asarray(count, jnp.uint32)
-    rows = jnp.atleast_1d(keys)
 
     def total(threshold: Int[Array, ""]) -> Array:
-        return jnp.sum(at_least(rows, jnp.broadcast_to(threshold, (1,) * (rows.ndim - 1))), dtype=jnp.uint32)
+        return sum_over_all(jnp.sum(at_least(keys, threshold[None]), dtype=jnp.uint32))
 
     def refine(i: Int[Array, ""], value: Int[Array, ""]) -> Int[Array, ""]:
         higher = value | (1 << (30 - i))
-        return jnp.where(total(higher) >= wanted, higher, value)
+        return jnp.where(total(higher) >= count, higher, value)
 
     value = jax.lax.fori_loop(0, 31, refine, jnp.int32(0))
-    return keys, value, wanted - jnp.sum(keys > value, dtype=jnp.uint32)
+    return keys, value, count - sum_over_all(jnp.sum(keys > value, dtype=jnp.uint32))
 
 
 def _pack(mask: Bool[Array, "*batch n"]) -> Array:

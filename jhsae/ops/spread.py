@@ -1,21 +1,52 @@
 """Operations on several devices: inside ``spread_over(mesh)`` each hot operation runs under `jax.shard_map`.
 
-Every device then works on its share of the batch and of the experts, and what must be exchanged is written down: k
-candidates per token and shard of experts (`topk`), sums over experts (the reconstruction), sums over the batch (the
-gradients of weights). Left to itself the compiler gathers batch x experts for a selection over a split axis.
+Every device then works on its share of the batch and of the experts, and what must be exchanged is written down as the
+layout of a result: k candidates per token and shard (`topk`), sums over experts (reconstructions), sums over the batch
+(gradients of weights). Left to itself the compiler gathers batch x experts for a selection over a split axis.
+
+Gradients of experts are summed by reduce-scatter: each device keeps the share whose moments it has, and what crosses
+between hosts has been summed within them before.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from enum import Enum
+from typing import Any, NamedTuple
 
-from jax.sharding import Mesh
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
 
 HOST, DATA, EXPERT = "host", "data", "expert"
 SHARDS = (HOST, DATA, EXPERT)
 ROWS = (HOST, DATA)
 """The mesh axes over which the batch is split."""
+
+
+class Layout(Enum):
+    """How an argument or a result is split; the last three are results of which each device has a part to be added."""
+
+    TOKENS = "the first axis counts tokens"
+    EXPERTS = "the first axis counts experts, or features"
+    BOTH = "tokens, then features"
+    WHOLE = "every device has all of it"
+    OWN = "what a device keeps for a later call; the others have other numbers"
+    TOKEN_SUM = "as TOKENS, each shard of experts with a summand"
+    EXPERT_SUM = "as EXPERTS, each share of the batch with a summand; every device gets its share of the sum"
+    TOTAL = "every device has a summand"
+
+
+class Shard(NamedTuple):
+    """Where the code of one device runs: on which mesh, and whether it has all experts or a share."""
+
+    mesh: Mesh
+    split: bool
+
+
 MESH: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
+HERE: ContextVar[Shard | None] = ContextVar("here", default=None)
 
 
 @contextmanager
@@ -28,8 +59,154 @@ def spread_over(mesh: Mesh | None) -> Iterator[None]:
         MESH.reset(token)
 
 
+def spread(function: Callable[..., Any], inputs: tuple[Layout, ...], outputs: Any, experts: int) -> Callable[..., Any]:
+    """`function` of one device's share as a function of whole arrays; without a mesh, `function` itself.
+
+    `inputs` has the layout of each argument, `outputs` that of the results: a prefix of their tree. `experts` is the
+    number of experts, or features, of the whole; where it cannot be shared out, every device has all.
+    """
+    mesh = MESH.get()
+    if mesh is None:
+        return function
+    shard = Shard(mesh, experts % mesh.shape[EXPERT] == 0)
+
+    def of_one_device(*arguments: Any) -> Any:
+        outer, here = MESH.set(None), HERE.set(shard)
+        try:
+            arguments = tuple(_received(a, layout) for a, layout in zip(arguments, inputs, strict=True))
+            return jax.tree.map(lambda layout, part: _given(part, layout, shard), outputs, function(*arguments))
+        finally:
+            HERE.reset(here)
+            MESH.reset(outer)
+
+    spec = lambda layout: _spec(layout, shard, experts)  # noqa: E731
+    return jax.shard_map(
+        of_one_device,
+        mesh=mesh,
+        in_specs=tuple(map(spec, inputs)),
+        out_specs=jax.tree.map(spec, outputs),
+        check_vma=False,  # a sum over shards of experts is the same on each, which the check cannot know
+    )
+
+
+def constrain(a: Array, layout: Layout) -> Array:
+    """The array with its layout fixed for the compiler, where its sizes allow that."""
+    mesh = MESH.get()
+    if mesh is None:
+        return a
+    spec = _spec(layout, Shard(mesh, True), a.shape[0])
+    sizes = [(n, (name,) if isinstance(name, str) else name or ()) for n, name in zip(a.shape, spec, strict=False)]
+    if any(n % _count(mesh, names) for n, names in sizes):
+        return a
+    return jax.lax.with_sharding_constraint(a, NamedSharding(mesh, spec))
+
+
 def shard_rows(size: int, mesh: Mesh) -> str | tuple[str, ...] | None:
     """The mesh axes over which the gradient of `size` experts is split: all of them, where they divide the number."""
     if size % mesh.shape[EXPERT]:
         return None
     return (EXPERT, DATA, HOST) if size % mesh.size == 0 else EXPERT
+
+
+def shards() -> int:
+    """Among how many devices the experts of a token are split, inside `spread`; else 1."""
+    here = HERE.get()
+    return here.mesh.shape[EXPERT] if here and here.split else 1
+
+
+def first(size: int) -> Int[Array, ""] | int:
+    """The number of the first of this device's `size` experts."""
+    return jax.lax.axis_index(EXPERT) * size if shards() > 1 else 0
+
+
+def local(indices: Int[Array, "*some"], size: int) -> Int[Array, "*some"]:
+    """Numbers of experts as this device counts its `size` own; `size` for those of others."""
+    if shards() == 1:
+        return indices
+    own = indices - first(size)
+    return jnp.where((own >= 0) & (own < size), own, size)
+
+
+def mine(a: Float[Array, "*rest features"], size: int) -> Float[Array, "*rest size"]:
+    """This device's `size` of all features."""
+    return a if shards() == 1 else jax.lax.dynamic_slice_in_dim(a, first(size), size, axis=a.ndim - 1)
+
+
+def token_numbers(tokens: int) -> Int[Array, "tokens"]:
+    """Which tokens of the batch this device's are."""
+    here = HERE.get()
+    start = jax.lax.axis_index(ROWS) * tokens if here else 0
+    return start + jnp.arange(tokens, dtype=jnp.int32)
+
+
+def sum_over_experts(a: Array) -> Array:
+    """The sum over the devices that share the experts."""
+    return jax.lax.psum(a, EXPERT) if shards() > 1 else a
+
+
+def sum_over_all(a: Array) -> Array:
+    """The sum over all devices of which each has a part."""
+    here = HERE.get()
+    return a if here is None else jax.lax.psum(a, SHARDS if here.split else ROWS)
+
+
+def from_shards(a: Array, axis: int) -> Array:
+    """The parts of the devices that share the experts, side by side."""
+    return jax.lax.all_gather(a, EXPERT, axis=axis, tiled=True) if shards() > 1 else a
+
+
+def before_rows(a: Array) -> Array:
+    """The sum of `a` over the devices with earlier tokens."""
+    if HERE.get() is None:
+        return jnp.zeros_like(a)
+    everywhere = jax.lax.all_gather(a, ROWS)
+    earlier = jnp.arange(everywhere.shape[0]) < jax.lax.axis_index(ROWS)
+    return jnp.sum(jnp.where(earlier.reshape(-1, *(1,) * a.ndim), everywhere, 0), axis=0, dtype=a.dtype)
+
+
+def _spec(layout: Layout, shard: Shard, experts: int) -> PartitionSpec:
+    expert = EXPERT if shard.split else None
+    match layout:
+        case Layout.TOKENS | Layout.TOKEN_SUM:
+            return PartitionSpec(ROWS)
+        case Layout.EXPERTS:
+            return PartitionSpec(expert)
+        case Layout.BOTH:
+            return PartitionSpec(ROWS, expert)
+        case Layout.OWN:
+            return PartitionSpec(SHARDS)
+        case Layout.EXPERT_SUM:
+            return PartitionSpec(shard_rows(experts, shard.mesh))
+    return PartitionSpec()
+
+
+def _received(argument: Any, layout: Layout) -> Any:
+    return jax.tree.map(lambda a: a[0], argument) if layout is Layout.OWN else argument
+
+
+def _given(part: Any, layout: Layout, shard: Shard) -> Any:
+    match layout:
+        case Layout.OWN:
+            return jax.tree.map(lambda a: a[None], part)
+        case Layout.TOKEN_SUM:
+            return jax.tree.map(sum_over_experts, part)
+        case Layout.TOTAL:
+            return jax.tree.map(sum_over_all, part)
+        case Layout.EXPERT_SUM:
+            return jax.tree.map(lambda a: _scattered(a, shard), part)
+    return part
+
+
+def _scattered(a: Array, shard: Shard) -> Array:
+    """The sum over tokens of this device's share; first within a host, so that little is left to cross between them."""
+    if shard.split and a.shape[0] % _count(shard.mesh, ROWS) == 0:
+        a = jax.lax.psum_scatter(a, DATA, tiled=True)
+        return jax.lax.psum_scatter(a, HOST, tiled=True)
+    return jax.lax.psum(jax.lax.psum(a, DATA), HOST)
+
+
+def _count(mesh: Mesh, names: tuple[str, ...]) -> int:
+    count = 1
+    for name in names:
+        count *= mesh.shape[name]
+    return count

@@ -3,7 +3,7 @@
 A tile holds up to `rows` pairs of one expert, so its rows of x meet that expert's matrices in one small product, and
 the gradient of an expert is a sum over its tiles. With P = batch x k pairs, ``P // rows + experts`` tiles are enough
 for any distribution of pairs over experts: there is no capacity and nothing is dropped. Loops run over the tiles that
-are used, a group at a time.
+are used, a group at a time. Where devices share the experts (`spread`), each has the tiles of its own alone.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jhsae.ops.chunks import on_cpu
+from jhsae.ops.spread import local, shards
 
 ROWS = 16  # pairs of a tile: fewer leave the products small, more leave tiles half empty
 CPU_BYTES = 1 << 21  # gathered rows of one group: they should stay in the second-level cache
 ACCELERATOR_BYTES = 1 << 26
+AWAY = 1 << 30  # beyond the rows of any tile
 
 
 class Tiles(NamedTuple):
@@ -28,7 +30,7 @@ class Tiles(NamedTuple):
     """The pair in each row of a tile; 0 where the row is empty."""
     live: Bool[Array, "tiles rows"]
     place: Int[Array, "batch k"]
-    """The row, counted through all tiles, of each pair."""
+    """The row, counted through all tiles, of each pair; beyond the last where another device has the expert."""
     used: Int[Array, ""]
     """The number of tiles that hold a pair."""
 
@@ -52,23 +54,26 @@ class Tiles(NamedTuple):
         return self.alone(array.reshape(-1, *array.shape[2:])[self.pair])
 
     def by_pair(self, rows: Float[Array, "tiles rows *rest"]) -> Float[Array, "batch k *rest"]:
-        """Per-row numbers in the order of the pairs."""
-        return rows.reshape(-1, *rows.shape[2:])[self.place]
+        """Per-row numbers in the order of the pairs; 0 for those of other devices."""
+        flat = rows.reshape(-1, *rows.shape[2:])
+        return flat[self.place] if shards() == 1 else flat.at[self.place].get(mode="fill", fill_value=0)
 
 
 def tile(indices: Int[Array, "batch k"], experts: int, rows: int = ROWS) -> Tiles:
     """Sorts the pairs by expert; those of one expert stay in the order of the tokens."""
-    flat, pairs = indices.reshape(-1).astype(jnp.int32), indices.size
+    flat, pairs = local(indices.reshape(-1).astype(jnp.int32), experts), indices.size
     numbers = jnp.arange(pairs, dtype=jnp.int32)
-    order = _order(flat, experts)
-    count = jnp.zeros(experts, jnp.int32).at[flat].add(1)
+    order = _order(flat, experts + (shards() > 1))
+    count = jnp.zeros(experts, jnp.int32).at[flat].add(1, mode="drop")
     tiles_of = (count + rows - 1) // rows
     first_pair, first_tile = jnp.cumsum(count) - count, jnp.cumsum(tiles_of) - tiles_of
     size = pairs // rows + experts
     by_expert = flat[order]
     row = first_tile[by_expert] * rows + numbers - first_pair[by_expert]
+    row = row if shards() == 1 else jnp.where(by_expert < experts, row, AWAY + numbers)
     place = jnp.zeros(pairs, jnp.int32).at[order].set(row, unique_indices=True)
-    pair = jnp.full(size * rows, -1, jnp.int32).at[row].set(order, unique_indices=True).reshape(size, rows)
+    pair = jnp.full(size * rows, -1, jnp.int32).at[row].set(order, unique_indices=True, mode="drop")
+    pair = pair.reshape(size, rows)
     expert = jnp.repeat(jnp.arange(experts, dtype=jnp.int32), tiles_of, total_repeat_length=size)
     return Tiles(expert, jnp.maximum(pair, 0), pair >= 0, place.reshape(indices.shape), jnp.sum(tiles_of))
 

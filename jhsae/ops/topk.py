@@ -11,7 +11,12 @@ entry that was selected.
 - ``blocked_bits``: blocks as in ``blocked``, chosen and searched as in ``bits``.
 - ``approx``: `jax.lax.approx_max_k`, APPROXIMATE on TPU (its recall target is 0.95; see `recall`), exact elsewhere
   but for the order of ties. Never chosen by ``auto``.
+- ``per_shard``: APPROXIMATE where the entries are split over devices: k / shards of each, without asking the others
+  (Gemma Scope 2). Exact on one device, and where none of the others has more of the top k.
 - ``auto``: an exact one, by platform and shape (`_auto`).
+
+Inside `spread` the last axis may be split over devices. Then every device selects k of its own, all gather the k x
+shards candidates and select again: positions count through the whole axis, and ties give what one device would.
 """
 
 import math
@@ -24,8 +29,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jhsae.ops import select
+from jhsae.ops.spread import first, from_shards, local, shards, sum_over_experts
 
-Method = Literal["auto", "lax", "scan", "blocked", "bits", "blocked_bits", "approx"]
+Method = Literal["auto", "lax", "scan", "blocked", "bits", "blocked_bits", "approx", "per_shard"]
 SHORT = 64  # entries of a row times those taken from it
 Pair = tuple[Float[Array, "*batch k"], Int[Array, "*batch k"]]
 
@@ -37,16 +43,35 @@ def topk(x: Float[Array, "*batch n"], k: int, method: Method = "auto") -> Pair:
     not known, what is not a number is selected first: it reaches the loss, and the training loop stops the run. So
     only a call outside of a traced function waits for its input.
     """
-    if not 1 <= k <= x.shape[-1]:
-        raise ValueError(f"topk: k is {k}, expected 1 <= k <= {x.shape[-1]} (the size of the last axis)")
+    size = x.shape[-1] * shards()
+    if not 1 <= k <= size:
+        raise ValueError(f"topk: k is {k}, expected 1 <= k <= {size} (the size of the last axis)")
     _refuse_nan(x)
-    indices = METHODS[method](jax.lax.stop_gradient(x), k)
+    fixed = jax.lax.stop_gradient(x)
+    indices = METHODS[method](fixed, k) if shards() == 1 else _across(fixed, k, method)
     return take(x, indices), indices
+
+
+def _across(x: Float[Array, "*batch n"], k: int, method: Method) -> Int[Array, "*batch k"]:
+    """Candidates stand in the order of the shards, and within one by value and position: the order of ties."""
+    of_each = k
+    if method == "per_shard":
+        of_each, rest = divmod(k, shards())
+        if rest:
+            raise ValueError(f"topk: per_shard takes k / {shards()} of each shard, but k is {k}; write a multiple")
+    own = METHODS[method](x, min(of_each, x.shape[-1]))
+    values = from_shards(jnp.take_along_axis(x, own, axis=-1), x.ndim - 1)
+    best = METHODS["lax" if values.shape[-1] * k <= SHORT else "auto"](values, k)
+    return jnp.take_along_axis(from_shards(own + first(x.shape[-1]), x.ndim - 1), best, axis=-1)
 
 
 def take(x: Float[Array, "*batch n"], indices: Int[Array, "*batch k"]) -> Float[Array, "*batch k"]:
     """The entries at `indices` of each row; from short rows by comparison, whose gradient needs no scatter."""
     n = x.shape[-1]
+    if shards() > 1:
+        here = local(indices, n)
+        own = jnp.take_along_axis(x, here, axis=-1, mode="clip")
+        return sum_over_experts(jnp.where(here < n, own, 0))
     if n * indices.shape[-1] > SHORT:
         return jnp.take_along_axis(x, indices, axis=-1)
     here = indices[..., None] == jnp.arange(n)
@@ -165,4 +190,5 @@ METHODS: dict[str, Callable[[Array, int], Array]] = {
     "bits": _bits,
     "blocked_bits": _blocked_bits,
     "approx": _approx,
+    "per_shard": _auto,
 }

@@ -105,14 +105,8 @@ class AbstractTopK(AbstractSparsifier):
     def encode(
         self, encoder: ops.Encoder, context: Context, chunk: int | None = None, inside: ops.Inside | None = None
     ) -> Encoded:
-        def select(pre: Array, part: Int[Array, ""]) -> Array:
-            # the first chunk has the key that the whole batch would have
-            key = (
-                None
-                if context.key is None
-                else jax.lax.select(part == 0, context.key, jax.random.fold_in(context.key, part))
-            )
-            return self.select(pre, Context(key, context.step, context.usage, context.dead))
+        def select(pre: Array, tokens: Int[Array, "tokens"]) -> Array:
+            return self.select(pre, Context(context.key, context.step, context.usage, context.dead, tokens))
 
         pre, indices, l1, atoms = ops.route(encoder, select, self.activate, chunk, inside)
         return Encoded(Codes(self.value(pre, context), indices, encoder.size), encoder, l1, atoms)

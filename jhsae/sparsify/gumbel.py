@@ -80,8 +80,8 @@ def _noisy_topk(
     """The k largest after Gumbel noise times the temperature; without a key, of `pre` itself."""
     if context.key is None:
         return ops.topk(pre, k, method)[1]
-    noise = temperature(context.step) * jax.random.gumbel(context.key, pre.shape, pre.dtype)
-    return ops.topk(pre + noise, k, method)[1]
+    noise = ops.row_noise(context.key, pre.reshape(-1, pre.shape[-1]), context.tokens).reshape(pre.shape)
+    return ops.topk(pre + temperature(context.step) * noise, k, method)[1]
 
 
 def _gate(pre: Float[Array, "*batch k"], temperature: AbstractSchedule, context: Context) -> Float[Array, "*batch k"]:

@@ -1,0 +1,68 @@
+"""One training run on every mesh: the same losses, metrics and parameters, and nothing gathered that is large."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from reference.filled import filled
+
+from jhsae.constraint import ProjectAndRenormalize
+from jhsae.data import UnitNorm
+from jhsae.losses import AuxK, CrossOrthogonality, L1All, Objective, ParentsOnly, SquaredError
+from jhsae.mesh import MeshShape, make_mesh, shard_batch, shard_state
+from jhsae.optimizer import adam
+from jhsae.sae import FlatSAE, HierarchicalSAE
+from jhsae.schedule import Constant
+from jhsae.sparsify import BatchTopK, GumbelTopK, TopK
+from jhsae.step import Parts, TrainState, make_step
+
+EMBED, BATCH, STEPS = 16, 32, 50
+MESHES = {"1": (1, 1), "2 x 1": (2, 1), "8 x 1": (8, 1), "4 x 2": (4, 2), "2 x 4": (2, 4), "1 x 8": (1, 8)}
+
+
+def hierarchical(key):
+    route = GumbelTopK(4, Constant(0.1))
+    return HierarchicalSAE(EMBED, 64, 2, 3, route, TopK(1), biases=("encoder", "decoder"), key=key)
+
+
+def flat(sparsifier):
+    return lambda key: FlatSAE(EMBED, 128, sparsifier, kernel="tiles", key=key)
+
+
+TREE = {"squares": SquaredError(), "parents": ParentsOnly(), "l1": L1All(), "cross": CrossOrthogonality()}
+FLAT = {"squares": SquaredError(), "auxk": AuxK(k=8)}
+SAES = {
+    "H-SAE": (hierarchical, Objective(TREE, {"l1": 1e-3})),
+    "TopK": (flat(TopK(4)), Objective(FLAT, {"auxk": 0.1})),
+    "BatchTopK": (flat(BatchTopK(4.0)), Objective(FLAT, {"auxk": 0.1})),
+}
+
+
+def train(name, shape, steps=STEPS, chunk=None):
+    """(metrics of every step, last state) of one SAE on a mesh."""
+    make, objective = SAES[name]
+    mesh = make_mesh(MeshShape(*shape), devices=shape[0] * shape[1])
+    parts = Parts(objective, Constant(1e-3), ProjectAndRenormalize(), UnitNorm())
+    sae = filled(lambda: make(jax.random.key(0)), scale=0.5)
+    step = make_step(adam(), dead_window=3, mesh=mesh)
+    state = shard_state(TrainState.init(sae, adam(), jax.random.key(0)), mesh)
+    rng, rows = np.random.default_rng(0), []
+    for _ in range(steps):
+        batch = shard_batch(rng.normal(size=(BATCH, EMBED)).astype(np.float32), mesh)
+        state, metrics = step((parts, batch), state)
+        rows.append({name: float(value) for name, value in metrics.items()})
+    return rows, state
+
+
+@pytest.mark.parametrize("name", SAES)
+def test_fifty_steps_are_the_same_on_every_mesh(name):
+    want, end = train(name, (1, 1))
+    for words, shape in list(MESHES.items())[1:]:
+        got, state = train(name, shape)
+        for i, (a, b) in enumerate(zip(got, want, strict=True)):
+            for metric in b:
+                message = f"{metric} at step {i} on {words}"
+                np.testing.assert_allclose(a[metric], b[metric], rtol=1e-5, atol=1e-5, err_msg=message)
+        np.testing.assert_array_equal(state.usage.since_fired, end.usage.since_fired)
+        np.testing.assert_array_equal(state.usage.fires, end.usage.fires)
