@@ -151,7 +151,7 @@ def _decode(codes: Array, atoms: Array | None, indices: Array, up: Array, atom_d
 
 
 def _decode_bwd(saved: tuple, g: Float[Array, "batch embed"]) -> tuple:
-    def gradients(codes: Array, atoms: Array, tiles: Tiles, up: Array, atom_dec: Array, g: Array) -> tuple:
+    def gradients(codes: Array, atoms: Array | None, tiles: Tiles, up: Array, atom_dec: Array, g: Array) -> tuple:
         g, up = operand(g), operand(up)
         body = partial(_d_atoms, codes=codes, atoms=atoms, g=g, up=up, atom_dec=atom_dec)
         init = _no_d_atoms(tiles, codes, up, atom_dec)

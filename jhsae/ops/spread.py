@@ -199,10 +199,10 @@ def _given(part: Any, layout: Layout, shard: Shard) -> Any:
 
 def _scattered(a: Array, shard: Shard) -> Array:
     """The sum over tokens of this device's share; first within a host, so that little is left to cross between them."""
-    if shard.split and a.shape[0] % _count(shard.mesh, ROWS) == 0:
-        a = jax.lax.psum_scatter(a, DATA, tiled=True)
-        return jax.lax.psum_scatter(a, HOST, tiled=True)
-    return jax.lax.psum(jax.lax.psum(a, DATA), HOST)
+    share = shard.split and a.shape[0] % _count(shard.mesh, ROWS) == 0
+    for axis in (name for name in (DATA, HOST) if shard.mesh.shape[name] > 1):
+        a = jax.lax.psum_scatter(a, axis, tiled=True) if share else jax.lax.psum(a, axis)
+    return a
 
 
 def _count(mesh: Mesh, names: tuple[str, ...]) -> int:
