@@ -13,7 +13,7 @@ from jhsae.errors import UserError
 from jhsae.logs import NoLog
 from jhsae.loop import Phase, run_phases
 from jhsae.losses import AbstractTerm, Objective, ParentsOnly, SquaredError
-from jhsae.mesh import MeshShape, make_mesh
+from jhsae.mesh import MeshShape, check_batch, make_mesh, shard_state
 from jhsae.optimizer import adam
 from jhsae.sae import AbstractSAE, HierarchicalSAE
 from jhsae.schedule import AbstractSchedule, WarmupCosine, as_schedule
@@ -32,11 +32,13 @@ def fit(
     normalizer: AbstractNormalizer | None = None,
     clip: float | None = 1.0,
     seed: int = 0,
+    mesh: MeshShape | None = None,
 ) -> tuple[AbstractSAE, list[dict[str, Any]]]:
     """Trains `sae` on the rows of an array with the same loop, for scripts; returns it and the logged metrics.
 
     Defaults: squared error (plus 0.1 parents-only for a hierarchical SAE), warmup-cosine to 1e-3, unit decoder rows
-    by projection and renormalisation.
+    by projection and renormalisation, one device. ``mesh=MeshShape()`` shares the batch among all, ``MeshShape(2, 4)``
+    between 2, each with 4 that share the experts.
     """
     rows = np.asarray(x)
     if rows.ndim != 2 or rows.shape[1] != sae.embed:
@@ -51,12 +53,13 @@ def fit(
         normalizer or Identity(),
     )
     direction = adam()
-    mesh = make_mesh(MeshShape(data=1), devices=1)
+    devices = make_mesh(MeshShape(data=1), devices=1) if mesh is None else make_mesh(mesh)
+    check_batch(batch, devices)
     log = NoLog()
-    phase = Phase("fit", steps, make_step(direction, clip=clip), parts)
-    state = TrainState.init(sae, direction, jax.random.key(seed))
+    phase = Phase("fit", steps, make_step(direction, clip=clip, mesh=devices), parts)
+    state = shard_state(TrainState.init(sae, direction, jax.random.key(seed)), devices)
     state = run_phases(
-        state, [phase], _shuffled(rows, batch, seed), mesh, log, log_every=max(1, steps // 20), label="fit"
+        state, [phase], _shuffled(rows, batch, seed), devices, log, log_every=max(1, steps // 20), label="fit"
     )
     return state.sae.settled(state.usage), log.rows
 

@@ -1,6 +1,4 @@
-"""One training run on every mesh: the same losses, metrics and parameters, and nothing gathered that is large."""
-
-import re
+"""One training run on every mesh: the same losses, metrics and usage."""
 
 import jax
 import numpy as np
@@ -9,6 +7,8 @@ from reference.filled import filled
 
 from jhsae.constraint import ProjectAndRenormalize
 from jhsae.data import UnitNorm
+from jhsae.errors import UserError
+from jhsae.fit import fit
 from jhsae.losses import AuxK, CrossOrthogonality, L1All, Objective, ParentsOnly, SquaredError
 from jhsae.mesh import MeshShape, make_mesh, shard_batch, shard_state
 from jhsae.optimizer import adam
@@ -39,7 +39,7 @@ SAES = {
 }
 
 
-def train(name, shape, steps=STEPS, chunk=None):
+def train(name, shape):
     """(metrics of every step, last state) of one SAE on a mesh."""
     make, objective = SAES[name]
     mesh = make_mesh(MeshShape(*shape), devices=shape[0] * shape[1])
@@ -48,7 +48,7 @@ def train(name, shape, steps=STEPS, chunk=None):
     step = make_step(adam(), dead_window=3, mesh=mesh)
     state = shard_state(TrainState.init(sae, adam(), jax.random.key(0)), mesh)
     rng, rows = np.random.default_rng(0), []
-    for _ in range(steps):
+    for _ in range(STEPS):
         batch = shard_batch(rng.normal(size=(BATCH, EMBED)).astype(np.float32), mesh)
         state, metrics = step((parts, batch), state)
         rows.append({name: float(value) for name, value in metrics.items()})
@@ -66,3 +66,13 @@ def test_fifty_steps_are_the_same_on_every_mesh(name):
                 np.testing.assert_allclose(a[metric], b[metric], rtol=1e-5, atol=1e-5, err_msg=message)
         np.testing.assert_array_equal(state.usage.since_fired, end.usage.since_fired)
         np.testing.assert_array_equal(state.usage.fires, end.usage.fires)
+
+
+def test_fit_takes_a_mesh():
+    x = np.random.default_rng(0).normal(size=(256, EMBED)).astype(np.float32)
+    sae = filled(lambda: hierarchical(jax.random.key(0)), scale=0.5)
+    alone, together = (fit(sae, x, steps=5, batch=BATCH, mesh=mesh)[1] for mesh in (None, MeshShape(4, 2)))
+    for a, b in zip(together, alone, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+    with pytest.raises(UserError, match=r"data\.batch is 30, which 4 devices cannot share; write a multiple of 4"):
+        fit(sae, x, steps=5, batch=30, mesh=MeshShape(4, 2))

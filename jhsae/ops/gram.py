@@ -5,9 +5,10 @@
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
-from jhsae.ops.spread import Layout, constrain
+from jhsae.ops import spread
 
 
 def unit_rows(a: Float[Array, "*n d"], eps: float = 1e-6) -> Float[Array, "*n d"]:
@@ -38,7 +39,13 @@ def _backward(saved: tuple, g: Float[Array, "*batch"]) -> tuple[Array, Array]:
     # by hand: a Gram matrix is symmetric, so there are half as many products as differentiation finds
     a, b, gram_a, gram_b = saved
     twice = 2 * g[..., None, None]
-    return a @ (twice * gram_b), b @ (twice * gram_a)
+    return _row_major(a @ (twice * gram_b)), _row_major(b @ (twice * gram_a))
+
+
+def _row_major(a: Array) -> Array:
+    # The product would rather have columns; the layout would spread to gradients, parameters and moments, with a copy of
+    # each: 4.6 GiB at 65,536 experts on TPU.
+    return with_layout_constraint(a, Layout(tuple(range(a.ndim))))
 
 
 sum_of_squared_inner.defvjp(_forward, _backward)
@@ -47,6 +54,6 @@ sum_of_squared_inner.defvjp(_forward, _backward)
 def off_diagonal_mean(a: Float[Array, "*batch n d"], b: Float[Array, "*batch n d"]) -> Float[Array, "*batch"]:
     """Mean of ``(a_i . b_j)^2`` over i != j; 0 for a single row."""
     n = a.shape[-2]
-    a, b = constrain(a, Layout.EXPERT_SUM), constrain(b, Layout.EXPERT_SUM)  # each device has rows of its own
+    a, b = (spread.constrain(x, spread.Layout.EXPERT_SUM) for x in (a, b))  # each device has rows of its own
     diagonal = jnp.sum(jnp.sum(a * b, axis=-1) ** 2, axis=-1)
     return (sum_of_squared_inner(a, b) - diagonal) / max(float(n * n - n), 1.0)
