@@ -99,8 +99,8 @@ def latent_logits(
 ) -> LatentLogits:
     """Direct logit attribution: ``logit[i, v] = rows[i] . unembedding[v]``, its k largest and k smallest entries.
 
-    `rows` are decoder rows in raw units (`raw_dictionary`), `unembedding` that of `lm.Gemma2.unembedding`: token
-    embeddings times (1 + the weight of the final norm). The final norm itself is left out: it divides the logits of a
+    `rows` are decoder rows in raw units (`raw_dictionary`), `unembedding` that of `lm.AbstractLM.unembedding`: the
+    output embeddings times the gain of the final norm. The final norm itself is left out: it divides the logits of a
     token by one positive number, rms(x), which the latent shares with everything else in the residual stream. So the
     order of tokens and the ratios of the values mean something, their size does not; later blocks and the soft cap
     are left out too. A constant over all tokens would not change any probability; none is subtracted.

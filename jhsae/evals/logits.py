@@ -1,10 +1,11 @@
 """What a feature writes to the logits, directly: its decoder row through the unembedding.
 
 ``logit[i, v] = rows[i] . unembedding[v]``, with rows in the units of the residual stream (`raw_rows`) and the
-unembedding of `lm.Gemma2.unembedding()`: the token embedding times (1 + the weight of the final norm). So the weight
+unembedding of `lm.AbstractLM.unembedding()`: the output embedding times the gain of the final norm. So the weight
 of the final norm is multiplied in. Its division by rms(x) is left out: one positive number per token, shared by all
-that stands in the residual stream; so are the soft cap, which is monotone, and the blocks in between. The order of
-tokens and the ratios of values mean something, their size alone does not. No mean over the vocabulary is subtracted.
+that stands in the residual stream; so are the soft cap, which is monotone, the constant per token that the bias of
+a LayerNorm adds, and the blocks in between. The order of tokens and the ratios of values mean something, their size
+alone does not. No mean over the vocabulary is subtracted.
 """
 
 from collections.abc import Sequence

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from jhsae.data.normalize import AbstractNormalizer
-from jhsae.lm import Gemma2, cross_entropy
+from jhsae.lm import AbstractLM, cross_entropy
 from jhsae.sae import AbstractSAE
 from jhsae.usage import Context
 
@@ -34,7 +34,7 @@ class Spliced(eqx.Module):
 
 
 @eqx.filter_jit
-def _clean(model: Gemma2, layer: int, ids: Int[Array, "batch seq"]) -> tuple[Array, Array]:
+def _clean(model: AbstractLM, layer: int, ids: Int[Array, "batch seq"]) -> tuple[Array, Array]:
     """The residual stream at `layer` and the log-probabilities of the unmodified model."""
     x = model.residual(ids, layer)
     return x, jax.nn.log_softmax(model.logits_from(x, layer))
@@ -42,7 +42,7 @@ def _clean(model: Gemma2, layer: int, ids: Int[Array, "batch seq"]) -> tuple[Arr
 
 @eqx.filter_jit
 def _losses(
-    model: Gemma2,
+    model: AbstractLM,
     layer: int,
     replace: Replace,
     x: Float[Array, "batch seq embed"],
@@ -58,7 +58,7 @@ def _losses(
 
 
 def splice(
-    model: Gemma2,
+    model: AbstractLM,
     layer: int,
     replacements: dict[str, Replace],
     tokens: Int[np.ndarray, "sequences context"],

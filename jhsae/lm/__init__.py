@@ -1,10 +1,21 @@
 """Language models in JAX: Hugging Face checkpoints in, residual streams out, and back into logits."""
 
+from jhsae.lm.base import AbstractConfig as AbstractConfig
+from jhsae.lm.base import AbstractLM as AbstractLM
 from jhsae.lm.checkpoint import LanguageModel as LanguageModel
 from jhsae.lm.checkpoint import bundled as bundled
 from jhsae.lm.checkpoint import load as load
 from jhsae.lm.checkpoint import save as save
-from jhsae.lm.config import Gemma2Config as Gemma2Config
+from jhsae.lm.families import config_of as config_of
+from jhsae.lm.families import shapes as shapes
 from jhsae.lm.gemma2 import Blocks as Blocks
 from jhsae.lm.gemma2 import Gemma2 as Gemma2
+from jhsae.lm.gemma2_config import Gemma2Config as Gemma2Config
+from jhsae.lm.llama import Llama as Llama
+from jhsae.lm.llama import LlamaBlocks as LlamaBlocks
+from jhsae.lm.llama_config import LlamaConfig as LlamaConfig
 from jhsae.lm.loss import cross_entropy as cross_entropy
+from jhsae.lm.neox import NeoX as NeoX
+from jhsae.lm.neox import NeoXBlocks as NeoXBlocks
+from jhsae.lm.neox_config import NeoXConfig as NeoXConfig
+from jhsae.lm.sharding import shardings as shardings

@@ -2,22 +2,22 @@
 
 Block:  x += norm(attention(norm(x)));  x += norm(W_down (gelu(W_gate h) * W_up h)), h = norm(x),
 with norm(x) = x / rms(x) * (1 + w). Attention has grouped queries, rotary positions, soft-capped scores and, on
-some layers, a sliding window. Logits are soft-capped products with the embedding. "Layer L" is the residual stream
-after L blocks; layer 0 is the scaled embedding. Source: Gemma Team 2024, arXiv 2408.00118.
-
-Activations are float32 throughout; only the operands of matrix products are rounded to `matmul_dtype`.
+some layers, a sliding window. Logits are soft-capped products with the embedding. Layer 0 is the scaled embedding.
+Source: Gemma Team 2024, arXiv 2408.00118.
 """
 
-from functools import partial
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from jhsae.errors import UserError
-from jhsae.lm.config import Gemma2Config
+from jhsae.lm.base import AbstractLM
+from jhsae.lm.gemma2_config import Gemma2Config
+from jhsae.lm.parts import attend, linear, rms_norm, rotate, softcap, visible
 from jhsae.lm.product import product
+from jhsae.lm.rope import Rope
 
 
 class Blocks(eqx.Module):
@@ -36,13 +36,24 @@ class Blocks(eqx.Module):
     mlp_out: Float[Array, "layers embed"]
 
 
-class Gemma2(eqx.Module):
-    """A Gemma-2 decoder; see the module's docstring for the meaning of "layer".
+class Gemma2(AbstractLM):
+    """A Gemma-2 decoder; see the module's docstring for its equations."""
 
-    `matmul_dtype` rounds the operands of matrix products; `unroll` compiles the blocks one by one instead of as a
-    loop (the same numbers; slower to compile, faster to differentiate on a CPU).
-    """
-
+    tensors: ClassVar[dict[str, str]] = {
+        "embedding": "model.embed_tokens.weight",
+        "final_norm": "model.norm.weight",
+        "blocks.q": "model.layers.{}.self_attn.q_proj.weight",
+        "blocks.k": "model.layers.{}.self_attn.k_proj.weight",
+        "blocks.v": "model.layers.{}.self_attn.v_proj.weight",
+        "blocks.o": "model.layers.{}.self_attn.o_proj.weight",
+        "blocks.gate": "model.layers.{}.mlp.gate_proj.weight",
+        "blocks.up": "model.layers.{}.mlp.up_proj.weight",
+        "blocks.down": "model.layers.{}.mlp.down_proj.weight",
+        "blocks.attention_in": "model.layers.{}.input_layernorm.weight",
+        "blocks.attention_out": "model.layers.{}.post_attention_layernorm.weight",
+        "blocks.mlp_in": "model.layers.{}.pre_feedforward_layernorm.weight",
+        "blocks.mlp_out": "model.layers.{}.post_feedforward_layernorm.weight",
+    }
     embedding: Float[Array, "vocab embed"]
     blocks: Blocks
     final_norm: Float[Array, " embed"]
@@ -50,97 +61,40 @@ class Gemma2(eqx.Module):
     matmul_dtype: str = eqx.field(static=True, default="float32")
     unroll: bool = eqx.field(static=True, default=False)
 
-    @property
-    def embed(self) -> int:
-        return self.config.embed
-
-    @property
-    def layers(self) -> int:
-        return len(self.config.sliding)
-
-    @property
-    def vocab(self) -> int:
-        return self.config.vocab
-
-    def residual(self, ids: Int[Array, "batch time"], layer: int) -> Float[Array, "batch time embed"]:
-        """The residual stream after the first `layer` blocks; later blocks do not run."""
-        self._check(layer)
-        x = self.embedding[ids].astype(jnp.float32) * self.embed**0.5
-        return self._run(x, 0, layer)
-
-    def logits_from(self, x: Float[Array, "batch time embed"], layer: int) -> Float[Array, "batch time vocab"]:
-        """Next-token logits from a residual stream that stands at `layer`."""
-        self._check(layer)
-        x = self._run(x.astype(jnp.float32), layer, self.layers)
-        x = rms_norm(x, self.final_norm, self.config.norm_eps)
-        return softcap(product("btd,vd->btv", self.matmul_dtype, x, self.embedding), self.config.final_cap)
-
-    def __call__(self, ids: Int[Array, "batch time"]) -> Float[Array, "batch time vocab"]:
-        return self.logits_from(self.residual(ids, 0), 0)
-
     def unembedding(self) -> Float[Array, "vocab embed"]:
         """Rows gamma with logit = softcap(gamma . x / rms(x)): the embedding times (1 + final norm weight)."""
-        return self.embedding.astype(jnp.float32) * (1 + self.final_norm.astype(jnp.float32))
+        return self.embedding.astype(jnp.float32) * _gain(self.final_norm)
 
-    def _check(self, layer: int) -> None:
-        if not 0 <= layer <= self.layers:
-            raise UserError(
-                f"layer {layer} of a model with {self.layers} blocks; write 0 (the embedding) to {self.layers}"
-            )
+    def _start(self, ids: Int[Array, "batch time"]) -> Float[Array, "batch time embed"]:
+        return self.embedding[ids].astype(jnp.float32) * self.embed**0.5
 
-    def _run(self, x, start: int, stop: int):
-        blocks = jax.tree.map(lambda leaf: leaf[start:stop], self.blocks)
-        sliding = jnp.asarray(self.config.sliding[start:stop], bool)
-        step = partial(_block, config=self.config, dtype=self.matmul_dtype)
-        return jax.lax.scan(step, x, (blocks, sliding), unroll=self.unroll)[0]
+    def _stacked(self) -> Any:
+        return self.blocks, jnp.asarray(self.config.sliding, bool)
 
+    def _block(self, x: Float[Array, "batch time embed"], layer: Any) -> Float[Array, "batch time embed"]:
+        block, sliding = layer
+        eps, dtype = self.config.norm_eps, self.matmul_dtype
+        h = rms_norm(x, _gain(block.attention_in), eps)
+        x = x + rms_norm(_attention(h, block, sliding, self.config, dtype), _gain(block.attention_out), eps)
+        h = rms_norm(x, _gain(block.mlp_in), eps)
+        gate = jax.nn.gelu(linear(h, block.gate, None, dtype), approximate=True)
+        h = linear(gate * linear(h, block.up, None, dtype), block.down, None, dtype)
+        return x + rms_norm(h, _gain(block.mlp_out), eps)
 
-def rms_norm(x: Float[Array, "*axes embed"], weight: Float[Array, " embed"], eps: float) -> Float[Array, "*axes embed"]:
-    """x / sqrt(mean(x^2) + eps) * (1 + weight)."""
-    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
-    return x * scale * (1 + weight.astype(jnp.float32))
-
-
-def softcap(x: Float[Array, "*axes"], cap: float | None) -> Float[Array, "*axes"]:
-    """cap * tanh(x / cap): bounded by the cap, identity near 0."""
-    return x if cap is None else cap * jnp.tanh(x / cap)
+    def _head(self, x: Float[Array, "batch time embed"]) -> Float[Array, "batch time vocab"]:
+        x = rms_norm(x, _gain(self.final_norm), self.config.norm_eps)
+        return softcap(product("btd,vd->btv", self.matmul_dtype, x, self.embedding), self.config.final_cap)
 
 
-def rotate(x: Float[Array, "batch time heads head_dim"], theta: float) -> Float[Array, "batch time heads head_dim"]:
-    """Rotary positions: the pair (i, i + head_dim / 2) turns by position * theta^(-2 i / head_dim)."""
-    half = x.shape[-1] // 2
-    angle = jnp.arange(x.shape[1])[:, None, None] * theta ** (-jnp.arange(half) / half)
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-
-
-def visible(time: int, window: int, sliding: Bool[Array, ""]) -> Bool[Array, "time time"]:
-    """Which key (column) a query (row) may read: none later, and on a sliding layer the last `window` alone."""
-    distance = jnp.arange(time)[:, None] - jnp.arange(time)[None, :]
-    return (distance >= 0) & (~sliding | (distance < window))
+def _gain(weight: Float[Array, " embed"]) -> Float[Array, " embed"]:
+    return 1 + weight.astype(jnp.float32)
 
 
 def _attention(h, block: Blocks, sliding, config: Gemma2Config, dtype: str):
-    batch, time, _ = h.shape
-    kv, groups = config.kv_heads, config.heads // config.kv_heads
-    q = product("btd,od->bto", dtype, h, block.q).reshape(batch, time, -1, config.head_dim)
-    k = product("btd,od->bto", dtype, h, block.k).reshape(batch, time, kv, config.head_dim)
-    v = product("btd,od->bto", dtype, h, block.v).reshape(batch, time, kv, config.head_dim)
-    q = rotate(q * config.query_pre_attn_scalar**-0.5, config.rope_theta).reshape(batch, time, kv, groups, -1)
-    scores = product("btkgh,bskh->bkgts", dtype, q, rotate(k, config.rope_theta))
-    scores = softcap(scores, config.attention_cap)
-    weights = jax.nn.softmax(jnp.where(visible(time, config.window, sliding), scores, -jnp.inf), axis=-1)
-    mixed = product("bkgts,bskh->btkgh", dtype, weights, v).reshape(batch, time, -1)
-    return product("bto,do->btd", dtype, mixed, block.o)
-
-
-def _block(x, layer, *, config: Gemma2Config, dtype: str):
-    block, sliding = layer
-    eps = config.norm_eps
-    h = rms_norm(x, block.attention_in, eps)
-    x = x + rms_norm(_attention(h, block, sliding, config, dtype), block.attention_out, eps)
-    h = rms_norm(x, block.mlp_in, eps)
-    gate = jax.nn.gelu(product("btd,hd->bth", dtype, h, block.gate), approximate=True)
-    h = product("bth,dh->btd", dtype, gate * product("btd,hd->bth", dtype, h, block.up), block.down)
-    return x + rms_norm(h, block.mlp_out, eps), None
+    heads = (*h.shape[:2], -1, config.head_dim)
+    turn = Rope(config.rope_theta).frequencies(config.head_dim // 2)
+    q = rotate(linear(h, block.q, None, dtype).reshape(heads) * config.query_pre_attn_scalar**-0.5, turn)
+    k = rotate(linear(h, block.k, None, dtype).reshape(heads), turn)
+    v = linear(h, block.v, None, dtype).reshape(heads)
+    mask = visible(h.shape[1], config.window, sliding)
+    return linear(attend(q, k, v, mask, dtype, config.attention_cap), block.o, None, dtype)

@@ -1,0 +1,158 @@
+"""What every language model here can do: residual streams out at any layer, and back in, into logits.
+
+A model is an embedding, L blocks whose weights are stacked along a first axis ``layers``, and a head. "Layer l" is the
+residual stream after l blocks; layer 0 is what the first block reads. Blocks run in one `jax.lax.scan`, so that
+compiling does not grow with L. Activations are float32 throughout; only the operands of matrix products are
+rounded to `matmul_dtype`. Axis names in the annotations decide how a model lies on a mesh (`jhsae.lm.sharding`).
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jhsae.errors import UserError
+
+
+class AbstractConfig(ABC):
+    """Sizes and constants of one model: hashable, static. `extras` names the optional weights that it has."""
+
+    model_type: str
+    vocab: int
+    embed: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    extras: tuple[str, ...]
+
+    @property
+    @abstractmethod
+    def layers(self) -> int:
+        """How many blocks."""
+
+    @abstractmethod
+    def first(self, layers: int) -> "AbstractConfig":
+        """That of the first `layers` blocks alone."""
+
+    @abstractmethod
+    def to_hugging_face(self) -> dict[str, Any]:
+        """What transformers needs in config.json to build the same model, beside model_type and num_hidden_layers."""
+
+    def pieces(self) -> dict[str, int]:
+        """Into how many equal parts each logical axis may be cut: heads stay whole."""
+        heads = {"queries": self.heads, "keys": self.kv_heads, "fused": self.heads}
+        whole = {"layers": self.layers, "vocab": self.vocab, "embed": self.embed, "hidden": self.hidden}
+        return {**heads, **whole, "head_dim": self.head_dim}
+
+    def sizes(self) -> dict[str, int]:
+        """The size of every logical axis; ``fused`` is that of queries, keys and values together."""
+        each = {"queries": self.head_dim, "keys": self.head_dim, "fused": 3 * self.head_dim}
+        return {axis: count * each.get(axis, 1) for axis, count in self.pieces().items()}
+
+
+class AbstractLM(eqx.Module):
+    """A decoder; see the module's docstring for the meaning of "layer".
+
+    `matmul_dtype` rounds the operands of matrix products; `unroll` compiles the blocks one by one instead of as a
+    loop (the same numbers; slower to compile, faster to differentiate on a CPU).
+    """
+
+    tensors: ClassVar[dict[str, str]]  # leaf -> name in the checkpoint; {} stands for the layer
+    embedding: eqx.AbstractVar[Float[Array, "vocab embed"]]
+    blocks: eqx.AbstractVar[Any]
+    final_norm: eqx.AbstractVar[Float[Array, " embed"]]
+    config: eqx.AbstractVar[Any]
+    matmul_dtype: eqx.AbstractVar[str]
+    unroll: eqx.AbstractVar[bool]
+
+    @abstractmethod
+    def unembedding(self) -> Float[Array, "vocab embed"]:
+        """Rows whose product with the normalised residual stream gives the logits; each family says how exactly."""
+
+    @abstractmethod
+    def _start(self, ids: Int[Array, "batch time"]) -> Float[Array, "batch time embed"]:
+        """The residual stream at layer 0."""
+
+    @abstractmethod
+    def _stacked(self) -> Any:
+        """What `_block` reads of each layer, stacked along the first axis of every leaf."""
+
+    @abstractmethod
+    def _block(self, x: Float[Array, "batch time embed"], layer: Any) -> Float[Array, "batch time embed"]:
+        """One block."""
+
+    @abstractmethod
+    def _head(self, x: Float[Array, "batch time embed"]) -> Float[Array, "batch time vocab"]:
+        """Logits of the last residual stream."""
+
+    @property
+    def embed(self) -> int:
+        return self.config.embed
+
+    @property
+    def layers(self) -> int:
+        return self.config.layers
+
+    @property
+    def vocab(self) -> int:
+        return self.config.vocab
+
+    def residual(self, ids: Int[Array, "batch time"], layer: int) -> Float[Array, "batch time embed"]:
+        """The residual stream after the first `layer` blocks; later blocks do not run."""
+        self._check(layer)
+        return self._run(self._start(ids), 0, layer)
+
+    def residuals(
+        self, ids: Int[Array, "batch time"], layers: tuple[int, ...]
+    ) -> Float[Array, "taps batch time embed"]:
+        """The residual streams at several layers, in the order of `layers`; every block runs once.
+
+        Blocks after the last of them do not run.
+        """
+        if not layers:
+            raise UserError("residuals of no layers; write at least one, e.g. (0,)")
+        for layer in layers:
+            self._check(layer)
+        taps, place = np.unique(layers, return_inverse=True)
+        last = int(taps[-1])
+        # Layer l is written where the first tap at or after l belongs, so that the tap itself writes there last.
+        slots = jnp.asarray(np.searchsorted(taps, np.arange(1, last + 1)), jnp.int32)
+        x = self._start(ids)
+        kept = jnp.zeros((len(taps), *x.shape), x.dtype).at[0].set(x)
+
+        def step(carry: tuple[Array, Array], layer: Any) -> tuple[tuple[Array, Array], None]:
+            x, kept = carry
+            x = self._block(x, layer[0])
+            return (x, jax.lax.dynamic_update_index_in_dim(kept, x, layer[1], 0)), None
+
+        (_, kept), _ = jax.lax.scan(step, (x, kept), (self._slice(0, last), slots), unroll=self.unroll)
+        return kept if tuple(taps) == tuple(layers) else kept[place]
+
+    def logits_from(self, x: Float[Array, "batch time embed"], layer: int) -> Float[Array, "batch time vocab"]:
+        """Next-token logits from a residual stream that stands at `layer`."""
+        self._check(layer)
+        return self._head(self._run(x.astype(jnp.float32), layer, self.layers))
+
+    def __call__(self, ids: Int[Array, "batch time"]) -> Float[Array, "batch time vocab"]:
+        """Next-token logits."""
+        return self.logits_from(self.residual(ids, 0), 0)
+
+    def _check(self, layer: int) -> None:
+        if not 0 <= layer <= self.layers:
+            raise UserError(
+                f"layer {layer} of a model with {self.layers} blocks; write 0 (the embedding) to {self.layers}"
+            )
+
+    def _slice(self, start: int, stop: int) -> Any:
+        return jax.tree.map(lambda leaf: leaf[start:stop], self._stacked())
+
+    def _run(self, x: Array, start: int, stop: int) -> Array:
+        def step(x: Array, layer: Any) -> tuple[Array, None]:
+            return self._block(x, layer), None
+
+        return jax.lax.scan(step, x, self._slice(start, stop), unroll=self.unroll)[0]

@@ -1,0 +1,83 @@
+"""Sizes and constants of a Gemma-2 model, and their Hugging Face config.json form."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jhsae.errors import UserError
+from jhsae.lm.base import AbstractConfig
+from jhsae.lm.rope import Rope
+from jhsae.lm.rope import from_hugging_face as rope_from_hugging_face
+from jhsae.lm.settings import SLIDING, check_heads, check_only, check_present, layer_types, type_names
+
+# Settings whose other values this forward pass does not compute; the first of each is also the default.
+ONLY: dict[str, tuple[Any, ...]] = {
+    "hidden_activation": ("gelu_pytorch_tanh",),
+    "attention_bias": (False,),
+    "tie_word_embeddings": (True,),
+    "use_bidirectional_attention": (None, False),
+}
+NAMES = {
+    "vocab": "vocab_size",
+    "embed": "hidden_size",
+    "hidden": "intermediate_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "window": "sliding_window",
+    "query_pre_attn_scalar": "query_pre_attn_scalar",
+    "attention_cap": "attn_logit_softcapping",
+    "final_cap": "final_logit_softcapping",
+    "norm_eps": "rms_norm_eps",
+}
+
+
+@dataclass(frozen=True)
+class Gemma2Config(AbstractConfig):
+    """`sliding[i]` says whether block i attends within `window`; a cap of None is no cap."""
+
+    vocab: int
+    embed: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    window: int
+    sliding: tuple[bool, ...]
+    query_pre_attn_scalar: int
+    attention_cap: float | None = 50.0
+    final_cap: float | None = 30.0
+    norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    extras: tuple[str, ...] = ()
+    model_type: str = "gemma2"
+
+    @property
+    def layers(self) -> int:
+        return len(self.sliding)
+
+    def first(self, layers: int) -> "Gemma2Config":
+        return replace(self, sliding=self.sliding[:layers])
+
+    def to_hugging_face(self) -> dict[str, Any]:
+        return {
+            "architectures": ["Gemma2ForCausalLM"],
+            "layer_types": type_names(self.sliding),
+            "rope_theta": self.rope_theta,
+            "rope_parameters": Rope(self.rope_theta).to_hugging_face(),
+            **{theirs: getattr(self, ours) for ours, theirs in NAMES.items()},
+            **{key: allowed[0] for key, allowed in ONLY.items()},
+        }
+
+
+def gemma2_config(settings: dict[str, Any], source: str) -> Gemma2Config:
+    """The config of a parsed config.json; `source` names it in errors: a missing or unsupported setting."""
+    check_only(settings, ONLY, source)
+    check_present(settings, (*NAMES.values(), "num_hidden_layers"), source)
+    values = {ours: settings[theirs] for ours, theirs in NAMES.items()}
+    check_heads(values["heads"], values["kv_heads"], source)
+    rope = rope_from_hugging_face(settings, source)
+    if not isinstance(rope, Rope):
+        raise UserError(f"{source}: rope_type is {rope.rope_type!r}, a Gemma-2 has 'default' alone")
+    count = settings["num_hidden_layers"]
+    kinds = settings.get("layer_types") or [list(SLIDING)[i % 2] for i in range(count)]
+    return Gemma2Config(**values, sliding=layer_types(kinds, count, source), rope_theta=rope.rope_theta)

@@ -1,0 +1,116 @@
+"""Sizes and constants of a Llama-like model (Llama, Mistral, Qwen 2, Qwen 3), and their config.json form."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jhsae.errors import UserError
+from jhsae.lm.base import AbstractConfig
+from jhsae.lm.rope import AbstractRope
+from jhsae.lm.rope import from_hugging_face as rope_from_hugging_face
+from jhsae.lm.settings import check_heads, check_only, check_present, layer_types, type_names
+
+# Settings whose other values this forward pass does not compute; the first of each is also the default.
+ONLY: dict[str, tuple[Any, ...]] = {"hidden_act": ("silu",), "partial_rotary_factor": (None, 1.0)}
+NAMES = {
+    "vocab": "vocab_size",
+    "embed": "hidden_size",
+    "hidden": "intermediate_size",
+    "heads": "num_attention_heads",
+    "norm_eps": "rms_norm_eps",
+}
+ARCHITECTURE = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+QKV = ("q_bias", "k_bias", "v_bias")
+MLP = ("gate_bias", "up_bias", "down_bias")
+
+
+@dataclass(frozen=True)
+class LlamaConfig(AbstractConfig):
+    """`sliding[i]` says whether block i attends within `window`; `extras` names the optional weights it has."""
+
+    model_type: str
+    vocab: int
+    embed: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    sliding: tuple[bool, ...]
+    window: int | None
+    norm_eps: float
+    rope: AbstractRope
+    extras: tuple[str, ...]
+
+    @property
+    def layers(self) -> int:
+        return len(self.sliding)
+
+    def first(self, layers: int) -> "LlamaConfig":
+        return replace(self, sliding=self.sliding[:layers])
+
+    def to_hugging_face(self) -> dict[str, Any]:
+        settings = {
+            "architectures": [f"{ARCHITECTURE[self.model_type]}ForCausalLM"],
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "rope_parameters": self.rope.to_hugging_face(),
+            "tie_word_embeddings": "head" not in self.extras,
+            "attention_bias": "o_bias" in self.extras,
+            "mlp_bias": "down_bias" in self.extras,
+            "hidden_act": "silu",
+            "sliding_window": self.window,
+            **{theirs: getattr(self, ours) for ours, theirs in NAMES.items()},
+        }
+        if self.model_type.startswith("qwen"):
+            settings |= {"use_sliding_window": self.window is not None, "layer_types": type_names(self.sliding)}
+        return settings
+
+
+def llama_config(settings: dict[str, Any], source: str) -> LlamaConfig:
+    """The config of a parsed config.json; `source` names it in errors: a missing or unsupported setting."""
+    kind = settings["model_type"]
+    check_only(settings, ONLY, source)
+    # Where a model has a default of its own in transformers, the setting is asked for instead of copying it.
+    own = {"llama": (), "mistral": ("num_key_value_heads",), "qwen2": ("num_key_value_heads",)}
+    needed = own.get(kind, ("num_key_value_heads", "head_dim"))
+    check_present(settings, (*NAMES.values(), *needed, "num_hidden_layers"), source)
+    values = {ours: settings[theirs] for ours, theirs in NAMES.items()}
+    heads, kv_heads = values["heads"], settings.get("num_key_value_heads") or values["heads"]
+    check_heads(heads, kv_heads, source)
+    window, sliding = _sliding(settings, source)
+    return LlamaConfig(
+        model_type=kind,
+        **values,
+        kv_heads=kv_heads,
+        head_dim=settings.get("head_dim") or values["embed"] // heads,
+        sliding=sliding,
+        window=window,
+        rope=rope_from_hugging_face(settings, source),
+        extras=_extras(settings),
+    )
+
+
+def _sliding(settings: dict[str, Any], source: str) -> tuple[int | None, tuple[bool, ...]]:
+    """The window, and which layers have it: in Mistral all, in Qwen those that layer_types or max_window_layers say."""
+    kind, count = settings["model_type"], settings["num_hidden_layers"]
+    if kind == "mistral" and "sliding_window" not in settings:
+        raise UserError(f"{source}: no sliding_window; write its tokens, or null for none")
+    window = settings.get("sliding_window")
+    if kind == "llama" or (kind.startswith("qwen") and not settings.get("use_sliding_window", False)):
+        window = None
+    if window is None:
+        return None, (False,) * count
+    if kind == "mistral":
+        return window, (True,) * count
+    full = settings.get("max_window_layers", count)
+    kinds = settings.get("layer_types") or ["full_attention" if i < full else "sliding_attention" for i in range(count)]
+    return window, layer_types(kinds, count, source)
+
+
+def _extras(settings: dict[str, Any]) -> tuple[str, ...]:
+    kind = settings["model_type"]
+    attention = kind in ("llama", "qwen3") and settings.get("attention_bias", False)
+    found: tuple[str, ...] = () if settings.get("tie_word_embeddings", False) else ("head",)
+    found += QKV if kind == "qwen2" or attention else ()
+    found += ("o_bias",) if attention else ()
+    found += MLP if kind == "llama" and settings.get("mlp_bias", False) else ()
+    return found + (("q_norm", "k_norm") if kind == "qwen3" else ())

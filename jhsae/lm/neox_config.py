@@ -1,0 +1,85 @@
+"""Sizes and constants of a GPT-NeoX model (Pythia), and their Hugging Face config.json form."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jhsae.errors import UserError
+from jhsae.lm.base import AbstractConfig
+from jhsae.lm.rope import AbstractRope
+from jhsae.lm.rope import from_hugging_face as rope_from_hugging_face
+from jhsae.lm.settings import check_only, check_present
+
+# Settings whose other values this forward pass does not compute; the first of each is also the default.
+ONLY: dict[str, tuple[Any, ...]] = {"hidden_act": ("gelu",)}
+NAMES = {
+    "vocab": "vocab_size",
+    "embed": "hidden_size",
+    "hidden": "intermediate_size",
+    "heads": "num_attention_heads",
+    "depth": "num_hidden_layers",
+    "norm_eps": "layer_norm_eps",
+}
+
+
+@dataclass(frozen=True)
+class NeoXConfig(AbstractConfig):
+    """The first `rotated` entries of each head turn; with `parallel`, attention and MLP read the same stream."""
+
+    vocab: int
+    embed: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    depth: int
+    norm_eps: float
+    rope: AbstractRope
+    rotated: int
+    parallel: bool
+    extras: tuple[str, ...]
+    model_type: str = "gpt_neox"
+
+    @property
+    def layers(self) -> int:
+        return self.depth
+
+    def first(self, layers: int) -> "NeoXConfig":
+        return replace(self, depth=layers)
+
+    def to_hugging_face(self) -> dict[str, Any]:
+        rotated = {"partial_rotary_factor": self.rotated / self.head_dim}
+        return {
+            "architectures": ["GPTNeoXForCausalLM"],
+            "rope_parameters": self.rope.to_hugging_face() | rotated,
+            "use_parallel_residual": self.parallel,
+            "attention_bias": "qkv_bias" in self.extras,
+            "tie_word_embeddings": "head" not in self.extras,
+            "hidden_act": "gelu",
+            **{theirs: getattr(self, ours) for ours, theirs in NAMES.items()},
+        }
+
+
+def neox_config(settings: dict[str, Any], source: str) -> NeoXConfig:
+    """The config of a parsed config.json; `source` names it in errors: a missing or unsupported setting."""
+    check_only(settings, ONLY, source)
+    check_present(settings, NAMES.values(), source)
+    values = {ours: settings[theirs] for ours, theirs in NAMES.items()}
+    embed, heads = values["embed"], values["heads"]
+    if embed % heads:
+        raise UserError(f"{source}: hidden_size {embed} over {heads} heads; write a multiple of {heads}")
+    scaled = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
+    turning = scaled.get("partial_rotary_factor", settings.get("rotary_pct", 0.25))
+    extras = () if settings.get("tie_word_embeddings", False) else ("head",)
+    head_dim = embed // heads
+    rotated = int(head_dim * turning)
+    if rotated < 2 or rotated % 2:
+        raise UserError(f"{source}: {turning} of {head_dim} entries per head turn; write a factor that makes them even")
+    return NeoXConfig(
+        **values,
+        kv_heads=heads,
+        head_dim=head_dim,
+        rope=rope_from_hugging_face(settings, source, theta="rotary_emb_base"),
+        rotated=rotated,
+        parallel=settings.get("use_parallel_residual", True),
+        extras=extras + (("qkv_bias", "out_bias") if settings.get("attention_bias", True) else ()),
+    )
