@@ -170,7 +170,7 @@ def describe(
 
 
 def _residual(
-    config: Teach, model: lm.Gemma2
+    config: Teach, model: lm.AbstractLM
 ) -> Callable[[Int[np.ndarray, "batch time"]], Float[np.ndarray, "batch time embed"]]:
     layer = config.lm.layer
     forward = eqx.filter_jit(lambda model, ids: model.residual(ids, layer))
