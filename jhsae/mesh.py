@@ -20,7 +20,7 @@ from jhsae.devices import make_mesh as make_mesh
 from jhsae.devices import rows_shards as rows_shards
 from jhsae.devices import shard_batch as shard_batch
 from jhsae.leaf import Leaf, describe
-from jhsae.ops import EXPERT, shard_rows
+from jhsae.ops import DATA, EXPERT, HOST, shard_rows
 from jhsae.sae import AbstractSAE
 
 LOGICAL_TO_MESH = {"experts": EXPERT, "features": EXPERT}
@@ -53,6 +53,15 @@ def _sharding(leaf: Leaf, shape: tuple[int, ...], mesh: Mesh, moments: bool) -> 
 
 
 def _put(a: Array, sharding: NamedSharding) -> Array:
-    if isinstance(a, jax.core.Tracer):
-        return jax.lax.with_sharding_constraint(a, sharding)
-    return jax.device_put(a, sharding)
+    if not isinstance(a, jax.core.Tracer):
+        return jax.device_put(a, sharding)
+    if (
+        sharding.mesh.shape[HOST] > 1
+        and sharding.spec
+        and sharding.spec[0] == EXPERT
+        and a.shape[0] % sharding.mesh.size == 0
+    ):
+        # updated shares are gathered between hosts while they are small, then within each
+        within = PartitionSpec((EXPERT, DATA), *sharding.spec[1:])
+        a = jax.lax.with_sharding_constraint(a, NamedSharding(sharding.mesh, within))
+    return jax.lax.with_sharding_constraint(a, sharding)

@@ -22,7 +22,9 @@ from jhsae.ops.router import Routed as Routed
 from jhsae.ops.router import route as route
 from jhsae.ops.select import largest as largest
 from jhsae.ops.select import largest_of_rows as largest_of_rows
+from jhsae.ops.spread import DATA as DATA
 from jhsae.ops.spread import EXPERT as EXPERT
+from jhsae.ops.spread import HOST as HOST
 from jhsae.ops.spread import ROWS as ROWS
 from jhsae.ops.spread import SHARDS as SHARDS
 from jhsae.ops.spread import Layout as Layout

@@ -31,10 +31,11 @@ class Layout(Enum):
     TOKENS = "the first axis counts tokens"
     EXPERTS = "the first axis counts experts, or features"
     BOTH = "tokens, then features"
+    SHARE = "as EXPERTS, and then over the devices that share the batch: the layout of moments and gradients"
     WHOLE = "every device has all of it"
     OWN = "what a device keeps for a later call; the others have other numbers"
     TOKEN_SUM = "as TOKENS, each shard of experts with a summand"
-    EXPERT_SUM = "as EXPERTS, each share of the batch with a summand; every device gets its share of the sum"
+    EXPERT_SUM = "as EXPERTS, each share of the batch with a summand; the sum is laid out as SHARE"
     TOTAL = "every device has a summand"
 
 
@@ -175,7 +176,7 @@ def _spec(layout: Layout, shard: Shard, experts: int) -> PartitionSpec:
             return PartitionSpec(ROWS, expert)
         case Layout.OWN:
             return PartitionSpec(SHARDS)
-        case Layout.EXPERT_SUM:
+        case Layout.EXPERT_SUM | Layout.SHARE:
             return PartitionSpec(shard_rows(experts, shard.mesh))
     return PartitionSpec()
 
