@@ -2,7 +2,7 @@
 
 A verb lives in the module of its name, which is imported only when that verb is asked for. Exit codes: 0 done,
 1 a parity row failed or a benchmark's sides differ, 2 the input was wrong (one line says what to write), 130
-interrupted.
+interrupted, 75 another process of the run is gone, 143 stopped by SIGTERM and saved.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from jhsae.bench import arguments as bench
 from jhsae.errors import UserError
+from jhsae.plan import arguments as plan
 
 
 class Verb(NamedTuple):
@@ -101,6 +102,7 @@ VERBS = {
         bare=True,
     ),
 }
+TOGETHER = ("train", "harvest")  # the verbs that several processes run as one
 BARE = Path(__file__).with_name("bare.yaml")
 PARITY = (
     "Compares jhsae with golden numbers of the original implementations, row by row.\n\n"
@@ -115,9 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # transformers would say that PyTorch is missing, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
-        arguments = _parser().parse_args(argv)
-        if arguments.verb == "bench":
-            return bench.run(arguments)
+        arguments = _arguments(argv)
+        if arguments.verb in (words := {"bench": bench, "plan": plan}):
+            return words[arguments.verb].run(arguments)
         return _parity(arguments) if arguments.verb == "parity" else _run(arguments.verb, arguments.words)
     except UserError as error:
         print(f"jhsae: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -127,6 +129,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """What the words mean; overrides of ``plan`` may stand behind its flags too."""
+    parser = _parser()
+    arguments, more = parser.parse_known_args(argv)
+    if more and (arguments.verb != "plan" or any(word.startswith("-") for word in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        arguments.words += more
+    return arguments
+
+
 def _run(verb: str, words: list[str]) -> int:
     from jhsae import config
 
@@ -134,6 +147,8 @@ def _run(verb: str, words: list[str]) -> int:
     path = words[0] if named else VERBS[verb].default or (str(BARE) if VERBS[verb].bare else None)
     if path is None:
         raise UserError(f"{verb} was given no config file, expected one: {VERBS[verb].example}")
+    if verb in TOGETHER:
+        importlib.import_module("jhsae.distributed").initialize()
     module = _module(verb)
     try:
         settings = config.load(getattr(module, verb.capitalize()), config.find(path), words[named:])
@@ -165,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     parity.add_argument("file", type=Path, metavar="FILE.npz", help="the golden file")
     parity.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as JSON")
     bench.add(verbs)
+    plan.add(verbs)
     return top
 
 

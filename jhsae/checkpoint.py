@@ -1,176 +1,178 @@
-"""Training checkpoints (Orbax: atomic, sharded, asynchronous) and the saved SAE (safetensors and JSON).
+"""Training checkpoints (Orbax: atomic, sharded, asynchronous), restored onto any mesh and number of processes.
 
-A checkpoint holds the whole `TrainState` and the loader's position; restoring it continues bit for bit.
+A checkpoint holds the whole `TrainState`, the loader's position and a fingerprint of every array; on the mesh it was
+saved from, a run continues from it bit for bit. One that cannot be read, or came back with another fingerprint, is set
+aside and the one before it is taken.
 """
 
-import json
-import shutil
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jaxtyping import Array
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from etils import epath
+from jax.experimental.multihost_utils import process_allgather
 
-from jhsae import config
-from jhsae.config import Slot
-from jhsae.data import AbstractNormalizer
+from jhsae.distributed import barrier, is_main, several
 from jhsae.errors import UserError
-from jhsae.leaf import describe
-from jhsae.sae import AbstractSAE
+from jhsae.fingerprint import fingerprints, layout
+from jhsae.saved_sae import load_sae as load_sae
+from jhsae.saved_sae import save_sae as save_sae
 from jhsae.step import TrainState
 
-FORMAT = 2
-DESCRIPTION, PARAMETERS, STATISTICS = "sae.json", "sae.safetensors", "normalizer.safetensors"
+MOVING_SECONDS = 600
+
+
+class DamagedError(RuntimeError):
+    """A checkpoint is not what was saved."""
 
 
 class Checkpoints:
     """The checkpoints of one run folder. Use it as a context manager, so that a pending save is finished."""
 
-    def __init__(self, folder: Path, keep: int | None = 2):
-        """`keep` checkpoints are kept, the newest; null keeps all."""
+    def __init__(self, folder: epath.PathLike, keep: int | None = 2):
+        """`keep` checkpoints are kept, the newest; null keeps all. What a killed save left behind is removed."""
+        self._folder = epath.Path(folder) if "://" in str(folder) else epath.Path(folder).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            with self._writing():
+                self._manager.wait_until_finished()
+        finally:
+            self._manager.close()
 
     def latest(self) -> int | None:
         """The step of the newest complete checkpoint."""
-        return self._manager.latest_step()
+        return max(self.steps(), default=None)
+
+    def steps(self) -> list[int]:
+        """The steps of the complete checkpoints, in order."""
+        self._manager.wait_until_finished()
+        return self._complete()
+
+    def _complete(self) -> list[int]:
+        return sorted(ocp.utils.checkpoint_steps(self._folder))
 
     def save(self, state: TrainState, loader: dict[str, Any]) -> None:
-        """Saves after the update that `state.step` counts; returns before the files are complete."""
-        step = int(state.step)
+        """Saves after the update that `state.step` counts; returns before the files are complete.
+
+        Raises `UserError` when this save, or the one before it, cannot be written; complete checkpoints stay.
+        """
+        step = int(jax.device_get(state.step))
         arrays = eqx.filter(state, eqx.is_array)
-        saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), loader=ocp.args.JsonSave(loader)),
-        )
+        about = {"loader": loader, "arrays": fingerprints(arrays)}
+        items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about))
+        with self._writing():
+            saved = self._manager.save(step, args=items)
         if not saved:
             raise RuntimeError(f"the checkpoint of step {step} was not written: one of that step exists already")
 
+    def resume(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint that is whole, or None where there is none; `like` as in `restore`.
+
+        Damaged ones are renamed to ``STEP.damaged`` with a message. Raises `UserError` when all of them are.
+        """
+        damage: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            try:
+                found = self.restore(like, step)
+            except DamagedError as error:
+                damage[step] = str(error)
+                continue
+            self._set_aside(damage, f"the run continues from step {step}")
+            return found
+        if damage:
+            raise UserError(
+                f"no checkpoint in {self._folder} can be read (step {max(damage)}: {damage[max(damage)]}); bring one "
+                "back, or write another out=... to begin anew"
+            )
+        return None
+
     def restore(self, like: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
-        """The state and loader position of `step`, on the devices of `like`."""
-        arrays, static = eqx.partition(like, eqx.is_array)
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, arrays)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), loader=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=args)
-        _same_dtypes(arrays, restored["state"])
-        return eqx.combine(restored["state"], static), restored["loader"]
+        """The state and loader position of `step`, laid out as the arrays of `like`, or their descriptions.
+
+        Raises `UserError` when the run needs other arrays than were saved, `DamagedError` when files are not whole.
+        """
+        wanted, static = eqx.partition(like, lambda a: eqx.is_array(a) or isinstance(a, jax.ShapeDtypeStruct))
+        about = _together(lambda: _read_about(self._folder / str(step) / "about"))
+        self._check_layout(about["arrays"], wanted, step)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
+        # the handler, not the manager: that one's barrier would keep the others waiting for a process that failed
+        handler, path = ocp.StandardCheckpointHandler(), self._folder / str(step) / "state"
+        arrays = _together(lambda: handler.restore(path, args=ocp.args.StandardRestore(abstract)))
+        for name, got in fingerprints(arrays).items():
+            if got != about["arrays"][name]:
+                raise DamagedError(f"{name} came back with other numbers than were saved")
+        return eqx.combine(arrays, static), about["loader"]
+
+    def _check_layout(self, saved: dict[str, Any], wanted: Any, step: int) -> None:
+        found = {jax.tree_util.keystr(path): layout(a) for path, a in jax.tree_util.tree_leaves_with_path(wanted)}
+        for name in {**found, **saved}:
+            there, here = (_words(tree.get(name)) for tree in (saved, found))
+            if there != here:
+                raise UserError(
+                    f"the checkpoint of step {step} in {self._folder} holds {there} at {name} where the run needs "
+                    f"{here}; resume with its own config and version of jhsae, or write another out=..."
+                )
+
+    def _set_aside(self, damage: dict[int, str], then: str) -> None:
+        for step, reason in damage.items():
+            if is_main():
+                (self._folder / str(step)).rename(self._folder / f"{step}.damaged")
+                print(f"{self._folder}: the checkpoint of step {step} is damaged ({reason}); kept as {step}.damaged")
+        if damage:
+            barrier(f"set aside {sorted(damage)}", MOVING_SECONDS)
+            self._manager.reload()
+            if is_main():
+                print(f"{self._folder}: {then}")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, OSError) as error:  # tensorstore's and Python's
+            whole = f"that of step {max(self._complete())}" if self._complete() else "not there yet"
+            raise UserError(
+                f"a checkpoint cannot be written to {self._folder} ({_short(error)}); the newest complete one is "
+                f"{whole}; make room there, then run the same command to continue"
+            ) from error
 
 
-def save_sae(
-    folder: Path,
-    sae: AbstractSAE,
-    slot: Slot,
-    normalize: Slot,
-    normalizer: AbstractNormalizer,
-    about: dict[str, Any],
-) -> None:
-    """Writes a settled SAE and its fitted normaliser; the folder appears complete and is never overwritten.
-
-    ``sae.safetensors`` holds the parameters under their paths, ``normalizer.safetensors`` the normaliser's statistics
-    (no file where it has none), ``sae.json`` the two slots and `about`.
-    """
-    if folder.exists():
-        raise UserError(f"{folder} exists and is never overwritten; write another folder")
-    partial = folder.with_name(folder.name + ".partial")
-    if partial.exists():  # a save was cut off
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    arrays = eqx.filter(sae, eqx.is_inexact_array)
-    paths = [leaf.path for leaf in jax.tree.leaves(describe(arrays))]
-    save_file({p: np.asarray(a) for p, a in zip(paths, jax.tree.leaves(arrays), strict=True)}, partial / PARAMETERS)
-    if statistics := _statistics(normalizer, sae.embed):
-        save_file(statistics, partial / STATISTICS)
-    slots = {"format": FORMAT, "sae": slot, "normalize": normalize}
-    (partial / DESCRIPTION).write_text(json.dumps(slots | about | slots, indent=2) + "\n")
-    partial.rename(folder)
-
-
-def load_sae(folder: str | Path) -> tuple[AbstractSAE, AbstractNormalizer, dict[str, Any]]:
-    """The SAE, its fitted input normaliser and its description, from a run folder or the ``sae`` folder in it.
-
-    `UserError`: no SAE there, another format, a file that is missing or damaged, a tensor that is missing, left over
-    or has another shape than ``sae.json`` describes.
-    """
-    folder = Path(folder) / "sae" if (Path(folder) / "sae").is_dir() else Path(folder)
-    about = _description(folder)
-    slot, normalize = (config.checked(about[name], folder / DESCRIPTION) for name in ("sae", "normalize"))
-    # shapes alone: starting values, drawn to be thrown away, would double the memory
-    structure = eqx.filter_eval_shape(lambda key: config.build(slot, key=key).settled(None), jax.random.key(0))
-    arrays, static = eqx.partition(structure, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
-    leaves = describe(arrays)
-    shapes = {leaf.path: a.shape for leaf, a in zip(jax.tree.leaves(leaves), jax.tree.leaves(arrays), strict=True)}
-    parameters = _tensors(folder / PARAMETERS, shapes)
-    sae = eqx.combine(jax.tree.map(lambda leaf: parameters[leaf.path], leaves), static)
-    normalizer = config.build(normalize)
-    if wanted := normalizer.shapes(sae.embed):
-        normalizer = replace(normalizer, **_tensors(folder / STATISTICS, wanted))
-    return sae, normalizer, about
-
-
-def _statistics(normalizer: AbstractNormalizer, embed: int) -> dict[str, np.ndarray]:
-    """The arrays of a fitted normaliser by field."""
-    found = {name: getattr(normalizer, name) for name in normalizer.shapes(embed)}
-    if missing := [name for name, array in found.items() if array is None]:
-        raise UserError(
-            f"{type(normalizer).__name__} has no {missing[0]} yet; save the normaliser that fit(store) returns"
-        )
-    return {name: np.asarray(array) for name, array in found.items()}
-
-
-def _description(folder: Path) -> dict[str, Any]:
-    """``sae.json``, of this format."""
-    path = folder / DESCRIPTION
-    if not path.exists():
-        raise UserError(f"no trained SAE in {folder} ({DESCRIPTION} is missing); write the folder of a finished run")
+def _together(read: Any) -> Any:
+    """What `read` returns; `DamagedError` in every process when it fails in one."""
+    found, failed = None, ""
     try:
-        about = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not readable JSON ({error}); train or copy it again") from error
-    found = about.get("format") if isinstance(about, dict) else None
-    if not isinstance(found, int):
-        raise UserError(f"{path} names no format, expected format {FORMAT}; write the folder of a finished run")
-    if found > FORMAT:
-        raise UserError(f"{path} is of format {found}; this jhsae reads up to {FORMAT}; update jhsae")
-    if found < FORMAT:
-        raise UserError(f"{path} is of format {found}, of an older jhsae, and this one reads {FORMAT}; train it again")
-    if missing := [name for name in ("sae", "normalize") if name not in about]:
-        raise UserError(f"{path}: '{missing[0]}' is missing, expected a slot; train or copy it again")
+        found = read()
+    except (MemoryError, jax.errors.JaxRuntimeError):  # no fault of the files
+        raise
+    except Exception as error:  # Orbax raises bare ones for files that are missing, cut short or altered
+        failed = _short(error.__cause__ or error)
+    anywhere = np.any(process_allgather(np.asarray(bool(failed)))) if several() else bool(failed)
+    if anywhere:
+        raise DamagedError(failed or "another process cannot read its part")
+    return found
+
+
+def _read_about(path: epath.Path) -> dict[str, Any]:
+    about = ocp.JsonCheckpointHandler().restore(path)
+    if not isinstance(about, dict) or about.keys() != {"loader", "arrays"}:
+        raise ValueError(f"{path} does not describe a checkpoint")
     return about
 
 
-def _tensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
-    """The tensors of a file, which must be exactly those that ``sae.json`` describes."""
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, FileNotFoundError) as error:
-        raise UserError(f"{path} cannot be read ({error}); train or copy it again") from error
-    for name in {**shapes, **tensors}:
-        got = tensors[name].shape if name in tensors else "missing"
-        expected = shapes.get(name, "no such tensor")
-        if got != expected:
-            raise UserError(
-                f"{path}: '{name}' is {got}, but {DESCRIPTION} describes {expected}; the two files belong to "
-                "different SAEs"
-            )
-    return {name: jnp.asarray(array) for name, array in tensors.items()}
+def _words(leaf: dict[str, Any] | None) -> str:
+    return "nothing" if leaf is None else f"{leaf['dtype']}{leaf['shape']}"
 
 
-def _same_dtypes(expected: TrainState, got: TrainState) -> None:
-    """Orbax casts silently when dtypes differ; a changed dtype is not an exact resume."""
-    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
-        if a.dtype != b.dtype:
-            raise UserError(f"the checkpoint holds {b.dtype} where the run needs {a.dtype}; resume with its own config")
+def _short(error: BaseException) -> str:
+    """The end of an error's text, where the cause stands; tensorstore appends its whole specification."""
+    text = " ".join(str(error).split("[tensorstore_spec")[0].split("[os_error_code")[0].split())
+    return (text if len(text) < 200 else f"... {text[-200:]}") or type(error).__name__

@@ -1,81 +1,111 @@
-"""``jhsae harvest``: runs a language model over text and writes its residual stream to an activation store.
+"""``jhsae harvest``: runs a language model over text and writes its residual streams to activation stores.
 
-Text -> packed token sequences, in random order -> the first `layer` blocks of the model -> shuffled rows on
-disk. Batches are spread over all local devices; while the devices compute one batch, the host writes the
-one before. One process: a harvest over several hosts is not written yet.
+Text -> packed token sequences, in random order -> the blocks of the model, once for all layers -> groups of shuffled
+rows on disk, one store per layer. Devices and processes share the model as the mesh says; groups are dealt out to the
+processes. A harvest that was cut off goes on with the groups that are missing; what it writes is what it would have
+written.
 """
 
 import hashlib
 import json
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Bool, Int32, Shaped, UInt32
-from tqdm import tqdm
 
 from jhsae import config as cfg
 from jhsae import lm
 from jhsae.config import Slot
-from jhsae.data import Origin, Writer, ordinary, pack
+from jhsae.data import Origin, Writer, pack
 from jhsae.data.manifest import refuse_existing
+from jhsae.data.partial import finished
+from jhsae.data.storage import Channels
+from jhsae.data.stream import Stream
 from jhsae.data.text import AbstractText
+from jhsae.devices import MeshShape, make_mesh
+from jhsae.distributed import barrier, is_main
 from jhsae.errors import UserError
+from jhsae.fill import WAIT_SECONDS, fill, first_rows, say
+from jhsae.streams import Streams
+
+LAYER = "{layer}"
+CHANNEL_ROWS = 2**14  # rows that the channels of an int8 store are standardised by
 
 
 @dataclass(frozen=True)
 class Source:
-    """The language model and the place in it that is read."""
+    """The language model and the places in it that are read."""
 
     path: Annotated[str, "a folder, a Hugging Face name, or 'embedded'"]
-    layer: Annotated[int, "residual stream after this many blocks; 0 is the scaled embedding"]
+    layer: Annotated[int | list[int], "residual stream after so many blocks (0: the scaled embedding); or a list"]
     dtype: Annotated[Literal["float32", "bfloat16"], "of the weights and of matrix products"] = "float32"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Every layer that is read."""
+        return (self.layer,) if isinstance(self.layer, int) else tuple(self.layer)
 
 
 @dataclass(frozen=True)
 class Harvest:
     """The config of one harvest."""
 
-    out: Annotated[str, "the store's folder; must not exist"]
+    UNHASHED: ClassVar[frozenset[str]] = frozenset({"mesh"})
+
+    out: Annotated[str, "the store's folder, must not exist; of several layers with {layer} in it, a store for each"]
     lm: Annotated[Source, "what is read"]
     text: Annotated[Slot, "the documents, a part of jhsae.data.text"]
     rows: Annotated[int, "activations to store at most; the text may hold fewer"]
     context: Annotated[int, "tokens per sequence, BOS included"] = 128
-    batch: Annotated[int, "sequences per forward pass, over all devices"] = 32
-    dtype: Annotated[Literal["bfloat16", "float32"], "of the stored activations"] = "bfloat16"
+    batch: Annotated[int, "sequences per forward pass over all devices; rounded up so that they can share it"] = 32
+    dtype: Annotated[Literal["bfloat16", "float32", "int8"], "of the stored activations"] = "bfloat16"
     seed: Annotated[int, "order of documents, sequences and rows"] = 0
-    shuffle_rows: Annotated[int, "rows held in memory to be shuffled before they are written"] = 2**18
+    shuffle_rows: Annotated[int, "rows (per layer) held in memory to be shuffled before they are written"] = 2**18
+    mesh: Annotated[MeshShape, "devices that share the sequences and the model's weights"] = field(
+        default_factory=MeshShape
+    )
 
     def __post_init__(self) -> None:
         for name, least in (("rows", 1), ("context", 2), ("batch", 1), ("seed", 0), ("shuffle_rows", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        layers = self.lm.layers
+        if not layers or len(set(layers)) < len(layers):
+            raise UserError(f"lm.layer is {self.lm.layer}, expected one layer or a list of different ones")
+        if len(layers) > 1 and LAYER not in self.out:
+            raise UserError(
+                f"lm.layer names {len(layers)} layers, but out={self.out} one store; write {LAYER} where the number "
+                f"of the layer is to stand, e.g. out={self.out}-{LAYER}"
+            )
+
+    def stores(self) -> dict[int, str]:
+        """The folder of each layer's store."""
+        return {layer: self.out.replace(LAYER, str(layer)) for layer in self.lm.layers}
 
 
 def run(config: Harvest) -> Path:
-    """Harvests and returns the store's folder. Raises `UserError` before any compute for bad input."""
+    """Harvests and returns the store's folder (of the first layer). `UserError` before any compute for bad input."""
     config_hash = cfg.config_hash(config)
-    refuse_existing(config.out, config_hash)
+    wanted = _unfinished(config.stores(), config_hash)
+    mesh = make_mesh(config.mesh)
     text: AbstractText = cfg.build(config.text)
     documents = text.documents()
     documents = chain([next(documents)], documents)  # an empty source ends here, before the model is loaded
-    reader = lm.load(config.lm.path, layers=config.lm.layer, dtype=jnp.dtype(config.lm.dtype))
+    deepest = max(config.lm.layers)
+    reader = lm.load(config.lm.path, layers=deepest, dtype=jnp.dtype(config.lm.dtype), mesh=mesh)
     tokens = pack(documents, reader.tokenizer, config.context, config.seed, rows=config.rows)
-    keep = ordinary(tokens, reader.tokenizer)
-    rows = min(config.rows, int(keep.sum()))
+    stream = Stream.of(tokens, reader.tokenizer, config.seed)
+    rows = min(config.rows, stream.rows)
     if rows < config.rows:
-        print(f"the text holds {rows} tokens in whole sequences, fewer than rows={config.rows}; storing those")
+        say(f"the text holds {rows} tokens in whole sequences, fewer than rows={config.rows}; storing those")
+    on_devices = "float32" if config.dtype == "int8" else config.dtype
+    streams = Streams(reader.model, tuple(wanted), mesh, config.batch, on_devices)
     origin = Origin(
         model=reader.name,
-        layer=config.lm.layer,
+        layer=deepest,
         tokenizer=_fingerprint(reader),
         dataset=text.describe(),
         documents=int((tokens == reader.tokenizer.eos_token_id).sum()),
@@ -83,60 +113,55 @@ def run(config: Harvest) -> Path:
         config=cfg.to_dict(config),
         config_hash=config_hash,
     )
-    sizes = {"rows": rows, "embed": reader.model.embed, "shuffle_rows": config.shuffle_rows}
-    writer = Writer(config.out, origin, tokens, dtype=config.dtype, **sizes)
-    with tqdm(total=rows, desc="harvest", unit="row", unit_scale=True) as bar:
-        for x, index in _activations(reader.model, config, tokens, keep):
-            room = rows - bar.n
-            writer.add(x[:room], index[:room])
-            bar.update(len(x[:room]))
-    store = writer.close()
-    print(f"{config.out}: {store.rows} rows of {store.embed} from {reader.name}, layer {config.lm.layer}")
-    return Path(config.out)
+    writers = _writers(config, wanted, origin, stream, streams, rows)
+    fill(writers, stream, streams)
+    barrier("written", WAIT_SECONDS)
+    for writer, (layer, out) in zip(writers, wanted.items(), strict=True):
+        if is_main():
+            store = writer.close()
+            print(f"{out}: {store.rows} rows of {store.embed} from {reader.name}, layer {layer}")
+    barrier("sealed", WAIT_SECONDS)
+    return Path(config.stores()[config.lm.layers[0]])
 
 
-def _activations(
-    model: lm.Gemma2,
-    config: Harvest,
-    tokens: UInt32[np.ndarray, "sequences context"],
-    keep: Bool[np.ndarray, "sequences context"],
-) -> Iterator[tuple[Shaped[np.ndarray, "rows embed"], Int32[np.ndarray, "rows 3"]]]:
-    """Batch by batch, the rows to store and their (sequence, position, token id); sequences in random order."""
-    model, place = _on_devices(model, config.batch)
-
-    @eqx.filter_jit
-    def forward(model: lm.Gemma2, ids: jax.Array) -> jax.Array:
-        return model.residual(ids, config.lm.layer).astype(config.dtype)
-
-    order = np.random.default_rng(config.seed).permutation(len(tokens))
-    running: deque[tuple[np.ndarray, jax.Array]] = deque()
-    for start in range(0, len(order), config.batch):
-        chosen = order[start : start + config.batch]
-        ids = np.zeros((config.batch, config.context), np.int32)
-        ids[: len(chosen)] = tokens[chosen]
-        running.append((chosen, forward(model, jax.device_put(ids, place))))
-        if len(running) == 2:
-            yield _rows(*running.popleft(), tokens, keep)
-    for chosen, residual in running:
-        yield _rows(chosen, residual, tokens, keep)
+def _unfinished(stores: dict[int, str], config_hash: str) -> dict[int, str]:
+    """The stores to write: of several that one harvest makes, some may have been sealed before it was cut off."""
+    done = {layer for layer, out in stores.items() if finished(out, config_hash)}
+    wanted = {layer: out for layer, out in stores.items() if layer not in done} or stores
+    for out in wanted.values():
+        refuse_existing(out, config_hash)
+    return wanted
 
 
-def _rows(
-    chosen: np.ndarray, residual: jax.Array, tokens: np.ndarray, keep: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    sequence, position = np.nonzero(keep[chosen])
-    index = np.stack([chosen[sequence], position, tokens[chosen][sequence, position]], axis=1)
-    return np.asarray(residual)[sequence, position], index.astype(np.int32)
+def _writers(
+    config: Harvest, wanted: dict[int, str], origin: Origin, stream: Stream, streams: Streams, rows: int
+) -> list[Writer]:
+    """One per layer; process 0 makes the stores before the others open them."""
+    channels: list[Any] = [None] * len(wanted)
+    if config.dtype == "int8":
+        channels = [Channels.of(x) for x in first_rows(stream, streams, min(rows, CHANNEL_ROWS))]
 
+    def make() -> list[Writer]:
+        return [
+            Writer(
+                out,
+                replace(origin, layer=layer),
+                stream.tokens,
+                rows,
+                streams.embed,
+                config.dtype,
+                channels=channel,
+                shuffle_rows=config.shuffle_rows,
+                number=jax.process_index(),
+                writers=streams.writers,
+                resume=True,
+            )
+            for (layer, out), channel in zip(wanted.items(), channels, strict=True)
+        ]
 
-def _on_devices(model: lm.Gemma2, batch: int) -> tuple[lm.Gemma2, NamedSharding]:
-    """The model on every local device and the sharding of a batch over them; one device where it does not divide."""
-    devices = jax.local_devices()
-    devices = devices if batch % len(devices) == 0 else devices[:1]
-    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
-    arrays, static = eqx.partition(model, eqx.is_array)
-    arrays = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
-    return eqx.combine(arrays, static), NamedSharding(mesh, PartitionSpec("data"))
+    first = make() if is_main() else []
+    barrier("begun", WAIT_SECONDS)
+    return first or make()
 
 
 def _fingerprint(reader: lm.LanguageModel) -> dict[str, Any]:

@@ -1,38 +1,50 @@
 """Where metrics go: ``metrics.jsonl`` always, TensorBoard or Weights & Biases when asked.
 
 ``metrics.jsonl`` holds no wall-clock time, so that two runs of one config can be compared byte for byte; times go to
-``timing.jsonl``.
+``timing.jsonl``. Only the main process of a run writes.
 """
 
 import json
 import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from jhsae.errors import UserError
+from jhsae.folders import Folder, is_bucket, write_whole
 
 Sink = Literal["tensorboard", "wandb"]
 
 
 class JsonLines:
-    """Appends one JSON object per line; every line reaches the disk before `write` returns."""
+    """Appends one JSON object per line; every line reaches the disk before `write` returns.
 
-    def __init__(self, path: Path, keep_to_step: int):
+    Nothing can be appended to a file in a bucket: there lines wait for `flush`, which writes the whole file.
+    """
+
+    def __init__(self, path: Folder, keep_to_step: int):
         """Rows beyond `keep_to_step` (written after the checkpoint that is resumed) are dropped, as is a torn line."""
         self._path = path
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= keep_to_step]
-        path.write_text("".join(kept))
-        self.last: dict[str, Any] | None = json.loads(kept[-1]) if kept else None
+        self._kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= keep_to_step]
+        write_whole(path, "".join(self._kept))
+        self.last: dict[str, Any] | None = json.loads(self._kept[-1]) if self._kept else None
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Appends `row`."""
+        line = json.dumps(row) + "\n"
+        if is_bucket(self._path):
+            self._kept.append(line)
+            return
         with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
+
+    def flush(self) -> None:
+        """Every line written so far is stored, wherever that is."""
+        if is_bucket(self._path):
+            self._path.write_text("".join(self._kept))
 
 
 class RunLog:
@@ -40,7 +52,7 @@ class RunLog:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Folder,
         sinks: tuple[Sink, ...] = (),
         step: int = 0,
         about: Mapping[str, Any] | None = None,
@@ -62,9 +74,14 @@ class RunLog:
         for sink in self._sinks:
             sink(step, metrics)
 
+    def flush(self) -> None:
+        """Every row so far is stored: before a checkpoint that covers it."""
+        self._metrics.flush()
+        self._timing.flush()
+
 
 class NoLog:
-    """Keeps the rows in memory, for `fit`."""
+    """Keeps the rows in memory: for `fit`, and in processes that do not write."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -73,8 +90,11 @@ class NoLog:
         """One row of metrics after `step` updates."""
         self.rows.append({"step": step, "stage": stage, **metrics})
 
+    def flush(self) -> None:
+        """Nothing is stored."""
 
-def _tensorboard(folder: Path, about: dict[str, Any]) -> Any:
+
+def _tensorboard(folder: Folder, about: dict[str, Any]) -> Any:
     writer = _optional("tensorboardX").SummaryWriter(str(folder / "tensorboard"))
 
     def write(step: int, metrics: Mapping[str, float]) -> None:
@@ -85,7 +105,7 @@ def _tensorboard(folder: Path, about: dict[str, Any]) -> Any:
     return write
 
 
-def _wandb(folder: Path, about: dict[str, Any]) -> Any:
+def _wandb(folder: Folder, about: dict[str, Any]) -> Any:
     run = _optional("wandb").init(dir=str(folder), name=folder.name, id=folder.name, resume="allow", config=about)
     return lambda step, metrics: run.log(dict(metrics), step=step)
 

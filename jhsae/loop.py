@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 from tqdm import tqdm
 
+from jhsae.distributed import is_main
 from jhsae.losses.base import SAMPLED
 from jhsae.mesh import shard_batch
 from jhsae.step import Metrics, Parts, TrainState
@@ -32,7 +33,11 @@ class Log(Protocol):
 
 
 class DivergedError(RuntimeError):
-    """The loss is not finite."""
+    """The loss is not finite, or a parameter; `step` is the update after which that was seen."""
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 Step = Callable[[tuple[Parts, jax.Array], TrainState], tuple[TrainState, Metrics]]
@@ -51,33 +56,39 @@ class Phase:
 def run_phases(
     state: TrainState,
     phases: list[Phase],
-    batches: Iterator[np.ndarray],
+    batches: Iterator[np.ndarray | Array],
     mesh: Mesh,
     log: Log,
     log_every: int = 10,
     checkpoint_every: int | None = None,
     save: Callable[[TrainState], None] = lambda state: None,
     label: str = "train",
+    stop: Callable[[int], bool] = lambda step: False,
+    moved: Callable[[], None] = lambda: None,
 ) -> TrainState:
     """Runs the updates that `state.step` has not done yet and returns the last state.
 
-    `save` is called every `checkpoint_every` updates and after the last one, when every earlier row is logged.
+    `save` is called every `checkpoint_every` updates and after the last one, when every earlier row is logged. `stop`
+    is asked after every update whether to save and return early; `moved` hears of every one that the device finished.
+    The bar is drawn by the main process.
     """
     total = sum(phase.steps for phase in phases)
     done = int(jax.device_get(state.step))
-    reader = _Reader(log, log_every, total)
-    with tqdm(total=total, initial=done, desc=label, unit="step", dynamic_ncols=True) as bar:
-        end = 0
+    reader = _Reader(log, log_every, total, moved)
+    silent = None if is_main() else True
+    with tqdm(total=total, initial=done, desc=label, unit="step", dynamic_ncols=True, disable=silent) as bar:
+        end, stopped = 0, False
         for phase in phases:
             end += phase.steps
             step = None
-            while done < end:
+            while done < end and not stopped:
                 inputs = phase.parts, shard_batch(next(batches), mesh)
                 step = step or _compiled(phase.step, inputs, state)
                 state, metrics = step(inputs, state)
                 done += 1
                 reader.push(done, phase.name, metrics, inputs[1].shape[0], bar)
-                if done == total or (checkpoint_every and done % checkpoint_every == 0):
+                stopped = stop(done)
+                if stopped or done == total or (checkpoint_every and done % checkpoint_every == 0):
                     reader.flush(bar)
                     _check_finite(state, done, phase.name)
                     save(state)
@@ -113,15 +124,16 @@ def _check_finite(state: TrainState, step: int, stage: str) -> None:
     if not jax.device_get(_all_finite(parameters)):
         raise DivergedError(
             f"a parameter is not finite after step {step} (stage '{stage}'), though the loss was; lower the learning "
-            "rate, or look for a term whose gradient is infinite; the last checkpoint is intact"
+            "rate, or look for a term whose gradient is infinite; the last checkpoint is intact",
+            step,
         )
 
 
 class _Reader:
     """Holds the newest metrics on the device and brings the previous ones to the host."""
 
-    def __init__(self, log: Log, every: int, total: int):
-        self._log, self._every, self._total = log, every, total
+    def __init__(self, log: Log, every: int, total: int, moved: Callable[[], None]):
+        self._log, self._every, self._total, self._moved = log, every, total, moved
         self._pending: tuple[int, str, Metrics, int] | None = None
 
     def push(self, step: int, stage: str, metrics: Metrics, tokens: int, bar: tqdm) -> None:
@@ -137,8 +149,10 @@ class _Reader:
             terms = ", ".join(f"{k} {float(v):.4g}" for k, v in jax.device_get(metrics).items())
             raise DivergedError(
                 f"the loss is not finite at step {step} (stage '{stage}'): {terms}; lower the learning rate or the "
-                "weights, or look at the data; the last checkpoint is intact"
+                "weights, or look at the data; the last checkpoint is intact",
+                step,
             )
+        self._moved()
         if step % self._every == 0 or step in (1, self._total):
             row = {name: float(value) for name, value in jax.device_get(metrics).items()}
             row = {k: v for k, v in row.items() if k not in SAMPLED or math.isfinite(v)}

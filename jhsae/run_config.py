@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar
 from jhsae.config import Slot, Supplied
 from jhsae.constraint import AbstractConstraint
 from jhsae.data import AbstractNormalizer
+from jhsae.data.source import AbstractSource
 from jhsae.errors import UserError
 from jhsae.init import AbstractInit
 from jhsae.logs import Sink
@@ -19,6 +20,7 @@ from jhsae.schedule import AbstractSchedule
 
 Schedule = Annotated[Slot | float, Supplied(kind=AbstractSchedule)]
 Normalizer = Annotated[Slot, Supplied(kind=AbstractNormalizer)]
+Live = Annotated[Slot, Supplied("mesh", kind=AbstractSource)]
 Term = Annotated[Slot, Supplied(kind=AbstractTerm)]
 Init = Annotated[Slot, Supplied(kind=AbstractInit)]
 Metric = Annotated[Slot, Supplied(kind=AbstractMetric)]
@@ -35,10 +37,19 @@ def _part(target: str) -> Any:
 class Data:
     """What is trained on."""
 
-    store: Annotated[str, "folder of an activation store (jhsae harvest)"]
     batch: Annotated[int, "tokens per step, over all devices"]
+    store: Annotated[str | None, "folder of an activation store (jhsae harvest)"] = None
+    live: Annotated[Live | None, "or the language model itself: a part such as jhsae.live.LiveActivations"] = None
     normalize: Annotated[Normalizer, "input normaliser"] = _part("jhsae.data.Identity")
     seed: Annotated[int, "order of the rows"] = 0
+    streams: Annotated[int, "parts of a batch that are read apart; on N hosts write N or a multiple of it"] = 1
+
+    def __post_init__(self) -> None:
+        if (self.store is None) == (self.live is None):
+            given = "both" if self.store is not None else "neither"
+            raise UserError(
+                f"names {given} of store and live; write data.store=FOLDER, or data.live, and not the other"
+            )
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,7 @@ class Train:
     """The config of one run: every row of the README's table of slots is a key here."""
 
     UNHASHED: ClassVar[frozenset[str]] = frozenset({"out", "loggers", "log_every", "checkpoint_every", "keep"})
-    LATER: ClassVar[dict[str, Any]] = {"precision": "float32"}
+    LATER: ClassVar[dict[str, Any]] = {"precision": "float32", "data.streams": 1, "data.live": None}
 
     out: Annotated[str, "the run folder"]
     data: Annotated[Data, "store, batch, normaliser"]

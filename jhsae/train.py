@@ -1,48 +1,67 @@
 """``jhsae train``: one loop for every SAE, from an activation store to a run folder.
 
 The run folder holds config.yaml, run.json (commit, versions), metrics.jsonl, timing.jsonl, checkpoints/ and, when it
-is finished, sae/. Running the same config again resumes it exactly or, when finished, leaves it alone.
+is finished, sae/. Running the same config again resumes it exactly or, when finished, leaves it alone. With several
+processes each reads its share of every batch and the main one writes; the folder must be one that all of them see.
 """
 
-import json
 from collections.abc import Mapping
-from hashlib import sha256
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from grain import DatasetIterator
+from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from jhsae import config as cfg
 from jhsae.checkpoint import Checkpoints, save_sae
-from jhsae.data import AbstractNormalizer, Store, make_loader
+from jhsae.data import AbstractNormalizer, Batches, Store, make_loader
+from jhsae.data.source import AbstractBatches, AbstractSource
+from jhsae.distributed import barrier, is_main, share_of
 from jhsae.errors import UserError
+from jhsae.folders import Folder, open_folder
 from jhsae.leaf import matching
-from jhsae.logs import RunLog
-from jhsae.loop import Phase, run_phases
+from jhsae.logs import NoLog, RunLog
+from jhsae.loop import DivergedError, Phase, run_phases
 from jhsae.losses import Objective
-from jhsae.mesh import check_batch, make_mesh, shard_state
+from jhsae.mesh import check_batch, make_mesh
+from jhsae.peers import Peers
+from jhsae.preemption import StopRequest
 from jhsae.run_config import Stage, Train
+from jhsae.run_folder import begin, finished
+from jhsae.run_folder import claim as claim
 from jhsae.sae import AbstractSAE
 from jhsae.schedule import AbstractSchedule, as_schedule
+from jhsae.sharded import described, made, on_every_device
 from jhsae.step import Parts, TrainState, make_step
 from jhsae.teacher import Teacher
 from jhsae.usage import Context
 
+EXPORT_SECONDS = 3600
 
-def run(config: Train) -> Path:
-    """Trains, or resumes, and returns the run folder. Raises `UserError` before any compute for bad input."""
-    folder = Path(config.out)
+
+def run(config: Train) -> Folder:
+    """Trains, or resumes, and returns the run folder. Raises `UserError` before any compute for bad input.
+
+    Asked to stop by SIGTERM or Ctrl-C, it saves and raises `SystemExit` with 128 + the signal's number.
+    """
+    with Peers() as peers:
+        return _run(config, peers)
+
+
+def _run(config: Train, peers: Peers) -> Folder:
+    folder = open_folder(config.out)
     claim(folder, config)
-    if (folder / "sae" / "sae.json").exists():
-        print(f"{folder} is finished; nothing to do")
+    if finished(folder):
+        _say(f"{folder} is finished; nothing to do")
         return folder
-    store = Store.open(config.data.store)
     mesh = make_mesh(config.mesh)
     check_batch(config.data.batch, mesh)
+    store = _source(config, mesh)
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     shapes = eqx.filter_eval_shape(build_sae, config, init_key)
     _check_sizes(config, shapes, store)
@@ -52,28 +71,68 @@ def run(config: Train) -> Path:
     phases = [_phase(config, stage, shapes, normalizer, direction, mesh) for stage in config.stages]
     for phase in phases:
         eqx.filter_eval_shape(_trial, phase.parts.objective, shapes)
-    loader = _loader(config, store)
-    about = _begin(folder, config, store)
-    state = shard_state(TrainState.init(build_sae(config, init_key), direction, train_key), mesh)
-    with Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
-        if (latest := checkpoints.latest()) is not None:
-            state, position = checkpoints.restore(state, latest)
+    phases = [replace(phase, parts=on_every_device(phase.parts, mesh)) for phase in phases]
+    loader = _loader(config, store, mesh)
+    about = begin(folder, config, store)
+
+    def start() -> TrainState:
+        return TrainState.init(build_sae(config, init_key), direction, train_key)
+
+    with StopRequest() as stop, Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
+        if (resumed := checkpoints.resume(described(start, mesh))) is not None:
+            state, position = resumed
             loader.set_state(position)
-        state = run_phases(
-            state,
-            phases,
-            loader,
-            mesh,
-            RunLog(folder, tuple(config.loggers), int(state.step), cfg.to_dict(config)),
-            config.log_every,
-            config.checkpoint_every,
-            save=lambda state: checkpoints.save(state, loader.get_state()),
-            label=folder.name,
-        )
+        else:
+            state = made(start, mesh)
+        log = _log(folder, config, int(jax.device_get(state.step)))
+
+        def save(state: TrainState) -> None:
+            log.flush()
+            checkpoints.save(state, loader.get_state())
+
+        try:
+            state = run_phases(
+                state,
+                phases,
+                loader,
+                mesh,
+                log,
+                config.log_every,
+                config.checkpoint_every,
+                save,
+                folder.name,
+                stop.due,
+                peers.progress,
+            )
+        except DivergedError as error:
+            raise DivergedError(f"{error}{_bad_rows(config, store, error.step)}", error.step) from error
+    if stop.signal is not None and (step := int(jax.device_get(state.step))) < sum(s.steps for s in config.stages):
+        _say(f"{folder}: stopped by {stop.signal.name} after step {step}, which is saved; the same command continues")
+        raise SystemExit(128 + stop.signal)
     about |= {"reads": {"model": store.manifest.model, "layer": store.manifest.layer}}
     settled = state.sae.settled(state.usage)
     save_sae(folder / "sae", settled, config.sae, config.data.normalize, normalizer, about)
+    barrier("sae written", EXPORT_SECONDS)  # until then the main process serves the others
     return folder
+
+
+def _say(sentence: str) -> None:
+    if is_main():
+        print(sentence)
+
+
+def _log(folder: Folder, config: Train, step: int) -> RunLog | NoLog:
+    return RunLog(folder, tuple(config.loggers), step, cfg.to_dict(config)) if is_main() else NoLog()
+
+
+def _bad_rows(config: Train, store: Store | AbstractSource, step: int) -> str:
+    """Which rows of the store that step `step` was made of are not numbers, as the end of a sentence."""
+    if isinstance(store, AbstractSource):
+        return ""
+    batches, at = Batches(store, config.data.batch, config.data.seed, streams=config.data.streams), step - 1
+    bad = batches.places(at)[~np.isfinite(batches[at]).all(axis=1)].tolist()
+    named = ", ".join(map(str, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+    return f"; rows {named} of {store.path}, which this step read, are not finite: harvest them again" if bad else ""
 
 
 def _trial(objective: Objective, sae: AbstractSAE) -> Any:
@@ -82,26 +141,21 @@ def _trial(objective: Objective, sae: AbstractSAE) -> Any:
     return objective(sae, forward, 0)
 
 
-def _loader(config: Train, store: Store) -> DatasetIterator:
-    hosts = jax.process_count()
-    return make_loader(store, config.data.batch // hosts, config.data.seed, host=jax.process_index(), hosts=hosts)
+def _source(config: Train, mesh: Mesh) -> Store | AbstractSource:
+    """The store, or the language model that stands in for one."""
+    if config.data.live is not None:
+        return cfg.build(config.data.live, mesh=mesh)
+    assert config.data.store is not None  # one of the two is there
+    return Store.open(config.data.store)
 
 
-def _begin(folder: Path, config: Train, store: Store) -> dict[str, Any]:
-    """Writes config.yaml and run.json, or checks that a run to be resumed began with this very store."""
-    files = json.dumps(store.manifest.files, sort_keys=True)
-    identity = {"path": config.data.store, "sha256": sha256(files.encode()).hexdigest()}
-    about = {"name": folder.name, "config_hash": cfg.config_hash(config), **cfg.provenance(), "store": identity}
-    path = folder / "run.json"
-    if path.exists() and (before := json.loads(path.read_text()))["store"]["sha256"] != identity["sha256"]:
-        raise UserError(
-            f"the store {config.data.store} has changed since {folder} began ({before['store']['sha256'][:12]} then, "
-            f"{identity['sha256'][:12]} now); bring the old store back, or write another out=..."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    cfg.write(config, folder / "config.yaml")
-    path.write_text(json.dumps(about, indent=2) + "\n")
-    return about
+def _loader(config: Train, store: Store | AbstractSource, mesh: Mesh) -> DatasetIterator | AbstractBatches:
+    share, data = share_of(mesh), config.data
+    if isinstance(store, AbstractSource):
+        return store.batches(data.batch, data.seed)
+    if data.streams < share.count:
+        _say(f"data.streams is {data.streams} for {share.count} readers: each reads more than its share of the store")
+    return make_loader(store, data.batch, data.seed, share.index, share.count, data.streams)
 
 
 def build_sae(config: Train, key: Key[Array, ""]) -> AbstractSAE:
@@ -112,21 +166,8 @@ def build_sae(config: Train, key: Key[Array, ""]) -> AbstractSAE:
     return sae
 
 
-def claim(folder: Path, config: Train) -> None:
-    """Raises `UserError` when `folder` holds a run of another config, or something that is not a run."""
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if not (folder / "config.yaml").exists():
-        raise UserError(f"{folder} exists and is not a run folder (no config.yaml in it); write another out=...")
-    there = cfg.load(Train, folder / "config.yaml")
-    if cfg.config_hash(there) != cfg.config_hash(config):
-        found = cfg.diff(there, config)
-        more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
-        raise UserError(f"{folder} holds a run of another config ({'; '.join(found[:4])}{more}); write another out=...")
-
-
 def _phase(
-    config: Train, stage: Stage, sae: AbstractSAE, normalizer: AbstractNormalizer, direction: Any, mesh: Any
+    config: Train, stage: Stage, sae: AbstractSAE, normalizer: AbstractNormalizer, direction: Any, mesh: Mesh
 ) -> Phase:
     terms = {name: cfg.build(slot) for name, slot in config.objective.items()}
     parts = Parts(
@@ -139,7 +180,7 @@ def _phase(
     frozen = matching(sae, stage.freeze) if stage.freeze else None
     windows = (_dead_window(config), config.sampling_window)
     step = make_step(direction, frozen, stage.clip, *windows, mesh, config.precision)
-    return Phase(stage.name, stage.steps, step, parts)
+    return Phase(stage.name, stage.steps, step, on_every_device(parts, mesh))
 
 
 def _dead_window(config: Train) -> int:
@@ -154,26 +195,26 @@ def _weights(values: Mapping[str, Any]) -> dict[str, AbstractSchedule]:
     return {name: _schedule(value) for name, value in values.items()}
 
 
-def _check_sizes(config: Train, sae: AbstractSAE, store: Store) -> None:
+def _check_sizes(config: Train, sae: AbstractSAE, store: Store | AbstractSource) -> None:
     manifest = store.manifest
     if sae.embed != manifest.embed:
         raise UserError(
-            f"sae.embed is {sae.embed}, but the store {config.data.store} holds vectors of {manifest.embed} "
+            f"sae.embed is {sae.embed}, but the store {store.path} holds vectors of {manifest.embed} "
             f"({manifest.model}, layer {manifest.layer}); write sae.embed={manifest.embed}"
         )
     if config.data.batch > manifest.rows:
         raise UserError(
-            f"data.batch is {config.data.batch}, but the store {config.data.store} has {manifest.rows} rows; "
+            f"data.batch is {config.data.batch}, but the store {store.path} has {manifest.rows} rows; "
             f"write data.batch of at most {manifest.rows}"
         )
 
 
-def _check_teacher(config: Train, store: Store) -> None:
+def _check_teacher(config: Train, store: Store | AbstractSource) -> None:
     if config.teacher is None:
         return
     taught = Teacher.load(config.teacher).provenance["model"]
     if taught != store.manifest.model:
         raise UserError(
-            f"the teacher {config.teacher} was made from {taught}, but the store {config.data.store} from "
+            f"the teacher {config.teacher} was made from {taught}, but the store {store.path} from "
             f"{store.manifest.model}; make a teacher from the same model (jhsae teach ... lm.path=...)"
         )

@@ -45,7 +45,7 @@ class Usage(eqx.Module):
             thresholds or self.thresholds,
             jnp.where(full, 0, self.steps + 1),
             jnp.where(full, 0.0, fires),
-            jnp.where(full, fires / (window * codes.rows()), self.frequency),
+            jnp.where(full, fires / (float(window) * codes.rows()), self.frequency),
         )
 
     def restarted(self, reborn: Bool[Array, "top"]) -> "Usage":

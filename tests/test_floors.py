@@ -12,14 +12,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"errors", "codes", "usage", "schedule", "leaf"},
+    {"errors", "codes", "usage", "schedule", "leaf", "folders"},
     {"ops", "metric", "wordnet"},
     {"sparsify"},
     {"sae", "data", "teacher", "lm"},
     {"init", "constraint", "losses"},
-    {"optimizer", "mesh", "revival", "step", "loop", "logs", "checkpoint", "config", "run_config", "fit"},
-    {"evals", "harvest", "teach", "train", "evaluate"},
-    {"interop", "ablate", "report", "bench", "quickstart", "browser", "browse", "export", "import_"},
+    {"optimizer", "devices", "mesh", "revival", "step", "loop", "logs", "checkpoint", "config", "run_config", "fit"}
+    | {"distributed", "peers", "preemption", "sharded", "fingerprint", "run_folder", "saved_sae"},
+    {"evals", "harvest", "fill", "live", "live_buffer", "streams", "teach", "train", "evaluate"},
+    {"interop", "ablate", "report", "bench", "quickstart", "browser", "browse", "export", "import_", "plan"},
     {"__main__", "__init__"},
 ]
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}

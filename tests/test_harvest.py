@@ -144,7 +144,7 @@ def test_mistakes_are_found_before_the_model_runs(config, tmp_path):
     assert not Path(out).exists() and not Path(out + ".partial").exists()
 
 
-@pytest.mark.parametrize("name", ["embedded", "embedded_heldout", "embedded_full", "gemma2_2b"])
+@pytest.mark.parametrize("name", ["embedded", "embedded_heldout", "embedded_full", "embedded_layers", "gemma2_2b"])
 def test_the_shipped_configs_load(name):
     path = Path(__file__).parents[1] / "configs" / "harvest" / f"{name}.yaml"
     loaded = cfg.load(Harvest, path)

@@ -6,11 +6,11 @@ import pytest
 from reference.filled import filled
 
 from jhsae.constraint import ProjectAndRenormalize
-from jhsae.data import Identity, make_loader, write_array
+from jhsae.data import Identity
 from jhsae.loop import DivergedError, Phase, run_phases
 from jhsae.losses import Objective, SquaredError
 from jhsae.losses.base import AbstractTerm
-from jhsae.mesh import MeshShape, make_mesh, shard_state
+from jhsae.mesh import MeshShape, make_mesh
 from jhsae.optimizer import adam
 from jhsae.sae import FlatSAE
 from jhsae.schedule import Constant
@@ -137,12 +137,31 @@ def test_a_finished_run_does_nothing():
     assert events.happened == []
 
 
+def test_asked_to_stop_it_saves_what_is_done_and_returns():
+    events = Events()
+    state = events.run((4, 3), log_every=1, checkpoint_every=3, stop=lambda step: step == 5)
+    assert int(state.step) == 5 and events.saves() == [3, 5]
+    assert events.happened[-2:] == [("row", 5, "stage 1"), ("save", 5)]
+
+
+def test_a_stop_at_the_end_of_a_stage_starts_no_other():
+    events = Events()
+    assert int(events.run((4, 3), stop=lambda step: step == 4).step) == 4 and events.saves() == [4]
+
+
+def test_every_step_that_the_device_finished_is_heard_of():
+    heard = []
+    Events().run(moved=lambda: heard.append(None))
+    assert len(heard) == 7
+
+
 @pytest.mark.parametrize("loss", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("at", [1, 4, 6, 7])
 def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_is_never_saved(loss, at):
     events = Events({at: loss})
-    with pytest.raises(DivergedError, match=rf"step {at} \(stage 'stage 0'\)"):
+    with pytest.raises(DivergedError, match=rf"step {at} \(stage 'stage 0'\)") as raised:
         events.run(log_every=1, checkpoint_every=3)
+    assert raised.value.step == at
     assert events.rows() == list(range(1, at))
     assert events.saves() == [step for step in (3, 6) if step < at]
 
@@ -196,126 +215,3 @@ def test_real_steps_resume_to_the_same_rows_and_the_same_state():
     assert resumed.rows == whole.rows[5:] and [row["step"] for row in resumed.rows] == [6, 7]
     for a, b in zip(jax.tree.leaves(again.sae), jax.tree.leaves(last.sae), strict=True):
         assert a.tobytes() == b.tobytes()
-
-
-class Transfers:
-    """Forbids implicit transfers; of every explicit read it notes (step of the metrics or None, steps begun).
-
-    The guard of jax finds what goes to the device. On CPU it lets everything come back, so there the methods by which
-    Python reads an array or waits for it are replaced.
-    """
-
-    READS = ("__float__", "__int__", "__bool__", "__index__", "__array__", "__iter__", "__format__", "item", "tolist")
-
-    def __init__(self, monkeypatch):
-        self.begun, self.reads, self.made, self.kept, self.explicit = 0, [], {}, [], False
-        array, get = type(jnp.zeros(())), jax.device_get
-        for name in (*self.READS, "block_until_ready"):
-            monkeypatch.setattr(array, name, self.watched(name, getattr(array, name)))
-        monkeypatch.setattr(jax, "block_until_ready", self.watched("block_until_ready", jax.block_until_ready))
-
-        def device_get(tree):
-            self.reads.append((self.made.get(id(jax.tree.leaves(tree)[0])), self.begun))
-            self.explicit = True
-            try:
-                return get(tree)
-            finally:
-                self.explicit = False
-
-        monkeypatch.setattr(jax, "device_get", device_get)
-
-    def watched(self, name, method):
-        def read(*args, **kwargs):
-            assert self.explicit, f"the host waits for the device in {name}"
-            return method(*args, **kwargs)
-
-        return read
-
-    def began(self, metrics):
-        self.begun += 1
-        self.made |= {id(value): self.begun for value in metrics.values()}
-        self.kept.append(metrics)  # so that no other array takes its id
-
-
-class Watched:
-    """A jitted step that tells `transfers` of its calls, once compiled; `spoil` does something to what it became."""
-
-    def __init__(self, step, transfers, spoil):
-        self.step, self.transfers, self.spoil = step, transfers, spoil
-
-    def lower(self, *arguments):
-        return Watched(self.step.lower(*arguments), self.transfers, self.spoil)
-
-    def compile(self):
-        return Watched(self.step.compile(), self.transfers, self.spoil)
-
-    def __call__(self, inputs, state):
-        state, metrics = self.spoil(self.step)(inputs, state)
-        self.transfers.began(metrics)
-        return state, metrics
-
-
-def guarded(tmp_path, monkeypatch, devices, spoil=lambda step: step):
-    """Five real steps on batches of a store, compiled before they are guarded: the explicit reads and the rows."""
-    rows = np.random.default_rng(0).normal(size=(256, EMBED)).astype(np.float32)
-    store, mesh = write_array(tmp_path / "store", rows), make_mesh(MeshShape(data=devices), devices=devices)
-    step = make_step(adam(), place=lambda state: shard_state(state, mesh))
-
-    def fresh():
-        return shard_state(TrainState.init(sae(), adam(), jax.random.key(0)), mesh), make_loader(store, BATCH, seed=0)
-
-    def run(state, loader, step, log):
-        run_phases(state, [Phase("a", 5, step, parts())], loader, mesh, log, log_every=1)
-
-    run(*fresh(), step, Rows())
-    state, loader = fresh()
-    transfers, log = Transfers(monkeypatch), Rows()
-    with jax.transfer_guard("disallow"):
-        run(state, loader, Watched(step, transfers, spoil), log)
-    return transfers.reads, log.rows
-
-
-@pytest.mark.parametrize("devices", [1, 8])
-def test_the_host_waits_for_no_step_before_the_next_has_begun(tmp_path, monkeypatch, devices):
-    """No transfer is implicit, and metrics are read when the following step is under way."""
-    reads, rows = guarded(tmp_path, monkeypatch, devices)
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
-    of_metrics = {read for read in reads if read[0] is not None}
-    assert of_metrics == {(1, 2), (2, 3), (3, 4), (4, 5), (5, 5)}
-    assert {begun for step, begun in reads if step is None} == {0, 5}, "others only before the first and after the last"
-
-
-def reads_its_loss(step):
-    def run(inputs, state):
-        state, metrics = step(inputs, state)
-        float(metrics["loss"])
-        return state, metrics
-
-    return run
-
-
-def waits(step):
-    return lambda inputs, state: jax.block_until_ready(step(inputs, state))
-
-
-def calls_filter_jit(step):
-    """It waits at every call, unless compiled ahead of time."""
-    return lambda inputs, state: (eqx.filter_jit(lambda s: s.step + 1)(state), step(inputs, state))[1]
-
-
-def sends_from_the_host(step):
-    return lambda inputs, state: step((inputs[0], np.ones((BATCH, EMBED), np.float32)), state)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "says"),
-    [
-        (reads_its_loss, "__float__"),
-        (waits, "block_until_ready"),
-        (calls_filter_jit, "block_until_ready"),
-        (sends_from_the_host, "host-to-device"),
-    ],
-)
-def test_a_loop_that_synchronises_is_found(tmp_path, monkeypatch, spoil, says):
-    with pytest.raises(Exception, match=says):
-        guarded(tmp_path, monkeypatch, 1, spoil)

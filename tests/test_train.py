@@ -18,7 +18,9 @@ import runs
 from jhsae import config, train
 from jhsae.checkpoint import load_sae
 from jhsae.errors import UserError
+from jhsae.mesh import make_mesh
 from jhsae.run_config import Train
+from jhsae.sharded import made
 from jhsae.usage import Context
 
 FLAT = "sae={_target_: jhsae.sae.FlatSAE, embed: 16, features: 24, sparsifier: {_target_: jhsae.sparsify.TopK, k: 3}}"
@@ -106,7 +108,8 @@ def test_frozen_leaves_stay_bit_identical(place):
     stages = [{"name": "freeze", "steps": 5, "learning_rate": 1e-2, "freeze": ["router_dec", "atom_*"]}]
     path = runs.train_config(place, place / "store", place / "frozen", stages=stages)
     loaded = config.load(Train, path)
-    before = train.build_sae(loaded, jax.random.split(jax.random.key(0))[0])
+    mesh = make_mesh(loaded.mesh)
+    before = made(lambda: train.build_sae(loaded, jax.random.split(jax.random.key(0))[0]), mesh)
     train.run(loaded)
     after, _, _ = load_sae(place / "frozen")
     assert np.array_equal(before.router_dec, after.router_dec) and np.array_equal(before.atom_dec, after.atom_dec)

@@ -9,9 +9,7 @@ programs without kernels; memory is whole. Exit code 1: a program does not compi
 """
 
 import argparse
-import importlib.util
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +20,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from jhsae import ops
@@ -30,6 +27,7 @@ from jhsae.errors import UserError
 from jhsae.ops import expert_major
 from jhsae.ops.chunks import sized_for
 from jhsae.ops.pallas import experts_tpu, topk_tpu
+from jhsae.plan.topology import topology, use_libtpu
 
 TOPOLOGIES = {"v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}  # the smallest that libtpu names; one chip of it is used
 PARTS = ("argument", "output", "temp")
@@ -101,22 +99,10 @@ def main() -> int:
     return 0 if compiled else 1
 
 
-def use_libtpu() -> None:
-    """Points JAX at libtpu as a compiler; the programs are traced and described on CPU."""
-    # or libtpu looks for the machine that it would run on
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5p-8"}
-    jax.config.update("jax_platforms", "cpu")
-    if "TPU_LIBRARY_PATH" not in os.environ:
-        spec = importlib.util.find_spec("libtpu")
-        if spec is None or not spec.submodule_search_locations:
-            raise UserError("the TPU compiler (libtpu) is not installed; write pip install -e '.[tpu]'")
-        os.environ["TPU_LIBRARY_PATH"] = str(Path(spec.submodule_search_locations[0]) / "libtpu.so")
-
-
 def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One row per chip, kernel, shape and program."""
     for chip in arguments.chip:
-        device: Any = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices[0]
+        device: Any = topology(TOPOLOGIES[chip]).devices[0]
         for case in CASES:
             if arguments.kernel and case.name not in arguments.kernel:
                 continue

@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,8 @@ def write(config: Any, path: str | Path) -> None:
 def config_hash(config: Any) -> str:
     """12 hex digits over every key but `out` and those that the config's classes list in `UNHASHED`.
 
-    A key that is younger than some results stands in `LATER` with the value that those were made with, and is left
-    out while it has it: their hashes stay true.
+    A key that is younger than some results stands in `LATER` (``data.streams`` for one inside a section) with the value
+    that those were made with, and is left out while it has it: their hashes stay true.
     """
     text = json.dumps(_hashed(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -74,11 +75,13 @@ def provenance() -> dict[str, Any]:
 
 def _hashed(config: Any) -> dict[str, Any]:
     left_out = {"out"} | getattr(type(config), "UNHASHED", frozenset())
-    later = getattr(type(config), "LATER", {})
-    absent = object()
-    return {
-        key: value for key, value in to_dict(config).items() if key not in left_out and value != later.get(key, absent)
-    }
+    hashed = {key: value for key, value in to_dict(config).items() if key not in left_out}
+    for path, value in getattr(type(config), "LATER", {}).items():
+        *sections, key = path.split(".")
+        section = reduce(lambda found, name: found[name], sections, hashed)
+        if section[key] == value:
+            del section[key]
+    return hashed
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

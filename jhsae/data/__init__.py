@@ -5,6 +5,7 @@ model.
 """
 
 from jhsae.data.from_array import write_array as write_array
+from jhsae.data.loader import Batches as Batches
 from jhsae.data.loader import batches_per_epoch as batches_per_epoch
 from jhsae.data.loader import make_loader as make_loader
 from jhsae.data.manifest import Manifest as Manifest

@@ -1,6 +1,7 @@
 """A store's folder, local or in a bucket, as a key-value store; and checksums of what is in it."""
 
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -21,9 +22,14 @@ def kvstore(path: str | Path) -> ts.KvStore:
     return ts.KvStore.open({"driver": "file", "path": os.path.abspath(path) + "/"}).result()
 
 
-def checksums(root: ts.KvStore) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file below `root`, by path relative to it."""
-    keys = sorted(key.decode() for key in root.list().result())
+def names(root: ts.KvStore) -> list[str]:
+    """Every file below `root`, by its path relative to it."""
+    return sorted(key.decode() for key in root.list().result())
+
+
+def checksums(root: ts.KvStore, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of the files `keys` below `root`."""
+    keys = sorted(keys)
 
     def one(key: str) -> dict[str, Any]:
         value = root.read(key).result().value

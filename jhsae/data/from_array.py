@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from jhsae.data.manifest import Origin
+from jhsae.data.storage import Channels
 from jhsae.data.store import Store
 from jhsae.data.writer import CHUNK_ROWS, SHARD_ROWS, Writer
 
@@ -28,7 +29,8 @@ def write_array(
     origin = Origin(name, 0, {}, {"source": "array", "name": name}, 0, seed, {}, "")
     tokens = np.zeros((rows, 1), np.uint32)
     layout = {"shuffle_rows": rows, "shard_rows": shard_rows, "chunk_rows": chunk_rows}
-    writer = Writer(out, origin, tokens, rows, embed, dtype=dtype, **layout)
+    channels = Channels.of(x) if dtype == "int8" else None
+    writer = Writer(out, origin, tokens, rows, embed, dtype=dtype, channels=channels, **layout)
     index = np.zeros((rows, 3), np.int32)
     index[:, 0] = np.arange(rows)
     writer.add(x, index)

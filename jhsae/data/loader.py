@@ -1,13 +1,15 @@
-"""Batches of a store, shuffled, forever: a pure function of (seed, host, step), served by grain.
+"""Batches of a store, shuffled, forever: a pure function of (seed, step), whoever reads them; served by grain.
 
-Every epoch draws one permutation of the store's chunks; host h of H takes every H-th of them; `window`
-chunks at a time are read together and their rows permuted; batches are cut from that stream, and what does
-not fill a batch at the end of an epoch is dropped. No state but the step: ``get_state()`` is
-``{"next_index": step}``, exact to resume from, small enough for JSON, and understood by orbax
-(``grain.checkpoint.CheckpointSave(iterator)``).
+A batch is made of equal parts from `streams` streams; host h of H reads the h-th of H equal slices of it. So the rows
+of a run do not depend on how many hosts it has, and a host reads only the streams that its slice meets. Every epoch
+draws one permutation of the store's chunks; stream s of S takes every S-th of them; `window` chunks at a time are read
+together and their rows permuted; parts are cut from that; what does not fill a batch at the end of an epoch is dropped.
+No state but the step: ``get_state()`` is ``{"next_index": step}``, exact to resume from on any number of hosts, small
+enough for JSON, and understood by orbax (``grain.checkpoint.CheckpointSave(iterator)``).
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import grain
@@ -18,84 +20,117 @@ from jhsae.data.arrays import Pending
 from jhsae.data.store import Store
 from jhsae.errors import UserError
 
-BLOCKS_PER_HOST = 16  # a small store is cut finer than its chunks, so that there is something to shuffle
+BLOCKS_PER_STREAM = 16  # a small store is cut finer than its chunks, so that there is something to shuffle
 
 
 def make_loader(
-    store: Store, batch: int, seed: int, host: int = 0, hosts: int = 1, window: int = 16
+    store: Store, batch: int, seed: int, host: int = 0, hosts: int = 1, streams: int = 1, window: int = 16
 ) -> grain.DatasetIterator:
-    """An endless iterator of float32 numpy arrays [batch, embed]; ``get_state`` and ``set_state`` are exact.
+    """An endless iterator of float32 numpy arrays [batch / hosts, embed]; ``get_state`` and ``set_state`` are exact.
 
-    `batch` is this host's share. `window` blocks of 1024 rows are held in memory twice. A background thread
-    keeps two batches ready.
+    `batch` is that of all hosts together. `window` blocks of 1024 rows are held in memory twice, for each stream that
+    this host reads. A background thread keeps two batches ready.
 
     Raises:
-        UserError: fewer rows for a host than one batch, or a host outside 0 to ``hosts - 1``.
+        UserError: fewer rows in a stream than its part of a batch, a host outside 0 to ``hosts - 1``, a batch that the
+            hosts or the streams cannot share.
     """
-    batches = Batches(store, batch, seed, host, hosts, window)
+    batches = Batches(store, batch, seed, host, hosts, streams, window)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
     return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
 
 
+def batches_per_epoch(store: Store, batch: int, streams: int = 1) -> int:
+    """How many batches there are before an epoch ends and the order changes."""
+    block = _block_rows(store, streams)
+    blocks = -(-store.rows // block)
+    missing = blocks * block - store.rows  # the last block may be short, and any stream may get it
+    least = max(0, blocks // streams * block - missing)
+    if not 1 <= batch <= least * streams:
+        whom = "" if streams == 1 else f" in {streams} streams"
+        raise UserError(
+            f"a batch of {batch} was asked for, but {store.path} gives {least * streams} rows{whom}; write a batch of "
+            "1 up to that, or harvest more rows"
+        )
+    return least * streams // batch
+
+
+class Batches:
+    """Step -> a host's slice of the batch; a grain source. Fast in order: see `_Stream`."""
+
+    def __init__(
+        self, store: Store, batch: int, seed: int, host: int = 0, hosts: int = 1, streams: int = 1, window: int = 16
+    ):
+        if not 0 <= host < hosts:
+            raise UserError(f"host {host} of {hosts} hosts, expected 0 to {hosts - 1}")
+        if seed < 0:
+            raise UserError(f"the seed of the loader is {seed}, expected 0 or more")
+        for count, name in ((hosts, "hosts"), (streams, "streams")):
+            if count < 1 or batch % count:
+                raise UserError(f"a batch of {batch} cannot be shared by {count} {name}; write a multiple of {count}")
+        per_epoch, part = batches_per_epoch(store, batch, streams), batch // streams
+        first, last = host * batch // hosts, (host + 1) * batch // hosts
+        self._parts = [
+            (
+                _Stream(store, part, seed, s, streams, window, per_epoch),
+                max(0, first - s * part),
+                min(part, last - s * part),
+            )
+            for s in range(streams)
+            if s * part < last and first < (s + 1) * part
+        ]
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, step: int) -> Float32[np.ndarray, "batch embed"]:
+        return np.concatenate([stream.rows(int(step), start, stop) for stream, start, stop in self._parts])
+
+    def places(self, step: int) -> Int64[np.ndarray, "batch"]:
+        """Which rows of the store the same slice consists of."""
+        return np.concatenate([stream.places(int(step), start, stop) for stream, start, stop in self._parts])
+
+
 @dataclass(frozen=True)
 class _Epoch:
-    """What one host reads in one epoch: its blocks in order, and where in its stream each window starts."""
+    """What one stream reads in one epoch: its blocks in order, and where in it each window starts."""
 
     number: int
     blocks: Int64[np.ndarray, "blocks"]
     window_starts: Int64[np.ndarray, "windows"]
 
 
-def batches_per_epoch(store: Store, batch: int, hosts: int = 1) -> int:
-    """How many batches every host takes before an epoch ends and the order changes."""
-    block = _block_rows(store, hosts)
-    blocks = -(-store.rows // block)
-    missing = blocks * block - store.rows  # the last block may be short, and any host may get it
-    least = max(0, blocks // hosts * block - missing)
-    if not 1 <= batch <= least:
-        raise UserError(
-            f"a batch of {batch} was asked for, but {store.path} gives each of {hosts} hosts {least} "
-            "rows; write a batch of 1 up to that, or harvest more rows"
-        )
-    return least // batch
+class _Stream:
+    """One of the streams: its part of every batch. The window in use is kept, the next one requested."""
 
-
-class Batches:
-    """Step -> batch; a grain source. Fast in order: the window in use is kept, the next one requested."""
-
-    def __init__(self, store: Store, batch: int, seed: int, host: int, hosts: int, window: int):
-        if not 0 <= host < hosts:
-            raise UserError(f"host {host} of {hosts} hosts, expected 0 to {hosts - 1}")
-        if seed < 0:
-            raise UserError(f"the seed of the loader is {seed}, expected 0 or more")
-        self._store, self._batch, self._seed, self._host, self._hosts = store, batch, seed, host, hosts
-        self._window = window
-        self._per_epoch = batches_per_epoch(store, batch, hosts)
-        self._block = _block_rows(store, hosts)
+    def __init__(self, store: Store, part: int, seed: int, number: int, of: int, window: int, per_epoch: int):
+        self._store, self._part, self._seed, self._number, self._of = store, part, seed, number, of
+        self._window, self._per_epoch = window, per_epoch
+        self._block = _block_rows(store, of)
         self._epoch = self._plan(0)
         self._held: tuple[tuple[int, int], np.ndarray] | None = None
         self._ahead: tuple[tuple[int, int], list[Pending]] | None = None
 
-    def __len__(self) -> int:
-        return sys.maxsize
+    def rows(self, step: int, start: int, stop: int) -> Float32[np.ndarray, "rows embed"]:
+        """Rows `start` to `stop` of the part that belongs to batch `step`."""
+        return self._cut(step, start, stop, self._rows_of).astype(np.float32)
 
-    def __getitem__(self, step: int) -> Float32[np.ndarray, "batch embed"]:
-        epoch, number = divmod(int(step), self._per_epoch)
+    def places(self, step: int, start: int, stop: int) -> Int64[np.ndarray, "rows"]:
+        """The same rows' numbers in the store."""
+        return self._cut(step, start, stop, self._places_of)
+
+    def _cut(self, step: int, start: int, stop: int, of: Callable[[int], np.ndarray]) -> np.ndarray:
+        epoch, number = divmod(step, self._per_epoch)
         if epoch != self._epoch.number:
             self._epoch = self._plan(epoch)
         starts = self._epoch.window_starts
-        start, stop = number * self._batch, (number + 1) * self._batch
-        out = np.empty((self._batch, self._store.embed), np.float32)
-        for window in range(np.searchsorted(starts, start, "right") - 1, np.searchsorted(starts, stop, "left")):
-            rows = self._rows_of(window)
-            first = max(start, starts[window])
-            part = rows[first - starts[window] : stop - starts[window]]
-            out[first - start : first - start + len(part)] = part
-        return out
+        start, stop = number * self._part + start, number * self._part + stop
+        windows = range(np.searchsorted(starts, start, "right") - 1, np.searchsorted(starts, stop, "left"))
+        return np.concatenate([of(w)[max(start - starts[w], 0) : stop - starts[w]] for w in windows])
 
     def _plan(self, epoch: int) -> _Epoch:
         blocks = -(-self._store.rows // self._block)
-        order = np.random.default_rng([self._seed, epoch]).permutation(blocks)[self._host :: self._hosts]
+        order = np.random.default_rng([self._seed, epoch]).permutation(blocks)[self._number :: self._of]
         sizes = np.minimum(self._block, self._store.rows - order * self._block)
         ends = np.cumsum(sizes)
         starts = np.concatenate([[0], ends[self._window - 1 : -1 : self._window]])
@@ -108,16 +143,23 @@ class Batches:
             pending = self._ahead[1] if self._ahead and self._ahead[0] == key else self._request(window)
             self._ahead = ((key[0], window + 1), self._request(window + 1))
             rows = np.concatenate([p.result() for p in pending])
-            rng = np.random.default_rng([self._seed, *key, self._host])
-            self._held = (key, rows[rng.permutation(len(rows))])
+            self._held = (key, rows[self._order(window, len(rows))])
         return self._held[1]
 
+    def _places_of(self, window: int) -> np.ndarray:
+        places = np.concatenate([np.arange(*ends) for ends in self._ends(window)])
+        return places[self._order(window, len(places))]
+
+    def _order(self, window: int, rows: int) -> np.ndarray:
+        return np.random.default_rng([self._seed, self._epoch.number, window, self._number]).permutation(rows)
+
     def _request(self, window: int) -> list[Pending]:
-        blocks = self._epoch.blocks[window * self._window : (window + 1) * self._window]
-        return [
-            self._store.request(b * self._block, min((b + 1) * self._block, self._store.rows)) for b in blocks.tolist()
-        ]
+        return [self._store.request(*ends) for ends in self._ends(window)]
+
+    def _ends(self, window: int) -> list[tuple[int, int]]:
+        blocks = self._epoch.blocks[window * self._window : (window + 1) * self._window].tolist()
+        return [(b * self._block, min((b + 1) * self._block, self._store.rows)) for b in blocks]
 
 
-def _block_rows(store: Store, hosts: int) -> int:
-    return max(1, min(store.manifest.chunk_rows, store.rows // (BLOCKS_PER_HOST * hosts)))
+def _block_rows(store: Store, streams: int) -> int:
+    return max(1, min(store.manifest.chunk_rows, store.rows // (BLOCKS_PER_STREAM * streams)))

@@ -16,7 +16,8 @@ from jhsae.data.files import checksums, is_bucket, kvstore
 from jhsae.errors import UserError
 
 NAME = "manifest.json"
-FORMAT = 1
+FORMAT = 2
+ADDED = {1: {"writers": [1]}}  # what a store of an older format would say of the fields that came later
 HASH_ON_OPEN_BYTES = 2 * 10**9
 PACKAGES = ("jhsae", "jax", "numpy", "tensorstore", "transformers", "datasets")
 
@@ -42,7 +43,11 @@ class Origin:
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """Everything known about a store. Norms and `mean` are in the units of the stored activations."""
+    """Everything known about a store. Norms and `mean` are in the units of the stored activations.
+
+    `writers` lists how many processes wrote it (more than one number when it was resumed with another); the rows and
+    their order do not depend on it, their last bits may, because it decides the shapes that a device computes.
+    """
 
     format: int
     model: str
@@ -60,6 +65,7 @@ class Manifest:
     context: int
     shard_rows: int
     chunk_rows: int
+    writers: list[int]
     mean: Float64[np.ndarray, "embed"]
     mean_norm: float
     rms_norm: float
@@ -80,9 +86,10 @@ class Manifest:
             raw = json.loads(text)
         except ValueError as error:
             raise UserError(f"{where} is not readable JSON ({error}); harvest again into a new folder") from error
-        if raw.get("format") != FORMAT or set(raw) != {f.name for f in fields(cls)}:
+        raw = ADDED.get(raw.get("format"), {}) | raw
+        if raw.get("format") not in (*ADDED, FORMAT) or set(raw) != {f.name for f in fields(cls)}:
             raise UserError(
-                f"{where} is a manifest of format {raw.get('format')}, this version reads format {FORMAT}; "
+                f"{where} is a manifest of format {raw.get('format')}, this version reads formats up to {FORMAT}; "
                 "harvest again into a new folder"
             )
         return cls(**raw | {"mean": np.array(raw["mean"], np.float64)})
@@ -116,7 +123,7 @@ def verify(path: str | Path, manifest: Manifest) -> None:
                 f"the store {path} is damaged: {name} has {size} bytes, not {known['bytes']}; harvest again"
             )
     if sum(known["bytes"] for known in manifest.files.values()) < HASH_ON_OPEN_BYTES:
-        found = checksums(kvstore(path))
+        found = checksums(kvstore(path), manifest.files)
         for name, known in manifest.files.items():
             if found[name]["sha256"] != known["sha256"]:
                 raise UserError(f"the store {path} is damaged: the checksum of {name} differs; harvest it again")

@@ -1,43 +1,42 @@
-"""A bounded shuffle of rows: a random row of the pool makes room for each row that comes in.
+"""The order of the rows in a store: shuffled within groups of whole shards.
 
-A row leaves the pool after a geometrically distributed delay with mean `capacity` rows, so neighbours part
-by about that much; `drain` empties the pool in random order. Deterministic in the seed and in the sizes of
-the blocks.
+Sequences are harvested in random order; their rows, one after the other, are the stream. The stream is cut into groups
+of at least `shuffle_rows` rows, and row k of group g is row ``permutation(seed, g)[k]`` of that stretch of the stream.
+So a shard is a pure function of the seed and of its group's rows: it can be made again, alone, by any process.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
-from jaxtyping import Int32, Shaped
+from jaxtyping import Int64
 
 
-class ShufflePool:
-    """Holds at most `capacity` rows and what belongs to each (`index`)."""
+@dataclass(frozen=True)
+class Group:
+    """Rows `start` to `stop` of the stream, which are rows `start` to `stop` of the store in another order."""
 
-    def __init__(self, capacity: int, embed: int, dtype: np.dtype, seed: int):
-        self._x = np.empty((capacity, embed), dtype)
-        self._index = np.empty((capacity, 3), np.int32)
-        self._held = 0
-        self._rng = np.random.default_rng(seed)
+    number: int
+    start: int
+    stop: int
 
-    def exchange(
-        self, x: Shaped[np.ndarray, "rows embed"], index: Int32[np.ndarray, "rows 3"]
-    ) -> tuple[Shaped[np.ndarray, "out embed"], Int32[np.ndarray, "out 3"]]:
-        """Takes rows in and gives back those that they displace (none while the pool fills up)."""
-        capacity = len(self._x)
-        free = min(len(x), capacity - self._held)
-        new = slice(self._held, self._held + free)
-        self._x[new], self._index[new] = x[:free], index[:free]
-        self._held += free
-        displaced = [(self._x[:0], self._index[:0])]
-        for start in range(free, len(x), capacity):
-            block = slice(start, min(start + capacity, len(x)))
-            at = self._rng.choice(capacity, block.stop - block.start, replace=False)
-            displaced.append((self._x[at], self._index[at]))
-            self._x[at], self._index[at] = x[block], index[block]
-        xs, indices = zip(*displaced, strict=True)
-        return np.concatenate(xs), np.concatenate(indices)
+    @property
+    def rows(self) -> int:
+        """How many rows it has."""
+        return self.stop - self.start
 
-    def drain(self) -> tuple[Shaped[np.ndarray, "out embed"], Int32[np.ndarray, "out 3"]]:
-        """What is left, in random order; the pool is empty afterwards."""
-        order = self._rng.permutation(self._held)
-        self._held = 0
-        return self._x[order], self._index[order]
+    def order(self, seed: int) -> Int64[np.ndarray, "rows"]:
+        """For every row of the store in this group, which row of the group's stretch of the stream it is."""
+        return np.random.default_rng([seed, self.number]).permutation(self.rows)
+
+
+def groups(rows: int, shuffle_rows: int, shard_rows: int) -> list[Group]:
+    """The groups of a store of `rows` rows: whole shards, nearly equal, none smaller than `shuffle_rows`.
+
+    A store of less than twice that is one group; every group is smaller than twice `shuffle_rows` plus a shard.
+    """
+    shards = -(-rows // shard_rows)
+    least = -(-shuffle_rows // shard_rows)
+    count = max(1, rows // (least * shard_rows))
+    ends = [shards * (number + 1) // count * shard_rows for number in range(count)]
+    starts = [0, *ends[:-1]]
+    return [Group(number, start, min(end, rows)) for number, (start, end) in enumerate(zip(starts, ends, strict=True))]

@@ -5,7 +5,8 @@ For n rows x: mean = E[x]; total variance = E||x - mean||^2; mean, root mean squ
 S = S_a + S_b + ||d||^2 n_a n_b/n, where S is the sum of squared deviations.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Shaped
@@ -74,6 +75,15 @@ class Running:
             min(self.min_norm, other.min_norm),
             max(self.max_norm, other.max_norm),
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it; `from_dict` gives the same numbers back, to the bit."""
+        return asdict(self) | {"mean": self.mean.tolist()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Running":
+        """What `to_dict` wrote."""
+        return cls(**values | {"mean": np.array(values["mean"], np.float64)})
 
     def summary(self) -> Statistics:
         """What the manifest keeps."""

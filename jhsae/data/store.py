@@ -1,12 +1,14 @@
-"""An activation store on disk: a manifest and three arrays, read through tensorstore.
+"""An activation store on disk: a manifest and some arrays, read through tensorstore.
 
-``activations [rows, embed]`` (float32 or bfloat16) in shuffled order; ``index [rows, 3]``: for every row
-its sequence, its position in it and the token id there; ``tokens [sequences, context]``. Paths are local
-folders or URLs that tensorstore opens: ``file://`` is tested, ``gs://`` and ``s3://`` take the same way and were
-not tried.
+``activations [rows, embed]`` (float32, bfloat16 or int8) in shuffled order; ``index [rows, 3]``: for every row
+its sequence, its position in it and the token id there; ``tokens [sequences, context]``; of int8 also ``scales
+[rows, 1]`` and ``channels [2, embed]`` (see `storage`). Paths are local folders or URLs that tensorstore opens:
+``file://`` is tested, ``gs://`` and ``s3://`` take the same way and were not tried.
 """
 
+import json
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from jhsae.data import arrays
 from jhsae.data.arrays import Pending
 from jhsae.data.files import kvstore
 from jhsae.data.manifest import Manifest, read_manifest, verify
+from jhsae.data.storage import AbstractStorage, storage
 from jhsae.errors import UserError
 
 
@@ -26,7 +29,8 @@ class Store:
 
     path: str
     manifest: Manifest
-    _activations: ts.TensorStore = field(repr=False)
+    _storage: AbstractStorage = field(repr=False)
+    _columns: list[ts.TensorStore] = field(repr=False)
     _index: ts.TensorStore = field(repr=False)
     _tokens: ts.TensorStore = field(repr=False)
 
@@ -40,8 +44,9 @@ class Store:
         manifest = read_manifest(path)
         verify(path, manifest)
         root = kvstore(path)
-        opened = (arrays.existing(root, name) for name in ("activations", "index", "tokens"))
-        return cls(str(path), manifest, *opened)
+        kind = storage(manifest.dtype, lambda: arrays.channels(root))
+        columns = [arrays.existing(root, name, whole=True) for name in kind.columns(manifest.embed)]
+        return cls(str(path), manifest, kind, columns, *(arrays.existing(root, name) for name in ("index", "tokens")))
 
     @property
     def rows(self) -> int:
@@ -53,9 +58,15 @@ class Store:
         """The width of an activation."""
         return self.manifest.embed
 
+    def identity(self) -> str:
+        """A hash of the checksums of its files, to know the store again by."""
+        return sha256(json.dumps(self.manifest.files, sort_keys=True).encode()).hexdigest()
+
     def request(self, start: int, stop: int) -> Pending:
-        """Starts to read activations `start` to `stop`; ``.result()`` waits and gives the stored dtype."""
-        return Pending(self._activations, *self._range(start, stop), f"{self.path}/activations")
+        """Starts to read activations `start` to `stop`; ``.result()`` waits, and gives bfloat16 where that is stored,
+        float32 elsewhere."""
+        where = f"{self.path}/activations"
+        return Pending(self._columns, *self._range(start, stop), where, self._storage.decode)
 
     def read(self, start: int, stop: int) -> Float32[np.ndarray, "rows embed"]:
         """The activations `start` to `stop`, in the order of the store."""
@@ -63,11 +74,11 @@ class Store:
 
     def index(self, start: int, stop: int) -> Int32[np.ndarray, "rows 3"]:
         """(sequence, position, token id) of the same rows."""
-        return Pending(self._index, *self._range(start, stop), f"{self.path}/index").result()
+        return Pending([self._index], *self._range(start, stop), f"{self.path}/index").result()
 
     def tokens(self) -> UInt32[np.ndarray, "sequences context"]:
         """The packed sequences that the language model read; `index` points into them."""
-        return Pending(self._tokens, 0, self.manifest.sequences, f"{self.path}/tokens").result()
+        return Pending([self._tokens], 0, self.manifest.sequences, f"{self.path}/tokens").result()
 
     def _range(self, start: int, stop: int) -> tuple[int, int]:
         if not 0 <= start <= stop <= self.rows:

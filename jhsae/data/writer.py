@@ -1,37 +1,34 @@
-"""Writes an activation store: rows pass a bounded shuffle into shards, then the manifest seals it.
+"""Writes an activation store: the rows of a group are shuffled and written shard by shard.
 
-Rows that come one after the other come from one text, so a reader that takes chunks in order would see
-correlated batches. Here every incoming row replaces a random row of a pool, and the row that it replaces is
-written. A local store is built as ``<out>.partial`` and renamed when complete; in a bucket the manifest,
-written last, seals it.
+Rows that come one after the other come from one text, so a reader that takes chunks in order would see correlated
+batches; hence the shuffle (see `shuffle`). While one group is on its way to the disk the next may be computed; it is
+recorded as complete when its last byte is written.
 """
 
-import os
-import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-import tensorstore as ts
 from jaxtyping import Int32, Shaped, UInt32
 
-from jhsae.data import arrays
-from jhsae.data.files import checksums, is_bucket, kvstore
-from jhsae.data.manifest import FORMAT, NAME, Manifest, Origin, refuse_existing, versions
-from jhsae.data.shuffle import ShufflePool
+from jhsae.data.manifest import Origin, refuse_existing
+from jhsae.data.partial import Partial, Plan, begin
+from jhsae.data.shuffle import Group
 from jhsae.data.statistics import Running
+from jhsae.data.storage import DTYPES, Channels
 from jhsae.data.store import Store
 from jhsae.errors import UserError, nearest
 
 SHARD_ROWS = 16384
 CHUNK_ROWS = 1024
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
 class Writer:
-    """Takes `rows` activations by `add` in any number of calls; `close` finishes the store and returns it."""
+    """Takes the rows of the groups that are missing by `put`, or all rows by `add`; `close` gives the store.
+
+    Several processes write one store together: number 0 makes its `Writer` first, the others after it; each puts some
+    of the groups and calls `flush`, and when all have, number 0 calls `close`.
+    """
 
     def __init__(
         self,
@@ -42,95 +39,94 @@ class Writer:
         embed: int,
         dtype: str = "bfloat16",
         *,
+        channels: Channels | None = None,
         shuffle_rows: int = 2**18,
         shard_rows: int = SHARD_ROWS,
         chunk_rows: int = CHUNK_ROWS,
+        number: int = 0,
+        writers: int = 1,
+        resume: bool = False,
     ):
-        """`rows` is exact. Memory: `shuffle_rows` and a few times `shard_rows` rows of `embed` values.
+        """`rows` is exact. Memory: two groups of rows, each `shuffle_rows` or up to twice that. An int8 store needs
+        `channels`; one that is resumed keeps those that it began with.
 
         Raises:
-            UserError: `out` exists, or `dtype` is neither float32 nor bfloat16.
+            UserError: `out` exists, `dtype` is none of float32, bfloat16 and int8, or (`resume`) what was cut off there
+                is of another plan. Without `resume` it is removed.
         """
         if dtype not in DTYPES:
             raise UserError(f"a store of dtype '{dtype}' was asked for" + nearest(dtype, DTYPES))
         refuse_existing(out, origin.config_hash)
-        self._out, self._origin, self._dtype, self._tokens = str(out), origin, dtype, tokens
-        self._rows, self._embed, self._shard_rows, self._chunk_rows = rows, embed, shard_rows, chunk_rows
-        self._folder = self._out if is_bucket(out) else f"{self._out}.partial"
-        if not is_bucket(out):
-            shutil.rmtree(self._folder, ignore_errors=True)
-            Path(self._folder).mkdir(parents=True)
-        root = kvstore(self._folder)
-        layout = (shard_rows, chunk_rows)
-        self._activations = arrays.create(root, "activations", (rows, embed), dtype, *layout)
-        self._index = arrays.create(root, "index", (rows, 3), "int32", *layout)
-        token_array = arrays.create(root, "tokens", tokens.shape, "uint32", *layout)
-        self._writes: list[Any] = [token_array.write(tokens)]
-        self._pool = ShufflePool(max(1, min(shuffle_rows, rows)), embed, DTYPES[dtype], origin.seed)
+        self._plan = Plan(origin, tokens, rows, embed, dtype, shuffle_rows, shard_rows, chunk_rows)
+        self._out, self._writers = str(out), writers
+        if number == 0:
+            begin(self._out, self._plan, channels, resume)
+        self._partial = Partial(self._out, self._plan)
+        self.rows = rows
+        self.missing = self._partial.missing()
+        self._pending: tuple[Group, Running, list[Any]] | None = None
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
-        self._written = 0
-        self._statistics = Running.empty(embed)
+        self._added, self._next = 0, 0
+
+    def put(self, group: Group, x: Shaped[np.ndarray, "rows embed"], index: Int32[np.ndarray, "rows 3"]) -> None:
+        """All rows of one group, in the order of the stream, each with its (sequence, position, token id).
+
+        UserError when one is not finite.
+        """
+        if len(x) != group.rows:
+            raise ValueError(f"group {group.number} has {group.rows} rows, got {len(x)}")
+        self.flush()
+        statistics = self._statistics(x, index)
+        order = group.order(self._plan.origin.seed)
+        futures: list[Any] = []
+        for first in range(0, group.rows, self._plan.shard_rows):
+            chosen = order[first : first + self._plan.shard_rows]
+            values = self._partial.storage.encode(x[chosen])
+            futures += self._partial.start(group.start + first, values, index[chosen])
+        self._pending = group, statistics, futures
 
     def add(self, x: Shaped[np.ndarray, "n embed"], index: Int32[np.ndarray, "n 3"]) -> None:
-        """More rows, each with its (sequence, position, token id). UserError when one is not finite."""
-        x = x.astype(DTYPES[self._dtype], copy=False)
-        for start in range(0, len(x), CHUNK_ROWS):
-            block = Running.of(x[start : start + CHUNK_ROWS])
-            if not np.isfinite(block.sum_squared_norm):
-                bad = index[start + np.argmin(np.isfinite(x[start:].astype(np.float32)).all(axis=1))]
-                raise UserError(
-                    f"the activation at sequence {bad[0]}, position {bad[1]} is not finite, none is stored; "
-                    "write lm.dtype=float32"
-                )
-            self._statistics = self._statistics.merge(block)
-        self._emit(*self._pool.exchange(x, index))
+        """The next rows of all groups, one after the other, by a single writer that starts from nothing."""
+        self._added += len(x)
+        self._waiting.append((x, index))
+        while self._next < len(self.missing) and sum(len(x) for x, _ in self._waiting) >= self._next_group.rows:
+            group = self._next_group
+            x, index = (np.concatenate(part) for part in zip(*self._waiting, strict=True))
+            self._waiting = [(x[group.rows :], index[group.rows :])]
+            self._next += 1
+            self.put(group, x[: group.rows], index[: group.rows])
+
+    def flush(self) -> None:
+        """Waits until everything that was put is on disk, and records it."""
+        if self._pending is not None:
+            group, statistics, futures = self._pending
+            for future in futures:
+                future.result()
+            self._pending = None
+            self._partial.record(group, statistics, self._writers)
 
     def close(self) -> Store:
-        """Writes what is left, then the manifest; from here on the store exists."""
-        self._emit(*self._pool.drain())
-        self._flush(everything=True)
-        if self._written != self._rows:
-            raise ValueError(f"{self._written} rows were added to a store of {self._rows}")
-        for write in self._writes:
-            write.result()
-        root = kvstore(self._folder)
-        root.write(NAME, self._manifest(root).to_json().encode()).result()
-        if not is_bucket(self._out):
-            os.rename(self._folder, self._out)
+        """Writes the manifest; from here on the store exists."""
+        self.flush()
+        if sum(len(x) for x, _ in self._waiting) or self._added not in (0, self._plan.rows):
+            raise ValueError(f"{self._added} rows were added to a store of {self._plan.rows}")
+        self._partial.seal()
         return Store.open(self._out)
 
-    def _emit(self, x: np.ndarray, index: np.ndarray) -> None:
-        self._waiting.append((x, index))
-        self._flush(everything=False)
+    @property
+    def _next_group(self) -> Group:
+        return self.missing[self._next]
 
-    def _flush(self, everything: bool) -> None:
-        """Writes the complete shards that are waiting, and the incomplete one too when that is everything."""
-        held = sum(len(x) for x, _ in self._waiting)
-        if held < self._shard_rows and not everything:
-            return
-        x, index = (np.concatenate(part) for part in zip(*self._waiting, strict=True))
-        stop = held if everything else held // self._shard_rows * self._shard_rows
-        for start in range(0, stop, self._shard_rows):
-            shard = slice(start, min(start + self._shard_rows, stop))
-            rows = slice(self._written, self._written + shard.stop - shard.start)
-            for array, values in ((self._activations, x), (self._index, index)):
-                self._writes.append(array[rows].write(values[shard]))
-            self._written = rows.stop
-        self._waiting = [(x[stop:], index[stop:])]
-        while len(self._writes) > 8:
-            self._writes.pop(0).result()
-
-    def _manifest(self, root: ts.KvStore) -> Manifest:
-        return Manifest(
-            format=FORMAT,
-            **asdict(self._origin),
-            dtype=self._dtype,
-            rows=self._rows,
-            sequences=self._tokens.shape[0],
-            context=self._tokens.shape[1],
-            shard_rows=self._shard_rows,
-            chunk_rows=self._chunk_rows,
-            **asdict(self._statistics.summary()),
-            versions=versions(),
-            files=checksums(root),
-        )
+    def _statistics(self, x: np.ndarray, index: np.ndarray) -> Running:
+        """Those of the rows as they read back."""
+        running, storage = Running.empty(self._plan.embed), self._partial.storage
+        for start in range(0, len(x), CHUNK_ROWS):
+            part = x[start : start + CHUNK_ROWS]
+            if not (finite := np.isfinite(part.astype(np.float32)).all(axis=1)).all():
+                bad = index[start + np.argmin(finite)]
+                raise UserError(
+                    f"the activation at sequence {bad[0]}, position {bad[1]} is not finite, none of its group is "
+                    "stored; write lm.dtype=float32"
+                )
+            running = running.merge(Running.of(storage.decode(*storage.encode(part))))
+        return running

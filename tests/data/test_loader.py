@@ -7,13 +7,13 @@ import orbax.checkpoint as ocp
 import pytest
 from small_stores import numbered
 
-from jhsae.data import batches_per_epoch, make_loader
+from jhsae.data import Batches, batches_per_epoch, make_loader
 from jhsae.errors import UserError
 
 
 def epochs(store, batch: int, count: int, **options) -> list[np.ndarray]:
     """The source rows of each of `count` epochs, in the order they are served."""
-    per_epoch = batches_per_epoch(store, batch, options.get("hosts", 1))
+    per_epoch = batches_per_epoch(store, batch, options.get("streams", 1))
     loader = make_loader(store, batch, **({"seed": 0} | options))
     return [np.concatenate([b[:, 0] for b in islice(loader, per_epoch)]) for _ in range(count)]
 
@@ -53,15 +53,31 @@ def test_rows_are_well_mixed(tmp_path):
     assert min(per_batch) > 10  # a batch of 100 rows mixes the chunks of its window of 16
 
 
-@pytest.mark.parametrize("hosts", [2, 3])
-def test_hosts_take_disjoint_rows_and_equally_many_batches(tmp_path, hosts):
+@pytest.mark.parametrize("streams", [1, 2, 3, 4])
+@pytest.mark.parametrize("hosts", [1, 2, 3, 4, 6])
+def test_however_many_hosts_read_it_the_batch_is_the_same(tmp_path, streams, hosts):
+    """Within an epoch, at its end and in the next ones; each host its slice, and no more streams than that meets."""
     store = numbered(tmp_path / "s", 403)
-    shares = [epochs(store, 9, 2, host=host, hosts=hosts, window=2) for host in range(hosts)]
-    for epoch in range(2):
-        rows = np.concatenate([share[epoch] for share in shares])
-        assert len({len(share[epoch]) for share in shares}) == 1
-        assert len(set(rows.tolist())) == len(rows)
-        assert len(rows) > 403 - hosts * (9 + 8)
+    whole = Batches(store, 24, 5, streams=streams, window=2)
+    parts = [Batches(store, 24, 5, host, hosts, streams, window=2) for host in range(hosts)]
+    for step in (0, 1, 7, 15, 16, 17, 40):
+        np.testing.assert_array_equal(np.concatenate([part[step] for part in parts]), whole[step])
+    if hosts == streams:
+        assert all(len(part._parts) == 1 for part in parts)
+
+
+@pytest.mark.parametrize("streams", [2, 3])
+def test_streams_share_the_rows_of_an_epoch(tmp_path, streams):
+    store = numbered(tmp_path / "s", 403)
+    for rows in epochs(store, 18, 2, streams=streams, window=2):
+        assert len(set(rows.tolist())) == len(rows) > 403 - streams * (9 + 8)
+
+
+def test_it_is_known_which_rows_a_batch_is_made_of(tmp_path):
+    batches = Batches(numbered(tmp_path / "s", 403), 24, 5, host=1, hosts=2, streams=3)
+    stored = numbered(tmp_path / "t", 403).read(0, 403)
+    for step in (0, 3, 16, 40):
+        np.testing.assert_array_equal(stored[batches.places(step)], batches[step])
 
 
 @pytest.mark.parametrize("step", [0, 1, 13, 29, 30, 31, 75])
@@ -97,8 +113,11 @@ def test_batches_that_a_host_cannot_fill_are_refused(tmp_path):
     for batch in (0, 101):
         with pytest.raises(UserError, match=f"a batch of {batch} was asked for, but .* 100 rows"):
             make_loader(store, batch, 0)
-    with pytest.raises(UserError, match="each of 4 hosts"):
-        make_loader(store, 50, 0, host=1, hosts=4)
+    with pytest.raises(UserError, match=r"gives \d+ rows in 4 streams; write a batch of 1 up to that"):
+        make_loader(store, 104, 0, streams=4)
+    for name, shared in (("hosts", {"hosts": 4}), ("streams", {"streams": 4})):
+        with pytest.raises(UserError, match=f"a batch of 10 cannot be shared by 4 {name}; write a multiple of 4"):
+            make_loader(store, 10, 0, **shared)
     with pytest.raises(UserError, match="host 2 of 2 hosts, expected 0 to 1"):
         make_loader(store, 10, 0, host=2, hosts=2)
     with pytest.raises(UserError, match="seed of the loader is -1"):

@@ -146,7 +146,7 @@ def test_a_manifest_of_another_format_is_named(tmp_path):
     path = tmp_path / "s" / "manifest.json"
     known = json.loads(path.read_text())
     for text, message in (
-        (json.dumps(known | {"format": 2}), "manifest of format 2, this version reads format 1"),
+        (json.dumps(known | {"format": 3}), "manifest of format 3, this version reads formats up to 2"),
         (json.dumps(known | {"surprise": 1}), "harvest again into a new folder"),
         ("{", "is not readable JSON"),
     ):

@@ -1,0 +1,187 @@
+"""A store that is being written: its arrays, which groups of rows are complete, and the seal.
+
+A local store is built as ``<out>.partial`` and renamed when complete; in a bucket the manifest, written last, seals it.
+``plan.json`` says what is being written; ``progress-<group>.json`` appears, complete at once, when the shards of a
+group are, and holds their statistics and checksums. A harvest that was cut off, and whose plan is the same, goes on
+with the groups that are missing; any number of processes may write.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+from jaxtyping import Int32, UInt32
+
+from jhsae.data import arrays
+from jhsae.data.files import checksums, is_bucket, kvstore, names
+from jhsae.data.manifest import FORMAT, NAME, Manifest, Origin, read_manifest, versions
+from jhsae.data.shuffle import Group, groups
+from jhsae.data.statistics import Running
+from jhsae.data.storage import AbstractStorage, Channels, storage
+from jhsae.errors import UserError
+
+PLAN, PROGRESS = "plan.json", "progress-"
+_PROGRESSES = ts.KvStore.KeyRange(PROGRESS, PROGRESS + "~")
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What decides a store, beside the activations."""
+
+    origin: Origin
+    tokens: UInt32[np.ndarray, "sequences context"]
+    rows: int
+    embed: int
+    dtype: str
+    shuffle_rows: int
+    shard_rows: int
+    chunk_rows: int
+
+    def record(self) -> dict[str, Any]:
+        """What ``plan.json`` holds."""
+        sizes = {k: getattr(self, k) for k in ("rows", "embed", "dtype", "shuffle_rows", "shard_rows", "chunk_rows")}
+        tokens = sha256(self.tokens.tobytes()).hexdigest()
+        about = {"layer": self.origin.layer, "config_hash": self.origin.config_hash, "seed": self.origin.seed}
+        return {"format": FORMAT, **about, "tokens": tokens, **sizes}
+
+    def groups(self) -> list[Group]:
+        """Every group of rows."""
+        return groups(self.rows, self.shuffle_rows, self.shard_rows)
+
+
+def folder_of(out: str) -> str:
+    """Where the store is built."""
+    return out if is_bucket(out) else f"{out}.partial"
+
+
+def begin(out: str, plan: Plan, channels: Channels | None, resume: bool) -> None:
+    """Makes the folder and the arrays, or finds those of the same plan. One process does it, before any other opens it.
+
+    `UserError`: what is there is an unfinished store of another plan, and `resume` was asked for; without it, it is
+    removed.
+    """
+    folder = folder_of(out)
+    root = kvstore(folder)
+    before = root.read(PLAN).result()
+    if before.state == "value" and resume:
+        _same_plan(folder, json.loads(before.value), plan.record())
+        return
+    if not is_bucket(out):
+        shutil.rmtree(folder, ignore_errors=True)
+        Path(folder).mkdir(parents=True)
+    root.delete_range(_PROGRESSES).result()
+    if plan.dtype == "int8":
+        if channels is None:
+            raise ValueError("an int8 store needs the statistics of its channels: write channels=Channels.of(rows)")
+        pair = arrays.create(root, "channels", (2, plan.embed), "float32", 2, 2)
+        pair.write(np.stack([channels.mean, channels.std])).result()
+    layout = (plan.shard_rows, plan.chunk_rows)
+    for name, (width, dtype) in (storage_of(root, plan).columns(plan.embed) | {"index": (3, "int32")}).items():
+        arrays.create(root, name, (plan.rows, width), dtype, *layout)
+    arrays.create(root, "tokens", plan.tokens.shape, "uint32", *layout).write(plan.tokens).result()
+    root.write(PLAN, json.dumps(plan.record()).encode()).result()
+
+
+def storage_of(root: ts.KvStore, plan: Plan) -> AbstractStorage:
+    """How the rows are stored; of an int8 store with the channels that were written when it was begun."""
+    return storage(plan.dtype, lambda: arrays.channels(root))
+
+
+class Partial:
+    """The unfinished store at `out`, which `begin` has made."""
+
+    def __init__(self, out: str, plan: Plan):
+        self._out, self._plan = out, plan
+        self._root = kvstore(folder_of(out))
+        if self._root.read(PLAN).result().state != "value":
+            raise UserError(
+                f"this process does not see {folder_of(out)}, which another one has begun; write an out= on a file "
+                "system that all of them share, or in a bucket"
+            )
+        self.storage = storage_of(self._root, plan)
+        self._columns = [arrays.existing(self._root, name, write=True) for name in (*self._names(), "index")]
+
+    def missing(self) -> list[Group]:
+        """The groups whose shards are not complete."""
+        done = {name for name in names(self._root) if name.startswith(PROGRESS)}
+        return [group for group in self._plan.groups() if _progress(group) not in done]
+
+    def start(self, first: int, values: Iterable[np.ndarray], index: Int32[np.ndarray, "rows 3"]) -> list[Any]:
+        """Begins to write one shard, from row `first` on; gives futures to wait for."""
+        rows = slice(first, first + len(index))
+        return [a[rows].write(v) for a, v in zip(self._columns, (*values, index), strict=True)]
+
+    def record(self, group: Group, statistics: Running, writers: int) -> None:
+        """Says that the shards of `group` are complete."""
+        size = self._plan.shard_rows
+        shards = range(group.start // size, -(-group.stop // size))
+        files = checksums(self._root, [f"{name}/c/{i}/0" for name in (*self._names(), "index") for i in shards])
+        content = {"statistics": statistics.to_dict(), "writers": writers, "files": files}
+        self._root.write(_progress(group), json.dumps(content).encode()).result()
+
+    def seal(self) -> None:
+        """Writes the manifest; from here on the store exists. ValueError when a group is missing."""
+        if missing := self.missing():
+            raise ValueError(f"groups {[group.number for group in missing]} of {self._out} are not written yet")
+        done = [json.loads(self._root.read(_progress(group)).result().value) for group in self._plan.groups()]
+        self._root.write(NAME, self._manifest(done).to_json().encode()).result()
+        if not is_bucket(self._out):
+            os.rename(folder_of(self._out), self._out)
+        root = kvstore(self._out)
+        root.delete_range(_PROGRESSES).result()
+        root.write(PLAN, None).result()
+
+    def _names(self) -> tuple[str, ...]:
+        return tuple(self.storage.columns(self._plan.embed))
+
+    def _manifest(self, done: list[dict[str, Any]]) -> Manifest:
+        statistics = Running.empty(self._plan.embed)
+        files: dict[str, dict[str, Any]] = {}
+        for group in done:
+            statistics = statistics.merge(Running.from_dict(group["statistics"]))
+            files |= group["files"]
+        rest = {name for name in names(self._root) if not name.startswith(PROGRESS)} - files.keys() - {PLAN, NAME}
+        files |= checksums(self._root, rest)
+        plan = self._plan
+        return Manifest(
+            format=FORMAT,
+            **asdict(plan.origin),
+            dtype=plan.dtype,
+            rows=plan.rows,
+            sequences=plan.tokens.shape[0],
+            context=plan.tokens.shape[1],
+            shard_rows=plan.shard_rows,
+            chunk_rows=plan.chunk_rows,
+            writers=sorted({group["writers"] for group in done}),
+            **asdict(statistics.summary()),
+            versions=versions(),
+            files=dict(sorted(files.items())),
+        )
+
+
+def _progress(group: Group) -> str:
+    return f"{PROGRESS}{group.number:06}.json"
+
+
+def _same_plan(folder: str, there: dict[str, Any], here: dict[str, Any]) -> None:
+    if there != here:
+        differ = [key for key in here if there.get(key) != here[key]]
+        what = "another text" if differ == ["tokens"] else f"another configuration ({', '.join(differ)} differ)"
+        raise UserError(
+            f"{folder} holds a harvest of {what} that was cut off; run that one again, remove the folder, or write "
+            "another out=..."
+        )
+
+
+def finished(out: str, config_hash: str) -> bool:
+    """True when `out` is a complete store of this very configuration."""
+    if kvstore(out).read(NAME).result().state != "value":
+        return False
+    return read_manifest(out).config_hash == config_hash

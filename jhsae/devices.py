@@ -1,0 +1,84 @@
+"""Devices: one mesh with the axes ``host``, ``data`` and ``expert``, for training and for harvesting alike.
+
+A batch is split over ``host`` and ``data``. ``host`` separates devices between which the network is slow, so that what
+crosses it is reduced within a host first. Nothing here knows an SAE: `mesh` says how one lies on the devices.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from jhsae.errors import UserError
+from jhsae.ops import ROWS, SHARDS
+
+
+@dataclass(frozen=True)
+class MeshShape:
+    """How many devices share the batch and the experts."""
+
+    data: Annotated[int | None, "devices that share the batch; null = all that remain"] = None
+    expert: Annotated[int, "devices that share the experts, or the features"] = 1
+
+
+def make_mesh(shape: MeshShape, devices: Sequence[Any] | int | None = None) -> Mesh:
+    """The mesh over all devices of all hosts, over some, or over the first so many.
+
+    Raises `UserError` when the sizes do not fit. ``host`` counts groups of devices with a fast network inside: slices
+    of TPUs, processes elsewhere. ``expert`` stays within one of them where it can.
+    """
+    found = list(jax.devices() if devices is None or isinstance(devices, int) else devices)
+    found = found[:devices] if isinstance(devices, int) else found
+    data = shape.data if shape.data is not None else len(found) // max(shape.expert, 1)
+    if min(data, shape.expert) < 1 or data * shape.expert != len(found):
+        raise UserError(
+            f"mesh: data {data} x expert {shape.expert} is {data * shape.expert} devices, but there are {len(found)}; "
+            "write sizes whose product is the number of devices, or mesh.data=null"
+        )
+    groups = _fast_groups(found)
+    hosts = len(groups) if data % len(groups) == 0 and len({len(g) for g in groups}) == 1 else 1
+    groups = groups if hosts > 1 else [found]
+    sizes = (1, data // hosts, shape.expert)
+    parts = [jax.make_mesh(sizes, SHARDS, axis_types=(AxisType.Auto,) * 3, devices=group).devices for group in groups]
+    return Mesh(np.concatenate(parts), SHARDS, axis_types=(AxisType.Auto,) * 3)
+
+
+def check_batch(batch: int, mesh: Mesh) -> None:
+    """Raises `UserError` when the batch cannot be split evenly over the data axis."""
+    data = rows_shards(mesh)
+    if batch % data:
+        raise UserError(
+            f"data.batch is {batch}, which {data} devices cannot share; write a multiple of {data}, "
+            f"e.g. data.batch={max(1, batch // data) * data}"
+        )
+
+
+def rows_shards(mesh: Mesh) -> int:
+    """Into how many shares the batch is cut."""
+    return mesh.shape["host"] * mesh.shape["data"]
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The layout of an array whose first axis counts tokens."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def shard_batch(batch: np.ndarray | Array, mesh: Mesh) -> Float[Array, "batch embed"]:
+    """A global array over the data axis from this host's rows; one that is on the devices already stays as it is."""
+    if isinstance(batch, jax.Array):
+        return batch
+    return jax.make_array_from_process_local_data(batch_sharding(mesh), batch)
+
+
+def _fast_groups(devices: list[Any]) -> list[list[Any]]:
+    """Devices by TPU slice, or by process where there are no slices."""
+    groups: dict[int, list[Any]] = {}
+    for device in devices:
+        slice_index = getattr(device, "slice_index", None)
+        tpu = device.platform == "tpu"
+        groups.setdefault((slice_index or 0) if tpu else device.process_index, []).append(device)
+    return [groups[key] for key in sorted(groups)]

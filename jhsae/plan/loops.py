@@ -1,0 +1,171 @@
+"""How often each instruction of a compiled program runs.
+
+XLA's own `cost_analysis` counts the body of a loop once. Here a loop counts by its trips: those that the compiler
+notes (``known_trip_count``, CPU), else those of a condition ``i < constant`` that starts at a constant and goes by one
+(TPU). A loop whose end depends on data is one over tiles of pairs (`jhsae.ops.tiles`): its greatest number of trips is
+read from the slices that it takes, the expected one follows from `Tiles.expected`. Both branches of a condition
+count.
+"""
+
+import re
+from collections.abc import Iterator
+from math import ceil
+from typing import NamedTuple
+
+from jhsae.ops.tiles import ROWS
+from jhsae.plan.hlo import Computation, Instruction, Module
+
+KNOWN = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+class Tiles(NamedTuple):
+    """What a chip does of the pairs (token, expert) if every expert gets as many: an assumption, not a measurement."""
+
+    pairs: float
+    """Per chip."""
+    experts: int
+    """Per chip."""
+
+    def expected(self, group: int, most: int) -> int:
+        """Trips of a loop over groups of `group` tiles that makes at most `most`."""
+        used = self.experts * ceil(self.pairs / self.experts / ROWS)
+        return min(most, ceil(used / group))
+
+
+class Loop(NamedTuple):
+    """A loop of the program: its trips each time that it is entered."""
+
+    label: str
+    trips: int
+    most: int
+    how: str
+    """``known``, ``expected`` (of at most `most`) or ``once`` (nothing is known of its end)."""
+
+
+class Executed(NamedTuple):
+    """An instruction and how often it runs. `fused`: it is part of the fusion that stands before it."""
+
+    instruction: Instruction
+    computation: Computation
+    times: int
+    fused: bool
+
+
+class Program(NamedTuple):
+    """Everything that runs, and the loops it runs in."""
+
+    executed: list[Executed]
+    loops: list[Loop]
+
+
+def execution(module: Module, tiles: Tiles | None = None) -> Program:
+    """Walks the program from its entry. Without `tiles` a loop of unknown length counts once."""
+    executed: list[Executed] = []
+    loops: list[Loop] = []
+
+    def walk(computation: Computation, times: int, fused: bool) -> None:
+        for instruction in computation.instructions.values():
+            executed.append(Executed(instruction, computation, times, fused))
+            if instruction.opcode == "while":
+                loop = _loop(module, computation, instruction, tiles)
+                loops.append(loop)
+                walk(_called(module, instruction, "body"), times * loop.trips, fused)
+            elif instruction.opcode in ("fusion", "call", "async-start"):
+                walk(_called(module, instruction, "calls"), times, fused or instruction.opcode == "fusion")
+            elif instruction.opcode == "conditional":
+                for branch in _branches(instruction):
+                    walk(module.computations[branch], times, fused)
+
+    walk(module.entry, 1, False)
+    return Program(executed, loops)
+
+
+def _called(module: Module, instruction: Instruction, key: str) -> Computation:
+    found = module.called(instruction, key) or module.called(instruction, "to_apply")
+    if found is None:
+        raise ValueError(f"{instruction.name} ({instruction.opcode}) calls no computation of the program's text")
+    return found
+
+
+def _branches(instruction: Instruction) -> list[str]:
+    listed = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
+    if listed:
+        return re.findall(r"%?([\w.\-]+)", listed[1])
+    return [name for key in ("true_computation", "false_computation") if (name := instruction.attribute(key))]
+
+
+def _loop(module: Module, outside: Computation, loop: Instruction, tiles: Tiles | None) -> Loop:
+    known = KNOWN.search(loop.attributes)
+    trips = int(known[1]) if known else _counted(module, outside, loop)
+    if trips is not None:
+        return Loop(loop.label, trips, trips, "known")
+    body = _called(module, loop, "body")
+    slices = sorted(_slices(module, body))
+    if tiles is None or not slices:
+        return Loop(loop.label, 1, 1, "once")
+    _, group, most = slices[-1]
+    return Loop(loop.label, tiles.expected(group, most), most, "expected")
+
+
+def _counted(module: Module, outside: Computation, loop: Instruction) -> int | None:
+    """Trips of ``for i in range(start, stop)`` where both are constants."""
+    condition, body = _called(module, loop, "condition"), _called(module, loop, "body")
+    compare, sides = condition.root, list(condition.root.operands)
+    if compare.opcode == "fusion":  # the CPU compiler wraps it
+        inner = _called(module, compare, "calls")
+        compare = inner.root
+        order = [inner.origin(name) for name in compare.operands]
+        if any(i.opcode != "parameter" for i in order):
+            return None
+        sides = [sides[int(i.literal)] for i in order]
+    if compare.opcode != "compare" or "direction=LT" not in compare.attributes:
+        return None
+    counter = condition.origin(sides[0])
+    if counter.opcode != "get-tuple-element":
+        return None
+    start = _initial(outside, loop, counter)
+    limit = condition.origin(sides[1])
+    stop = _initial(outside, loop, limit) if limit.opcode == "get-tuple-element" else _constant(limit)
+    if start is None or stop is None or not _by_one(body, counter):
+        return None
+    return max(0, stop - start)
+
+
+def _initial(outside: Computation, loop: Instruction, element: Instruction) -> int | None:
+    """The constant that a loop's variable begins with."""
+    start = outside.origin(loop.operands[0])
+    if start.opcode != "tuple":
+        return None
+    return _constant(outside.origin(start.operands[int(element.attribute("index") or 0)]))
+
+
+def _constant(instruction: Instruction) -> int | None:
+    whole = instruction.opcode == "constant" and re.fullmatch(r"-?\d+", instruction.literal)
+    return int(instruction.literal) if whole else None
+
+
+def _by_one(body: Computation, counter: Instruction) -> bool:
+    index = int(counter.attribute("index") or 0)
+    if body.root.opcode != "tuple":
+        return False
+    following = body.origin(body.root.operands[index])
+    if following.opcode not in ("add", "fusion"):
+        return False
+    numbers = [_constant(body.origin(name)) for name in following.operands]
+    return 1 in numbers
+
+
+def _slices(module: Module, body: Computation) -> Iterator[tuple[int, int, int]]:
+    """(axes, tiles at once, groups of them) of the integer arrays of tiles that a body takes a slice of.
+
+    The surest last: arrays of tiles x rows, then long lists.
+    """
+    for instruction in body.instructions.values():
+        if instruction.opcode == "fusion":
+            yield from _slices(module, _called(module, instruction, "calls"))
+        if instruction.opcode != "dynamic-slice":
+            continue
+        whole, part = body.operand(instruction, 0).values[0], instruction.values[0]
+        listed = part.dtype in ("s32", "pred") and part.dims[1:] == whole.dims[1:] and part.dims[1:] in ((), (ROWS,))
+        if listed and part.dims and 1 <= part.dims[0] < whole.dims[0]:
+            yield len(part.dims), part.dims[0], whole.dims[0] // part.dims[0]

@@ -1,0 +1,130 @@
+"""The training step of `jhsae train`, compiled from shapes for devices that need not exist.
+
+Nothing is read from disk but the config: the batch, the SAE and the statistics of its normaliser are shapes, its
+initialisers do not run, and a metric that a teacher would give is one of the same size. The state is donated, sharded
+and sized for the platform as in training.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+from jhsae import config as cfg
+from jhsae import ops, train
+from jhsae.codes import TreeCodes
+from jhsae.data import AbstractNormalizer
+from jhsae.errors import UserError
+from jhsae.mesh import batch_sharding, rows_shards, state_shardings
+from jhsae.metric import Whitened
+from jhsae.plan.loops import Tiles
+from jhsae.plan.program import Lowered
+from jhsae.run_config import Stage, Train
+from jhsae.step import TrainState
+from jhsae.usage import Context
+
+FROM_TEACHER = {"jhsae.init.teacher_metric", "jhsae.init.teacher_unembedding_metric"}
+
+
+def lower(config: Train, stage: Stage, mesh: Mesh, platform: str) -> Lowered:
+    """The step that `jhsae train` runs in `stage`, on shapes placed on `mesh`."""
+    with ops.sized_for(platform):
+        return _lower(config, stage, mesh)
+
+
+def _lower(config: Train, stage: Stage, mesh: Mesh) -> Lowered:
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    key = jax.random.key(config.seed)
+    direction = cfg.build(config.optimizer)
+    sae = eqx.filter_eval_shape(lambda key: cfg.build(config.sae, key=key), key)
+    config = without_teacher(config, sae.embed)
+    state = eqx.filter_eval_shape(TrainState.init, sae, direction, key)
+    # as shapes: nothing can be put on devices that do not exist
+    phase = eqx.filter_eval_shape(
+        lambda: train._phase(config, stage, sae, normalizer(config, sae.embed), direction, mesh)
+    )
+    batch = jax.ShapeDtypeStruct((config.data.batch, sae.embed), jnp.float32, sharding=batch_sharding(mesh))
+    state, static = eqx.partition(state, _is_shape)
+    parts, fixed = eqx.partition(phase.parts, _is_shape)
+    state = jax.tree.map(_placed, state, state_shardings(state, mesh))
+    parts = jax.tree.map(lambda a: _placed(a, everywhere), parts)
+
+    # eqx.filter_jit takes a shape for a constant, so that the step is compiled inside a jit with its own donation
+    def step(state: PyTree, parts: PyTree, batch: Array) -> tuple[PyTree, PyTree]:
+        after, metrics = phase.step((eqx.combine(parts, fixed), batch), eqx.combine(state, static))
+        return eqx.filter(after, eqx.is_array), metrics
+
+    lowered = jax.jit(step, donate_argnums=0).lower(state, parts, batch)
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.sae) if jnp.issubdtype(leaf.dtype, jnp.inexact))
+    return Lowered(lowered, _bytes(state.sae), _bytes(state.opt_state), count)
+
+
+def normalizer(config: Train, embed: int) -> AbstractNormalizer:
+    """The config's normaliser with zeros in the place of the statistics that a store would give."""
+    part = cfg.build(config.data.normalize)
+    return replace(part, **{name: jnp.zeros(shape) for name, shape in part.shapes(embed).items()})
+
+
+def stage_of(config: Train, name: str | None) -> Stage:
+    """The stage of that name; without one, the longest. Raises `UserError` for a name that no stage has."""
+    names = [stage.name for stage in config.stages]
+    if name is None:
+        return max(config.stages, key=lambda stage: stage.steps)
+    if name not in names:
+        raise UserError(f"--stage is {name}, expected one of {', '.join(names)}")
+    return config.stages[names.index(name)]
+
+
+def without_teacher(config: Train, embed: int) -> Train:
+    """The config with a metric of the right size wherever one would be read from a teacher's folder."""
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            if value.get("_target_") in FROM_TEACHER:
+                return {"_target_": f"{__name__}.some_metric", "embed": embed}
+            return {key: replaced(part) for key, part in value.items()}
+        return [replaced(part) for part in value] if isinstance(value, list) else value
+
+    slots = ("objective", "constraint", "metric", "revival", "optimizer")
+    return replace(config, **{slot: replaced(getattr(config, slot)) for slot in slots})
+
+
+def some_metric(embed: int) -> Whitened:
+    """A metric for shapes alone."""
+    return Whitened(jnp.eye(embed))
+
+
+def tiles_of(config: Train, mesh: Mesh) -> Tiles | None:
+    """What a chip does of the selected pairs if experts are used evenly; None for an SAE that selects none."""
+
+    def forward(key: Array) -> tuple[Any, Any]:
+        found = (sae := cfg.build(config.sae, key=key)).forward(jnp.zeros((8, sae.embed)), Context(key))
+        return found.codes, found.encoder
+
+    codes, encoder = eqx.filter_eval_shape(forward, jax.random.key(0))
+    top = codes.parents if isinstance(codes, TreeCodes) else codes
+    if top.indices is None:
+        return None
+    shards = mesh.shape["expert"] if encoder.size % mesh.shape["expert"] == 0 else 1
+    pairs = config.data.batch / rows_shards(mesh) * top.indices.shape[-1]
+    return Tiles(pairs / shards, encoder.size // shards)
+
+
+def _is_shape(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def _placed(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
+def _bytes(tree: PyTree) -> float:
+    """Per device."""
+    leaves = jax.tree.leaves(tree)
+    return float(sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves))

@@ -1,0 +1,58 @@
+"""The folder of a training run: whose it is, whether it is finished, and the files it begins with.
+
+config.yaml, run.json (commit, versions, store), metrics.jsonl, timing.jsonl, checkpoints/ and, in the end, sae/.
+"""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from jhsae import config as cfg
+from jhsae.data import Store
+from jhsae.data.source import AbstractSource
+from jhsae.distributed import is_main
+from jhsae.errors import UserError
+from jhsae.folders import PARTIAL, Folder, local_copy, open_folder, write_whole
+from jhsae.run_config import Train
+
+
+def claim(folder: str | Folder, config: Train) -> None:
+    """Raises `UserError` when `folder` holds a run of another config, or something that is not a run.
+
+    A run may go on with another `mesh`: the numbers differ by rounding alone.
+    """
+    folder = open_folder(folder)
+    if not folder.exists() or all(file.name.endswith(PARTIAL) for file in folder.iterdir()):
+        return
+    if not (folder / "config.yaml").exists():
+        raise UserError(f"{folder} exists and is not a run folder (no config.yaml in it); write another out=...")
+    with local_copy(folder / "config.yaml") as file:
+        there = replace(cfg.load(Train, file), mesh=config.mesh)
+    if cfg.config_hash(there) != cfg.config_hash(config):
+        found = cfg.diff(there, config)
+        more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
+        raise UserError(f"{folder} holds a run of another config ({'; '.join(found[:4])}{more}); write another out=...")
+
+
+def finished(folder: Folder) -> bool:
+    """True when the trained SAE is there."""
+    return (folder / "sae" / "sae.json").exists()
+
+
+def begin(folder: Folder, config: Train, store: Store | AbstractSource) -> dict[str, Any]:
+    """Writes config.yaml and run.json, or checks that a run to be resumed began with this very store."""
+    identity = {"path": store.path, "sha256": store.identity()}
+    about = {"name": folder.name, "config_hash": cfg.config_hash(config), **cfg.provenance(), "store": identity}
+    path = folder / "run.json"
+    if path.exists() and (before := json.loads(path.read_text()))["store"]["sha256"] != identity["sha256"]:
+        raise UserError(
+            f"the store {store.path} has changed since {folder} began ({before['store']['sha256'][:12]} then, "
+            f"{identity['sha256'][:12]} now); bring the old store back, or write another out=..."
+        )
+    if is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(cfg.to_dict(config))))
+        write_whole(path, json.dumps(about, indent=2) + "\n")
+    return about

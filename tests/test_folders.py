@@ -1,0 +1,97 @@
+"""Run folders in a bucket, as far as that can be tried without one: a file system in memory answers for s3://."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from etils.epath import backend
+from fsspec.implementations.memory import MemoryFileSystem
+
+import runs
+from jhsae import config
+from jhsae.checkpoint import load_sae, save_sae
+from jhsae.data import Identity
+from jhsae.errors import UserError
+from jhsae.folders import PARTIAL, is_bucket, local_copy, open_folder, write_whole
+from jhsae.logs import RunLog
+from jhsae.run_config import Train
+from jhsae.run_folder import begin, claim, finished
+
+FLAT = {
+    "_target_": "jhsae.sae.FlatSAE",
+    "embed": runs.EMBED,
+    "features": 24,
+    "sparsifier": {"_target_": "jhsae.sparsify.TopK", "k": 3},
+}
+IDENTITY = {"_target_": "jhsae.data.Identity"}
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An empty ``s3://bucket``."""
+    files = MemoryFileSystem()
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
+    monkeypatch.setattr(backend.fsspec_backend, "_get_filesystem", lambda name: files)
+    return open_folder("s3://bucket/runs") / "scale"
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/runs/scale", "s3://bucket/runs/scale"])
+def test_the_path_of_a_bucket_stays_as_it_is(path):
+    folder = open_folder(path)
+    assert is_bucket(folder) and str(folder) == path and folder.name == "scale"
+    assert str(folder / "checkpoints" / "7") == f"{path}/checkpoints/7"
+    assert str(open_folder(folder)) == path
+
+
+def test_a_local_path_is_a_path(tmp_path):
+    assert open_folder(str(tmp_path)) == tmp_path and not is_bucket(tmp_path)
+    with local_copy(tmp_path / "a") as same:
+        assert same == tmp_path / "a"
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "run.json"
+    write_whole(path, "before")
+    monkeypatch.setattr("jhsae.folders.os.fsync", lambda _: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        write_whole(path, "after")
+    assert path.read_text() == "before" and {f.name for f in tmp_path.iterdir()} == {"run.json", f"run.json{PARTIAL}"}
+
+
+def test_a_run_begins_and_is_known_again_in_a_bucket(tmp_path, bucket):
+    store = runs.store(tmp_path / "store")
+    loaded = config.load(Train, runs.train_config(tmp_path, tmp_path / "store", tmp_path / "run"), [f"out={bucket}"])
+    claim(bucket, loaded)
+    about = begin(bucket, loaded, store)
+    assert about["name"] == "scale" and json.loads((bucket / "run.json").read_text()) == about
+    claim(bucket, loaded)
+    with pytest.raises(UserError, match=r"s3://bucket/runs/scale holds a run of another config \(seed is 0 there, 7"):
+        claim(bucket, config.load(Train, tmp_path / "run.yaml", [f"out={bucket}", "seed=7"]))
+    assert not finished(bucket)
+
+
+def test_rows_reach_a_bucket_with_the_checkpoint_that_covers_them(bucket):
+    log = RunLog(bucket)
+    for step in (1, 2):
+        log.write(step, "a", {"loss": 0.5}, 8)
+    assert (bucket / "metrics.jsonl").read_text() == ""
+    log.flush()
+    assert [json.loads(row)["step"] for row in (bucket / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+    again = RunLog(bucket, step=1)
+    again.write(2, "a", {"loss": 0.25}, 8)
+    again.flush()
+    assert [json.loads(row)["loss"] for row in (bucket / "metrics.jsonl").read_text().splitlines()] == [0.5, 0.25]
+
+
+def test_an_sae_is_written_to_a_bucket_and_read_from_it(bucket):
+    sae = config.build(FLAT, key=jax.random.key(0))
+    (bucket / "sae").mkdir(parents=True)
+    (bucket / "sae" / "sae.safetensors").write_bytes(b"cut off")  # sae.json comes last, so this is no SAE yet
+    save_sae(bucket / "sae", sae, FLAT, IDENTITY, Identity(), {})
+    again, _, about = load_sae(str(bucket))
+    np.testing.assert_array_equal(again.W_dec, sae.W_dec)
+    assert about["sae"] == FLAT and finished(bucket)
+    with pytest.raises(UserError, match="is never overwritten"):
+        save_sae(bucket / "sae", sae, FLAT, IDENTITY, Identity(), {})

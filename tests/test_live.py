@@ -1,0 +1,186 @@
+"""Training straight from the language model: a buffer on eight devices, exact to resume."""
+
+import json
+import shutil
+from itertools import islice
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.spatial import cKDTree
+from test_harvest import EMBED, LAYER, VOCAB, save_language_model
+
+import runs
+from jhsae import config as cfg
+from jhsae import lm, train
+from jhsae.checkpoint import load_sae
+from jhsae.data import TextFiles
+from jhsae.devices import MeshShape, make_mesh
+from jhsae.errors import UserError
+from jhsae.live import LiveActivations
+from jhsae.live_buffer import SEGMENTS
+from jhsae.run_config import Train
+
+CONTEXT, BATCH = 10, 32
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with a language model and 900 short documents."""
+    folder = tmp_path_factory.mktemp("live")
+    save_language_model(folder / "lm")
+    rng = np.random.default_rng(1)
+    documents = [" ".join(f"w{w}" for w in rng.integers(4, VOCAB, rng.integers(4, 12))) for _ in range(900)]
+    (folder / "text.txt").write_text("\n\n".join(documents))
+    return folder
+
+
+def live(place: Path, devices: int = 8, **changes) -> LiveActivations:
+    options = {"rows": 8000, "context": CONTEXT, "sequences": 8, "buffer_rows": 2048, "dtype": "float32"} | changes
+    mesh = make_mesh(MeshShape(), devices)
+    return LiveActivations(str(place / "lm"), LAYER, TextFiles(str(place / "text.txt")), **options, mesh=mesh)
+
+
+@pytest.fixture(scope="module")
+def source(place) -> LiveActivations:
+    return live(place)
+
+
+@pytest.fixture(scope="module")
+def epoch(source) -> np.ndarray:
+    """What the first epoch and a little of the second give, batch by batch."""
+    batches = source.batches(BATCH, 0)
+    return np.stack([np.asarray(next(batches)) for _ in range(_steps(batches) + 8)])
+
+
+def _steps(batches) -> int:
+    return batches._plan.per_epoch * batches._plan.per_window
+
+
+def _known(place, source) -> np.ndarray:
+    """Every row that a harvest of the same text would store."""
+    reader = lm.load(place / "lm")
+    residual = reader.model.residual(jnp.asarray(source._stream.tokens.astype(np.int32)), LAYER)
+    return np.asarray(residual)[source._stream.keep]
+
+
+def _numbers(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Which row of `known` each row is."""
+    distance, number = cKDTree(known).query(rows)
+    assert distance.max() < 1e-4
+    return number
+
+
+def test_batches_are_rows_of_the_model_and_hardly_any_comes_twice_in_an_epoch(place, source, epoch):
+    known = _known(place, source)
+    batches = source.batches(BATCH, 0)
+    assert batches._plan.per_epoch > SEGMENTS + 2
+    assert epoch.shape[1:] == (BATCH, EMBED) and epoch.dtype == np.float32
+    found = _numbers(epoch[: _steps(batches) - SEGMENTS * batches._plan.per_window].reshape(-1, EMBED), known)
+    _, counts = np.unique(found, return_counts=True)
+    assert len(found) > 1000 and (counts > 1).sum() < 0.05 * len(counts)
+
+
+def test_batches_are_mixed(place, source, epoch):
+    """A batch draws on the sequences of four refills, and its neighbours are not those of the text."""
+    known = _known(place, source)
+    sequence = np.nonzero(source._stream.keep)[0]
+    for batch in epoch[:4]:
+        assert len(set(sequence[_numbers(batch, known)].tolist())) > 24
+
+
+def test_resuming_is_exact_within_and_across_windows_and_epochs(source, epoch):
+    for step in (0, 1, 13, len(epoch) - 8):
+        fresh = source.batches(BATCH, 0)
+        next(fresh)
+        fresh.set_state(json.loads(json.dumps({"next_index": step, "lanes": 8})))
+        np.testing.assert_array_equal(np.stack([np.asarray(b) for b in islice(fresh, 6)]), epoch[step : step + 6])
+    assert fresh.get_state() == {"next_index": step + 6, "lanes": 8}
+
+
+def test_other_meshes_give_the_same_batches_and_another_seed_others(place, source, epoch):
+    """Eight lanes on two devices, given as an option or taken over from the checkpoint of eight devices."""
+    given = live(place, 2, lanes=8).batches(BATCH, 0)
+    resumed = live(place, 4).batches(BATCH, 0)
+    resumed.set_state({"next_index": 5, "lanes": 8})
+    np.testing.assert_allclose([next(given) for _ in range(3)], epoch[:3], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(next(resumed), epoch[5], rtol=1e-5, atol=1e-5)
+    assert not np.allclose(next(source.batches(BATCH, 1)), epoch[0])
+
+
+def test_rows_stay_on_their_devices(source):
+    """The buffer is written and drawn from without one collective."""
+    batches = source.batches(BATCH, 0)
+    x = next(batches)
+    assert x.sharding.is_equivalent_to(batches._put(np.asarray(x), jax.P(("host", "data"))).sharding, 2)
+    slots = batches._put(batches._plan.slots(0)[0], jax.P())
+    drawn = batches._draw.lower(batches._buffer, slots).compile().as_text()
+    assert not [word for word in ("all-gather", "all-reduce", "all-to-all", "collective") if word in drawn]
+
+
+def test_the_sample_is_the_start_of_the_text_on_any_mesh(place, source):
+    other = live(place, 2)
+    assert source.rows == source.manifest.rows == other.rows
+    np.testing.assert_allclose(source.read(3, 40), other.read(3, 40), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(source.manifest.mean, source.read(0, source.rows).mean(axis=0), atol=1e-5)
+    assert source.identity() == other.identity() != live(place, 2, rows=500).identity()
+
+
+def test_what_does_not_fit_is_a_sentence(place, source):
+    with pytest.raises(UserError, match="one refill of the buffer takes"):
+        source.batches(2**14, 0)
+    with pytest.raises(UserError, match=r"12 lanes, which 8 devices cannot share.*data\.live\.lanes=16"):
+        live(place, lanes=12).batches(24, 0)
+    with pytest.raises(UserError, match="batch is 20, which 8 lanes cannot share"):
+        source.batches(20, 0)
+
+
+def _config(place: Path, out: str, *overrides: str, **data) -> Train:
+    slot = {
+        "_target_": "jhsae.live.LiveActivations",
+        "path": str(place / "lm"),
+        "layer": LAYER,
+        "text": {"_target_": "jhsae.data.TextFiles", "paths": str(place / "text.txt")},
+        "rows": 8000,
+        "context": CONTEXT,
+        "sequences": 8,
+        "buffer_rows": 512,
+    }
+    data = {"live": slot, "batch": 64, "normalize": {"_target_": "jhsae.data.CenterScale"}} | data
+    changes = {
+        "data": data,
+        "sae": {
+            "_target_": "jhsae.sae.FlatSAE",
+            "embed": EMBED,
+            "features": 24,
+            "sparsifier": {"_target_": "jhsae.sparsify.TopK", "k": 3},
+        },
+        "objective": {"reconstruction": {"_target_": "jhsae.losses.SquaredError"}},
+        "weights": {},
+        "stages": [{"name": "all", "steps": 20, "learning_rate": 1e-2}],
+    }
+    return cfg.load(Train, runs.train_config(place, place / "none", place / out, **changes), overrides)
+
+
+def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(place):
+    whole, cut = place / "whole", place / "cut"
+    train.run(_config(place, "whole"))
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["explained_variance"] > rows[0]["explained_variance"] + 0.1
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "sae")
+    shutil.rmtree(cut / "checkpoints" / "20")
+    train.run(_config(place, "cut"))
+    assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    same = [(folder / "sae" / "sae.safetensors").read_bytes() for folder in (cut, whole)]
+    assert same[0] == same[1]
+    assert load_sae(whole)[2]["reads"] == {"model": str(place / "lm"), "layer": LAYER}
+
+
+def test_a_config_names_a_store_or_a_model_and_not_both(place):
+    with pytest.raises(UserError, match="data names both of store and live"):
+        _config(place, "x", "data.store=somewhere")
+    with pytest.raises(UserError, match="data names neither of store and live"):
+        _config(place, "x", "data.live=null")
