@@ -30,7 +30,11 @@ TREE = {
     "experts": 12,
     "sub": 2,
     "atoms": 3,
-    "route": {"_target_": "jhsae.sparsify.GumbelTopK", "k": 2},
+    "route": {
+        "_target_": "jhsae.sparsify.GumbelTopK",
+        "k": 2,
+        "temperature": {"_target_": "jhsae.schedule.Linear", "start": 1.5, "end": 0.5, "steps": STEPS},
+    },
     "pick": {"_target_": "jhsae.sparsify.TopK", "k": 1},
 }
 SAES = {
