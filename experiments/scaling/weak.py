@@ -8,6 +8,7 @@ to and from memory are counted in the compiled program, loops by their trips (`j
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 from jhsae.__main__ import main as jhsae
 
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results.jsonl", HERE / "README.md"
 TOKENS, EMBED, EXPERTS = 4096, 256, 2048
