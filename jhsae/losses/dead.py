@@ -48,9 +48,9 @@ def explained_by_dead(
 
     def of_many() -> Array:
         if forward.encoder.values is None:
-            pre, indices, _, _ = ops.route(forward.encoder, lambda pre, _: _first_here(pre, dead, k), jax.nn.relu)
+            pre, indices, _, _ = ops.route(forward.encoder, lambda pre, _: _first(pre, dead, k), jax.nn.relu)
         else:
-            indices = _first(jax.lax.stop_gradient(forward.pre), dead, k)
+            indices = ops.topk_of_batch(jnp.where(dead > 0, forward.pre, -jnp.inf), k)
             pre = jnp.take_along_axis(forward.pre, indices, axis=-1)
         return ops.decode_rows(code(pre), indices, rows)
 
@@ -59,9 +59,5 @@ def explained_by_dead(
     return jax.lax.switch(1 * (count > 0) + (count > k) + (count > wide), branches)
 
 
-def _first_here(pre: Array, dead: Array, k: int) -> Array:
-    return _first(pre, ops.mine(dead, pre.shape[-1]), k)
-
-
 def _first(pre: Array, dead: Array, k: int) -> Array:
-    return ops.topk(jnp.where(dead > 0, pre, -jnp.inf), k)[1]
+    return ops.topk(jnp.where(ops.mine(dead, pre.shape[-1]) > 0, pre, -jnp.inf), k)[1]

@@ -36,3 +36,4 @@ from jhsae.ops.topk import Method as Method
 from jhsae.ops.topk import recall as recall
 from jhsae.ops.topk import take as take
 from jhsae.ops.topk import topk as topk
+from jhsae.ops.topk import topk_of_batch as topk_of_batch

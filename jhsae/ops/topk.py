@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jhsae.ops import select
-from jhsae.ops.spread import first, from_shards, local, shards, sum_over_experts
+from jhsae.ops.spread import Layout, first, from_shards, local, shards, spread, sum_over_experts
 
 Method = Literal["auto", "lax", "scan", "blocked", "bits", "blocked_bits", "approx", "per_shard"]
 SHORT = 64  # entries of a row times those taken from it
@@ -50,6 +50,12 @@ def topk(x: Float[Array, "*batch n"], k: int, method: Method = "auto") -> Pair:
     fixed = jax.lax.stop_gradient(x)
     indices = METHODS[method](fixed, k) if shards() == 1 else _across(fixed, k, method)
     return take(x, indices), indices
+
+
+def topk_of_batch(x: Float[Array, "batch n"], k: int, method: Method = "auto") -> Int[Array, "batch k"]:
+    """The positions of `topk` in each row of a batch whose rows and entries may both be split over devices."""
+    select = spread(lambda x: topk(x, k, method)[1], (Layout.BOTH,), Layout.TOKENS, x.shape[1])
+    return select(jax.lax.stop_gradient(x))
 
 
 def _across(x: Float[Array, "*batch n"], k: int, method: Method) -> Int[Array, "*batch k"]:
