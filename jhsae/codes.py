@@ -38,6 +38,8 @@ class Codes(eqx.Module):
 
     def fired(self) -> Float[Array, "features"]:
         """How many tokens activated each feature (float32 count)."""
+        if self.indices is None:
+            return jnp.sum((self.values != 0).astype(jnp.float32), axis=tuple(range(self.values.ndim - 1)))
         counts = jnp.zeros(self.size, jnp.float32)
         return counts.at[self.slot_indices().reshape(-1)].add((self.values != 0).reshape(-1))
 
