@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from jhsae.codes import TreeCodes as TreeCodes
     from jhsae.data import Store as Store
     from jhsae.errors import UserError as UserError
-    from jhsae.fit import fit as fit
+    from jhsae.fitting import fit as fit
     from jhsae.losses import Objective as Objective
     from jhsae.sae import FlatSAE as FlatSAE
     from jhsae.sae import GatedSAE as GatedSAE
@@ -43,7 +43,7 @@ _HOME = {
     "ReLU": "jhsae.sparsify",
     "TopK": "jhsae.sparsify",
     "Teacher": "jhsae.teacher",
-    "fit": "jhsae.fit",
+    "fit": "jhsae.fitting",
     "Context": "jhsae.usage",
 }
 __all__ = sorted(_HOME)

@@ -102,6 +102,7 @@ class Checkpoints:
         Raises `UserError` when the run needs other arrays than were saved, `DamagedError` when files are not whole.
         """
         wanted, static = eqx.partition(like, lambda a: eqx.is_array(a) or isinstance(a, jax.ShapeDtypeStruct))
+        self._manager.wait_until_finished()  # it may be being written
         about = _together(lambda: _read_about(self._folder / str(step) / "about"))
         self._check_layout(about["arrays"], wanted, step)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)

@@ -8,7 +8,7 @@ from reference.filled import filled
 from jhsae.constraint import ProjectAndRenormalize
 from jhsae.data import UnitNorm
 from jhsae.errors import UserError
-from jhsae.fit import fit
+from jhsae.fitting import fit
 from jhsae.losses import AuxK, CrossOrthogonality, L1All, Objective, ParentsOnly, SquaredError
 from jhsae.mesh import MeshShape, make_mesh, shard_batch, shard_state
 from jhsae.optimizer import adam

@@ -52,7 +52,7 @@ def test_the_whole_array_search_leaves_rows_on_their_device():
     x = jax.device_put(
         np.random.default_rng(2).random((16, 64), np.float32), NamedSharding(mesh, PartitionSpec("data"))
     )
-    program = jax.jit(lambda x, count: select._search(x, count)[1:])
+    program = jax.jit(lambda x, count: select._search(x, jnp.uint32(count))[1:])
     assert "all-gather" not in str(program.lower(x, 100).compile().as_text())
     assert program(x, 100)[0] == select.ordered(jnp.sort(x, axis=None)[-100])
 
