@@ -87,7 +87,7 @@ def key(row: dict) -> tuple:
 def with_table(text: str, found: list[dict]) -> str:
     """The page with the table of the newest row of each slice and number of experts."""
     newest = {(row["topology"], row["experts"]): row for row in found}
-    head = "| slice | experts | mesh | GiB a chip, of | products | HBM | exchange | step | tokens/s | days | input |"
+    head = "| slice | experts | mesh | GiB a chip, of | products | HBM | exchange | step | tokens/s | minutes | input |"
     lines = [head, "|---" * 11 + "|"]
     for topology, experts in sorted(newest):
         best = newest[topology, experts]
@@ -100,27 +100,27 @@ def with_table(text: str, found: list[dict]) -> str:
 
 def with_summary(text: str, found: list[dict]) -> str:
     """The project's README with the recommended mesh of each slice and number of experts."""
-    head = "| slice | experts | mesh | GiB a chip, of | products and memory | exchange | tokens/s | days |"
+    head = "| slice | experts | mesh | GiB a chip, of | products and memory | exchange | tokens/s | minutes |"
     lines = [head, "|---" * 8 + "|"]
     for (topology, experts), row in sorted({(row["topology"], row["experts"]): row for row in found}.items()):
         times, mesh = row["times"], f"data {row['mesh']['data']} x expert {row['mesh']['expert']}"
         chip = f"{row['bytes_per_chip'] / 2**30:.1f}, {row['hbm_bytes'] / 2**30:.1f}"
         ms = f"{1e3 * (row['step_seconds'] - times['exchange']):.0f} ms | {1e3 * times['exchange']:.0f} ms"
-        rate = f"{row['tokens_per_second'] / 1e6:.1f} M | {row['days']:.2f}"
+        rate = f"{row['tokens_per_second'] / 1e6:.1f} M | {1440 * row['days']:.1f}"
         lines.append(f"| {topology} | {experts:,} | {mesh} | {chip} | {ms} | {rate} |")
     before, rest = text.split(SUMMARY)
     return f"{before}{SUMMARY}" + "\n".join(lines) + f"\n{END}{rest.split(END, 1)[1]}"
 
 
 def cells(row: dict, best: dict) -> str:
-    """The cells of one mesh; days and input of the recommended one alone."""
+    """The cells of one mesh; minutes and input of the recommended one alone."""
     chosen = row["mesh"] == best["mesh"]
     mesh = f"data {row['mesh']['data']} x expert {row['mesh']['expert']}"
     memory = f"{row['bytes_per_chip'] / 2**30:.2f}, {row['hbm_bytes'] / 2**30:.2f}"
     if row["times"] is None:
         return " | ".join([mesh, f"{memory}: does not fit", *["-"] * 7])
     ms = [f"{1e3 * row['times'][name]:.1f} ms" for name in ("arithmetic", "memory", "exchange")]
-    run = [f"{best['days']:.2f}", f"{best['input_bytes_per_second'] / 1e9:.1f} GB/s"] if chosen else ["-", "-"]
+    run = [f"{1440 * best['days']:.1f}", f"{best['input_bytes_per_second'] / 1e9:.1f} GB/s"] if chosen else ["-", "-"]
     step = [f"{1e3 * row['step_seconds']:.1f} ms", f"{row['tokens_per_second'] / 1e6:.1f} M"]
     return " | ".join([f"**{mesh}**" if chosen else mesh, memory, *ms, *step, *run])
 
@@ -131,7 +131,7 @@ def harvests(newest: dict) -> Iterator[str]:
             yield (
                 f"- harvest of Gemma-2-2B to layer 20 on {topology}, {SEQUENCES} sequences of 256 a chip: "
                 f"{harvest['bytes_per_chip'] / 2**30:.2f} GiB a chip, {rate / 1e6:.1f} M tokens/s, "
-                f"{harvest['days'] * 24:.2f} hours for {harvest['rows'] / 1e6:,.0f} M rows"
+                f"{harvest['days'] * 1440:.1f} minutes for {harvest['rows'] / 1e6:,.0f} M rows"
             )
 
 
