@@ -34,7 +34,8 @@ TREE = {"squares": SquaredError(), "parents": ParentsOnly(), "l1": L1All(), "cro
 FLAT = {"squares": SquaredError(), "auxk": AuxK(k=8)}
 SAES = {
     "H-SAE": (hierarchical, Objective(TREE, {"l1": 1e-3})),
-    "TopK": (flat(TopK(4)), Objective(FLAT, {"auxk": 0.1})),
+    "TopK": (flat(TopK(4)), Objective({"squares": SquaredError()})),
+    "TopK, AuxK": (flat(TopK(4)), Objective(FLAT, {"auxk": 0.1})),
     "BatchTopK": (flat(BatchTopK(4.0)), Objective(FLAT, {"auxk": 0.1})),
 }
 
@@ -58,7 +59,8 @@ def train(name, shape):
 @pytest.mark.parametrize("name", SAES)
 def test_fifty_steps_are_the_same_on_every_mesh(name):
     want, end = train(name, (1, 1))
-    for words, shape in list(MESHES.items())[1:]:
+    meshes = {"4 x 2": (4, 2)} if name == "TopK, AuxK" else dict(list(MESHES.items())[1:])  # slow to compile
+    for words, shape in meshes.items():
         got, state = train(name, shape)
         for i, (a, b) in enumerate(zip(got, want, strict=True)):
             for metric in b:
