@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jhsae.ops import expert_major
-from jhsae.ops.tiles import over_tiles, tile
+from jhsae.ops.tiles import _order, over_tiles, tile
 
 BATCH, K, EXPERTS, ROWS = 40, 3, 12, 4
 
@@ -43,11 +43,10 @@ def test_every_pair_stands_once_in_a_tile_of_its_expert(case, rows):
 
 def test_a_number_of_pairs_beyond_one_integer_is_sorted_the_same():
     """Expert and pair packed into one integer, and a stable argsort where they do not fit."""
-    indices = CASES["spread"]
-    plain = tile(jnp.asarray(indices), EXPERTS, ROWS)
-    wide = tile(jnp.asarray(indices), 1 << 25, ROWS)
-    live = np.asarray(plain.pair)[np.asarray(plain.live)]
-    np.testing.assert_array_equal(live, np.asarray(wide.pair)[np.asarray(wide.live)])
+    flat = jnp.asarray(CASES["spread"]).reshape(-1)
+    wide = -(-(2**31) // flat.size)
+    np.testing.assert_array_equal(_order(flat, EXPERTS), _order(flat, wide))
+    np.testing.assert_array_equal(_order(flat, wide), np.argsort(flat, kind="stable"))
 
 
 def test_loops_run_over_the_tiles_in_use_alone():
