@@ -68,6 +68,7 @@ def test_the_saved_sae_is_the_trained_one(finished):
     assert about["reads"] == {"model": "array", "layer": 0}
 
 
+@pytest.mark.slow
 def test_killed_at_a_random_step_and_resumed_it_gives_the_same_metrics_bit_for_bit(place, finished):
     """Two kills, the second of the resumed run; each at a step drawn at random, by the operating system's signal."""
     out, killed_at = place / "killed", []

@@ -61,6 +61,7 @@ def test_the_verb_writes_its_numbers(tmp_path, capsys):
     assert "equal" in out and "speedup" in out and "tokens/s" in out
 
 
+@pytest.mark.slow
 def test_the_original_may_have_a_batch_of_its_own():
     result = measure(Step(SHAPE, repeats=1, original_batch=8))
     times = result["seconds"]

@@ -33,6 +33,7 @@ def test_every_computed_array_of_the_files_is_compared():
         assert {row.name for row in parity.rows(arrays, name)} == computed
 
 
+@pytest.mark.slow
 def test_a_changed_number_fails_its_row(tmp_path):
     arrays = read(GOLDEN / "moe_v2_fillers.npz")
     arrays["grads/W_up"] = arrays["grads/W_up"] * 1.001
