@@ -19,6 +19,7 @@ from jax.experimental.multihost_utils import process_allgather
 from jhsae.distributed import barrier, is_main, several
 from jhsae.errors import UserError
 from jhsae.fingerprint import fingerprints, layout
+from jhsae.finishing_loop import loops_finish
 from jhsae.saved_sae import load_sae as load_sae
 from jhsae.saved_sae import save_sae as save_sae
 from jhsae.step import TrainState
@@ -151,7 +152,8 @@ def _together(read: Any) -> Any:
     """What `read` returns; `DamagedError` in every process when it fails in one."""
     found, failed = None, ""
     try:
-        found = read()
+        with loops_finish():
+            found = read()
     except (MemoryError, jax.errors.JaxRuntimeError):  # no fault of the files
         raise
     except Exception as error:  # Orbax raises bare ones for files that are missing, cut short or altered

@@ -1,5 +1,6 @@
 """What goes wrong during a run is said in a sentence, and no finished checkpoint is lost: the run goes on from it."""
 
+import gc
 import json
 import os
 import resource
@@ -124,6 +125,7 @@ def test_a_full_disk_during_a_save(place, monkeypatch, capfd):
                 train.run(large)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    gc.collect()
     capfd.readouterr()
     assert checkpoints(place) == [4]
     train.run(large)
