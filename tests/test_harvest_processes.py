@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import quick_compile
 import yaml
 from test_harvest import VOCAB, save_language_model
 from test_harvest_resume import SmallShards, config, cut
@@ -28,7 +29,7 @@ def together(folder: Path) -> None:
         port = str(free.getsockname()[1])
     shared = os.environ | {
         "PYTHONPATH": str(TESTS.parent),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": quick_compile.on_devices(4),
         "JHSAE_COORDINATOR": f"localhost:{port}",
         "JHSAE_PROCESSES": "2",
     }

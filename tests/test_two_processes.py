@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import quick_compile
 
 import runs
 from jhsae import config, logs, train
@@ -64,8 +65,8 @@ def pair(paths: list[Path], log: Path) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment |= {"PYTHONPATH": str(Path(train.__file__).parents[1]), "JAX_NUM_CPU_DEVICES": "4"}
+    environment = os.environ | {"XLA_FLAGS": quick_compile.FLAGS, "JAX_NUM_CPU_DEVICES": "4"}
+    environment |= {"PYTHONPATH": str(Path(train.__file__).parents[1])}
     environment |= {"JHSAE_COORDINATOR": address, "JHSAE_PROCESSES": "2", "JHSAE_TIMEOUT": str(PATIENCE)}
     started = []
     for number in range(2):

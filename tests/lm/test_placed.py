@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick_compile
 from lm.families import VOCAB, close, everything, write
 from lm.tiny import ids, logits, tiny
 
@@ -90,7 +91,7 @@ def test_two_processes_read_half_each_and_agree(tmp_path):
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": quick_compile.on_devices(4),
         "PYTHONPATH": str(Path(lm.__file__).parents[2]),
     }
     commands = [[sys.executable, str(WORKER), address, str(rank), str(tmp_path)] for rank in range(2)]
