@@ -40,8 +40,8 @@ class Tiles(NamedTuple):
         return self.pair // self.place.shape[-1]
 
     def padded(self, group: int) -> "Tiles":
-        """The same with empty tiles at the end, so that their number is a multiple of `group`."""
-        more = -self.expert.shape[0] % group
+        """The same with empty tiles at the end, so that their number is a multiple of `group`, or less than one."""
+        more = -self.expert.shape[0] % group if self.expert.shape[0] > group else 0
         expert, pair, live = (jnp.pad(a, [(0, more)] + [(0, 0)] * (a.ndim - 1)) for a in self[:3])
         return Tiles(expert, pair, live, self.place, self.used)
 
@@ -110,8 +110,9 @@ def group_size(width: int, rows: int = ROWS) -> int:
 def over_tiles(tiles: Tiles, group: int, body: Callable[[Any, Tiles, Int[Array, ""]], Any], init: Any) -> Any:
     """``carry = body(carry, some tiles, number of the first of them)`` over the groups of `group` tiles in use.
 
-    The number of tiles must be a multiple of `group`: see `Tiles.padded`.
+    The number of tiles must be a multiple of `group`, or less: see `Tiles.padded`.
     """
+    group = min(group, tiles.expert.shape[0])
 
     def step(i: Int[Array, ""], carry: Any) -> Any:
         expert, pair, live = (jax.lax.dynamic_slice_in_dim(a, i * group, group) for a in tiles[:3])
