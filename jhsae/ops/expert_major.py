@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jhsae.ops.precision import dot, operand
 from jhsae.ops.rows import weighted_rows
 from jhsae.ops.spread import Layout, spread
+from jhsae.ops.tile_products import over_rows, over_sub
 from jhsae.ops.tiles import Tiles, add, group_size, group_tiles, over_tiles, store
 
 TOKENS, EXPERTS, OWN = Layout.TOKENS, Layout.EXPERTS, Layout.OWN
@@ -78,10 +79,10 @@ def encode_backward(
         h = jax.lax.dynamic_slice_in_dim(hidden, first, some.expert.shape[0])
         dh = dot("nta,nas->nts", gt, atom_enc[some.expert])
         left = dh if weights is None else jnp.concatenate([dh, some.of_pairs(weights)[..., None]], axis=-1)
-        sums = dot("nts,ntd->nsd", left, x[some.token])
+        sums = over_rows(left, x[some.token])
         if weights is not None:
             d_rows = add(d_rows, some, sums[:, sub])
-        d_down, d_enc = add(d_down, some, sums[:, :sub]), add(d_enc, some, dot("nta,nts->nas", gt, h))
+        d_down, d_enc = add(d_down, some, sums[:, :sub]), add(d_enc, some, over_rows(gt, h))
         return d_down, d_enc, d_rows, add(hidden_sum, some, jnp.sum(dh, axis=1))
 
     shapes = (down.shape, atom_enc.shape, (experts, embed), (experts, sub))
@@ -96,7 +97,7 @@ def encode_to_input(x: Array, down: Array, atom_enc: Array, kept: Kept, g: Array
 
     def body(dx: Array, some: Tiles, first: Array) -> Array:
         dh = dot("nta,nas->nts", some.of_pairs(g), atom_enc[some.expert])
-        return _scatter(dx, some, dot("nts,nsd->ntd", dh, down[some.expert]))
+        return _scatter(dx, some, over_sub(dh, down[some.expert]))
 
     return over_tiles(tiles, group_size(down.shape[2]), body, jnp.zeros(x.shape))
 
@@ -144,7 +145,7 @@ def _decode(codes: Array, atoms: Array | None, indices: Array, up: Array, atom_d
     def body(out: Array, some: Tiles, first: Array) -> Array:
         dense = _all_atoms(some.of_pairs(codes), _chosen(atoms, some, atom_dec))
         inside = dot("nta,nas->nts", dense, atom_dec[some.expert])
-        return _scatter(out, some, dot("nts,nsd->ntd", inside, up[some.expert]))
+        return _scatter(out, some, over_sub(inside, up[some.expert]))
 
     out = over_tiles(tiles, group_size(embed), body, jnp.zeros((indices.shape[0], embed)))
     return out, tiles
@@ -222,7 +223,7 @@ def _tree_gradients(
         d_values, d_rows, *rest = carry
         top = g_top[some.token]
         d_values = store(d_values, first, dot("ntd,nd->nt", top, rows[some.expert]))
-        d_rows = add(d_rows, some, dot("nt,ntd->nd", some.of_pairs(values), top))
+        d_rows = add(d_rows, some, over_rows(some.of_pairs(values)[..., None], top)[:, 0])
         return d_values, d_rows, *_d_atoms(tuple(rest), some, first, codes, atoms, g_low, up, atom_dec)
 
     init = (jnp.zeros(tiles.pair.shape), jnp.zeros(rows.shape), *_no_d_atoms(tiles, codes, up, atom_dec))
@@ -246,8 +247,8 @@ def _d_atoms(
     d_slots = dense if chosen is None else jnp.sum(jnp.where(chosen, dense[:, :, None], 0), axis=-1)
     return (
         store(d_codes, first, d_slots),
-        add(d_up, some, dot("nts,ntd->nsd", inside, gt)),
-        add(d_dec, some, dot("nta,nts->nas", ct, d_inside)),
+        add(d_up, some, over_rows(inside, gt)),
+        add(d_dec, some, over_rows(ct, d_inside)),
     )
 
 
@@ -269,4 +270,4 @@ def _no_d_atoms(tiles: Tiles, codes: Array, up: Array, atom_dec: Array) -> tuple
 
 
 def _scatter(out: Float[Array, "batch d"], some: Tiles, rows: Float[Array, "group rows d"]) -> Float[Array, "batch d"]:
-    return out.at[some.token].add(rows.astype(out.dtype))
+    return out.at[some.token.reshape(-1)].add(rows.reshape(-1, rows.shape[-1]).astype(out.dtype))

@@ -5,15 +5,19 @@ backward; the gradient of the rows is summed feature by feature (`tiles`), so ne
 features numbers exist at once.
 """
 
+from functools import partial, reduce
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jhsae.ops.chunks import chunk_size, map_chunks
+from jhsae.ops.chunks import chunk_size, map_chunks, on_cpu
 from jhsae.ops.precision import dot, operand
 from jhsae.ops.spread import Layout, shards, spread
+from jhsae.ops.tile_products import over_rows
 from jhsae.ops.tiles import Tiles, add, group_size, group_tiles, over_tiles, store
 
+WRITTEN_OUT = 64  # rows of a token: a longer sum takes long to compile
 DECODER = (Layout.TOKENS, Layout.TOKENS, Layout.EXPERTS)
 
 
@@ -48,7 +52,16 @@ def weighted_rows(
     rows = operand(rows)
     if shards() > 1:
         return _weighted_by_tiles(values, indices, rows)
-    return map_chunks(lambda v, i: dot("bk,bkd->bd", v, rows[i]), _chunk(indices, rows), values, indices)
+    return map_chunks(partial(_sum_of_rows, rows), _chunk(indices, rows), values, indices)
+
+
+def _sum_of_rows(rows: Array, values: Array, indices: Array) -> Array:
+    k = values.shape[-1]
+    if not on_cpu() or k > WRITTEN_OUT:
+        return dot("bk,bkd->bd", values, rows[indices])
+    # one loop over the numbers of a token, without gathered rows in between (experiments/bench/tile_products.py)
+    values = operand(values).astype(jnp.float32)
+    return reduce(jnp.add, (values[:, j, None] * rows[indices[:, j]].astype(jnp.float32) for j in range(k)))
 
 
 def project_rows(
@@ -69,7 +82,7 @@ def add_rows(
     vectors = operand(vectors)
 
     def body(out: Array, some: Tiles, first: Array) -> Array:
-        return add(out, some, dot("nt,ntd->nd", some.of_pairs(values), vectors[some.token]))
+        return add(out, some, over_rows(some.of_pairs(values)[..., None], vectors[some.token])[:, 0])
 
     width = vectors.shape[-1]
     tiles = group_tiles(indices, size, width)

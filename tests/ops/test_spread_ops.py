@@ -7,11 +7,16 @@ import pytest
 from jax.sharding import AxisType
 
 from jhsae import ops
-from jhsae.ops import select, spread
+from jhsae.ops import select, spread, tiles
 
 BATCH, EMBED, EXPERTS, K, SUB, ATOMS = 24, 6, 32, 3, 2, 4
 MESH = jax.make_mesh((1, 2, 4), ops.SHARDS, axis_types=(AxisType.Auto,) * 3)
 HOSTS = jax.make_mesh((2, 2, 2), ops.SHARDS, axis_types=(AxisType.Auto,) * 3)
+
+
+@pytest.fixture(autouse=True)
+def groups_of_two_tiles(monkeypatch):
+    monkeypatch.setattr(tiles, "CPU_BYTES", 2 * 4 * tiles.ROWS * EMBED)
 
 
 def draw(*shape, seed=0):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jhsae.ops import expert_major
+from jhsae.ops import tiles as tiles_of
 from jhsae.ops.tiles import _order, over_tiles, tile
 
 BATCH, K, EXPERTS, ROWS = 40, 3, 12, 4
@@ -57,8 +58,11 @@ def test_loops_run_over_the_tiles_in_use_alone():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_expert_major_equals_one_token_after_the_other(case):
+@pytest.mark.parametrize("group", [2, 1000], ids=["groups of two", "one group"])
+def test_expert_major_equals_one_token_after_the_other(case, group, monkeypatch):
     """Values and all gradients, for any distribution over the experts: nothing is dropped."""
+    monkeypatch.setattr(tiles_of, "CPU_BYTES", group * 4 * tiles_of.ROWS * 6)
+    assert tiles_of.group_size(6) == group
     indices, rng = jnp.asarray(CASES[case]), np.random.default_rng(1)
     sizes = {"x": (len(indices), 6), "down": (EXPERTS, 2, 6), "enc": (EXPERTS, 5, 2), "out": (len(indices), K, 5)}
     a = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in sizes.items()}
