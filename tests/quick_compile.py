@@ -1,7 +1,7 @@
 """XLA flags for programs that run once or twice: less is spent on optimising their machine code.
 
-Together they take two fifths off the time of a compilation. XLA ends the process at a flag that it does not know, so
-the second is given to the versions that have it alone; on newer ones the tests go through the fusion emitters.
+XLA ends the process at a flag that it does not know, so the second is given to the versions that have it alone; on
+newer ones the tests go through the fusion emitters.
 """
 
 from jaxlib.version import __version_info__

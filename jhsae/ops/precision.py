@@ -35,3 +35,8 @@ def operand(a: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def dot(equation: str, a: Float[Array, "*a"], b: Float[Array, "*b"]) -> Float[Array, "*out"]:
     """An einsum of two operands in the format of products, summed and given in float32."""
     return jnp.einsum(equation, operand(a), operand(b), preferred_element_type=jnp.float32)
+
+
+def rounded(a: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """An operand in float32, rounded to the format of products: for sums that are written out."""
+    return operand(a).astype(jnp.float32)

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jhsae.ops.chunks import chunk_size, map_chunks, on_cpu
-from jhsae.ops.precision import dot, operand
+from jhsae.ops.precision import dot, operand, rounded
 from jhsae.ops.spread import Layout, shards, spread
 from jhsae.ops.tile_products import over_rows
 from jhsae.ops.tiles import Tiles, add, group_size, group_tiles, over_tiles, store
 
-WRITTEN_OUT = 64  # rows of a token: a longer sum takes long to compile
+WRITTEN_OUT = 128  # rows of a token: a longer sum takes more than a second to compile
 DECODER = (Layout.TOKENS, Layout.TOKENS, Layout.EXPERTS)
 
 
@@ -60,7 +60,7 @@ def _sum_of_rows(rows: Array, values: Array, indices: Array) -> Array:
     if not on_cpu() or k > WRITTEN_OUT:
         return dot("bk,bkd->bd", values, rows[indices])
     # one loop over the numbers of a token, without gathered rows in between (experiments/bench/tile_products.py)
-    values = operand(values).astype(jnp.float32)
+    values = rounded(values)
     return reduce(jnp.add, (values[:, j, None] * rows[indices[:, j]].astype(jnp.float32) for j in range(k)))
 
 
