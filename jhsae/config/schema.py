@@ -39,10 +39,14 @@ class Key(NamedTuple):
 
 
 class Member(NamedTuple):
-    """One alternative of a type hint, without `Annotated`; `supplied` is None where no slot may stand."""
+    """One alternative of a type hint, without `Annotated`; `supplied` is None where no slot may stand.
+
+    `notes` is what `Annotated` said of it, a range for example: of the alternative itself and of the whole hint.
+    """
 
     hint: Any
     supplied: Supplied | None
+    notes: tuple[Any, ...] = ()
 
     @property
     def is_slot(self) -> bool:
@@ -69,17 +73,17 @@ def _help(hint: Any) -> str:
     return next((n for n in notes if isinstance(n, str)), "")
 
 
-def members(hint: Any, supplied: Supplied | None = None) -> list[Member]:
+def members(hint: Any, supplied: Supplied | None = None, notes: tuple[Any, ...] = ()) -> list[Member]:
     """The alternatives of a hint: ``Slot | float | None`` has three. The outermost `Supplied` wins."""
     if get_origin(hint) is Annotated:
-        base, *notes = get_args(hint)
-        inner = next((n for n in reversed(notes) if isinstance(n, Supplied)), None)
-        return members(base, inner if supplied is None else supplied)
+        base, *own = get_args(hint)
+        inner = next((n for n in reversed(own) if isinstance(n, Supplied)), None)
+        return members(base, inner if supplied is None else supplied, (*own, *notes))
     if get_origin(hint) in (Union, types.UnionType):
-        return [m for arg in get_args(hint) for m in members(arg, supplied)]
+        return [m for arg in get_args(hint) for m in members(arg, supplied, notes)]
     if isinstance(hint, TypeVar):
-        return members(hint.__bound__ or Any, supplied)
-    return [Member(hint, supplied)]
+        return members(hint.__bound__ or Any, supplied, notes)
+    return [Member(hint, supplied, notes)]
 
 
 def is_config(hint: Any) -> bool:
