@@ -61,7 +61,14 @@ def run(config: Ablate) -> Path:
     for variant, seed, run_config in plan:
         folder = train.run(run_config)
         row = evaluate.run(
-            evaluate.Evaluate(str(folder), config.store, config.lm, rows=config.rows, sequences=config.sequences)
+            evaluate.Evaluate(
+                str(folder),
+                config.store,
+                config.lm,
+                rows=config.rows,
+                sequences=config.sequences,
+                trust=[*cfg.packages(run_config)],
+            )
         )
         rows.append({"axis": variant.axis, "variant": variant.name, "seed": seed, **row})
         (out / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))

@@ -136,12 +136,33 @@ def read_yaml(path: str | File) -> str:
     data = read_bytes(path, YAML_BYTES)
     try:
         text = data.decode("utf-8")
-        _check_events(yaml.parse(text, Loader=yaml.SafeLoader), path)
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML: {_reason(error)}") from error
+    check_yaml(text, path)
+    return text
+
+
+def check_yaml(text: str, where: str | File) -> None:
+    """Raises `UserError` for a YAML text that no loader should be given, as `read_yaml` does for a file."""
+    if len(text) > YAML_BYTES:
+        raise UserError(f"{where} has {len(text):,} characters, expected at most {YAML_BYTES:,}")
+    try:
+        _check_events(yaml.parse(text, Loader=yaml.SafeLoader), where)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path}: not valid YAML: {_reason(error)}") from error
-    return text
+        raise UserError(f"{where}: not valid YAML: {_reason(error)}") from error
+
+
+def check_size(value: Any, where: str | File) -> None:
+    """Raises `UserError` for lists and mappings nested deeper than `DEPTH`, or of more than `YAML_NODES` values."""
+    level, depth, total = [value], 0, 0
+    while level := [v for v in level if isinstance(v, dict | list)]:
+        depth, total = depth + 1, total + sum(map(len, level))
+        if depth > DEPTH or total > YAML_NODES:
+            what = f"nested more than {DEPTH} deep" if depth > DEPTH else f"more than {YAML_NODES:,} values"
+            raise UserError(f"{where} is {what}; write it shorter")
+        level = [inner for v in level for inner in (v.values() if isinstance(v, dict) else v)]
 
 
 def load_yaml(path: str | File) -> Any:

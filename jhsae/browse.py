@@ -7,10 +7,10 @@ its neighbours; an expert opens to its atoms; typing a word lists the latents th
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import unescape
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from jhsae import browser
 from jhsae import config as cfg
@@ -28,6 +28,8 @@ from jhsae.sae import AbstractSAE, HierarchicalSAE
 class Browse:
     """Which SAE is shown, on which text, and how much of it."""
 
+    UNHASHED: ClassVar[frozenset[str]] = frozenset({"trust"})
+
     run: Annotated[str, "folder of a finished run (jhsae train) or of a saved SAE"]
     store: Annotated[str, "activation store of held-out text, same model and layer"]
     lm: Annotated[str, "language model of the store, for tokens and logits: a folder, a hub name, or 'embedded'"]
@@ -44,6 +46,9 @@ class Browse:
     logits: Annotated[int, "tokens raised and lowered most"] = 10
     neighbours: Annotated[int, "nearest decoder directions"] = 8
     title: Annotated[str | None, "heading of the page; null for the name of the run"] = None
+    trust: Annotated[str | list[str], "packages, beside jhsae, whose parts the run may be made of"] = field(
+        default_factory=list
+    )
 
     def __post_init__(self) -> None:
         least = {"rows": 1, "features": 1, "atoms": 1, "examples": 1, "spread": 0, "before": 0, "after": 0, "logits": 1}
@@ -55,7 +60,7 @@ class Browse:
 def run(config: Browse) -> Path:
     """Writes the page and returns its path. Raises `UserError` before any compute for bad input."""
     folder, out = Path(config.run), Path(config.out)
-    sae, normalizer, about = load_sae(folder)
+    sae, normalizer, about = load_sae(folder, trust=config.trust)
     name = about.get("name") or folder.name
     claim(out, name)
     store = Store.open(config.store)

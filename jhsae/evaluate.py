@@ -5,9 +5,9 @@ active contexts of features at evenly spaced ranks of frequency.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
@@ -19,12 +19,15 @@ from jhsae.evals.origin import check_origin, language_model
 from jhsae.metric import Euclidean, causal
 from jhsae.sae import AbstractSAE, HierarchicalSAE
 from jhsae.teacher import Teacher
-from jhsae.train import Train
+
+FROM_TEACHER = "jhsae.init.FromTeacher"
 
 
 @dataclass(frozen=True)
 class Evaluate:
     """What is evaluated, on what."""
+
+    UNHASHED: ClassVar[frozenset[str]] = frozenset({"trust"})
 
     run: Annotated[str, "folder of a finished run (jhsae train) or of an import"]
     store: Annotated[str, "activation store of held-out text, same model and layer"]
@@ -35,12 +38,15 @@ class Evaluate:
     features: Annotated[int, "features whose most active contexts are kept"] = 12
     atoms: Annotated[int, "atoms shown for each of them"] = 4
     examples: Annotated[int, "contexts per feature"] = 6
+    trust: Annotated[str | list[str], "packages, beside jhsae, whose parts the run may be made of"] = field(
+        default_factory=list
+    )
 
 
 def run(config: Evaluate) -> dict[str, Any]:
     """Evaluates, writes, and returns the row of results.jsonl."""
     folder = Path(config.run)
-    sae, normalizer, about = load_sae(folder)
+    sae, normalizer, about = load_sae(folder, trust=config.trust)
     if (row := _finished(folder, config)) is not None:
         return row
     store = Store.open(config.store)
@@ -131,10 +137,14 @@ def expert_names(folder: Path) -> dict[int, str]:
     """The concepts that the run's experts were initialised from, by expert; empty without a teacher or a run."""
     if not (folder / "config.yaml").exists():
         return {}
-    config = cfg.load(Train, folder / "config.yaml")
-    if not any(slot["_target_"] == "jhsae.init.FromTeacher" for slot in config.init) or config.teacher is None:
+    run = cfg.plain(folder / "config.yaml")  # no part of it is built, so none needs to be trusted
+    init, teacher = run.get("init") or [], run.get("teacher")
+    names = [slot.get("_target_") for slot in init if isinstance(slot, dict)] if isinstance(init, list) else []
+    if FROM_TEACHER not in [cfg.published(name) for name in names if isinstance(name, str)]:
         return {}
-    return {i: concept.name for i, concept in enumerate(Teacher.load(config.teacher).concepts)}
+    if not isinstance(teacher, str):
+        return {}
+    return {i: concept.name for i, concept in enumerate(Teacher.load(teacher).concepts)}
 
 
 def _pieces(tokenizer: Any) -> Any:

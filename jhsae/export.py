@@ -6,7 +6,7 @@ With a held-out store the L0 is measured, and for SAELens also that of what was 
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -39,6 +39,9 @@ class Export:
     rows: Annotated[int | None, "held-out activations to use; null for all"] = None
     lm: Annotated[str | None, "language model (neuronpedia); null for the one the store was harvested from"] = None
     push: Annotated[str | None, "hub repository to upload it to, such as org/name"] = None
+    trust: Annotated[str | list[str], "packages, beside jhsae, whose parts the run may be made of"] = field(
+        default_factory=list
+    )
 
     def __post_init__(self) -> None:
         if self.rows is not None and self.rows < 1:
@@ -69,7 +72,7 @@ def run(config: Export) -> Path:
     out = Path(config.out)
     if out.exists():
         raise UserError(f"{out} exists already and is never overwritten; write another out=...")
-    sae, normalizer, about = load_sae(config.run)
+    sae, normalizer, about = load_sae(config.run, trust=config.trust)
     store = None if config.store is None else Store.open(config.store)
     if store is not None:
         check_origin(sae, about, store)

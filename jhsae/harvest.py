@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jhsae import config as cfg
 from jhsae import lm
-from jhsae.config import Slot
+from jhsae.config import Slot, Supplied
 from jhsae.data import Origin, Writer, pack
 from jhsae.data.manifest import refuse_existing
 from jhsae.data.partial import finished
@@ -57,7 +57,7 @@ class Harvest:
 
     out: Annotated[str, "the store's folder, must not exist; of several layers with {layer} in it, a store for each"]
     lm: Annotated[Source, "what is read"]
-    text: Annotated[Slot, "the documents, a part of jhsae.data.text"]
+    text: Annotated[Slot, "the documents, a part of jhsae.data.text", Supplied(kind=AbstractText)]
     rows: Annotated[int, "activations to store at most; the text may hold fewer"]
     context: Annotated[int, "tokens per sequence, BOS included"] = 128
     batch: Annotated[int, "sequences per forward pass over all devices; rounded up so that they can share it"] = 32
@@ -91,7 +91,7 @@ def run(config: Harvest) -> Path:
     config_hash = cfg.config_hash(config)
     wanted = _unfinished(config.stores(), config_hash)
     mesh = make_mesh(config.mesh)
-    text: AbstractText = cfg.build(config.text)
+    text: AbstractText = cfg.build(config.text, AbstractText)
     documents = text.documents()
     documents = chain([next(documents)], documents)  # an empty source ends here, before the model is loaded
     deepest = max(config.lm.layers)

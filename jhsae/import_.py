@@ -1,8 +1,8 @@
 """``jhsae import``: an SAE of another library as a run folder, which ``jhsae evaluate`` and `load_sae` read."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -28,7 +28,10 @@ class Import:
     unpickle: Annotated[bool, "allow torch.load(weights_only=True) for .pt files"] = False
     model: Annotated[str | None, "language model that it reads, where the files say another name or none"] = None
     layer: Annotated[int | None, "blocks that have run before what it reads (blocks.5.hook_resid_post: 6)"] = None
-    UNHASHED: ClassVar[frozenset[str]] = frozenset({"unpickle"})
+    trust: Annotated[str | list[str], "packages, beside jhsae, whose parts an SAE of jhsae may be made of"] = field(
+        default_factory=list
+    )
+    UNHASHED: ClassVar[frozenset[str]] = frozenset({"unpickle", "trust"})
 
 
 def run(config: Import) -> Path:
@@ -41,7 +44,8 @@ def run(config: Import) -> Path:
     if not path.exists():
         raise UserError(f"no file or folder {path}; write one, or hf://org/name for the hub")
     kind = detect(path) if config.format == "auto" else config.format
-    found = _described(READERS[kind](path, config.unpickle), config)
+    found = _jhsae(path, config.trust) if kind == "jhsae" else READERS[kind](path, config.unpickle)
+    found = _described(found, config)
     imported.save(found, out / "sae")
     cfg.write(config, out / "import.yaml")
     reads = found.about["reads"]
@@ -63,8 +67,8 @@ def _described(found: Imported, config: Import) -> Imported:
     return replace(found, about=about | {"name": Path(config.out).name})
 
 
-def _jhsae(path: Path, unpickle: bool) -> Imported:
-    sae, normalizer, about = load_sae(path)
+def _jhsae(path: Path, trust: str | Iterable[str] = ()) -> Imported:
+    sae, normalizer, about = load_sae(path, trust=trust)
     about = {"source": {"format": "jhsae", "path": str(path)}} | about
     return Imported(sae, about["sae"], about["normalize"], normalizer, about)
 
@@ -75,7 +79,7 @@ READERS: dict[str, Callable[[Path, bool], Imported]] = {
     "sparsify": lambda path, unpickle: sparsify.read(path),
     "openai": openai.read,
     "gemma_scope": lambda path, unpickle: gemma_scope.read(path),
-    "jhsae": _jhsae,
+    "jhsae": lambda path, unpickle: _jhsae(path),
 }
 # The files by which a folder is known; one of the sets is enough.
 SIGNS: dict[str, tuple[set[str], ...]] = {

@@ -11,6 +11,7 @@ a unified direction l is Σ^(-1/2) l, and the covector that reads it off an acti
 """
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -24,6 +25,9 @@ BLOCK = 8192  # rows of an unembedding that are held in float64 at once
 
 class AbstractMetric(eqx.Module):
     """An inner product on [embed]. Every method maps over leading axes."""
+
+    # The functions that a config may name in a slot of a metric, beside derived classes: those that read a teacher.
+    MADE_BY: ClassVar[tuple[str, ...]] = ("jhsae.init.teacher_metric", "jhsae.init.teacher_unembedding_metric")
 
     @abstractmethod
     def whiten(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:

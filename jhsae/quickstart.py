@@ -51,7 +51,12 @@ def run(config: Quickstart) -> Path:
     for run_config in runs:
         train.run(run_config)
     for run_config in runs:
-        evaluate.run(evaluate.Evaluate(run_config.out, str(stores["heldout"]), config.lm, sequences=config.sequences))
+        trust = [*cfg.packages(run_config)]  # it was trained from this very config
+        evaluate.run(
+            evaluate.Evaluate(
+                run_config.out, str(stores["heldout"]), config.lm, sequences=config.sequences, trust=trust
+            )
+        )
     return report.run(
         report.Report(
             runs=[r.out for r in runs],

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
+import optax
+
 from jhsae.config import Slot, Supplied
 from jhsae.constraint import AbstractConstraint
 from jhsae.data import AbstractNormalizer
@@ -18,6 +20,7 @@ from jhsae.revival import AbstractRevival
 from jhsae.sae import AbstractSAE
 from jhsae.schedule import AbstractSchedule
 
+OPTIMIZER = Supplied(kind=optax.GradientTransformation, functions=("jhsae.optimizer.adam",))
 Schedule = Annotated[Slot | float, Supplied(kind=AbstractSchedule)]
 Normalizer = Annotated[Slot, Supplied(kind=AbstractNormalizer)]
 Live = Annotated[Slot, Supplied("mesh", kind=AbstractSource)]
@@ -85,7 +88,7 @@ class Train:
     constraint: Annotated[Constraint, "how decoder rows keep unit norm"] = _part(
         "jhsae.constraint.ProjectAndRenormalize"
     )
-    optimizer: Annotated[Slot, "the direction of the update"] = _part("jhsae.optimizer.adam")
+    optimizer: Annotated[Slot, "the direction of the update", OPTIMIZER] = _part("jhsae.optimizer.adam")
     seed: Annotated[int, "initial parameters and routing noise"] = 0
     mesh: Annotated[MeshShape, "devices for data and experts"] = field(default_factory=MeshShape)
     revival: Annotated[Revival, "what restarts dead features beside the loss"] = _part("jhsae.revival.Never")

@@ -7,8 +7,6 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from jhsae import config as cfg
 from jhsae.data import Store
 from jhsae.data.source import AbstractSource
@@ -29,7 +27,8 @@ def claim(folder: str | Folder, config: Train) -> None:
     if not (folder / "config.yaml").exists():
         raise UserError(f"{folder} exists and is not a run folder (no config.yaml in it); write another out=...")
     with local_copy(folder / "config.yaml") as file:
-        there = replace(cfg.load(Train, file), mesh=config.mesh)
+        # what the user's own config names is trusted, so that the two can be compared
+        there = replace(cfg.read(Train, file, cfg.packages(config)), mesh=config.mesh)
     if cfg.config_hash(there) != cfg.config_hash(config):
         found = cfg.diff(there, config)
         more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
@@ -53,6 +52,6 @@ def begin(folder: Folder, config: Train, store: Store | AbstractSource) -> dict[
         )
     if is_main():
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(cfg.to_dict(config))))
+        write_whole(folder / "config.yaml", cfg.to_yaml(config))
         write_whole(path, json.dumps(about, indent=2) + "\n")
     return about

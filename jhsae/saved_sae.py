@@ -1,6 +1,7 @@
 """The saved SAE: ``sae.safetensors``, ``normalizer.safetensors`` and ``sae.json`` in a folder, local or in a bucket."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from jhsae import config
-from jhsae.config import Slot
+from jhsae.config import Slot, Supplied
 from jhsae.data import AbstractNormalizer
 from jhsae.distributed import gathered, is_main
 from jhsae.errors import UserError
@@ -22,6 +23,7 @@ from jhsae.folders import Folder, is_bucket, open_folder
 from jhsae.leaf import describe
 from jhsae.sae import AbstractSAE
 
+SAE, NORMALIZER = Supplied("key", kind=AbstractSAE), Supplied(kind=AbstractNormalizer)
 FORMAT = 2
 DESCRIPTION, PARAMETERS, STATISTICS = "sae.json", "sae.safetensors", "normalizer.safetensors"
 
@@ -67,16 +69,23 @@ def _write(folder: Folder, files: dict[str, bytes]) -> None:
         partial.rename(folder)
 
 
-def load_sae(folder: str | Folder) -> tuple[AbstractSAE, AbstractNormalizer, dict[str, Any]]:
+def load_sae(
+    folder: str | Folder, *, trust: str | Iterable[str] = ()
+) -> tuple[AbstractSAE, AbstractNormalizer, dict[str, Any]]:
     """The SAE, its fitted input normaliser and its description, from a run folder or the ``sae`` folder in it.
 
-    `UserError`: no SAE there, another format, a file that is missing or damaged, a tensor that is missing, left over
+    Nothing of what the folder names is run but the classes of jhsae, and those of the packages in `trust`, which is
+    for architectures of your own: ``trust="my_package"``.
+
+    `UserError`: no SAE there, a part of a package that is not trusted, another format, a file that is missing or damaged, a tensor that is missing, left over
     or has another shape than ``sae.json`` describes.
     """
     folder = open_folder(folder)
     folder = folder / "sae" if (folder / "sae").is_dir() else folder
     about = _description(folder)
-    slot, normalize = (config.checked(about[name], str(folder / DESCRIPTION)) for name in ("sae", "normalize"))
+    file = str(folder / DESCRIPTION)
+    slot = config.checked(about["sae"], file, SAE, key="sae", trust=trust)
+    normalize = config.checked(about["normalize"], file, NORMALIZER, key="normalize", trust=trust)
     # shapes alone: starting values, drawn to be thrown away, would double the memory
     structure = eqx.filter_eval_shape(lambda key: config.build(slot, key=key).settled(None), jax.random.key(0))
     arrays, static = eqx.partition(structure, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))

@@ -84,7 +84,8 @@ def run(config: Teach) -> Path:
     """Makes the teacher and returns its folder. Raises `UserError` before any compute for bad input."""
     if Path(config.out).exists():
         raise UserError(f"{config.out} exists and is never overwritten; write another out=...")
-    evidence, estimator = cfg.build(config.evidence), cfg.build(config.estimator)
+    evidence = cfg.build(config.evidence, AbstractEvidence)
+    estimator = cfg.build(config.estimator, AbstractEstimator)
     with tqdm(total=5, desc="teach: model and ontology") as bar:
         reader = lm.load(config.lm.path, layers=config.lm.layer or 0, dtype=jnp.dtype(config.lm.dtype))
         if config.sub >= reader.model.embed:

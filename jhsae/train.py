@@ -19,19 +19,22 @@ from jaxtyping import Array, Key
 
 from jhsae import config as cfg
 from jhsae.checkpoint import Checkpoints, save_sae
+from jhsae.constraint import AbstractConstraint
 from jhsae.data import AbstractNormalizer, Batches, Store, make_loader
 from jhsae.data.source import AbstractBatches, AbstractSource
 from jhsae.distributed import barrier, is_main, share_of
 from jhsae.errors import UserError
 from jhsae.folders import Folder, open_folder
+from jhsae.init import AbstractInit
 from jhsae.leaf import matching
 from jhsae.logs import NoLog, RunLog
 from jhsae.loop import DivergedError, Phase, run_phases
-from jhsae.losses import Objective
+from jhsae.losses import AbstractTerm, Objective
 from jhsae.mesh import check_batch, make_mesh
 from jhsae.peers import Peers
 from jhsae.preemption import StopRequest
-from jhsae.run_config import Stage, Train
+from jhsae.revival import AbstractRevival
+from jhsae.run_config import OPTIMIZER, Stage, Train
 from jhsae.run_folder import begin, finished
 from jhsae.run_folder import claim as claim
 from jhsae.sae import AbstractSAE
@@ -66,8 +69,8 @@ def _run(config: Train, peers: Peers) -> Folder:
     shapes = eqx.filter_eval_shape(build_sae, config, init_key)
     _check_sizes(config, shapes, store)
     _check_teacher(config, store)
-    normalizer = cfg.build(config.data.normalize).fit(store)
-    direction = cfg.build(config.optimizer)
+    normalizer = cfg.build(config.data.normalize, AbstractNormalizer).fit(store)
+    direction = cfg.build(config.optimizer, OPTIMIZER)
     phases = [_phase(config, stage, shapes, normalizer, direction, mesh) for stage in config.stages]
     for phase in phases:
         eqx.filter_eval_shape(_trial, phase.parts.objective, shapes)
@@ -144,7 +147,7 @@ def _trial(objective: Objective, sae: AbstractSAE) -> Any:
 def _source(config: Train, mesh: Mesh) -> Store | AbstractSource:
     """The store, or the language model that stands in for one."""
     if config.data.live is not None:
-        return cfg.build(config.data.live, mesh=mesh)
+        return cfg.build(config.data.live, AbstractSource, mesh=mesh)
     assert config.data.store is not None  # one of the two is there
     return Store.open(config.data.store)
 
@@ -160,22 +163,22 @@ def _loader(config: Train, store: Store | AbstractSource, mesh: Mesh) -> Dataset
 
 def build_sae(config: Train, key: Key[Array, ""]) -> AbstractSAE:
     """The SAE of a config with its initialisers applied."""
-    sae = cfg.build(config.sae, key=key)
+    sae = cfg.build(config.sae, AbstractSAE, key=key)
     for i, slot in enumerate(config.init):
-        sae = cfg.build(slot)(sae, jax.random.fold_in(key, i + 1))
+        sae = cfg.build(slot, AbstractInit)(sae, jax.random.fold_in(key, i + 1))
     return sae
 
 
 def _phase(
     config: Train, stage: Stage, sae: AbstractSAE, normalizer: AbstractNormalizer, direction: Any, mesh: Mesh
 ) -> Phase:
-    terms = {name: cfg.build(slot) for name, slot in config.objective.items()}
+    terms = {name: cfg.build(slot, AbstractTerm) for name, slot in config.objective.items()}
     parts = Parts(
         Objective(terms, _weights(config.weights | stage.weights)),
         _schedule(stage.learning_rate),
-        cfg.build(config.constraint),
+        cfg.build(config.constraint, AbstractConstraint),
         normalizer,
-        cfg.build(config.revival),
+        cfg.build(config.revival, AbstractRevival),
     )
     frozen = matching(sae, stage.freeze) if stage.freeze else None
     windows = (_dead_window(config), config.sampling_window)
@@ -188,7 +191,7 @@ def _dead_window(config: Train) -> int:
 
 
 def _schedule(value: Any) -> AbstractSchedule:
-    return cfg.build(value) if isinstance(value, dict) else as_schedule(value)
+    return cfg.build(value, AbstractSchedule) if isinstance(value, dict) else as_schedule(value)
 
 
 def _weights(values: Mapping[str, Any]) -> dict[str, AbstractSchedule]:

@@ -1,5 +1,6 @@
 """Classes that the tests of configs fill from YAML."""
 
+import abc
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,9 +17,19 @@ HERE = __name__  # slots below name classes of this file
 class AbstractPick(eqx.Module):
     """A kind of part."""
 
+    MADE_BY: ClassVar[tuple[str, ...]] = (f"{HERE}.make_top",)
+
     def __check_init__(self) -> None:
         if getattr(self, "k", 1) < 1:
             raise ValueError("k is below 1; write 1 or more")
+
+
+class AbstractLoud(AbstractPick):
+    """A kind of part that is abstract."""
+
+    @abc.abstractmethod
+    def __call__(self) -> str:
+        """What it says."""
 
 
 class Top(AbstractPick):
@@ -41,12 +52,25 @@ class Net(eqx.Module):
         self.weight = jax.random.normal(key, (embed,))
 
 
+class Broken(AbstractPick):
+    def __init__(self) -> None:
+        raise KeyError("a bug")
+
+
+class Held(eqx.Module):
+    pick: AbstractPick
+    weight: Array
+
+
 def make_top(k: int = 2) -> Top:
     return Top(k)
 
 
 def explode() -> None:
     raise KeyError("a bug")
+
+
+Pick = Annotated[Slot, Supplied("key", kind=AbstractPick, functions=(f"{HERE}.explode",))]
 
 
 @dataclass(frozen=True)
@@ -66,9 +90,9 @@ class Run:
     data: Annotated[Data, "activations"]
     net: Annotated[Slot, "the network", Supplied("key", kind=Net)]
     stages: tuple[Stage, ...] = (Stage(10),)
-    pick: Slot = field(default_factory=lambda: {"_target_": f"{HERE}.Top", "k": 3})
-    terms: dict[str, Slot] = field(default_factory=dict)
-    weight: float | Slot | None = None
+    pick: Pick = field(default_factory=lambda: {"_target_": f"{HERE}.Top", "k": 3})
+    terms: dict[str, Pick] = field(default_factory=dict)
+    weight: float | Pick | None = None
     mode: Literal["fast", "slow"] = "fast"
     shape: tuple[int, int] = (1, 2)
     notes: dict[str, Any] = field(default_factory=dict)

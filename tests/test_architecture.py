@@ -8,15 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import runs
+
 from jhsae import config, evals, train
 from jhsae.checkpoint import Checkpoints, load_sae, save_sae
+from jhsae.config import Supplied
 from jhsae.constraint import ProjectAndRenormalize
-from jhsae.losses import Objective
+from jhsae.data import AbstractNormalizer
+from jhsae.errors import UserError
+from jhsae.losses import AbstractTerm, Objective, SquaredError
 from jhsae.optimizer import adam
 from jhsae.revival import Never, Resample
 from jhsae.run_config import Train
+from jhsae.sae import AbstractSAE
 from jhsae.schedule import Constant
 from jhsae.sparsify import JumpReLU, ReLU, TopK
 from jhsae.step import Parts, TrainState, make_step
@@ -37,6 +41,7 @@ from jaxtyping import Array, Float, Key
 from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
 from jhsae.leaf import NonNegative, Unit
+from jhsae.errors import UserError
 from jhsae.losses import AbstractTerm
 from jhsae.sae import AbstractSAE, Forward, Top
 from jhsae.schedule import AbstractSchedule
@@ -128,7 +133,7 @@ class GainNearOne(AbstractTerm):
 '''
 
 
-def test_adding_an_architecture_touches_one_file_and_one_yaml(tmp_path, monkeypatch):
+def test_adding_an_architecture_touches_one_file_and_one_yaml(tmp_path, monkeypatch, capsys):
     """A sparsifier with a parameter, an SAE and a term, none of which anything else knows."""
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "my_architecture.py").write_text(FILE)
@@ -146,7 +151,11 @@ def test_adding_an_architecture_touches_one_file_and_one_yaml(tmp_path, monkeypa
         tmp_path, tmp_path / "store", tmp_path / "run", sae=sae, objective=objective, weights={}, stages=stages
     )
     train.run(config.load(Train, path))
-    loaded, normalizer, about = load_sae(tmp_path / "run")
+    with pytest.raises(UserError, match=r"my_architecture.GainSAE, but .* write trust=my_architecture"):
+        load_sae(tmp_path / "run")
+    del sys.modules["my_architecture"]
+    loaded, normalizer, about = load_sae(tmp_path / "run", trust="my_architecture")
+    assert "importing my_architecture" in capsys.readouterr().out
     mine = sys.modules.pop("my_architecture")
     assert isinstance(loaded, mine.GainSAE) and about["sae"]["_target_"] == "my_architecture.GainSAE"
     assert loaded.sparsifier.settled_now and loaded.sparsifier.margin.shape == (FEATURES,)
@@ -210,14 +219,12 @@ def bits(tree):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_trains_resumes_settles_and_loads(name, tmp_path):
     slot, terms, settle_as = ARCHITECTURES[name]
-    slot = config.checked(slot, tmp_path / "here.yaml")
-    terms = {k: config.build(config.checked(t, tmp_path / "here.yaml")) for k, t in terms.items()}
+    slot = config.checked(slot, tmp_path / "here.yaml", Supplied("key", kind=AbstractSAE))
+    terms = {k: config.build(t, AbstractTerm) for k, t in terms.items()}
     normalize = part("data.CenterScale")
     rows = runs.activations(STEPS * BATCH)
-    normalizer = config.build(normalize).fit(runs.store(tmp_path / "store", len(rows)))
-    objective = Objective(
-        {"reconstruction": config.build(part("losses.SquaredError"))} | terms, dict.fromkeys(terms, 0.1)
-    )
+    normalizer = config.build(normalize, AbstractNormalizer).fit(runs.store(tmp_path / "store", len(rows)))
+    objective = Objective({"reconstruction": SquaredError()} | terms, dict.fromkeys(terms, 0.1))
     revival = Resample(3, 6) if name == "standard" else Never()
     parts = Parts(objective, Constant(1e-2), ProjectAndRenormalize(), normalizer, revival)
     step = make_step(adam(), dead_window=2, sampling_window=2)

@@ -6,21 +6,21 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+import runs
 from browser.pages import Page
 
-import runs
 from jhsae import browse, evals, harvest
 from jhsae.browse import Browse
 from jhsae.browser import Limits, contexts, gather, page
 from jhsae.browser.pieces import visible
 from jhsae.checkpoint import load_sae, save_sae
 from jhsae.config import build, find, load
-from jhsae.data import Identity, Store
+from jhsae.data import AbstractNormalizer, Identity, Store
 from jhsae.errors import UserError
 from jhsae.evals.origin import check_origin
 from jhsae.evals.search import search_by_token, token_ids, token_profile
 from jhsae.lm import load as load_lm
-from jhsae.sae import HierarchicalSAE, mixture_of_experts_v2
+from jhsae.sae import AbstractSAE, HierarchicalSAE, mixture_of_experts_v2
 
 ROWS = 900
 EVIL = "</script><script>alert('&')</script><!--"
@@ -50,7 +50,10 @@ def place(tmp_path_factory):
     for name, slot in SLOTS.items():
         told = {"name": name, "config_hash": f"{name}-hash", "commit": "c0ffee", "store": {"sha256": "ab"}}
         told |= {"reads": {"model": "embedded", "layer": 2}}
-        sae, normalizer = build(slot, key=jax.random.key(0)), build(NORMALIZE[name]).fit(store)
+        sae, normalizer = (
+            build(slot, AbstractSAE, key=jax.random.key(0)),
+            build(NORMALIZE[name], AbstractNormalizer).fit(store),
+        )
         (folder / name).mkdir()
         save_sae(folder / name / "sae", sae, slot, NORMALIZE[name], normalizer, told)
     return folder

@@ -16,9 +16,11 @@ from jhsae import config as cfg
 from jhsae import export
 from jhsae.__main__ import main
 from jhsae.checkpoint import save_sae
+from jhsae.data import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.export import Export
 from jhsae.interop import hub
+from jhsae.sae import AbstractSAE
 
 FLAT = {"_target_": "jhsae.sae.FlatSAE", "embed": 16, "features": 24}
 FLAT |= {"sparsifier": {"_target_": "jhsae.sparsify.ReLU"}}
@@ -35,7 +37,10 @@ def place(tmp_path_factory) -> Path:
     reads = {"model": model.name, "layer": store.manifest.layer}
     for name, slot in (("flat", FLAT), ("tree", TREE)):
         about = {"name": name, "config_hash": "0123456789ab", "commit": "abcdef", "reads": reads}
-        sae, normalizer = cfg.build(slot, key=jax.random.key(0)), cfg.build(SCALED).fit(store)
+        sae, normalizer = (
+            cfg.build(slot, AbstractSAE, key=jax.random.key(0)),
+            cfg.build(SCALED, AbstractNormalizer).fit(store),
+        )
         save_sae(folder / name / "sae", sae, slot, SCALED, normalizer, about)
     return folder
 

@@ -5,10 +5,10 @@ import json
 import jax
 import numpy as np
 import pytest
+import runs
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
-import runs
 from jhsae import config
 from jhsae.checkpoint import load_sae, save_sae
 from jhsae.data import Identity
@@ -17,6 +17,7 @@ from jhsae.folders import PARTIAL, is_bucket, local_copy, open_folder, write_who
 from jhsae.logs import RunLog
 from jhsae.run_config import Train
 from jhsae.run_folder import begin, claim, finished
+from jhsae.sae import AbstractSAE
 
 FLAT = {
     "_target_": "jhsae.sae.FlatSAE",
@@ -86,7 +87,7 @@ def test_rows_reach_a_bucket_with_the_checkpoint_that_covers_them(bucket):
 
 
 def test_an_sae_is_written_to_a_bucket_and_read_from_it(bucket):
-    sae = config.build(FLAT, key=jax.random.key(0))
+    sae = config.build(FLAT, AbstractSAE, key=jax.random.key(0))
     (bucket / "sae").mkdir(parents=True)
     (bucket / "sae" / "sae.safetensors").write_bytes(b"cut off")  # sae.json comes last, so this is no SAE yet
     save_sae(bucket / "sae", sae, FLAT, IDENTITY, Identity(), {})

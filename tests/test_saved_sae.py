@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 from safetensors.numpy import load_file, save_file
 
-import runs
 from jhsae import config
 from jhsae.checkpoint import load_sae, save_sae
-from jhsae.data import ArrayRows, Identity
+from jhsae.data import AbstractNormalizer, ArrayRows, Identity
 from jhsae.errors import UserError
+from jhsae.sae import AbstractSAE
 
 FLAT = {
     "_target_": "jhsae.sae.FlatSAE",
@@ -45,10 +46,10 @@ X = runs.activations(128)
 
 def built(slot, normalize):
     """A settled SAE with every parameter moved away from its start, and a fitted normaliser."""
-    sae = config.build(slot, key=jax.random.key(1)).settled(None)
+    sae = config.build(slot, AbstractSAE, key=jax.random.key(1)).settled(None)
     arrays, static = eqx.partition(sae, eqx.is_inexact_array)
     moved = jax.tree.map(lambda a: a + jnp.linspace(0.1, 0.2, a.size).reshape(a.shape), arrays)
-    return eqx.combine(moved, static), config.build(normalize).fit(ArrayRows(X))
+    return eqx.combine(moved, static), config.build(normalize, AbstractNormalizer).fit(ArrayRows(X))
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_nothing_is_overwritten(saved):
 def test_a_normaliser_without_statistics_is_not_saved(tmp_path):
     sae, _ = built(FLAT, WHITEN)
     with pytest.raises(UserError, match=r"Whiten has no mean yet; save the normaliser that fit\(store\) returns"):
-        save_sae(tmp_path / "sae", sae, FLAT, WHITEN, config.build(WHITEN), ABOUT)
+        save_sae(tmp_path / "sae", sae, FLAT, WHITEN, config.build(WHITEN, AbstractNormalizer), ABOUT)
     assert not (tmp_path / "sae").exists()
 
 

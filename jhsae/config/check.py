@@ -3,22 +3,20 @@
 YAML has no tuples and writes 1 for 1.0: lists become tuples and ints floats where the hint says so, and
 nothing else is converted. A slot ``{_target_: package.Class, argument: value}`` is held against the signature
 of its class, and so are the slots inside it. Whatever does not fit is a `UserError` with the place, what was
-got and what was expected. Nothing is built here.
+got and what was expected. A name is one of a part only where a part belongs, and nothing is built here.
 """
 
-import inspect
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
-import equinox as eqx
 from beartype.door import is_bearable
 from beartype.roar import BeartypeDecorHintPep585DeprecationWarning
 
-from jhsae.config.place import Place
-from jhsae.config.schema import REQUIRED, Member, Supplied, is_config, keys, members, with_defaults
-from jhsae.config.target import arguments, locate, resolved_hints
+from jhsae.config.place import Place, shortened
+from jhsae.config.schema import REQUIRED, Member, Supplied, is_config, is_part, keys, members, wanted, with_defaults
+from jhsae.config.target import arguments, locate
 from jhsae.config.wording import type_name
 from jhsae.errors import UserError, nearest
 
@@ -30,11 +28,15 @@ MISFIT = object()
 
 
 class CheckedSlot(dict[str, Any]):
-    """A slot that passed the check. It knows where it was written, for what its constructor may say later."""
+    """A slot that passed the check: `target` is what it names, and its arguments fit that.
 
-    def __init__(self, values: Mapping[str, Any], place: Place) -> None:
+    `place` is where it was written, for what the constructor may say later.
+    """
+
+    def __init__(self, values: Mapping[str, Any], place: Place, target: Callable[..., Any]) -> None:
         super().__init__(values)
         self.place = place
+        self.target = target
 
 
 def fit(value: Any, hint: Any, place: Place, supplied: Supplied | None = None) -> Any:
@@ -49,14 +51,18 @@ def fit(value: Any, hint: Any, place: Place, supplied: Supplied | None = None) -
     else:
         fitted = _fit_scalar(value, options)
     if fitted is MISFIT:
-        raise _mismatch(value, hint, place)
+        raise _mismatch(value, hint if supplied is None else Annotated[hint, supplied], place)
     return fitted
 
 
 def _mismatch(value: Any, hint: Any, place: Place) -> UserError:
-    parts = any(m.is_slot or (inspect.isclass(m.hint) and issubclass(m.hint, eqx.Module)) for m in members(hint))
+    parts = any(m.is_slot or is_part(m.hint) for m in members(hint))
     example = "; a part is written {_target_: package.Class, argument: value}" if parts else ""
-    return place.error(f"is {value!r} ({type(value).__name__}), expected {type_name(hint)}{example}")
+    return place.error(f"is {_shown(value)}, expected {type_name(hint)}{example}")
+
+
+def _shown(value: Any) -> str:
+    return f"{shortened(repr(value))} ({type(value).__name__})"
 
 
 def _fit_mapping(value: Mapping, options: list[Member], place: Place) -> Any:
@@ -112,7 +118,7 @@ def _fit_scalar(value: Any, options: list[Member]) -> Any:
 def fit_section(value: Any, cls: type, place: Place) -> Any:
     """The config dataclass `cls` from a mapping; absent keys take their defaults."""
     if not isinstance(value, Mapping):
-        raise place.error(f"is {value!r} ({type(value).__name__}), expected a mapping with the keys of {cls.__name__}")
+        raise place.error(f"is {_shown(value)}, expected a mapping with the keys of {cls.__name__}")
     known = {key.name: key for key in keys(cls)}
     _refuse_unknown(value, known, f"a key of {cls.__name__}", place)
     value, fitted = with_defaults(cls, value), {}
@@ -136,31 +142,17 @@ def _refuse_unknown(value: Iterable[Any], known: Iterable[str], kind: str, place
 
 
 def _fit_part(value: Mapping, options: list[Member], place: Place) -> CheckedSlot:
-    """A slot, whose class must be of a type that the options name."""
-    supplied = next((m.supplied for m in options if m.is_slot), None)
-    slot = check_slot(value, place, supplied.names if supplied else frozenset())
-    wanted = [supplied.kind] if supplied else [get_origin(m.hint) or m.hint for m in options]
-    made = _made(locate(value["_target_"], place))
-    checkable = all(inspect.isclass(w) and not getattr(w, "_is_protocol", False) for w in wanted)
-    if made is not None and checkable and not issubclass(made, tuple(wanted)):
-        names = " or ".join(w.__name__ for w in wanted if w not in NONE)
-        raise (place / "_target_").error(f"is {value['_target_']}, expected {names} or a class derived from it")
-    return slot
-
-
-def _made(target: Any) -> type | None:
-    """The class of what `target` makes, as far as it says so."""
-    if inspect.isclass(target):
-        return target
-    made = resolved_hints(target).get("return")
-    return made if inspect.isclass(made) and issubclass(made, eqx.Module) else None
-
-
-def check_slot(slot: Mapping, place: Place, supplied: frozenset[str] = frozenset({"key"})) -> CheckedSlot:
-    """The slot, its arguments fitted to the signature of its class; the program gives those in `supplied`."""
-    name = slot["_target_"]
-    known, more = arguments(locate(name, place / "_target_"))
-    given = {k: v for k, v in slot.items() if k != "_target_" and not _is_missing(v)}
+    """A slot, whose class must be of a kind that the options name."""
+    name = value["_target_"]
+    slots = [m.supplied for m in options if m.is_slot and m.supplied is not None]
+    kinds = [kind for s in slots for kind in s.wanted.kinds] + [m.hint for m in options if is_part(m.hint)]
+    kind = wanted(tuple(dict.fromkeys(kinds)), [f for s in slots for f in s.functions])
+    if not any(kind):
+        raise (place / "_target_").error(f"is {shortened(str(name))}, but no part can stand here; write a value")
+    supplied = frozenset().union(*(s.names for s in slots))
+    target = locate(name, place / "_target_", kind)
+    known, more = arguments(target)
+    given = {k: v for k, v in value.items() if k != "_target_" and not _is_missing(v)}
     for word in given.keys() & known.keys() & supplied:
         raise (place / word).error(f"is an argument of {name} that the program supplies; leave it out")
     if not more:
@@ -169,7 +161,8 @@ def check_slot(slot: Mapping, place: Place, supplied: frozenset[str] = frozenset
         if argument.required and word not in given and word not in supplied:
             raise (place / word).error(f"is missing, {name} needs it: {type_name(argument.hint)}")
     hints = {word: known[word].hint if word in known else Any for word in given}
-    return CheckedSlot({"_target_": name} | {k: fit(v, hints[k], place / k) for k, v in given.items()}, place)
+    fitted = {k: fit(v, hints[k], place / k) for k, v in given.items()}
+    return CheckedSlot({"_target_": name} | fitted, place, target)
 
 
 def _is_missing(value: Any) -> bool:

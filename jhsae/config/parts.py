@@ -1,69 +1,76 @@
-"""Builds the part that a slot names: ``build({_target_: jhsae.sparsify.TopK, k: 32})`` is ``TopK(k=32)``.
+"""Builds the part that a slot names: ``build({_target_: jhsae.sparsify.TopK, k: 32}, ...)`` is ``TopK(k=32)``.
 
-The building is `hydra.utils.instantiate`'s. What the program adds goes past it, because it would take an
-Equinox module for a config (both are dataclasses).
+Only what `check` has found to be of the right kind is called, with arguments that fit it.
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-import hydra.utils
-from hydra.errors import InstantiationException
 
 from jhsae.config.check import CheckedSlot, fit
 from jhsae.config.place import Place
 from jhsae.config.schema import Slot, Supplied
+from jhsae.config.trust import trusted
 from jhsae.errors import UserError
 
 
-def build(slot: Slot, /, **extra: Any) -> Any:
+def build(slot: Slot, kind: type | Supplied | None = None, /, **extra: Any) -> Any:
     """The part that `slot` names, with the arguments of the slot and of `extra`.
 
-    Raises `UserError` with the slot's place in its file when a constructor refuses its arguments
-    (`ValueError`). Any other error of a constructor is a bug and comes through as it is.
+    A slot that comes from `load` or `checked` is built as it is. Another one, which a script writes, is checked first,
+    and must name a class derived from `kind` (or what that `Supplied` says).
+
+    Raises:
+        UserError: the slot does not fit, or a constructor refuses its arguments (`ValueError`), with the slot's place
+            in its file. Any other error of a constructor is a bug and comes through as it is.
+        TypeError: a slot that nothing has checked, and no kind.
     """
-    try:
-        return hydra.utils.instantiate(_with_tuples(slot), _partial_=True, _convert_="all")(**extra)
-    except InstantiationException as error:
-        if error.__cause__ is not None and not isinstance(error.__cause__, ValueError):
-            raise error.__cause__ from None
-        raise _complaint(slot, str(error.__cause__ or error), _inner_keys(str(error))) from error
-    except ValueError as error:
-        raise _complaint(slot, str(error), []) from error
+    if not isinstance(slot, CheckedSlot):
+        if kind is None:
+            raise TypeError("this slot was not checked; say what part it must be, as in build(slot, AbstractSAE)")
+        supplied = kind if isinstance(kind, Supplied) else Supplied(*extra, kind=kind)
+        return _called(fit(slot, Slot, Place(keys=_name(slot)), supplied), extra)
+    return _called(slot, extra)
 
 
-def checked(slot: Slot, where: str | Path, supplied: Supplied = Supplied("key")) -> Slot:  # noqa: B008
+def checked(
+    slot: Slot, where: str | Path, supplied: Supplied, *, key: str = "", trust: str | Iterable[str] = ()
+) -> CheckedSlot:
     """A slot read from the file `where`, JSON say, checked as `load` checks the slots of a config.
 
-    Returns it with the tuples and floats that its class expects. Raises `UserError` with file and key.
+    Args:
+        slot: The slot as it stands there.
+        where: The file, for messages.
+        supplied: What the slot must name.
+        key: Its key in the file, for messages.
+        trust: Packages beside jhsae whose classes it may name.
+
+    Returns:
+        The slot with the tuples and floats that its class expects.
+
+    Raises:
+        UserError: with file and key.
     """
-    return fit(slot, Slot, Place(files=((Path(where), slot),)), supplied)
+    place = Place(((Path(where), {key: slot} if key else slot),), keys=(key,) if key else (), trust=trusted(trust))
+    return fit(slot, Slot, place, supplied)
 
 
-def _complaint(slot: Slot, sentence: str, inner: list[str]) -> UserError:
-    place = slot.place if isinstance(slot, CheckedSlot) else Place(keys=(slot["_target_"],))
-    for key in inner:
-        place = place / key
-    return UserError(f"{place}: {sentence}")
+def _called(slot: CheckedSlot, extra: Mapping[str, Any]) -> Any:
+    given = {key: _built(value) for key, value in slot.items() if key != "_target_"}
+    try:
+        return slot.target(**given, **extra)
+    except ValueError as error:
+        raise UserError(f"{slot.place}: {error}") from error
 
 
-def _inner_keys(message: str) -> list[str]:
-    """The keys from the slot down to the part that failed, from hydra's ``full_key: more._args_0.pick``."""
-    found = re.search(r"^full_key: (.*)$", message, re.MULTILINE)
-    return re.sub(r"\b_args_", "", found[1]).split(".") if found else []
+def _built(value: Any) -> Any:
+    """An argument with every slot in it built."""
+    if isinstance(value, CheckedSlot):
+        return _called(value, {})
+    if isinstance(value, list | tuple):
+        return type(value)(map(_built, value))
+    return {key: _built(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
 
-def tuple_of(*items: Any) -> tuple:
-    """`items`."""
-    return items
-
-
-def _with_tuples(value: Any) -> Any:
-    """`value` with every tuple as a call of `tuple_of`: OmegaConf knows lists alone."""
-    if isinstance(value, tuple):
-        return {"_target_": f"{__name__}.tuple_of", "_args_": [_with_tuples(v) for v in value]}
-    if isinstance(value, list):
-        return [_with_tuples(v) for v in value]
-    return {k: _with_tuples(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+def _name(slot: Any) -> tuple[str, ...]:
+    return (str(slot["_target_"]),) if isinstance(slot, Mapping) and "_target_" in slot else ()

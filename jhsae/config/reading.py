@@ -1,21 +1,23 @@
 """Reads a config class from YAML: its defaults, then ``base:`` files, the file itself, the overrides.
 
-OmegaConf parses, applies ``a.b=c`` and resolves ``${a.b}``; `check` then fits the tree to the class.
+`load` is for what the user writes, `read` for what a run has left behind; `check` fits the tree to the class.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
+from jhsae import bounded
+from jhsae.config import plain_yaml
 from jhsae.config.check import fit_section
-from jhsae.config.place import Place, override_keys
+from jhsae.config.interpolate import holds_reference, resolved
+from jhsae.config.overrides import overridden
+from jhsae.config.place import Place, shortened
 from jhsae.config.schema import keys, overlay, with_defaults
+from jhsae.config.trust import trusted
 from jhsae.errors import UserError, nearest
+
+MOST_BASES = 16
 
 Config = TypeVar("Config")
 Layers = tuple[tuple[Path, dict[str, Any]], ...]
@@ -31,81 +33,81 @@ def load(cls: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> 
     """
     if any(key.name == "base" for key in keys(cls)):
         raise TypeError(f"{cls.__name__} has a key 'base', which names the file below in every YAML; rename it")
-    OmegaConf.register_new_resolver("rsqrt", lambda x: 1 / math.sqrt(x), replace=True)
     layers = _read(Path(path), ())
     tree: dict[str, Any] = {}
     for _, layer in reversed(layers):
         tree = overlay(tree, layer)
     place = Place(layers, tuple(overrides))
-    return fit_section(_resolved(with_defaults(cls, tree), place), cls, place)
+    tree = overridden(with_defaults(cls, tree), place)
+    bounded.check_size(tree, place.origin())
+    return fit_section(resolved(tree, place), cls, place)
+
+
+def read(cls: type[Config], path: str | Path, trust: str | Iterable[str] = ()) -> Config:
+    """The config that a run wrote into its folder (`write`): without ``base:`` and references.
+
+    Its slots may name parts of jhsae, and those of the packages in `trust`. Raises `UserError` as `load` does.
+    """
+    tree = plain(path)
+    place = Place(((Path(path), tree),), trust=trusted(trust))
+    for key, value in tree.items():
+        if holds_reference(value):
+            raise (place / key).error(
+                "refers to other values by ${...}, which the config of a run does not; copy it again"
+            )
+    return fit_section(with_defaults(cls, tree), cls, place)
+
+
+def plain(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file as plain data: its slots are not looked at, its references not resolved."""
+    tree = plain_yaml.read(Path(path))
+    if tree is not None and not isinstance(tree, dict):
+        raise UserError(f"{path}: holds a {type(tree).__name__}, expected a mapping: lines such as steps: 100")
+    return {str(key): value for key, value in (tree or {}).items()}
 
 
 def find(name: str) -> Path:
     """The config file `name`: a path, or else one of the configs of this package, such as ``scale.yaml``."""
-    if Path(name).is_file():
+    if is_file(name):
         return Path(name)
     package = Path(__file__).parents[1]
     folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), package)
     known = {str(f.relative_to(folder)): f for f in sorted(folder.rglob("*.yaml"))}
     wanted = name.removeprefix("configs/").removesuffix(".yaml") + ".yaml"
     if wanted not in known:
-        raise UserError(f"there is no config file {name}, here or in the package{nearest(wanted, known)}")
+        raise UserError(f"there is no config file {shortened(name)}, here or in the package{nearest(wanted, known)}")
     return known[wanted]
+
+
+def is_file(name: str | Path) -> bool:
+    """True for the path of a regular file; False, too, for what cannot be a path."""
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # too long a name, a NUL in it
+        return False
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> Layers:
     """The file and the files below it, the winning one first, each with its own tree."""
     if path.resolve() in above:
         raise UserError(f"{above[-1]}: base: {path} is its own base, by way of {len(above)} files; break the circle")
+    if len(above) == MOST_BASES:
+        raise UserError(f"{above[0]}: more than {MOST_BASES} files name each other as base:; write fewer")
     tree = _parse(path)
     base = tree.pop("base", None)
     if base is None:
         return ((path, tree),)
     below = path.parent / str(base)
-    if not below.is_file():
-        raise UserError(f"{path}: base: there is no file {below}{_neighbours(below)}")
+    if not is_file(below):
+        raise UserError(f"{path}: base: there is no file {shortened(str(below))}{_neighbours(below)}")
     return ((path, tree), *_read(below, (*above, path.resolve())))
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"there is no config file {path}{_neighbours(path)}")
-    try:
-        tree = OmegaConf.load(path)
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, OSError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, DictConfig):
-        raise UserError(f"{path}: holds a list, expected a mapping: lines such as steps: 100")
-    return _data(tree)
+    if not is_file(path):
+        raise UserError(f"there is no config file {shortened(str(path))}{_neighbours(path)}")
+    return plain(path)
 
 
 def _neighbours(path: Path) -> str:
-    return nearest(path.name, [p.name for p in path.parent.glob("*.yaml")])
-
-
-def _resolved(tree: dict[str, Any], place: Place) -> dict[str, Any]:
-    """`tree` with the overrides set, one after the other, and every ``${...}`` replaced by its value."""
-    holder = OmegaConf.create(tree)
-    for override in place.overrides:
-        name, equals, text = override.partition("=")
-        if not equals or not override_keys(override):
-            raise UserError(f"{place.origin()}: override {override!r} sets nothing, expected key=value")
-        try:
-            value = _data(OmegaConf.from_dotlist([f"value={text}"]))["value"]
-            # A part given whole replaces the one that was there.
-            OmegaConf.update(holder, name, value, merge=not (isinstance(value, dict) and "_target_" in value))
-        except (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{place.origin()}: override {override} cannot be applied: {reason}") from error
-    try:
-        return _data(holder, resolve=True)
-    except OmegaConfBaseException as error:
-        for key in override_keys(str(error.full_key or "")):
-            place = place / key
-        raise place.error(f"cannot be resolved: {str(error).splitlines()[0]}") from error
-
-
-def _data(holder: Any, resolve: bool = False) -> dict[str, Any]:
-    plain = OmegaConf.to_container(holder, resolve=resolve)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return nearest(path.name, [p.name for p in path.parent.glob("*.yaml")]) if len(str(path)) < 1000 else ""

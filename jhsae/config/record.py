@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from omegaconf import OmegaConf
 
+from jhsae.config import plain_yaml
+from jhsae.config.aliases import with_published_names
 from jhsae.config.schema import plain
+from jhsae.config.trust import OURS
 
 PACKAGES = (
     "jhsae",
@@ -39,11 +41,24 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def write(config: Any, path: str | Path) -> None:
     """Writes the config as YAML, defaults included; ``load(type(config), path)`` gives an equal one."""
-    OmegaConf.save(OmegaConf.create(to_dict(config)), path)
+    Path(path).write_text(to_yaml(config), encoding="utf-8")
+
+
+def to_yaml(config: Any) -> str:
+    """The config as `write` writes it."""
+    return plain_yaml.text(to_dict(config))
+
+
+def packages(config: Any) -> tuple[str, ...]:
+    """The packages beside jhsae whose parts a config names, by which the user that wrote it trusts them."""
+    roots = (str(v).partition(".")[0] for k, v in _flat(to_dict(config)) if k.endswith("_target_"))
+    return tuple(dict.fromkeys(root for root in roots if root != OURS))
 
 
 def config_hash(config: Any) -> str:
     """12 hex digits over every key but `out` and those that the config's classes list in `UNHASHED`.
+
+    A part that has moved counts under the name that was published.
 
     A key that is younger than some results stands in `LATER` (``data.streams`` for one inside a section) with the value
     that those were made with, and is left out while it has it: their hashes stay true.
@@ -81,7 +96,7 @@ def _hashed(config: Any) -> dict[str, Any]:
         section = reduce(lambda found, name: found[name], sections, hashed)
         if section[key] == value:
             del section[key]
-    return hashed
+    return with_published_names(hashed)
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

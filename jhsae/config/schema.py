@@ -2,31 +2,62 @@
 
 A config is a frozen dataclass; a key's help stands in its annotation, as in
 ``steps: Annotated[int, "optimizer steps"] = 100``. A swappable part is annotated `Slot`; a `Supplied` in the
-annotation lists the arguments that the program adds.
+annotation says what class of part it takes and which arguments the program adds.
 """
 
 import dataclasses
+import inspect
+import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import equinox as eqx
 
+from jhsae.config.target import Wanted
+
 
 class Supplied:
-    """What the program, not the YAML, gives to the constructor of a slot, and the class the part must have.
+    """What the part in a slot must be, and what the program, not the YAML, gives to its constructor.
 
-    ``Annotated[Slot, "the autoencoder", Supplied("key", "embed", kind=AbstractSAE)]``
+    ``Annotated[Slot, "the autoencoder", Supplied("key", kind=AbstractSAE)]``. A slot takes classes derived from `kind`
+    and the `functions` of these import paths. A kind whose parts a function may make as well lists it in `MADE_BY`.
     """
 
-    def __init__(self, *names: str, kind: type = object) -> None:
+    def __init__(self, *names: str, kind: type | None = None, functions: Sequence[str] = ()) -> None:
+        if kind is not None and not is_kind(kind):
+            raise TypeError(f"the kind of a slot is {kind!r}, expected the class that its parts are derived from")
         self.names = frozenset(names)
         self.kind = kind
+        self.functions = tuple(functions)
+
+    @property
+    def wanted(self) -> Wanted:
+        """What the slot may name."""
+        return wanted(() if self.kind is None else (self.kind,), self.functions)
 
 
-Slot = Annotated[dict[str, Any], Supplied("key")]
-REQUIRED = "???"  # OmegaConf's mark of a value that must still be given
+def is_kind(cls: Any) -> bool:
+    """True for a class that says something of what is derived from it: no protocol, none of Python's own classes."""
+    if not inspect.isclass(cls) or cls is eqx.Module or getattr(cls, "_is_protocol", False):
+        return False
+    return cls.__module__.partition(".")[0] not in sys.stdlib_module_names
+
+
+def is_part(hint: Any) -> bool:
+    """True for the hint of a constructor's argument that takes a part: an Equinox module or an abstract class."""
+    return is_kind(hint) and (issubclass(hint, eqx.Module) or inspect.isabstract(hint))
+
+
+def wanted(kinds: tuple[type, ...], functions: Sequence[str] = ()) -> Wanted:
+    """What a slot of these kinds may name."""
+    made_by = (name for kind in kinds for name in vars(kind).get("MADE_BY", ()))
+    return Wanted(kinds, tuple(dict.fromkeys([*functions, *made_by])))
+
+
+Slot = Annotated[dict[str, Any], Supplied("key")]  # every slot adds a `Supplied` of its own, with the kind
+REQUIRED = "???"  # the mark of a value that must still be given
 
 
 class Key(NamedTuple):
@@ -55,8 +86,11 @@ class Member(NamedTuple):
 
 
 def keys(cls: type) -> list[Key]:
-    """The keys of a config dataclass, in order."""
+    """The keys of a config dataclass, in order. `TypeError` for a slot that takes any part."""
     hints = get_type_hints(cls, include_extras=True)
+    for name, hint in hints.items():
+        if any(not any(slot.wanted) for slot in _slots(hint)):
+            raise TypeError(f"{cls.__name__}.{name} is a slot of no kind; write Annotated[Slot, Supplied(kind=...)]")
     return [Key(f.name, hints[f.name], _default(f), _help(hints[f.name])) for f in dataclasses.fields(cls) if f.init]
 
 
@@ -84,6 +118,16 @@ def members(hint: Any, supplied: Supplied | None = None, notes: tuple[Any, ...] 
     if isinstance(hint, TypeVar):
         return members(hint.__bound__ or Any, supplied, notes)
     return [Member(hint, supplied, notes)]
+
+
+def _slots(hint: Any, supplied: Supplied | None = None) -> Iterator[Supplied]:
+    """Every slot in a hint, those inside of lists and mappings too."""
+    for member in members(hint, supplied):
+        if member.is_slot and member.supplied is not None:
+            yield member.supplied
+        else:
+            for inner in get_args(member.hint):
+                yield from _slots(inner, member.supplied)
 
 
 def is_config(hint: Any) -> bool:

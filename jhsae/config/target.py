@@ -1,15 +1,21 @@
-"""The class or function that a slot's `_target_` names: found but not called, its arguments read off."""
+"""The class or function that a slot's `_target_` names, found by its type and not called, and its arguments.
 
-import importlib
-import importlib.util
+A name is a module and one word in it. The word is taken for a class derived from the kind that the slot declares, or
+for a function that the slot lists, and for nothing else; what lies in another package than the one named is refused.
+"""
+
 import inspect
 import pkgutil
+import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
-from jhsae.config.place import Place
+from jhsae.config.aliases import current
+from jhsae.config.place import Place, shortened
+from jhsae.config.trust import OURS, import_inside, refusal
 from jhsae.errors import nearest
 
 
@@ -20,38 +26,91 @@ class Argument(NamedTuple):
     required: bool
 
 
-def locate(name: Any, place: Place) -> Callable[..., Any]:
-    """The callable of dotted `name`. Raises `UserError` at `place` with the nearest name that exists."""
-    words = name.split(".") if isinstance(name, str) else []
-    if len(words) < 2 or not all(word.isidentifier() for word in words):
-        raise place.error(f"is {name!r}, expected a dotted path such as jhsae.sparsify.TopK")
-    if importlib.util.find_spec(words[0]) is None:
-        raise place.error(f"is {name}, but there is no package {words[0]}; install it or mend the name")
-    found: Any = importlib.import_module(words[0])
-    for depth, word in enumerate(words[1:], 1):
-        found = _inside(found, ".".join(words[:depth]), word, name, place)
-    if not callable(found) or inspect.isabstract(found):
-        kind = "abstract" if callable(found) else f"a {type(found).__name__}"
-        raise place.error(f"is {name}, which is {kind}; write a class that can be built, or a function")
+class Wanted(NamedTuple):
+    """What a slot may name: classes derived from one of `kinds`, and the functions of these names."""
+
+    kinds: tuple[type, ...]
+    functions: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        own = [kind.__name__ for kind in self.kinds if not inspect.isabstract(kind)]
+        derived = [f"a class derived from {' or '.join(kind.__name__ for kind in self.kinds)}"] if self.kinds else []
+        return " or ".join([*own, *derived, *self.functions])
+
+
+def locate(name: Any, place: Place, wanted: Wanted) -> Callable[..., Any]:
+    """The class or function of dotted `name`, which nothing has called yet.
+
+    Raises:
+        UserError: at `place`, for a name that is not there (with the nearest that is), may not be imported, or is not
+            what the slot asks for.
+    """
+    words = name.split(".") if isinstance(name, str) and len(name) < 500 else []
+    if len(words) < 2 or not all(word.isidentifier() and not word.startswith("__") for word in words):
+        raise place.error(f"is {shortened(repr(name))}, expected a dotted path such as jhsae.sparsify.TopK")
+    *path, word = current(name).split(".")
+    if reason := refusal(path[0], place.trust):
+        raise place.error(f"is {name}, {reason}")
+    module = _module(path, name, place)
+    found = _member(module, word, name, place)
+    if current(name) in map(current, wanted.functions) and inspect.isfunction(found):
+        return found
+    if not inspect.isclass(found):
+        kind = "a module" if isinstance(found, ModuleType) else f"a {type(found).__name__}"
+        raise place.error(f"is {name}, which is {kind}, expected {wanted}")
+    if not any(kind in found.__mro__ for kind in wanted.kinds):  # issubclass without the hooks of ABCs and protocols
+        raise place.error(f"is {name}, expected {wanted}")
+    if (home := str(found.__module__).partition(".")[0]) not in (path[0], OURS):
+        raise place.error(f"is {name}, which lies in {home} and not in {path[0]}; write its own name")
+    if inspect.isabstract(found):
+        raise place.error(f"is {name}, which is abstract; write a class derived from it")
     return found
 
 
-def _inside(parent: Any, path: str, word: str, name: str, place: Place) -> Any:
-    """The member `word` of a module (imported if need be) or class."""
-    submodules = {m.name for m in pkgutil.iter_modules(getattr(parent, "__path__", ()))}
-    known = {n for n in dir(parent) if not n.startswith("_")}
+def _module(path: Sequence[str], name: str, place: Place) -> ModuleType:
+    """The module of that path, imported package by package."""
+    for depth in range(1, len(path) + 1):
+        full = ".".join(path[:depth])
+        if full not in sys.modules:
+            if depth > 1 and path[depth - 1] not in (inside := _submodules(sys.modules[full.rpartition(".")[0]])):
+                raise _absent(full.rpartition(".")[0], path[depth - 1], inside, name, place)
+            _import(full, name, place)
+    return sys.modules[".".join(path)]
+
+
+def _import(full: str, name: str, place: Place) -> None:
+    if not place.trust.written and not f"{full}.".startswith(f"{OURS}."):
+        print(f"importing {full}, because {place.origin()} names {name} and its package is trusted for this call")
+    try:
+        import_inside(full)
+    except (Exception, SystemExit) as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise place.error(f"is {name}, but importing {full} failed ({text}); mend that module or the name") from error
+
+
+def _member(module: ModuleType, word: str, name: str, place: Place) -> Any:
+    """The public member of a module; of its submodules only those that something else has imported."""
+    known = {n for n in dir(module) if not n.startswith("_")}
     if word in known:
-        return getattr(parent, word)
-    if word in submodules:
-        return importlib.import_module(f"{path}.{word}")
-    raise place.error(f"is {name}, but {path} has no {word}{nearest(word, known | submodules)}")
+        return getattr(module, word)
+    if word in (inside := _submodules(module)):
+        raise place.error(f"is {name}, which is a module; write one of its classes")
+    raise _absent(module.__name__, word, known | inside, name, place)
+
+
+def _submodules(module: ModuleType) -> set[str]:
+    return {m.name for m in pkgutil.iter_modules(getattr(module, "__path__", ()))}
+
+
+def _absent(path: str, word: str, known: set[str], name: str, place: Place) -> Exception:
+    return place.error(f"is {name}, but {path} has no {word}{nearest(word, known)}")
 
 
 def arguments(target: Callable[..., Any]) -> tuple[dict[str, Argument], bool]:
-    """The arguments that `target` takes by name, and whether it takes any other (`**kwargs`, a builtin)."""
+    """The arguments that `target` takes by name, and whether it takes any other (`**kwargs`, no signature)."""
     try:
         parameters = inspect.signature(target).parameters.values()
-    except ValueError:  # a builtin that states no signature
+    except (ValueError, TypeError):  # a class written in C that states no signature
         return {}, True
     hints = resolved_hints(target)
     named = {
@@ -63,8 +122,8 @@ def arguments(target: Callable[..., Any]) -> tuple[dict[str, Argument], bool]:
 
 
 def resolved_hints(target: Callable[..., Any]) -> dict[str, Any]:
-    """The type hints of the call (of `__init__` for a class), without those whose names do not resolve."""
-    call = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
+    """The type hints of the call (of the constructor for a class), without those whose names do not resolve."""
+    call = inspect.unwrap(_constructor(target) if inspect.isclass(target) else target)
     scope = getattr(call, "__globals__", {})
     hints: dict[str, Any] = {}
     for name, hint in getattr(call, "__annotations__", {}).items():
@@ -74,3 +133,8 @@ def resolved_hints(target: Callable[..., Any]) -> dict[str, Any]:
         except NameError:  # a quoted name that only a type checker sees, so there is nothing to check
             continue
     return hints
+
+
+def _constructor(cls: type) -> Callable[..., Any]:
+    """`__init__`, or `__new__` where that alone takes the arguments, as in a named tuple."""
+    return cls.__new__ if cls.__init__ is object.__init__ else cls.__init__

@@ -16,8 +16,8 @@ def type_name(hint: Any) -> str:
 def _member_name(member: Member) -> str:
     hint, origin, args = member.hint, get_origin(member.hint) or member.hint, get_args(member.hint)
     if member.is_slot:
-        kind = member.supplied.kind if member.supplied else object
-        return "part" if kind is object else f"part ({kind.__name__})"
+        kind = member.supplied.kind if member.supplied else None
+        return f"part ({kind.__name__})" if kind else "part"
     if hint is type(None):
         return "null"
     if hint in (Any, object):

@@ -17,7 +17,7 @@ import numpy as np
 
 from jhsae import config
 from jhsae.checkpoint import save_sae
-from jhsae.config import Slot
+from jhsae.config import Slot, Supplied
 from jhsae.data import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.leaf import Leaf, describe
@@ -56,7 +56,8 @@ def assemble(
     `UserError`: the slot cannot be built (a k above the number of features, say), a leaf is missing, left over, or
     has another shape than the structure.
     """
-    slot, normalize = config.checked(slot, file), config.checked(normalize, file)
+    slot = config.checked(slot, file, Supplied("key", kind=AbstractSAE))
+    normalize = config.checked(normalize, file, Supplied(kind=AbstractNormalizer))
     # only shapes: the starting values of a large SAE would double its memory
     structure = eqx.filter_eval_shape(lambda key: config.build(slot, key=key), jax.random.key(0))
     arrays, static = eqx.partition(structure, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))

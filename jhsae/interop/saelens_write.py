@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from safetensors.numpy import save_file
 
+from jhsae.config import published
 from jhsae.data import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.interop.folders import new_folder
@@ -98,7 +99,7 @@ def _metadata(about: dict[str, Any]) -> dict[str, Any]:
         "sae_lens_training_version": None,
         "model_name": about["reads"]["model"],
         **hook_names(about["reads"]["layer"]),
-        "training_architecture": TRAINED_AS.get(part.rpartition(".")[2]),
+        "training_architecture": TRAINED_AS.get(published(part).rpartition(".")[2]),
         "jhsae": ours,
     }
 

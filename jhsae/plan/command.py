@@ -24,6 +24,7 @@ from jhsae.plan.page import brief, page
 from jhsae.plan.planned import Row, planned
 from jhsae.plan.topology import Topology, topology
 from jhsae.run_config import Train
+from jhsae.sae import AbstractSAE
 
 STORED = 2  # bytes of a number in a store of bfloat16
 DAY = 86_400
@@ -71,7 +72,7 @@ def _shapes(arguments: argparse.Namespace, config: Train, where: Topology, batch
     chips = len(where.devices)
     if arguments.mesh:
         return [meshes.mesh_shape(text, chips) for text in arguments.mesh]
-    sae = eqx.filter_eval_shape(lambda key: cfg.build(config.sae, key=key), jax.random.key(0))
+    sae = eqx.filter_eval_shape(lambda key: cfg.build(config.sae, AbstractSAE, key=key), jax.random.key(0))
     return meshes.candidates(chips, batch, sae.top.decoder.shape[0])
 
 
@@ -90,7 +91,7 @@ def _run(config: Train, row: Row) -> Row:
     """The whole run: as many tokens as the config asks for, in steps of the planned batch."""
     total = sum(stage.steps for stage in config.stages) * config.data.batch
     steps, seconds = ceil(total / row["tokens_per_step"]), row["step_seconds"]
-    embed = eqx.filter_eval_shape(lambda key: cfg.build(config.sae, key=key), jax.random.key(0)).embed
+    embed = eqx.filter_eval_shape(lambda key: cfg.build(config.sae, AbstractSAE, key=key), jax.random.key(0)).embed
     return {
         "tokens": total,
         "steps": steps,

@@ -21,15 +21,17 @@ from jhsae import ops, train
 from jhsae.codes import TreeCodes
 from jhsae.data import AbstractNormalizer
 from jhsae.errors import UserError
+from jhsae.init import teacher_metric, teacher_unembedding_metric
 from jhsae.mesh import batch_sharding, rows_shards, state_shardings
 from jhsae.metric import Whitened
 from jhsae.plan.loops import Tiles
 from jhsae.plan.program import Lowered
-from jhsae.run_config import Stage, Train
+from jhsae.run_config import OPTIMIZER, Stage, Train
+from jhsae.sae import AbstractSAE
 from jhsae.step import TrainState
 from jhsae.usage import Context
 
-FROM_TEACHER = {"jhsae.init.teacher_metric", "jhsae.init.teacher_unembedding_metric"}
+FROM_TEACHER = (teacher_metric, teacher_unembedding_metric)
 
 
 def lower(config: Train, stage: Stage, mesh: Mesh, platform: str) -> Lowered:
@@ -41,8 +43,8 @@ def lower(config: Train, stage: Stage, mesh: Mesh, platform: str) -> Lowered:
 def _lower(config: Train, stage: Stage, mesh: Mesh) -> Lowered:
     everywhere = NamedSharding(mesh, PartitionSpec())
     key = jax.random.key(config.seed)
-    direction = cfg.build(config.optimizer)
-    sae = eqx.filter_eval_shape(lambda key: cfg.build(config.sae, key=key), key)
+    direction = cfg.build(config.optimizer, OPTIMIZER)
+    sae = eqx.filter_eval_shape(lambda key: cfg.build(config.sae, AbstractSAE, key=key), key)
     config = without_teacher(config, sae.embed)
     state = eqx.filter_eval_shape(TrainState.init, sae, direction, key)
     # as shapes: nothing can be put on devices that do not exist
@@ -67,7 +69,7 @@ def _lower(config: Train, stage: Stage, mesh: Mesh) -> Lowered:
 
 def normalizer(config: Train, embed: int) -> AbstractNormalizer:
     """The config's normaliser with zeros in the place of the statistics that a store would give."""
-    part = cfg.build(config.data.normalize)
+    part = cfg.build(config.data.normalize, AbstractNormalizer)
     return replace(part, **{name: jnp.zeros(shape) for name, shape in part.shapes(embed).items()})
 
 
@@ -85,11 +87,13 @@ def without_teacher(config: Train, embed: int) -> Train:
     """The config with a metric of the right size wherever one would be read from a teacher's folder."""
 
     def replaced(value: Any) -> Any:
+        if isinstance(value, cfg.CheckedSlot):
+            if value.target in FROM_TEACHER:
+                return cfg.CheckedSlot({"_target_": "some_metric", "embed": embed}, value.place, some_metric)
+            return cfg.CheckedSlot({key: replaced(part) for key, part in value.items()}, value.place, value.target)
         if isinstance(value, Mapping):
-            if value.get("_target_") in FROM_TEACHER:
-                return {"_target_": f"{__name__}.some_metric", "embed": embed}
             return {key: replaced(part) for key, part in value.items()}
-        return [replaced(part) for part in value] if isinstance(value, list) else value
+        return type(value)(map(replaced, value)) if isinstance(value, list | tuple) else value
 
     slots = ("objective", "constraint", "metric", "revival", "optimizer")
     return replace(config, **{slot: replaced(getattr(config, slot)) for slot in slots})
@@ -104,7 +108,7 @@ def tiles_of(config: Train, mesh: Mesh) -> Tiles | None:
     """What a chip does of the selected pairs if experts are used evenly; None for an SAE that selects none."""
 
     def forward(key: Array) -> tuple[Any, Any]:
-        found = (sae := cfg.build(config.sae, key=key)).forward(jnp.zeros((8, sae.embed)), Context(key))
+        found = (sae := cfg.build(config.sae, AbstractSAE, key=key)).forward(jnp.zeros((8, sae.embed)), Context(key))
         return found.codes, found.encoder
 
     codes, encoder = eqx.filter_eval_shape(forward, jax.random.key(0))

@@ -1,0 +1,76 @@
+"""YAML as configs use it: mappings, lists, strings, numbers, true, false and null, and nothing else.
+
+As in YAML 1.2 and JSON, 1e-3 is a number; as in no YAML, a key that occurs twice is an error. Dates stay strings.
+"""
+
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jhsae.bounded import check_yaml, read_yaml
+from jhsae.errors import UserError
+
+FLOAT = re.compile(
+    r"""^(?:[-+]?[0-9]+(?:_[0-9]+)*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+    |[-+]?[0-9]+(?:_[0-9]+)*[eE][-+]?[0-9]+
+    |\.[0-9]+(?:_[0-9]+)*(?:[eE][-+][0-9]+)?
+    |[-+]?\.(?:inf|Inf|INF)
+    |\.(?:nan|NaN|NAN))$""",
+    re.X,
+)
+PLAIN = ("map", "seq", "str", "int", "float", "bool", "null")
+TAG = "tag:yaml.org,2002:"
+
+
+def parse(text: str, where: str | Path) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        UserError: not YAML, too large or deep a one, a value of another type, a key that occurs twice.
+    """
+    check_yaml(text, where)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())[:300]}") from error
+
+
+def read(path: Path) -> Any:
+    """The value in a YAML file."""
+    return parse(read_yaml(path), path)
+
+
+def text(value: Any) -> str:
+    """Plain data as YAML, which `parse` reads back as it is."""
+    return yaml.dump(value, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set[str]()
+        for key, _ in node.value:
+            if key.tag == f"{TAG}str" and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} occurs twice", key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep=deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Loader.yaml_constructors = {
+    tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in {f"{TAG}{name}" for name in PLAIN}
+} | {None: yaml.SafeLoader.yaml_constructors[None]}
+for _kind in (_Loader, _Dumper):
+    _kind.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if tag not in (f"{TAG}timestamp", f"{TAG}float")]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    _kind.add_implicit_resolver(f"{TAG}float", FLOAT, list("-+0123456789."))
