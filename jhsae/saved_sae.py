@@ -74,11 +74,11 @@ def load_sae(
 ) -> tuple[AbstractSAE, AbstractNormalizer, dict[str, Any]]:
     """The SAE, its fitted input normaliser and its description, from a run folder or the ``sae`` folder in it.
 
-    Nothing of what the folder names is run but the classes of jhsae, and those of the packages in `trust`, which is
-    for architectures of your own: ``trust="my_package"``.
+    Nothing that the folder names is called but classes of jhsae, and those of the packages in `trust`, which is for
+    architectures of your own: ``trust="my_package"``.
 
-    `UserError`: no SAE there, a part of a package that is not trusted, another format, a file that is missing or damaged, a tensor that is missing, left over
-    or has another shape than ``sae.json`` describes.
+    `UserError`: no SAE there, another format, a part of a package that is not trusted, a file that is missing or
+    damaged, a tensor that is missing, left over or has another shape than ``sae.json`` describes.
     """
     folder = open_folder(folder)
     folder = folder / "sae" if (folder / "sae").is_dir() else folder

@@ -137,4 +137,4 @@ def resolved_hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 def _constructor(cls: type) -> Callable[..., Any]:
     """`__init__`, or `__new__` where that alone takes the arguments, as in a named tuple."""
-    return cls.__new__ if cls.__init__ is object.__init__ else cls.__init__
+    return cls.__new__ if cls.__init__ is object.__init__ else cls.__init__  # type: ignore[misc]
