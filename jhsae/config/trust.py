@@ -49,10 +49,12 @@ def refusal(root: str, trust: Trust) -> str | None:
     """Why nothing may be imported from the package `root`, as the end of a sentence; None where it may."""
     if root == OURS:
         return None
+    if root in sys.stdlib_module_names:
+        return f"but {root} belongs to Python and holds no parts; write one of {OURS} or of a package of your own"
     if not trust.written and root not in trust.packages:
         return (
-            f"but a file that was read may name parts of {OURS} alone; if you trust the package {root}, write "
-            f"trust={root} (in Python trust=({root!r},))"
+            f"but a file that was read may name parts of {OURS} alone; write trust={root} (in Python "
+            f"trust={root!r}) if you trust all code of the package {root}"
         )
     if root in sys.modules or _spec(root, _search_path()) is not None:
         return None
