@@ -92,11 +92,11 @@ def sae() -> FlatSAE:
     return FlatSAE(runs.EMBED, 8, TopK(3), key=jax.random.key(0))
 
 
-def cases(place: Path, where: Any, every: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every gadget in every place, or in two of them, other ones from gadget to gadget."""
+def cases(place: Path, where: Any, count: int = 1) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every gadget in `count` places, other ones from gadget to gadget, so that every place gets many."""
     for i, (name, gadget) in enumerate(gadgets(place / "trap").items()):
         found = where(gadget)
-        chosen = range(len(found)) if every else {i % len(found), (5 * i + 3) % len(found)}
+        chosen = {(i + step * len(found) // count) % len(found) for step in range(count)}
         yield from ((f"{name}, place {at}", found[at]) for at in chosen)
 
 
@@ -135,7 +135,7 @@ def test_there_are_enough_gadgets_and_they_fire_if_called(tmp_path: Path):
 
 
 def test_load_sae(place: Path, sae: FlatSAE):
-    for name, slots in cases(place, of_saved, every=True):
+    for name, slots in cases(place, of_saved, 6):
         folder = saved(place, sae, slots)
         sentence = refused(lambda folder=folder: load_sae(folder), name, place)
         assert sentence.startswith((f"{folder}/sae/sae.json: sae", f"{folder}/sae/sae.json: normalize")), sentence
@@ -170,7 +170,7 @@ def told(verb: str, words: list[str], name: str, place: Path, capsys) -> None:
 
 @pytest.mark.parametrize("words_of", ["file", "override"])
 def test_training_configs(words_of: str, place: Path, capsys):
-    for name, changes in cases(place, of_training):
+    for name, changes in cases(place, of_training, 2):
         if words_of == "file":
             path = written(place, changes)
             told("train", [str(path)], name, place, capsys)
@@ -183,7 +183,7 @@ def test_training_configs(words_of: str, place: Path, capsys):
 def test_the_config_of_a_run_that_is_resumed(place: Path):
     mine = config.load(Train, runs.train_config(place, place / "store", place / "mine"))
     (place / "mine").mkdir()
-    for name, changes in cases(place, of_training):
+    for name, changes in cases(place, of_training, 2):
         written(place, changes).rename(place / "mine" / "config.yaml")
         refused(lambda: train.claim(place / "mine", mine), name, place)
         with WATCH.watching() as seen:

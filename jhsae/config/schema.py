@@ -10,6 +10,7 @@ import inspect
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -85,13 +86,15 @@ class Member(NamedTuple):
         return self.supplied is not None and self.hint == dict[str, Any]
 
 
-def keys(cls: type) -> list[Key]:
+@cache
+def keys(cls: type) -> tuple[Key, ...]:
     """The keys of a config dataclass, in order. `TypeError` for a slot that takes any part."""
     hints = get_type_hints(cls, include_extras=True)
     for name, hint in hints.items():
         if any(not any(slot.wanted) for slot in _slots(hint)):
             raise TypeError(f"{cls.__name__}.{name} is a slot of no kind; write Annotated[Slot, Supplied(kind=...)]")
-    return [Key(f.name, hints[f.name], _default(f), _help(hints[f.name])) for f in dataclasses.fields(cls) if f.init]
+    fields = [f for f in dataclasses.fields(cls) if f.init]
+    return tuple(Key(f.name, hints[f.name], _default(f), _help(hints[f.name])) for f in fields)
 
 
 def _default(field: dataclasses.Field) -> Any:
