@@ -151,7 +151,8 @@ def check_yaml(text: str, where: str | File) -> None:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{where}: not valid YAML: {_reason(error)}") from error
+        reason = _reason(error).replace('"<unicode string>", ', "")
+        raise UserError(f"{where}: not valid YAML: {reason}") from error
 
 
 def check_size(value: Any, where: str | File) -> None:
@@ -289,7 +290,9 @@ def _check_events(events: Iterator[Any], where: str | File) -> None:
     total, sizes, open_nodes = 0, dict[str, int](), list[tuple[str | None, int]]()
     for event in events:
         if isinstance(event, yaml.AliasEvent):
-            total += sizes.get(event.anchor, YAML_NODES + 1)  # an alias inside of its own node never ends
+            if event.anchor not in sizes:
+                raise UserError(f"{where} uses *{event.anchor} before &{event.anchor} or inside of it; write it out")
+            total += sizes[event.anchor]
         elif isinstance(event, yaml.NodeEvent):
             if isinstance(event, yaml.CollectionStartEvent):
                 open_nodes.append((event.anchor, total))

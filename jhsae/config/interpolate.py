@@ -98,7 +98,7 @@ class _Resolver:
                 raise self.error(keys, f"there is no function '{shortened(name)}'{nearest(name, FUNCTIONS)}")
             try:
                 return FUNCTIONS[name](argument)
-            except (ValueError, ArithmeticError, KeyError) as error:
+            except (ValueError, ArithmeticError) as error:
                 raise self.error(keys, f"{shortened(inside)} has no value ({error})") from error
         path = override_keys(name)
         up = len(name) - len(name.lstrip("."))
@@ -121,7 +121,7 @@ def _env(text: str) -> str:
     name, comma, default = text.partition(",")
     value = os.environ.get(name.strip(), default.strip() if comma else None)
     if value is None:
-        raise KeyError(f"no variable {name.strip()} in the environment")
+        raise ValueError(f"no variable {name.strip()} in the environment")
     return value
 
 

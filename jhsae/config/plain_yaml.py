@@ -34,8 +34,11 @@ def parse(text: str, where: str | Path) -> Any:
     check_yaml(text, where)
     try:
         return yaml.load(text, Loader=_Loader)
+    except LookupError as error:  # of !!bool x, say
+        raise UserError(f"{where}: not valid YAML: a value does not fit the type that its tag names") from error
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())[:300]}") from error
+        reason = " ".join(str(error).replace('"<unicode string>", ', "").split()).partition("; use sys.")[0]
+        raise UserError(f"{where}: not valid YAML: {reason[:300]}") from error
 
 
 def read(path: Path) -> Any:
@@ -58,6 +61,12 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(str(key.value))
         return super().construct_mapping(node, deep=deep)
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        if not isinstance(value, str):
+            return value
+        return value.encode("utf-16", "surrogatepass").decode("utf-16")  # JSON writes other letters in two halves
 
 
 class _Dumper(yaml.SafeDumper):
