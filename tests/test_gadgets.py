@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 import pytest
+import runs
 import yaml
 from gadgets import Watch, gadgets
 
-import runs
 from jhsae import config, train
 from jhsae.__main__ import main
 from jhsae.checkpoint import load_sae, save_sae
@@ -130,7 +130,7 @@ def test_there_are_enough_gadgets_and_they_fire_if_called(tmp_path: Path):
     found = gadgets(tmp_path)
     assert len(found) >= 40
     with WATCH.watching() as seen:
-        open(**{key: value for key, value in found["open"].items() if key != "_target_"}).close()  # noqa: SIM115
+        open(**{key: value for key, value in found["open"].items() if key != "_target_"}).close()
     assert seen and [*tmp_path.iterdir()]
 
 

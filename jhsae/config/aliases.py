@@ -8,8 +8,8 @@ the published name, so that nothing that was saved or printed changes.
 from collections.abc import Mapping
 from typing import Any
 
-# Published name -> name now, the oldest first. With a module or package every name in it moves:
-# {"jhsae.revival": "jhsae.resampling"}
+# Published name -> import path now, the oldest name first: a row per name, so that what moves again changes its rows.
+# A module or package stands for every name in it: {"jhsae.revival": "jhsae.resampling"}
 MOVED: dict[str, str] = {}
 
 
@@ -19,11 +19,11 @@ def current(name: str) -> str:
 
 
 def published(name: str) -> str:
-    """The name under which the part at the import path `name` was first published."""
+    """The name under which the part that `name` means was first published."""
     back: dict[str, str] = {}
     for old, new in MOVED.items():
         back.setdefault(new, old)
-    return _renamed(name, back)
+    return _renamed(current(name), back)
 
 
 def with_published_names(value: Any) -> Any:
@@ -37,11 +37,11 @@ def with_published_names(value: Any) -> Any:
 
 
 def _renamed(name: str, table: Mapping[str, str]) -> str:
-    """`name`, or the longest part of it before a dot, replaced as often as the table says."""
-    for _ in range(len(table)):
-        known = [old for old in table if name == old or name.startswith(old + ".")]
-        if not known:
-            break
-        longest = max(known, key=len)
-        name = table[longest] + name[len(longest) :]
-    return name
+    """`name` with the longest row of `table` that it is, or begins with, replaced, unless it is replaced already."""
+    rows = [old for old in table if _begins(name, old) and not (_begins(table[old], old) and _begins(name, table[old]))]
+    longest = max(rows, key=len, default="")
+    return table[longest] + name[len(longest) :] if rows else name
+
+
+def _begins(name: str, start: str) -> bool:
+    return name == start or name.startswith(start + ".")

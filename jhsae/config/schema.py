@@ -86,9 +86,13 @@ class Member(NamedTuple):
         return self.supplied is not None and self.hint == dict[str, Any]
 
 
-@cache
 def keys(cls: type) -> tuple[Key, ...]:
     """The keys of a config dataclass, in order. `TypeError` for a slot that takes any part."""
+    return _keys(cls)
+
+
+@cache
+def _keys(cls: Any) -> tuple[Key, ...]:
     hints = get_type_hints(cls, include_extras=True)
     for name, hint in hints.items():
         if any(not any(slot.wanted) for slot in _slots(hint)):

@@ -1,0 +1,167 @@
+"""Names and hashes that were published stay good, and so they would if a part moved to another file."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+import runs
+import yaml
+from test_configs import CONFIGS, FILES, name_of, verb_of
+
+from jhsae import config, init, sae, sparsify
+from jhsae.checkpoint import load_sae, save_sae
+from jhsae.config import aliases
+from jhsae.config.place import Place
+from jhsae.config.schema import wanted
+from jhsae.config.target import locate
+from jhsae.config.trust import Trust
+from jhsae.constraint import AbstractConstraint
+from jhsae.data import AbstractNormalizer, Identity
+from jhsae.data.source import AbstractSource
+from jhsae.data.text import AbstractText
+from jhsae.errors import UserError
+from jhsae.evaluate import expert_names
+from jhsae.init import AbstractInit
+from jhsae.interop import saelens_write
+from jhsae.losses import AbstractTerm
+from jhsae.metric import AbstractMetric
+from jhsae.revival import AbstractRevival
+from jhsae.run_config import OPTIMIZER, Train
+from jhsae.sae.children import AbstractChildInput, AbstractChildScale
+from jhsae.sae.units import AbstractCodeUnit
+from jhsae.schedule import AbstractSchedule
+from jhsae.teacher import AbstractEstimator, AbstractEvidence
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())  # as of commit 4b4ae9c
+KINDS = (
+    AbstractChildInput, AbstractChildScale, AbstractCodeUnit, AbstractConstraint, AbstractEstimator, AbstractEvidence,
+    AbstractInit, AbstractMetric, AbstractNormalizer, AbstractRevival, AbstractSchedule, AbstractSource, AbstractTerm,
+    AbstractText, optax.GradientTransformation, sae.AbstractSAE, sparsify.AbstractSparsifier,
+)  # fmt: skip
+TARGET = re.compile(r"""_target_["']?\s*:\s*["']?(jhsae(?:\.\w+)+)""")
+
+
+def resolved(name: str):
+    """What a file that was read may mean by `name`, in whichever slot."""
+    return locate(name, Place(trust=Trust()), wanted(KINDS, OPTIMIZER.functions))
+
+
+def texts() -> dict[str, str]:
+    """Everything that was published with names in it, by its path."""
+    endings = {".yaml", ".jsonl", ".json", ".py", ".md"}
+    files = [f for folder in ("configs", "experiments") for f in (ROOT / folder).rglob("*") if f.suffix in endings]
+    found = {str(file): file.read_text() for file in [*files, ROOT / "README.md"]}
+    for file in (ROOT / "tests" / "golden").glob("*.npz"):
+        with np.load(file, allow_pickle=False) as arrays:
+            found[str(file)] = "\n".join(str(arrays[name]) for name in arrays if arrays[name].dtype.kind == "U")
+    return found
+
+
+def test_every_name_that_was_published_is_a_part():
+    found = {name: where for where, text in texts().items() for name in TARGET.findall(text)}
+    assert len(found) > 60 and len(PUBLISHED["names"]) == 90 and "jhsae.optimizer.adam" in found
+    for name in {*found, *PUBLISHED["names"]}:
+        assert callable(resolved(name)), f"{name}, in {found.get(name)}; write its new place into {aliases.__name__}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_the_hash_of_a_config_is_what_it_was(file: Path):
+    verb = verb_of(file)
+    cls = getattr(importlib.import_module(f"jhsae.{verb}"), verb.capitalize())
+    if name_of(file) in PUBLISHED["config_hashes"]:  # not a config that is younger
+        assert config.config_hash(config.load(cls, file)) == PUBLISHED["config_hashes"][name_of(file)]
+    assert PUBLISHED["config_hashes"].keys() <= {name_of(f) for f in FILES}
+
+
+@pytest.mark.parametrize("results", ["plan/results.jsonl", "bench/tpu_memory.jsonl"])
+def test_the_hash_of_a_config_with_overrides_is_the_one_in_the_results(results: str):
+    rows = [json.loads(line) for line in (ROOT / "experiments" / results).read_text().splitlines()]
+    for config_file, overrides, published in {(r["config"], *_key(r)) for r in rows}:
+        loaded = config.load(Train, CONFIGS / config_file, overrides)
+        assert config.config_hash(loaded) == published, overrides
+
+
+def _key(row: dict) -> tuple[tuple[str, ...], str]:
+    return tuple(row["overrides"]), row["config_hash"]
+
+
+@pytest.fixture
+def moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a class and a package had been published under other names, one of them twice."""
+    monkeypatch.setattr(
+        aliases,
+        "MOVED",
+        {
+            "jhsae.oldest": "jhsae.sparsify",
+            "jhsae.old": "jhsae.sparsify",
+            "jhsae.old.Uppermost": "jhsae.sparsify.TopK",
+            "jhsae.start.Taught": "jhsae.init.FromTeacher",
+        },
+    )
+
+
+def test_an_old_name_is_found_at_its_new_place(moved: None):
+    assert resolved("jhsae.old.TopK") is resolved("jhsae.oldest.TopK") is sparsify.TopK
+    assert resolved("jhsae.old.Uppermost") is resolved("jhsae.sparsify.TopK") is sparsify.TopK
+    assert resolved("jhsae.start.Taught") is init.FromTeacher
+    with pytest.raises(UserError, match=r"is jhsae\.older\.TopK, but jhsae has no older"):
+        resolved("jhsae.older.TopK")  # no prefix of it but letters
+
+
+def test_hashes_and_differences_are_those_of_the_published_name(moved: None, tmp_path: Path):
+    def run(name: str) -> Train:
+        slot = {"_target_": "jhsae.sae.FlatSAE", "embed": 16, "features": 8, "sparsifier": {"_target_": name, "k": 3}}
+        return config.load(Train, runs.train_config(tmp_path, tmp_path / "s", tmp_path / "r", sae=slot))
+
+    new, old, oldest = run("jhsae.sparsify.BatchTopK"), run("jhsae.old.BatchTopK"), run("jhsae.oldest.BatchTopK")
+    assert config.config_hash(new) == config.config_hash(old) == config.config_hash(oldest)
+    assert config.diff(new, oldest) == [] != config.diff(new, run("jhsae.sparsify.TopK"))
+    assert config.published("jhsae.sparsify.BatchTopK") == "jhsae.oldest.BatchTopK"
+    assert config.published("jhsae.sparsify.TopK") == config.published("jhsae.old.TopK") == "jhsae.old.Uppermost"
+    assert aliases.with_published_names([{"a": {"_target_": "jhsae.sparsify.ReLU", "k": ["jhsae.sparsify.ReLU"]}}]) == [
+        {"a": {"_target_": "jhsae.oldest.ReLU", "k": ["jhsae.sparsify.ReLU"]}}
+    ]
+
+
+def test_a_hash_that_was_published_survives_a_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = CONFIGS / "flat" / "topk.yaml"
+    before = config.config_hash(config.load(Train, file))
+    moved = file.read_text().replace("jhsae.sparsify.", "jhsae.sparsify.base.").replace("jhsae.losses.", "jhsae.terms.")
+    (tmp_path / "moved.yaml").write_text(moved)
+    for module, new in ((sparsify, "jhsae.sparsify.base"), (importlib.import_module("jhsae.losses"), "jhsae.terms")):
+        monkeypatch.setitem(importlib.import_module("sys").modules, new, module)
+        monkeypatch.setitem(aliases.MOVED, module.__name__, new)
+    monkeypatch.setattr("jhsae.config.target._submodules", lambda module: {"base", "terms"})
+    assert "jhsae.terms" in moved and config.config_hash(config.load(Train, tmp_path / "moved.yaml")) == before
+    assert config.config_hash(config.load(Train, file)) == before
+
+
+def test_other_readers_follow(moved: None, tmp_path: Path):
+    slot = {"_target_": "jhsae.sae.FlatSAE", "embed": 16, "features": 8}
+    slot |= {"sparsifier": {"_target_": "jhsae.oldest.JumpReLU"}}
+    made = sae.FlatSAE(16, 8, sparsify.JumpReLU(), key=jax.random.key(0))
+    save_sae(tmp_path / "sae", made, slot, {"_target_": "jhsae.data.Identity"}, Identity(), {})
+    loaded, _, about = load_sae(tmp_path / "sae")
+    assert isinstance(loaded.sparsifier, sparsify.JumpReLU) and about["sae"]["sparsifier"] == slot["sparsifier"]
+
+
+def test_comparisons_know_both_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for name in ("jhsae.init.FromTeacher", "jhsae.begin.FromTeacher", "jhsae.init.UnitDecoder"):
+        monkeypatch.setattr(aliases, "MOVED", {"jhsae.init": "jhsae.begin"})
+        init_slots = [{"_target_": name, "path": "no-teacher"}]
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump({"init": init_slots, "teacher": str(tmp_path / "none")}))
+        if name.endswith("UnitDecoder"):
+            assert expert_names(tmp_path) == {}
+        else:
+            with pytest.raises(UserError, match="no teacher"):
+                expert_names(tmp_path)
+    monkeypatch.setattr(aliases, "MOVED", {"jhsae.sparsify.BatchTopK": "jhsae.parts.OverTheBatch"})
+    about = {"sae": {"_target_": "jhsae.parts.OverTheBatch"}, "reads": {"model": None, "layer": None}}
+    expected = saelens_write._metadata({**about, "sae": {"_target_": "jhsae.sparsify.BatchTopK"}})
+    assert saelens_write._metadata(about) == expected and expected["training_architecture"] is not None
