@@ -21,6 +21,7 @@ from jhsae.config.schema import REQUIRED, Member, Supplied, is_config, keys, mem
 from jhsae.config.target import arguments, locate, resolved_hints
 from jhsae.config.wording import type_name
 from jhsae.errors import UserError, nearest
+from jhsae.ranges import violation
 
 ANYTHING = (Any, object)
 LISTS = (list, tuple, Sequence, Iterable)
@@ -50,6 +51,8 @@ def fit(value: Any, hint: Any, place: Place, supplied: Supplied | None = None) -
         fitted = _fit_scalar(value, options)
     if fitted is MISFIT:
         raise _mismatch(value, hint, place)
+    if (words := violation(fitted, hint)) is not None:  # a number out of its range
+        raise place.error(words)
     return fitted
 
 
