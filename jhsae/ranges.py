@@ -51,10 +51,9 @@ class Ranged:
 
     def __check_init__(self) -> None:
         """Equinox calls this when the fields are set."""
-        owner: Any = type(self)
-        for name, hint in hints_of(owner).items():
+        for name, hint in hints_of(type(self)).items():
             if (words := violation(getattr(self, name, None), hint, name)) is not None:
-                raise UserError(f"{owner.__name__}: {words}")
+                raise UserError(f"{type(self).__name__}: {words}")
 
 
 def ranged(target: T) -> T:
@@ -99,9 +98,13 @@ def outside(value: Any, notes: Iterable[Any]) -> str | None:
     return " and ".join(said)
 
 
-@functools.cache
 def hints_of(target: Any) -> Mapping[str, Any]:
     """The hints of a function's arguments or of a class's fields, without those whose names do not resolve."""
+    return _hints_of(target)
+
+
+@functools.cache
+def _hints_of(target: Any) -> Mapping[str, Any]:
     hints: dict[str, Any] = {}
     for owner in reversed(target.__mro__) if inspect.isclass(target) else (inspect.unwrap(target),):
         scope = getattr(owner, "__globals__", None) or vars(sys.modules.get(owner.__module__, types))

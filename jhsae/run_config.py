@@ -16,7 +16,7 @@ from jhsae.losses import AbstractTerm
 from jhsae.mesh import MeshShape
 from jhsae.metric import AbstractMetric
 from jhsae.ops import Precision
-from jhsae.ranges import INT32, Count, Positive, Seed, Words, ranged
+from jhsae.ranges import Count, Positive, Seed, Words, ranged
 from jhsae.revival import AbstractRevival
 from jhsae.sae import AbstractSAE
 from jhsae.schedule import AbstractSchedule
@@ -103,7 +103,3 @@ class Train:
     checkpoint_every: Annotated[Count, "steps between checkpoints"] = 1000
     keep: Annotated[Count | None, "newest checkpoints to keep; null keeps all"] = 2
     loggers: Annotated[list[Sink], "tensorboard, wandb"] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if (total := sum(stage.steps for stage in self.stages)) > INT32:
-            raise UserError(f"stages have {total:,} steps in all, expected at most {INT32:,}")

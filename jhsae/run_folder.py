@@ -4,6 +4,7 @@ config.yaml, run.json (commit, versions, store), metrics.jsonl, timing.jsonl, ch
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,10 +42,11 @@ def finished(folder: Folder) -> bool:
     return (folder / "sae" / "sae.json").exists()
 
 
-def begin(folder: Folder, config: Train, store: Store | AbstractSource) -> dict[str, Any]:
-    """Writes config.yaml and run.json, or checks that a run to be resumed began with this very store."""
+def begin(folder: Folder, config: Train, store: Store | AbstractSource, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """Writes config.yaml and run.json (`notes` too), or checks that a run to be resumed began with this very store."""
     identity = {"path": store.path, "sha256": store.identity()}
     about = {"name": folder.name, "config_hash": cfg.config_hash(config), **cfg.provenance(), "store": identity}
+    about |= {"notes": list(notes)} if notes else {}
     path = folder / "run.json"
     if path.exists() and (before := json.loads(path.read_text()))["store"]["sha256"] != identity["sha256"]:
         raise UserError(
