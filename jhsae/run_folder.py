@@ -15,7 +15,7 @@ from jhsae.data import Store
 from jhsae.data.source import AbstractSource
 from jhsae.distributed import is_main
 from jhsae.errors import UserError
-from jhsae.folders import PARTIAL, Folder, local_copy, open_folder, write_whole
+from jhsae.folders import PARTIAL, Folder, local_copy, make_folder, open_folder, write_whole
 from jhsae.run_config import Train
 
 
@@ -54,7 +54,7 @@ def begin(folder: Folder, config: Train, store: Store | AbstractSource, notes: S
             f"{identity['sha256'][:12]} now); bring the old store back, or write another out=..."
         )
     if is_main():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(cfg.to_dict(config))))
         write_whole(path, json.dumps(about, indent=2) + "\n")
     return about

@@ -145,16 +145,16 @@ class AbstractSAE(Ranged, eqx.Module):
         return (self.features,)
 
     def encode(
-        self, x: Float[Array, "batch embed"] | Float[np.ndarray, "batch embed"], context: Context | None = None
+        self, x: Float[Array, "batch embed"] | Float[np.ndarray, "batch embed"] | Any, context: Context | None = None
     ) -> Codes | TreeCodes:
-        """The sparse codes of `x`, by default as in evaluation.
+        """The sparse codes of `x`, an array of JAX, NumPy or torch or a list; by default as in evaluation.
 
         Raises `UserError`: another width than `embed`, no floats, or rows that are not finite.
         """
         return self.forward(as_rows(x, self.embed), context or Context()).codes
 
     def __call__(
-        self, x: Float[Array, "batch embed"] | Float[np.ndarray, "batch embed"]
+        self, x: Float[Array, "batch embed"] | Float[np.ndarray, "batch embed"] | Any
     ) -> Float[Array, "batch embed"]:
         """The reconstruction of `x`, as in evaluation; checked as in `encode`."""
         return self.forward(as_rows(x, self.embed), Context()).x_hat
