@@ -31,6 +31,7 @@ from jhsae.distributed import barrier, is_main
 from jhsae.errors import UserError
 from jhsae.fill import WAIT_SECONDS, fill, first_rows, say
 from jhsae.ranges import Count, Natural, Seed, Words, ranged
+from jhsae.room import check_context
 from jhsae.streams import Streams
 
 Layers = Annotated[list[Natural], MinLen(1)]
@@ -101,6 +102,7 @@ def run(config: Harvest) -> Path:
     documents = chain([next(documents)], documents)  # an empty source ends here, before the model is loaded
     deepest = max(config.lm.layers)
     reader = lm.load(config.lm.path, layers=deepest, dtype=jnp.dtype(config.lm.dtype), mesh=mesh)
+    check_context(reader.model.config.heads, config.context, config.batch, mesh)
     tokens = pack(documents, reader.tokenizer, config.context, config.seed, rows=config.rows)
     stream = Stream.of(tokens, reader.tokenizer, config.seed)
     rows = min(config.rows, stream.rows)

@@ -26,6 +26,7 @@ from jhsae.data.stream import Stream
 from jhsae.data.text import AbstractText
 from jhsae.live_buffer import LiveBatches, Plan
 from jhsae.ranges import Count, Natural, Seed, Words
+from jhsae.room import check_context
 from jhsae.streams import Streams
 
 SAMPLE_ROWS = 2**16
@@ -59,6 +60,7 @@ class LiveActivations(AbstractSource):
         documents = text.documents()
         documents = chain([next(documents)], documents)  # an empty source ends here, before the model is loaded
         reader = lm.load(path, layers=layer, dtype=jnp.dtype(lm_dtype), mesh=mesh)
+        check_context(reader.model.config.heads, context, sequences, mesh)
         tokens = pack(documents, reader.tokenizer, context, seed, rows=rows)
         self.path = f"{reader.name}, layer {layer}, live"
         self._stream = Stream.of(tokens, reader.tokenizer, seed)

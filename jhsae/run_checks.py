@@ -1,6 +1,5 @@
-"""What is found out about a run before anything is computed: schedules, objective, sizes, windows, memory."""
+"""What is found out about a run before anything is computed: schedules, objective, sizes, windows."""
 
-import os
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, get_args, get_origin
 
@@ -9,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from annotated_types import Ge
-from jax.sharding import Mesh
-from jaxtyping import PyTree
 
 from jhsae.errors import UserError
 from jhsae.losses import Objective
@@ -46,18 +43,6 @@ def check_run(recipe: Recipe, sae: AbstractSAE, batch: int) -> list[str]:
         eqx.filter_eval_shape(_trial, parts.objective, sae)
         first += stage.steps
     return list(_unused_dead(recipe))
-
-
-def check_memory(state: PyTree, mesh: Mesh) -> None:
-    """Raises `UserError` when a run's arrays alone are larger than the memory of all devices of the mesh."""
-    arrays = [a for a in jax.tree.leaves(state) if hasattr(a, "dtype") and hasattr(a.dtype, "itemsize")]
-    needed, there = sum(a.size * a.dtype.itemsize for a in arrays), _memory(mesh)
-    if there is not None and needed > there:
-        raise UserError(
-            f"parameters and optimizer need {needed / 2**30:,.1f} GiB, but {mesh.size} x "
-            f"{mesh.devices.flat[0].device_kind} have {there / 2**30:,.1f} GiB; write fewer features (experts, atoms), "
-            "or use more devices"
-        )
 
 
 def schedules(part: Any, path: str) -> Iterator[tuple[str, AbstractSchedule, tuple[Any, ...]]]:
@@ -127,13 +112,3 @@ def _unused_dead(recipe: Recipe) -> Iterator[str]:
             f"no feature can be dead in {recipe.steps} steps with a dead window of {recipe.dead_window}, so that "
             f"{', '.join(readers)} will do nothing; write dead_window={max(1, recipe.steps // 10)} or so"
         )
-
-
-def _memory(mesh: Mesh) -> int | None:
-    """Bytes of all devices of a mesh; None where they are not known."""
-    devices = list(mesh.devices.flat)
-    if devices[0].platform == "cpu":  # they share the memory of their machine
-        machines = len({device.process_index for device in devices})
-        return machines * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    here = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    return None if here is None else here * len(devices)

@@ -27,7 +27,8 @@ from jhsae.mesh import check_batch, make_mesh
 from jhsae.peers import Peers
 from jhsae.phases import Recipe, dead_steps
 from jhsae.preemption import StopRequest
-from jhsae.run_checks import check_memory, check_run
+from jhsae.room import check_state
+from jhsae.run_checks import check_run
 from jhsae.run_config import Train
 from jhsae.run_folder import begin, finished
 from jhsae.run_folder import claim as claim
@@ -72,7 +73,7 @@ def _run(config: Train, peers: Peers) -> Folder:
     def start() -> TrainState:
         return TrainState.init(build_sae(config, init_key), what.direction, train_key)
 
-    check_memory(described(start, mesh), mesh)
+    check_state(described(start, mesh), mesh)
     about = begin(folder, config, store, notes)
     for note in notes:
         _say(f"{folder}: {note}")

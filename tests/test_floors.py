@@ -20,7 +20,7 @@ FLOORS = [
     {"init", "constraint", "losses"},
     {"optimizer", "devices", "mesh", "revival", "step", "loop", "logs", "checkpoint", "config", "run_config", "fitting"}
     | {"distributed", "peers", "preemption", "sharded", "fingerprint", "finishing_loop", "run_folder", "saved_sae"}
-    | {"phases", "run_checks"},
+    | {"phases", "run_checks", "room"},
     {"evals", "harvest", "fill", "live", "live_buffer", "streams", "teach", "train", "evaluate"},
     {"interop", "ablate", "report", "bench", "quickstart", "browser", "browse", "export", "import_", "plan"},
     {"__main__", "__init__"},

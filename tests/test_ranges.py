@@ -196,6 +196,43 @@ def test_every_whole_number_of_every_config_has_a_range(verb):
     assert numbers(getattr(module, verb.capitalize())) == []
 
 
+@pytest.mark.parametrize(
+    ("verb", "file", "given", "override"),
+    [
+        *[("evaluate", None, {"run": "r", "store": "s", "lm": "m"}, o)
+          for o in ("rows=0", "rows=-1", "sequences=0", "batch=0", "features=-1", "atoms=-1", "examples=0", "run=''")],
+        *[("browse", None, {"run": "r", "store": "s", "lm": "m", "out": "o.html"}, o)
+          for o in ("rows=0", "features=0", "atoms=0", "examples=-1", "spread=-1", "before=-1", "logits=0")],
+        *[("export", None, {"run": "r", "out": "o", "format": "torch"}, o) for o in ("rows=0", "rows=x", "format=zip")],
+        *[("import_", None, {"source": "s", "out": "o"}, o) for o in ("layer=-1", "layer=1.5", "out=''", "unpickle=1")],
+        *[("harvest", "harvest/embedded.yaml", {"out": "o"}, o)
+          for o in ("rows=0", "context=1", "context=99999999", "batch=0", "seed=-1", "shuffle_rows=0", "lm.layer=-1",
+                    "lm.layer=[]", "lm.layer=[1,-2]", "mesh.data=0", "dtype=int4", "out=''")],
+        *[("teach", "teacher/embedded.yaml", {"out": "o"}, o)
+          for o in ("senses=0", "parents=0", "sub=0", "shrinkage=-0.1", "shrinkage=1.1", "variance=0", "variance=2",
+                    "others=-1", "seed=-1", "lm.layer=-1", "limits.rest=1", "limits.overlap=1.5", "limits.min_tokens=0",
+                    "limits.max_children=1")],
+        *[("ablate", "ablations/scale_to_geometry.yaml", {"out": "o"}, o)
+          for o in ("seeds=[]", "seeds=[-1]", "rows=0", "sequences=0", "train=''")],
+        *[("report", "report.yaml", {}, o) for o in ("runs=[]", "runs=['']", "out=''")],
+        *[("quickstart", "quickstart.yaml", {"out": "o"}, o) for o in ("sequences=0", "train=[]", "lm=''")],
+    ],
+)  # fmt: skip
+def test_every_verb_refuses_what_is_out_of_range(verb, file, given, override, tmp_path):
+    module = __import__(f"jhsae.{verb}", fromlist=["x"])
+    cls = getattr(module, verb.strip("_").capitalize())
+    path = config.find(file) if file else tmp_path / "here.yaml"
+    if file is None:
+        path.write_text(json.dumps(given))
+        given = {}
+    words = [f"{k}={v}" for k, v in given.items()]
+    config.load(cls, path, words)
+    with pytest.raises(
+        UserError, match=rf"override {override.partition('=')[0].split('.')[0]}.* is .*(expected|write)"
+    ):
+        config.load(cls, path, [*words, override])
+
+
 def test_ranges_are_no_part_of_the_hash():
     file = config.find("flat/topk.yaml")
     rows = (file.parents[2] / "experiments" / "flat" / "results.jsonl").read_text().splitlines()
