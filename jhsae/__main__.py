@@ -1,8 +1,7 @@
 """The command line: ``jhsae VERB CONFIG.yaml [key=value ...]``; each verb reads files and writes files.
 
-A verb lives in the module of its name, which is imported only when that verb is asked for. Exit codes: 0 done,
-1 a parity row failed or a benchmark's sides differ, 2 the input was wrong (one line says what to write), 130
-interrupted, 75 another process of the run is gone, 143 stopped by SIGTERM and saved.
+A verb lives in the module of its name, which is imported only when that verb is asked for. Every failure that can be
+expected is one line on stderr and an exit code of `EXIT_CODES`; a traceback is a bug.
 """
 
 import argparse
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 from jhsae.bench import arguments as bench
 from jhsae.errors import UserError
+from jhsae.outcome import PIPE, outcome
 from jhsae.plan import arguments as plan
 
 
@@ -102,6 +102,17 @@ VERBS = {
         bare=True,
     ),
 }
+EXIT_CODES = {
+    0: "done",
+    1: "a parity row failed, a benchmark's sides differ, no plan fits; with a traceback: a bug",
+    2: "the input or a path was wrong: the line says what to write",
+    3: "the run diverged: a loss or a parameter is not finite",
+    4: "no room: a full disk, or memory that is used up",
+    75: "another process of the run is gone",
+    130: "interrupted",
+    141: "the reader of the output is gone",
+    143: "stopped by SIGTERM and saved",
+}
 TOGETHER = ("train", "harvest")  # the verbs that several processes run as one
 BARE = Path(__file__).with_name("bare.yaml")
 PARITY = (
@@ -117,16 +128,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     # transformers would say that PyTorch is missing, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
+        try:
+            return _outcome(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # such as `jhsae train --help | head -1`; what is left goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE
+
+
+def _outcome(argv: Sequence[str] | None) -> int:
+    try:
         arguments = _arguments(argv)
         if arguments.verb in (words := {"bench": bench, "plan": plan}):
             return words[arguments.verb].run(arguments)
         return _parity(arguments) if arguments.verb == "parity" else _run(arguments.verb, arguments.words)
-    except UserError as error:
-        print(f"jhsae: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("jhsae: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        expected = outcome(error)
+        if expected is None:
+            raise
+        print(f"jhsae: error: {expected[0]}", file=sys.stderr)
+        return expected[1]
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -170,7 +197,10 @@ def _parity(arguments: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     about = "Hierarchical sparse autoencoders on language-model activations."
-    top = argparse.ArgumentParser("jhsae", description=about, epilog="jhsae VERB --help lists the keys of a verb.")
+    codes = "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
+    epilog = f"jhsae VERB --help lists the keys of a verb.\n\nexit codes:\n{codes}"
+    formatter = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser("jhsae", description=about, epilog=epilog, formatter_class=formatter)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_VerbParser)
     for name, verb in VERBS.items():
         usage = f"jhsae {name} {_config_word(verb)} [key=value ...]"

@@ -11,27 +11,30 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import MinLen
 
 from jhsae import config as cfg
 from jhsae import evaluate, train
 from jhsae.errors import UserError
+from jhsae.ranges import Count, Seed, Words, ranged
 
 BASE = "base"
 
 
+@ranged
 @dataclass(frozen=True)
 class Ablate:
     """What is varied."""
 
-    out: Annotated[str, "folder of the runs and their results.jsonl"]
-    train: Annotated[str, "the base config of jhsae train"]
+    out: Annotated[Words, "folder of the runs and their results.jsonl"]
+    train: Annotated[Words, "the base config of jhsae train"]
     axes: Annotated[dict[str, dict[str, list[str]]], "axis -> variant -> overrides of the base"]
-    seeds: Annotated[list[int], "one run per variant and seed"]
-    store: Annotated[str, "held-out store on which every run is evaluated"]
-    lm: Annotated[str, "language model to splice into"]
+    seeds: Annotated[list[Seed], MinLen(1), "one run per variant and seed"]
+    store: Annotated[Words, "held-out store on which every run is evaluated"]
+    lm: Annotated[Words, "language model to splice into"]
     overrides: Annotated[list[str], "overrides of the base that every run shares"] = field(default_factory=list)
-    rows: Annotated[int | None, "held-out activations to use; null for all"] = None
-    sequences: Annotated[int, "held-out sequences for the cross-entropy"] = 64
+    rows: Annotated[Count | None, "held-out activations to use; null for all"] = None
+    sequences: Annotated[Count, "held-out sequences for the cross-entropy"] = 64
     table: Annotated[list[str], "metrics that the table shows"] = field(
         default_factory=lambda: ["ev_r2", "ce_recovered", "l0", "dead"]
     )

@@ -21,40 +21,36 @@ from jhsae.data.normalize import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.evals.origin import check_origin, language_model
 from jhsae.evaluate import expert_names
+from jhsae.ranges import Count, Natural, Words, ranged
 from jhsae.sae import AbstractSAE, HierarchicalSAE
 
 
+@ranged
 @dataclass(frozen=True)
 class Browse:
     """Which SAE is shown, on which text, and how much of it."""
 
     UNHASHED: ClassVar[frozenset[str]] = frozenset({"trust"})
 
-    run: Annotated[str, "folder of a finished run (jhsae train) or of a saved SAE"]
-    store: Annotated[str, "activation store of held-out text, same model and layer"]
-    lm: Annotated[str, "language model of the store, for tokens and logits: a folder, a hub name, or 'embedded'"]
-    out: Annotated[str, "the page to write, such as runs/scale.html"]
-    rows: Annotated[int | None, "held-out activations to measure; null for all"] = None
-    features: Annotated[int | None, "experts (or flat features) shown, at even ranks of frequency; null: all live"] = (
-        None
-    )
-    atoms: Annotated[int | None, "atoms shown per expert, the most frequent ones; null for all live"] = None
-    examples: Annotated[int, "strongest contexts per latent"] = 24
-    spread: Annotated[int, "weaker contexts per latent, at evenly spaced ranks"] = 6
-    before: Annotated[int, "tokens shown before the firing one"] = 16
-    after: Annotated[int, "tokens shown after it"] = 10
-    logits: Annotated[int, "tokens raised and lowered most"] = 10
-    neighbours: Annotated[int, "nearest decoder directions"] = 8
+    run: Annotated[Words, "folder of a finished run (jhsae train) or of a saved SAE"]
+    store: Annotated[Words, "activation store of held-out text, same model and layer"]
+    lm: Annotated[Words, "language model of the store, for tokens and logits: a folder, a hub name, or 'embedded'"]
+    out: Annotated[Words, "the page to write, such as runs/scale.html"]
+    rows: Annotated[Count | None, "held-out activations to measure; null for all"] = None
+    features: Annotated[
+        Count | None, "experts (or flat features) shown, at even ranks of frequency; null: all live"
+    ] = None
+    atoms: Annotated[Count | None, "atoms shown per expert, the most frequent ones; null for all live"] = None
+    examples: Annotated[Count, "strongest contexts per latent"] = 24
+    spread: Annotated[Natural, "weaker contexts per latent, at evenly spaced ranks"] = 6
+    before: Annotated[Natural, "tokens shown before the firing one"] = 16
+    after: Annotated[Natural, "tokens shown after it"] = 10
+    logits: Annotated[Count, "tokens raised and lowered most"] = 10
+    neighbours: Annotated[Natural, "nearest decoder directions"] = 8
     title: Annotated[str | None, "heading of the page; null for the name of the run"] = None
     trust: Annotated[str | list[str], "packages, beside jhsae, whose parts the run may be made of"] = field(
         default_factory=list
     )
-
-    def __post_init__(self) -> None:
-        least = {"rows": 1, "features": 1, "atoms": 1, "examples": 1, "spread": 0, "before": 0, "after": 0, "logits": 1}
-        for name, bound in (least | {"neighbours": 0}).items():
-            if (value := getattr(self, name)) is not None and value < bound:
-                raise UserError(f"{name} is {value}, expected at least {bound}")
 
 
 def run(config: Browse) -> Path:

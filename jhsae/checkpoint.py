@@ -17,9 +17,10 @@ from etils import epath
 from jax.experimental.multihost_utils import process_allgather
 
 from jhsae.distributed import barrier, is_main, several
-from jhsae.errors import UserError
+from jhsae.errors import NoRoomError, UserError
 from jhsae.fingerprint import fingerprints, layout
 from jhsae.finishing_loop import loops_finish
+from jhsae.outcome import no_room
 from jhsae.saved_sae import load_sae as load_sae
 from jhsae.saved_sae import save_sae as save_sae
 from jhsae.step import TrainState
@@ -142,7 +143,8 @@ class Checkpoints:
             yield
         except (ValueError, OSError) as error:  # tensorstore's and Python's
             whole = f"that of step {max(self._complete())}" if self._complete() else "not there yet"
-            raise UserError(
+            kind = NoRoomError if no_room(error) else UserError
+            raise kind(
                 f"a checkpoint cannot be written to {self._folder} ({_short(error)}); the newest complete one is "
                 f"{whole}; make room there, then run the same command to continue"
             ) from error

@@ -15,11 +15,12 @@ from jaxtyping import Array, Float, PyTree
 
 from jhsae.leaf import Leaf, describe
 from jhsae.metric import AbstractMetric, Euclidean
+from jhsae.ranges import Ranged
 
 TINY = 1e-12  # a zero row stays zero instead of becoming NaN
 
 
-class AbstractConstraint(eqx.Module):
+class AbstractConstraint(Ranged, eqx.Module):
     """A constraint on the parameters; frozen or unmarked leaves pass through unchanged."""
 
     @abc.abstractmethod

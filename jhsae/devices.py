@@ -15,14 +15,16 @@ from jaxtyping import Array, Float
 
 from jhsae.errors import UserError
 from jhsae.ops import ROWS, SHARDS
+from jhsae.ranges import Count, ranged
 
 
+@ranged
 @dataclass(frozen=True)
 class MeshShape:
     """How many devices share the batch and the experts."""
 
-    data: Annotated[int | None, "devices that share the batch; null = all that remain"] = None
-    expert: Annotated[int, "devices that share the experts, or the features"] = 1
+    data: Annotated[Count | None, "devices that share the batch; null = all that remain"] = None
+    expert: Annotated[Count, "devices that share the experts, or the features"] = 1
 
 
 def make_mesh(shape: MeshShape, devices: Sequence[Any] | int | None = None) -> Mesh:

@@ -5,7 +5,15 @@ from difflib import get_close_matches
 
 
 class UserError(ValueError):
-    """Input that the user can mend. The command line prints it alone and exits with code 2."""
+    """Input that the user can mend. The command line prints it alone and exits with `exit_code`."""
+
+    exit_code = 2
+
+
+class NoRoomError(UserError):
+    """No room on a disk or in memory for what was asked for; the same command may go on when there is."""
+
+    exit_code = 4
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -17,27 +17,29 @@ from jhsae.checkpoint import load_sae
 from jhsae.data import Store
 from jhsae.evals.origin import check_origin, language_model
 from jhsae.metric import Euclidean, causal
+from jhsae.ranges import Count, Natural, Words, ranged
 from jhsae.sae import AbstractSAE, HierarchicalSAE
 from jhsae.teacher import Teacher
 
 FROM_TEACHER = "jhsae.init.FromTeacher"
 
 
+@ranged
 @dataclass(frozen=True)
 class Evaluate:
     """What is evaluated, on what."""
 
     UNHASHED: ClassVar[frozenset[str]] = frozenset({"trust"})
 
-    run: Annotated[str, "folder of a finished run (jhsae train) or of an import"]
-    store: Annotated[str, "activation store of held-out text, same model and layer"]
-    lm: Annotated[str, "language model to splice into: a folder, a hub name, or 'embedded'"]
-    rows: Annotated[int | None, "held-out activations to use; null for all"] = None
-    sequences: Annotated[int, "held-out sequences on which the cross-entropy is measured"] = 256
-    batch: Annotated[int, "sequences per forward pass of the language model"] = 16
-    features: Annotated[int, "features whose most active contexts are kept"] = 12
-    atoms: Annotated[int, "atoms shown for each of them"] = 4
-    examples: Annotated[int, "contexts per feature"] = 6
+    run: Annotated[Words, "folder of a finished run (jhsae train) or of an import"]
+    store: Annotated[Words, "activation store of held-out text, same model and layer"]
+    lm: Annotated[Words, "language model to splice into: a folder, a hub name, or 'embedded'"]
+    rows: Annotated[Count | None, "held-out activations to use; null for all"] = None
+    sequences: Annotated[Count, "held-out sequences on which the cross-entropy is measured"] = 256
+    batch: Annotated[Count, "sequences per forward pass of the language model"] = 16
+    features: Annotated[Natural, "features whose most active contexts are kept"] = 12
+    atoms: Annotated[Natural, "atoms shown for each of them"] = 4
+    examples: Annotated[Count, "contexts per feature"] = 6
     trust: Annotated[str | list[str], "packages, beside jhsae, whose parts the run may be made of"] = field(
         default_factory=list
     )

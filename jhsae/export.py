@@ -19,24 +19,26 @@ from jhsae.data import AbstractNormalizer, Store
 from jhsae.errors import UserError
 from jhsae.evals.origin import check_origin, language_model
 from jhsae.interop import delphi, hub, neuronpedia, plain, saelens, torch_hsae
+from jhsae.ranges import Count, Words, ranged
 from jhsae.sae import AbstractSAE
 
 READ_ROWS = 4096
 
 
+@ranged
 @dataclass(frozen=True)
 class Export:
     """What is exported, and where to."""
 
-    run: Annotated[str, "folder of a finished run (jhsae train), of an import or of a saved SAE"]
+    run: Annotated[Words, "folder of a finished run (jhsae train), of an import or of a saved SAE"]
     format: Annotated[
         Literal["saelens", "torch", "folder", "delphi", "neuronpedia"],
         "saelens: flat SAEs; torch: H-SAEs, also for SAEBench and SAELens; folder: our own, with a README; delphi and "
         "neuronpedia: codes of a store",
     ]
-    out: Annotated[str, "folder to write, must not exist"]
+    out: Annotated[Words, "folder to write, must not exist"]
     store: Annotated[str | None, "store of held-out text: for delphi, neuronpedia and to measure the L0"] = None
-    rows: Annotated[int | None, "held-out activations to use; null for all"] = None
+    rows: Annotated[Count | None, "held-out activations to use; null for all"] = None
     lm: Annotated[str | None, "language model (neuronpedia); null for the one the store was harvested from"] = None
     push: Annotated[str | None, "hub repository to upload it to, such as org/name"] = None
     trust: Annotated[str | list[str], "packages, beside jhsae, whose parts the run may be made of"] = field(
@@ -44,8 +46,6 @@ class Export:
     )
 
     def __post_init__(self) -> None:
-        if self.rows is not None and self.rows < 1:
-            raise UserError(f"rows is {self.rows}, expected at least 1, or null for all")
         if self.store is None and self.format in ("delphi", "neuronpedia"):
             raise UserError(f"format is {self.format}, which is made of codes; write store=... of held-out text")
         if self.push is not None and self.format in ("delphi", "neuronpedia"):

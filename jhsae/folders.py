@@ -12,6 +12,9 @@ from typing import TypeAlias
 
 from etils import epath
 
+from jhsae.errors import UserError
+from jhsae.outcome import no_room
+
 Folder: TypeAlias = Path | epath.Path
 PARTIAL = ".partial"
 
@@ -24,6 +27,16 @@ def is_bucket(path: str | Folder) -> bool:
 def open_folder(path: str | Folder) -> Folder:
     """The path as an object with the methods of `pathlib.Path`."""
     return epath.Path(path) if is_bucket(path) else Path(path)
+
+
+def make_folder(folder: Folder) -> None:
+    """Makes a folder and those above it, where they are not there yet. Raises `UserError` where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if no_room(error):
+            raise
+        raise UserError(f"{folder} cannot be made ({error.strerror or error}); write another out=...") from error
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge, Le, MinLen
 
 from jhsae import config as cfg
 from jhsae import lm
@@ -29,18 +30,25 @@ from jhsae.devices import MeshShape, make_mesh
 from jhsae.distributed import barrier, is_main
 from jhsae.errors import UserError
 from jhsae.fill import WAIT_SECONDS, fill, first_rows, say
+from jhsae.ranges import Count, Natural, Seed, Words, ranged
+from jhsae.room import check_context
 from jhsae.streams import Streams
 
+Layers = Annotated[list[Natural], MinLen(1)]
 LAYER = "{layer}"
 CHANNEL_ROWS = 2**14  # rows that the channels of an int8 store are standardised by
 
 
+@ranged
 @dataclass(frozen=True)
 class Source:
     """The language model and the places in it that are read."""
 
-    path: Annotated[str, "a folder, a Hugging Face name, or 'embedded'"]
-    layer: Annotated[int | list[int], "residual stream after so many blocks (0: the scaled embedding); or a list"]
+    path: Annotated[Words, "a folder, a Hugging Face name, or 'embedded'"]
+    layer: Annotated[
+        Natural | Annotated[list[Natural], MinLen(1)],
+        "residual stream after so many blocks (0: the scaled embedding); or a list",
+    ]
     dtype: Annotated[Literal["float32", "bfloat16"], "of the weights and of matrix products"] = "float32"
 
     @property
@@ -49,31 +57,29 @@ class Source:
         return (self.layer,) if isinstance(self.layer, int) else tuple(self.layer)
 
 
+@ranged
 @dataclass(frozen=True)
 class Harvest:
     """The config of one harvest."""
 
     UNHASHED: ClassVar[frozenset[str]] = frozenset({"mesh"})
 
-    out: Annotated[str, "the store's folder, must not exist; of several layers with {layer} in it, a store for each"]
+    out: Annotated[Words, "the store's folder, must not exist; of several layers with {layer} in it, a store for each"]
     lm: Annotated[Source, "what is read"]
     text: Annotated[Slot, "the documents, a part of jhsae.data.text", Supplied(kind=AbstractText)]
-    rows: Annotated[int, "activations to store at most; the text may hold fewer"]
-    context: Annotated[int, "tokens per sequence, BOS included"] = 128
-    batch: Annotated[int, "sequences per forward pass over all devices; rounded up so that they can share it"] = 32
+    rows: Annotated[int, Ge(1), "activations to store at most; the text may hold fewer"]
+    context: Annotated[int, Ge(2), Le(2**24), "tokens per sequence, BOS included"] = 128
+    batch: Annotated[Count, "sequences per forward pass over all devices; rounded up so that they can share it"] = 32
     dtype: Annotated[Literal["bfloat16", "float32", "int8"], "of the stored activations"] = "bfloat16"
-    seed: Annotated[int, "order of documents, sequences and rows"] = 0
-    shuffle_rows: Annotated[int, "rows (per layer) held in memory to be shuffled before they are written"] = 2**18
+    seed: Annotated[Seed, "order of documents, sequences and rows"] = 0
+    shuffle_rows: Annotated[Count, "rows (per layer) held in memory to be shuffled before they are written"] = 2**18
     mesh: Annotated[MeshShape, "devices that share the sequences and the model's weights"] = field(
         default_factory=MeshShape
     )
 
     def __post_init__(self) -> None:
-        for name, least in (("rows", 1), ("context", 2), ("batch", 1), ("seed", 0), ("shuffle_rows", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}, expected at least {least}")
         layers = self.lm.layers
-        if not layers or len(set(layers)) < len(layers):
+        if len(set(layers)) < len(layers):
             raise UserError(f"lm.layer is {self.lm.layer}, expected one layer or a list of different ones")
         if len(layers) > 1 and LAYER not in self.out:
             raise UserError(
@@ -96,6 +102,7 @@ def run(config: Harvest) -> Path:
     documents = chain([next(documents)], documents)  # an empty source ends here, before the model is loaded
     deepest = max(config.lm.layers)
     reader = lm.load(config.lm.path, layers=deepest, dtype=jnp.dtype(config.lm.dtype), mesh=mesh)
+    check_context(reader.model.config.heads, config.context, config.batch, mesh)
     tokens = pack(documents, reader.tokenizer, config.context, config.seed, rows=config.rows)
     stream = Stream.of(tokens, reader.tokenizer, config.seed)
     rows = min(config.rows, stream.rows)

@@ -13,21 +13,23 @@ from jhsae.checkpoint import load_sae
 from jhsae.errors import UserError
 from jhsae.interop import dictionary_learning, gemma_scope, hub, imported, openai, saelens, sparsify
 from jhsae.interop.imported import Imported
+from jhsae.ranges import Natural, Words, ranged
 
 
+@ranged
 @dataclass(frozen=True)
 class Import:
     """What is imported, and what it is held to be."""
 
-    source: Annotated[str, "a folder or file, or hf://org/name[@revision][/subfolder]"]
-    out: Annotated[str, "run folder to write, must not exist"]
+    source: Annotated[Words, "a folder or file, or hf://org/name[@revision][/subfolder]"]
+    out: Annotated[Words, "run folder to write, must not exist"]
     format: Annotated[
         Literal["auto", "saelens", "dictionary_learning", "sparsify", "openai", "gemma_scope", "jhsae"],
         "whose files they are; auto tells by their names",
     ] = "auto"
     unpickle: Annotated[bool, "allow torch.load(weights_only=True) for .pt files"] = False
     model: Annotated[str | None, "language model that it reads, where the files say another name or none"] = None
-    layer: Annotated[int | None, "blocks that have run before what it reads (blocks.5.hook_resid_post: 6)"] = None
+    layer: Annotated[Natural | None, "blocks that have run before what it reads (blocks.5.hook_resid_post: 6)"] = None
     trust: Annotated[str | list[str], "packages, beside jhsae, whose parts an SAE of jhsae may be made of"] = field(
         default_factory=list
     )

@@ -13,11 +13,12 @@ from jaxtyping import Array, Float, Key
 from jhsae.constraint import Renormalize
 from jhsae.errors import UserError
 from jhsae.metric import AbstractMetric, Euclidean
+from jhsae.ranges import Positive, Ranged, Words, ranged
 from jhsae.sae import AbstractSAE, HierarchicalSAE
 from jhsae.teacher import Teacher
 
 
-class AbstractInit(eqx.Module):
+class AbstractInit(Ranged, eqx.Module):
     """``part(sae, key) -> sae`` with other starting values."""
 
     @abc.abstractmethod
@@ -38,7 +39,7 @@ class UnitDecoder(AbstractInit):
 class ScaleEncoder(AbstractInit):
     """Multiplies the router's (or the flat SAE's) encoder by `factor`; 0.1 starts with small codes."""
 
-    factor: float = eqx.field(static=True)
+    factor: Positive = eqx.field(static=True)
 
     def __call__(self, sae: AbstractSAE, key: Key[Array, ""]) -> AbstractSAE:
         where = (lambda s: s.router_enc) if isinstance(sae, HierarchicalSAE) else (lambda s: s.W_enc)
@@ -53,7 +54,7 @@ class SmallDecoder(AbstractInit):
     Anthropic, Circuits Updates, April 2024. Of a hierarchical SAE it scales the experts' rows.
     """
 
-    norm: float = eqx.field(static=True, default=0.1)
+    norm: Positive = eqx.field(static=True, default=0.1)
 
     def __call__(self, sae: AbstractSAE, key: Key[Array, ""]) -> AbstractSAE:
         rows = sae.top.decoder
@@ -93,7 +94,7 @@ class FromTeacher(AbstractInit):
     teacher's metric; encoders get their duals, so that an expert's code is the coefficient of its concept.
     """
 
-    path: str = eqx.field(static=True)
+    path: Words = eqx.field(static=True)
 
     def __call__(self, sae: AbstractSAE, key: Key[Array, ""]) -> AbstractSAE:
         sae, teacher = _hierarchical(sae), Teacher.load(self.path)
@@ -122,7 +123,7 @@ class FromTeacher(AbstractInit):
 class DecodersFromTeacher(AbstractInit):
     """`FromTeacher` without the encoders, which keep their random start: as PolytopeSAE does it."""
 
-    path: str = eqx.field(static=True)
+    path: Words = eqx.field(static=True)
 
     def __call__(self, sae: AbstractSAE, key: Key[Array, ""]) -> AbstractSAE:
         started, taught = _hierarchical(sae), _hierarchical(FromTeacher(self.path)(sae, key))
@@ -131,12 +132,14 @@ class DecodersFromTeacher(AbstractInit):
         )
 
 
-def teacher_metric(path: str) -> AbstractMetric:
+@ranged
+def teacher_metric(path: Words) -> AbstractMetric:
     """The residual side of the causal metric that the teacher in folder `path` was made in, for a metric slot."""
     return Teacher.load(path).geometry().residual
 
 
-def teacher_unembedding_metric(path: str) -> AbstractMetric:
+@ranged
+def teacher_unembedding_metric(path: Words) -> AbstractMetric:
     """The other side of it, which PolytopeSAE applies to residual vectors by mistake."""
     return Teacher.load(path).geometry().unembedding
 

@@ -9,11 +9,12 @@ import hashlib
 import json
 from functools import cached_property
 from itertools import chain
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge, Le
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Float32
@@ -24,6 +25,8 @@ from jhsae.data.source import AbstractSource, Facts
 from jhsae.data.stream import Stream
 from jhsae.data.text import AbstractText
 from jhsae.live_buffer import LiveBatches, Plan
+from jhsae.ranges import Count, Natural, Seed, Words
+from jhsae.room import check_context
 from jhsae.streams import Streams
 
 SAMPLE_ROWS = 2**16
@@ -34,17 +37,17 @@ class LiveActivations(AbstractSource):
 
     def __init__(
         self,
-        path: str,
-        layer: int,
+        path: Words,
+        layer: Natural,
         text: AbstractText,
-        rows: int,
-        context: int = 128,
-        sequences: int = 32,
-        buffer_rows: int = 2**18,
+        rows: Annotated[int, Ge(1)],
+        context: Annotated[int, Ge(2), Le(2**24)] = 128,
+        sequences: Count = 32,
+        buffer_rows: Count = 2**18,
         lm_dtype: Literal["float32", "bfloat16"] = "float32",
         dtype: Literal["bfloat16", "float32"] = "bfloat16",
-        lanes: int | None = None,
-        seed: int = 0,
+        lanes: Count | None = None,
+        seed: Seed = 0,
         *,
         mesh: Mesh,
     ):
@@ -57,6 +60,7 @@ class LiveActivations(AbstractSource):
         documents = text.documents()
         documents = chain([next(documents)], documents)  # an empty source ends here, before the model is loaded
         reader = lm.load(path, layers=layer, dtype=jnp.dtype(lm_dtype), mesh=mesh)
+        check_context(reader.model.config.heads, context, sequences, mesh)
         tokens = pack(documents, reader.tokenizer, context, seed, rows=rows)
         self.path = f"{reader.name}, layer {layer}, live"
         self._stream = Stream.of(tokens, reader.tokenizer, seed)

@@ -7,13 +7,15 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any, Literal
 
 from jhsae.errors import UserError
 from jhsae.folders import Folder, is_bucket, write_whole
 
 Sink = Literal["tensorboard", "wandb"]
+Write = Callable[[int, Mapping[str, float]], None]
 
 
 class JsonLines:
@@ -53,14 +55,14 @@ class RunLog:
     def __init__(
         self,
         folder: Folder,
-        sinks: tuple[Sink, ...] = (),
+        sinks: Sequence[Sink | Write] = (),
         step: int = 0,
         about: Mapping[str, Any] | None = None,
     ):
-        """Continues after `step` finished updates."""
+        """Continues after `step` finished updates. A sink is named, or is what `open_sinks` gives."""
         self._metrics = JsonLines(folder / "metrics.jsonl", step)
         self._timing = JsonLines(folder / "timing.jsonl", step)
-        self._sinks = [_SINKS[name](folder, dict(about or {})) for name in sinks]
+        self._sinks = [_SINKS[sink](folder, dict(about or {})) if isinstance(sink, str) else sink for sink in sinks]
         before = self._timing.last["seconds"] if self._timing.last else 0.0
         self._started, self._last = time.perf_counter() - before, (step, time.perf_counter())
 
@@ -94,7 +96,7 @@ class NoLog:
         """Nothing is stored."""
 
 
-def _tensorboard(folder: Folder, about: dict[str, Any]) -> Any:
+def _tensorboard(folder: Folder, about: dict[str, Any]) -> Write:
     writer = _optional("tensorboardX").SummaryWriter(str(folder / "tensorboard"))
 
     def write(step: int, metrics: Mapping[str, float]) -> None:
@@ -105,18 +107,33 @@ def _tensorboard(folder: Folder, about: dict[str, Any]) -> Any:
     return write
 
 
-def _wandb(folder: Folder, about: dict[str, Any]) -> Any:
-    run = _optional("wandb").init(dir=str(folder), name=folder.name, id=folder.name, resume="allow", config=about)
+def _wandb(folder: Folder, about: dict[str, Any]) -> Write:
+    wandb = _optional("wandb")
+    try:
+        run = wandb.init(dir=str(folder), name=folder.name, id=folder.name, resume="allow", config=about)
+    except (wandb.errors.Error, OSError, ValueError) as error:  # not logged in, no network, an id it does not take
+        raise UserError(f"wandb cannot begin ({' '.join(str(error).split())[:300]}); {_WITHOUT_WANDB}") from error
     return lambda step, metrics: run.log(dict(metrics), step=step)
 
 
-def _optional(module: str) -> Any:
-    from importlib import import_module
+def check_sinks(sinks: Sequence[Sink]) -> None:
+    """Raises `UserError` for a logger that is not installed."""
+    for name in sinks:
+        _optional(_MODULES[name])
 
+
+def open_sinks(folder: Folder, sinks: Sequence[Sink], about: Mapping[str, Any]) -> list[Write]:
+    """The loggers, ready to write. `UserError` for wandb without a login or a network."""
+    return [_SINKS[name](folder, dict(about)) for name in sinks]
+
+
+def _optional(module: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
         raise UserError(f"{module} is not installed; pip install 'jhsae[log]', or write loggers=[]") from error
 
 
+_WITHOUT_WANDB = "run `wandb login`, set WANDB_MODE=offline, or write loggers=[]"
+_MODULES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 _SINKS = {"tensorboard": _tensorboard, "wandb": _wandb}

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from jhsae.distributed import is_main
 from jhsae.losses.base import SAMPLED
 from jhsae.mesh import shard_batch
+from jhsae.outcome import DIVERGED
 from jhsae.step import Metrics, Parts, TrainState
 
 
@@ -34,6 +35,8 @@ class Log(Protocol):
 
 class DivergedError(RuntimeError):
     """The loss is not finite, or a parameter; `step` is the update after which that was seen."""
+
+    exit_code = DIVERGED
 
     def __init__(self, message: str, step: int):
         super().__init__(message)
@@ -74,7 +77,8 @@ def run_phases(
     """
     total = sum(phase.steps for phase in phases)
     done = int(jax.device_get(state.step))
-    reader = _Reader(log, log_every, total, moved)
+    kept = "; the last checkpoint is intact" if checkpoint_every else ""
+    reader = _Reader(log, log_every, total, moved, kept)
     silent = None if is_main() else True
     with tqdm(total=total, initial=done, desc=label, unit="step", dynamic_ncols=True, disable=silent) as bar:
         end, stopped = 0, False
@@ -90,7 +94,7 @@ def run_phases(
                 stopped = stop(done)
                 if stopped or done == total or (checkpoint_every and done % checkpoint_every == 0):
                     reader.flush(bar)
-                    _check_finite(state, done, phase.name)
+                    _check_finite(state, done, phase.name, kept)
                     save(state)
         reader.flush(bar)
     return state
@@ -118,13 +122,13 @@ def _all_finite(leaves: list[Array]) -> Bool[Array, ""]:
     return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]).all()
 
 
-def _check_finite(state: TrainState, step: int, stage: str) -> None:
+def _check_finite(state: TrainState, step: int, stage: str, kept: str) -> None:
     """A gradient may be NaN where the loss is not; such a state must not replace a good checkpoint."""
     parameters = jax.tree.leaves(eqx.filter(state.sae, eqx.is_inexact_array))
     if not jax.device_get(_all_finite(parameters)):
         raise DivergedError(
             f"a parameter is not finite after step {step} (stage '{stage}'), though the loss was; lower the learning "
-            "rate, or look for a term whose gradient is infinite; the last checkpoint is intact",
+            f"rate, or look for a term whose gradient is infinite{kept}",
             step,
         )
 
@@ -132,8 +136,8 @@ def _check_finite(state: TrainState, step: int, stage: str) -> None:
 class _Reader:
     """Holds the newest metrics on the device and brings the previous ones to the host."""
 
-    def __init__(self, log: Log, every: int, total: int, moved: Callable[[], None]):
-        self._log, self._every, self._total, self._moved = log, every, total, moved
+    def __init__(self, log: Log, every: int, total: int, moved: Callable[[], None], kept: str):
+        self._log, self._every, self._total, self._moved, self._kept = log, every, total, moved, kept
         self._pending: tuple[int, str, Metrics, int] | None = None
 
     def push(self, step: int, stage: str, metrics: Metrics, tokens: int, bar: tqdm) -> None:
@@ -149,7 +153,7 @@ class _Reader:
             terms = ", ".join(f"{k} {float(v):.4g}" for k, v in jax.device_get(metrics).items())
             raise DivergedError(
                 f"the loss is not finite at step {step} (stage '{stage}'): {terms}; lower the learning rate or the "
-                "weights, or look at the data; the last checkpoint is intact",
+                f"weights, or look at the data{self._kept}",
                 step,
             )
         self._moved()

@@ -19,11 +19,12 @@ import numpy as np
 from jaxtyping import Array, Float, Float64, Shaped
 
 from jhsae.errors import UserError
+from jhsae.ranges import Fraction, NonNegative, Ranged, ranged
 
 BLOCK = 8192  # rows of an unembedding that are held in float64 at once
 
 
-class AbstractMetric(eqx.Module):
+class AbstractMetric(Ranged, eqx.Module):
     """An inner product on [embed]. Every method maps over leading axes."""
 
     # The functions that a config may name in a slot of a metric, beside derived classes: those that read a teacher.
@@ -95,10 +96,11 @@ def covariance(rows: Shaped[np.ndarray, "rows embed"]) -> Float64[np.ndarray, "e
     return scatter / (len(rows) - 1)
 
 
-def relative_ridge(sigma: Float64[np.ndarray, "embed embed"], shrinkage: float) -> Float64[np.ndarray, "embed embed"]:
-    """(1 - ρ) Σ + ρ (tr Σ / embed) I: the same whatever the scale of the unembedding."""
-    if not 0 <= shrinkage <= 1:
-        raise UserError(f"shrinkage {shrinkage}; it is a fraction between 0 (none) and 1 (Euclidean)")
+@ranged
+def relative_ridge(
+    sigma: Float64[np.ndarray, "embed embed"], shrinkage: Fraction
+) -> Float64[np.ndarray, "embed embed"]:
+    """(1 - ρ) Σ + ρ (tr Σ / embed) I, ρ from 0 (none) to 1 (Euclidean): the same at every scale of the unembedding."""
     embed = len(sigma)
     return (1 - shrinkage) * sigma + shrinkage * np.trace(sigma) / embed * np.eye(embed)
 
@@ -118,7 +120,8 @@ def from_covariance(sigma: Shaped[np.ndarray, "embed embed"]) -> CausalGeometry:
     )
 
 
-def causal(unembedding: Shaped[np.ndarray, "vocab embed"], shrinkage: float = 0.05) -> CausalGeometry:
+@ranged
+def causal(unembedding: Shaped[np.ndarray, "vocab embed"], shrinkage: Fraction = 0.05) -> CausalGeometry:
     """Causal geometry with a relative ridge, Σ scaled to trace `embed` so that norms stay comparable.
 
     The scale changes no angle. `shrinkage` = 0 is Park et al.'s own Σ.
@@ -127,7 +130,8 @@ def causal(unembedding: Shaped[np.ndarray, "vocab embed"], shrinkage: float = 0.
     return from_covariance(sigma * (len(sigma) / np.trace(sigma)))
 
 
-def causal_absolute_ridge(unembedding: Shaped[np.ndarray, "vocab embed"], ridge: float = 0.05) -> CausalGeometry:
+@ranged
+def causal_absolute_ridge(unembedding: Shaped[np.ndarray, "vocab embed"], ridge: NonNegative = 0.05) -> CausalGeometry:
     """The form of the PyTorch original, Σ + ρ I unscaled: nearly Euclidean where Σ is much smaller than ρ."""
     sigma = covariance(unembedding)
     return from_covariance(sigma + ridge * np.eye(len(sigma)))

@@ -15,13 +15,15 @@ from jaxtyping import Array, Float, PyTree
 
 from jhsae.constraint import AbstractConstraint
 from jhsae.leaf import describe
+from jhsae.ranges import Decay, NonNegative, Positive, ranged
 
 
+@ranged
 def adam(
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: Positive = 1e-8,
+    weight_decay: NonNegative = 0.0,
     momentum: Literal["float32", "bfloat16"] = "float32",
 ) -> optax.GradientTransformation:
     """Adam's direction; with `weight_decay` the decoupled decay of AdamW.

@@ -16,7 +16,7 @@ from types import TracebackType
 import jax
 
 from jhsae.distributed import coordinator, is_main, several, timeout
-from jhsae.errors import UserError
+from jhsae.outcome import outcome
 
 LOST = 75  # the exit code of what may be tried again (EX_TEMPFAIL of sysexits.h)
 PATIENCE = 15
@@ -55,8 +55,9 @@ class Peers:
         if error is None or isinstance(error, SystemExit):
             _tell(DONE)
             return
-        said = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, UserError):
+        expected = outcome(error)
+        said, code = expected or (" ".join(str(error).split()) or type(error).__name__, 1)
+        if expected is not None:
             _say(said)
         else:
             traceback.print_exception(error)
@@ -64,7 +65,7 @@ class Peers:
         _tell(FAILED + said)
         if is_main():  # it serves what the others read
             time.sleep(2 * self._interval())
-        self._end(2 if isinstance(error, UserError) else 1)
+        self._end(code)
 
     def _interval(self) -> float:
         return self._silence / 12

@@ -9,23 +9,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+from annotated_types import MinLen
+
 from jhsae import config as cfg
 from jhsae import evaluate, harvest, report, teach, train
 from jhsae.data import Store
 from jhsae.errors import UserError
+from jhsae.ranges import Count, Words, ranged
 
 
+@ranged
 @dataclass(frozen=True)
 class Quickstart:
     """Which configs are run one after the other."""
 
-    out: Annotated[str, "folder of everything that is made"]
-    harvest: Annotated[str, "config of jhsae harvest for the training store"]
-    heldout: Annotated[str, "config of jhsae harvest for the held-out store"]
-    teach: Annotated[str, "config of jhsae teach"]
-    train: Annotated[list[str], "configs of jhsae train, same data, steps and total L0"]
-    lm: Annotated[str, "language model that the SAEs are spliced into"]
-    sequences: Annotated[int, "held-out sequences for the cross-entropy"] = 128
+    out: Annotated[Words, "folder of everything that is made"]
+    harvest: Annotated[Words, "config of jhsae harvest for the training store"]
+    heldout: Annotated[Words, "config of jhsae harvest for the held-out store"]
+    teach: Annotated[Words, "config of jhsae teach"]
+    train: Annotated[list[Words], MinLen(1), "configs of jhsae train, same data, steps and total L0"]
+    lm: Annotated[Words, "language model that the SAEs are spliced into"]
+    sequences: Annotated[Count, "held-out sequences for the cross-entropy"] = 128
     overrides: Annotated[list[str], "overrides of every train config"] = field(default_factory=list)
     title: Annotated[str, "title of the report"] = "jhsae quickstart"
     notes: Annotated[list[str], "paragraphs under the title of the report"] = field(default_factory=list)

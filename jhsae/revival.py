@@ -5,7 +5,7 @@ optimizer, which a loss term cannot; the terms that revive by gradient are in `l
 """
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -13,15 +13,19 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jhsae.errors import UserError
 from jhsae.losses.dead import dead_top
+from jhsae.ranges import Count, Positive, Ranged
 from jhsae.sae import AbstractSAE, Forward, Top
 
 Reborn = Bool[Array, "top"]
 TINY = 1e-12
 
 
-class AbstractRevival(eqx.Module):
-    """What happens to dead features beside the gradient."""
+class AbstractRevival(Ranged, eqx.Module):
+    """What happens to dead features beside the gradient; with `reads_dead` False, nothing."""
+
+    reads_dead: ClassVar[bool] = True
 
     @abc.abstractmethod
     def __call__(
@@ -38,6 +42,8 @@ class AbstractRevival(eqx.Module):
 
 class Never(AbstractRevival):
     """Dead features are left to the loss."""
+
+    reads_dead: ClassVar[bool] = False
 
     def __call__(
         self,
@@ -61,15 +67,14 @@ class Resample(AbstractRevival):
     stage that freezes a part of these features it waits.
     """
 
-    every: int = eqx.field(static=True)
-    until: int = eqx.field(static=True)
-    encoder_norm: float = eqx.field(static=True, default=0.2)
+    every: Count = eqx.field(static=True)
+    until: Count = eqx.field(static=True)
+    encoder_norm: Positive = eqx.field(static=True, default=0.2)
 
     def __check_init__(self) -> None:
-        if self.every < 1 or self.until < self.every:
-            raise ValueError(
-                f"Resample: every is {self.every} and until {self.until}; write at least 1 step and an until that is "
-                "not before the first time"
+        if self.until < self.every:
+            raise UserError(
+                f"Resample: every is {self.every} and until {self.until}; write an until that is not before every"
             )
 
     def __call__(

@@ -4,6 +4,7 @@ config.yaml, run.json (commit, versions, store), metrics.jsonl, timing.jsonl, ch
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from jhsae.data import Store
 from jhsae.data.source import AbstractSource
 from jhsae.distributed import is_main
 from jhsae.errors import UserError
-from jhsae.folders import PARTIAL, Folder, local_copy, open_folder, write_whole
+from jhsae.folders import PARTIAL, Folder, local_copy, make_folder, open_folder, write_whole
 from jhsae.run_config import Train
 
 
@@ -40,10 +41,11 @@ def finished(folder: Folder) -> bool:
     return (folder / "sae" / "sae.json").exists()
 
 
-def begin(folder: Folder, config: Train, store: Store | AbstractSource) -> dict[str, Any]:
-    """Writes config.yaml and run.json, or checks that a run to be resumed began with this very store."""
+def begin(folder: Folder, config: Train, store: Store | AbstractSource, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """Writes config.yaml and run.json (`notes` too), or checks that a run to be resumed began with this very store."""
     identity = {"path": store.path, "sha256": store.identity()}
     about = {"name": folder.name, "config_hash": cfg.config_hash(config), **cfg.provenance(), "store": identity}
+    about |= {"notes": list(notes)} if notes else {}
     path = folder / "run.json"
     if path.exists() and (before := json.loads(path.read_text()))["store"]["sha256"] != identity["sha256"]:
         raise UserError(
@@ -51,7 +53,7 @@ def begin(folder: Folder, config: Train, store: Store | AbstractSource) -> dict[
             f"{identity['sha256'][:12]} now); bring the old store back, or write another out=..."
         )
     if is_main():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_whole(folder / "config.yaml", cfg.to_yaml(config))
         write_whole(path, json.dumps(about, indent=2) + "\n")
     return about

@@ -11,10 +11,13 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jhsae.errors import UserError
+from jhsae.ranges import Count, Fraction, Natural, Ranged
+
 Scalar = Float[Array, ""] | float
 
 
-class AbstractSchedule(eqx.Module):
+class AbstractSchedule(Ranged, eqx.Module):
     """``schedule(step) -> value``, traceable by JAX."""
 
     @abc.abstractmethod
@@ -36,11 +39,7 @@ class Linear(AbstractSchedule):
 
     start: float = eqx.field(static=True)
     end: float = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
-
-    def __check_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"Linear: steps is {self.steps}, expected at least 1; for no ramp write the number")
+    steps: Count = eqx.field(static=True)
 
     def __call__(self, step: Int[Array, ""] | int) -> Scalar:
         t = jnp.clip(jnp.asarray(step, jnp.float32) / self.steps, 0.0, 1.0)
@@ -54,14 +53,14 @@ class WarmupCosine(AbstractSchedule):
     """
 
     peak: float = eqx.field(static=True)
-    warmup: int = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
+    warmup: Natural = eqx.field(static=True)
+    steps: Count = eqx.field(static=True)
     start: float = eqx.field(static=True, default=0.0)
-    final: float = eqx.field(static=True, default=0.1)
+    final: Fraction = eqx.field(static=True, default=0.1)
 
     def __check_init__(self) -> None:
-        if not 0 <= self.warmup < self.steps:
-            raise ValueError(
+        if self.warmup >= self.steps:
+            raise UserError(
                 f"WarmupCosine: warmup is {self.warmup} and steps is {self.steps}; write warmup smaller than steps"
             )
 
@@ -77,11 +76,7 @@ class Warmup(AbstractSchedule):
     """``value min((step + 1) / steps, 1)``: a coefficient that grows to `value`, as SAELens warms up sparsity."""
 
     value: float = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
-
-    def __check_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"Warmup: steps is {self.steps}, expected at least 1; for no warmup write the number")
+    steps: Count = eqx.field(static=True)
 
     def __call__(self, step: Int[Array, ""] | int) -> Scalar:
         return self.value * jnp.minimum((jnp.asarray(step, jnp.float32) + 1) / self.steps, 1.0)
@@ -94,9 +89,9 @@ class WarmupDecay(AbstractSchedule):
     """
 
     peak: float = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
-    warmup: int = eqx.field(static=True, default=0)
-    decay: int = eqx.field(static=True, default=0)
+    steps: Count = eqx.field(static=True)
+    warmup: Natural = eqx.field(static=True, default=0)
+    decay: Natural = eqx.field(static=True, default=0)
 
     def __check_init__(self) -> None:
         _check_ends(self, self.steps, self.warmup, self.decay, between=0)
@@ -113,10 +108,10 @@ class CosineAnnealing(AbstractSchedule):
     """
 
     peak: float = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
-    warmup: int = eqx.field(static=True, default=0)
-    decay: int = eqx.field(static=True, default=0)
-    final: float = eqx.field(static=True, default=0.1)
+    steps: Count = eqx.field(static=True)
+    warmup: Natural = eqx.field(static=True, default=0)
+    decay: Natural = eqx.field(static=True, default=0)
+    final: Fraction = eqx.field(static=True, default=0.1)
 
     def __check_init__(self) -> None:
         _check_ends(self, self.steps, self.warmup, self.decay, between=1)
@@ -137,15 +132,13 @@ class CosineRestarts(AbstractSchedule):
     """
 
     peak: float = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
-    cycles: int = eqx.field(static=True)
-    warmup: int = eqx.field(static=True, default=0)
-    decay: int = eqx.field(static=True, default=0)
-    final: float = eqx.field(static=True, default=0.1)
+    steps: Count = eqx.field(static=True)
+    cycles: Count = eqx.field(static=True)
+    warmup: Natural = eqx.field(static=True, default=0)
+    decay: Natural = eqx.field(static=True, default=0)
+    final: Fraction = eqx.field(static=True, default=0.1)
 
     def __check_init__(self) -> None:
-        if self.cycles < 1:
-            raise ValueError(f"CosineRestarts: cycles is {self.cycles}, expected at least 1")
         _check_ends(self, self.steps, self.warmup, self.decay, between=self.cycles)
         _check_final(self, self.final, self.decay)
 
@@ -163,9 +156,9 @@ class Trapezoid(AbstractSchedule):
     """
 
     peak: float = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
-    warmup: int = eqx.field(static=True, default=0)
-    decay: int = eqx.field(static=True, default=0)
+    steps: Count = eqx.field(static=True)
+    warmup: Natural = eqx.field(static=True, default=0)
+    decay: Natural = eqx.field(static=True, default=0)
 
     def __check_init__(self) -> None:
         _check_ends(self, self.steps, self.warmup, self.decay, between=0)
@@ -196,19 +189,17 @@ def _cosine(done: Float[Array, ""], final: float) -> Float[Array, ""]:
 
 
 def _check_ends(schedule: AbstractSchedule, steps: int, warmup: int, decay: int, between: int) -> None:
-    if warmup < 0 or decay < 0 or steps < max(warmup + decay + between, 1):
-        raise ValueError(
+    if steps < max(warmup + decay + between, 1):
+        raise UserError(
             f"{type(schedule).__name__}: steps is {steps}, warmup {warmup} and decay {decay}, which leaves "
             f"{steps - warmup - decay} steps between them, expected at least {between}; write a longer run, or a "
-            "shorter warmup or decay (0 or more)"
+            "shorter warmup or decay"
         )
 
 
 def _check_final(schedule: AbstractSchedule, final: float, decay: int) -> None:
-    if not 0 <= final <= 1:
-        raise ValueError(f"{type(schedule).__name__}: final is {final}, expected a fraction of the peak, 0 to 1")
     if decay and final == 0:
-        raise ValueError(
+        raise UserError(
             f"{type(schedule).__name__}: final is 0, so that the last {decay} steps would fall from 0 to 0; write "
             "decay=0, or a final above 0"
         )

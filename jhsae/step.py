@@ -5,11 +5,13 @@ and the state is donated. The step knows neither constraints nor philosophies: t
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from annotated_types import Ge
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
@@ -19,6 +21,7 @@ from jhsae.data.normalize import AbstractNormalizer
 from jhsae.losses import Objective
 from jhsae.mesh import shard_state
 from jhsae.optimizer import chain
+from jhsae.ranges import Ranged
 from jhsae.revival import AbstractRevival, Never
 from jhsae.sae import AbstractSAE, Forward
 from jhsae.schedule import AbstractSchedule
@@ -45,11 +48,11 @@ class TrainState(eqx.Module):
         return cls(sae, opt_state, usage, jnp.zeros((), jnp.int32), key)
 
 
-class Parts(eqx.Module):
+class Parts(Ranged, eqx.Module):
     """What one stage of training computes with: arguments of the step, not constants of its program."""
 
     objective: Objective
-    learning_rate: AbstractSchedule
+    learning_rate: Annotated[AbstractSchedule, Ge(0)]
     constraint: AbstractConstraint
     normalizer: AbstractNormalizer
     revival: AbstractRevival = Never()

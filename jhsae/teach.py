@@ -21,6 +21,7 @@ from jhsae import lm
 from jhsae.config import Slot, Supplied
 from jhsae.errors import UserError
 from jhsae.metric import causal
+from jhsae.ranges import Count, Fraction, Natural, PositiveFraction, Seed, Words, ranged
 from jhsae.teacher import (
     AbstractEstimator,
     AbstractEvidence,
@@ -42,24 +43,26 @@ from jhsae.teacher import (
 READ = ("the", "they spoke about the")  # prompts in which readouts are tried
 
 
+@ranged
 @dataclass(frozen=True)
 class Source:
     """The language model that is taught from."""
 
-    path: Annotated[str, "a folder, a Hugging Face name, or 'embedded'"]
-    layer: Annotated[int | None, "residual stream that prompts and readouts are read from; null: none is read"] = None
+    path: Annotated[Words, "a folder, a Hugging Face name, or 'embedded'"]
+    layer: Annotated[Natural | None, "residual stream that prompts and readouts are read from; null for none"] = None
     dtype: Annotated[Literal["float32", "bfloat16"], "of the weights and of matrix products"] = "float32"
 
 
+@ranged
 @dataclass(frozen=True)
 class Teach:
     """The config of one teacher."""
 
-    out: Annotated[str, "the teacher's folder; must not exist"]
+    out: Annotated[Words, "the teacher's folder; must not exist"]
     lm: Annotated[Source, "the language model"]
     wordnet: Annotated[str | None, "folder of WordNet 3.x (data.noun, index.noun); null: the bundled subset"] = None
-    senses: Annotated[int | None, "how many senses of a word count, the commonest first; null: all"] = 1
-    parents: Annotated[int, "how many parents to find, where `concepts` names none"] = 64
+    senses: Annotated[Count | None, "how many senses of a word count, the commonest first; null: all"] = 1
+    parents: Annotated[Count, "how many parents to find, where `concepts` names none"] = 64
     concepts: Annotated[list[str], "the parents by name (plant.n.02), word or id"] = field(default_factory=list)
     limits: Annotated[Limits, "what a concept needs to be a parent or a child"] = field(default_factory=Limits)
     evidence: Annotated[Slot, "where samples come from", Supplied(kind=AbstractEvidence)] = field(
@@ -68,16 +71,11 @@ class Teach:
     estimator: Annotated[Slot, "from samples to directions", Supplied(kind=AbstractEstimator)] = field(
         default_factory=lambda: {"_target_": "jhsae.teacher.ParkEstimator"}
     )
-    shrinkage: Annotated[float, "relative ridge of the unembedding's covariance"] = 0.05
-    sub: Annotated[int, "dimensions of a parent's subspace"] = 8
-    variance: Annotated[float, "share of the children's variance to keep in it"] = 1.0
-    others: Annotated[int, "words of no parent that are sampled for comparison"] = 2048
-    seed: Annotated[int, "what fills the subspaces; splits and nulls of the validation"] = 0
-
-    def __post_init__(self) -> None:
-        for name in ("parents", "sub"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
+    shrinkage: Annotated[Fraction, "relative ridge of the unembedding's covariance"] = 0.05
+    sub: Annotated[Count, "dimensions of a parent's subspace"] = 8
+    variance: Annotated[PositiveFraction, "share of the children's variance to keep in it"] = 1.0
+    others: Annotated[Natural, "words of no parent that are sampled for comparison"] = 2048
+    seed: Annotated[Seed, "what fills the subspaces; splits and nulls of the validation"] = 0
 
 
 def run(config: Teach) -> Path:

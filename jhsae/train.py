@@ -5,13 +5,10 @@ is finished, sae/. Running the same config again resumes it exactly or, when fin
 processes each reads its share of every batch and the main one writes; the folder must be one that all of them see.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from grain import DatasetIterator
 from jax.sharding import Mesh
@@ -26,23 +23,23 @@ from jhsae.distributed import barrier, is_main, share_of
 from jhsae.errors import UserError
 from jhsae.folders import Folder, open_folder
 from jhsae.init import AbstractInit
-from jhsae.leaf import matching
-from jhsae.logs import NoLog, RunLog
-from jhsae.loop import DivergedError, Phase, run_phases
-from jhsae.losses import AbstractTerm, Objective
+from jhsae.logs import NoLog, RunLog, check_sinks, open_sinks
+from jhsae.loop import DivergedError, run_phases
+from jhsae.losses import AbstractTerm
 from jhsae.mesh import check_batch, make_mesh
 from jhsae.peers import Peers
+from jhsae.phases import Recipe, dead_steps
 from jhsae.preemption import StopRequest
 from jhsae.revival import AbstractRevival
-from jhsae.run_config import OPTIMIZER, Stage, Train
+from jhsae.room import check_state
+from jhsae.run_checks import check_run
+from jhsae.run_config import OPTIMIZER, Train
 from jhsae.run_folder import begin, finished
 from jhsae.run_folder import claim as claim
 from jhsae.sae import AbstractSAE
-from jhsae.schedule import AbstractSchedule, as_schedule
 from jhsae.sharded import described, made, on_every_device
-from jhsae.step import Parts, TrainState, make_step
+from jhsae.step import TrainState
 from jhsae.teacher import Teacher
-from jhsae.usage import Context
 
 EXPORT_SECONDS = 3600
 
@@ -70,16 +67,21 @@ def _run(config: Train, peers: Peers) -> Folder:
     _check_sizes(config, shapes, store)
     _check_teacher(config, store)
     normalizer = cfg.build(config.data.normalize, AbstractNormalizer).fit(store)
-    direction = cfg.build(config.optimizer, OPTIMIZER)
-    phases = [_phase(config, stage, shapes, normalizer, direction, mesh) for stage in config.stages]
-    for phase in phases:
-        eqx.filter_eval_shape(_trial, phase.parts.objective, shapes)
+    what = recipe(config, normalizer)
+    notes = check_run(what, shapes, config.data.batch)
+    phases = [what.phase(stage, shapes, mesh) for stage in config.stages]
     phases = [replace(phase, parts=on_every_device(phase.parts, mesh)) for phase in phases]
     loader = _loader(config, store, mesh)
-    about = begin(folder, config, store)
+    check_sinks(config.loggers)
 
     def start() -> TrainState:
-        return TrainState.init(build_sae(config, init_key), direction, train_key)
+        return TrainState.init(build_sae(config, init_key), what.direction, train_key)
+
+    check_state(described(start, mesh), mesh)
+    about = begin(folder, config, store, notes)
+    for note in notes:
+        _say(f"{folder}: {note}")
+    sinks = open_sinks(folder, config.loggers, cfg.to_dict(config)) if is_main() else []
 
     with StopRequest() as stop, Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
         if (resumed := checkpoints.resume(described(start, mesh))) is not None:
@@ -87,7 +89,7 @@ def _run(config: Train, peers: Peers) -> Folder:
             loader.set_state(position)
         else:
             state = made(start, mesh)
-        log = _log(folder, config, int(jax.device_get(state.step)))
+        log = RunLog(folder, sinks, int(jax.device_get(state.step))) if is_main() else NoLog()
 
         def save(state: TrainState) -> None:
             log.flush()
@@ -124,10 +126,6 @@ def _say(sentence: str) -> None:
         print(sentence)
 
 
-def _log(folder: Folder, config: Train, step: int) -> RunLog | NoLog:
-    return RunLog(folder, tuple(config.loggers), step, cfg.to_dict(config)) if is_main() else NoLog()
-
-
 def _bad_rows(config: Train, store: Store | AbstractSource, step: int) -> str:
     """Which rows of the store that step `step` was made of are not numbers, as the end of a sentence."""
     if isinstance(store, AbstractSource):
@@ -136,12 +134,6 @@ def _bad_rows(config: Train, store: Store | AbstractSource, step: int) -> str:
     bad = batches.places(at)[~np.isfinite(batches[at]).all(axis=1)].tolist()
     named = ", ".join(map(str, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
     return f"; rows {named} of {store.path}, which this step read, are not finite: harvest them again" if bad else ""
-
-
-def _trial(objective: Objective, sae: AbstractSAE) -> Any:
-    """One evaluation of the objective, for its shapes alone: a term that does not fit the SAE raises `UserError`."""
-    forward = sae.forward(jnp.zeros((1, sae.embed)), Context(jax.random.key(0)))
-    return objective(sae, forward, 0)
 
 
 def _source(config: Train, mesh: Mesh) -> Store | AbstractSource:
@@ -169,33 +161,20 @@ def build_sae(config: Train, key: Key[Array, ""]) -> AbstractSAE:
     return sae
 
 
-def _phase(
-    config: Train, stage: Stage, sae: AbstractSAE, normalizer: AbstractNormalizer, direction: Any, mesh: Mesh
-) -> Phase:
-    terms = {name: cfg.build(slot, AbstractTerm) for name, slot in config.objective.items()}
-    parts = Parts(
-        Objective(terms, _weights(config.weights | stage.weights)),
-        _schedule(stage.learning_rate),
-        cfg.build(config.constraint, AbstractConstraint),
-        normalizer,
-        cfg.build(config.revival, AbstractRevival),
+def recipe(config: Train, normalizer: AbstractNormalizer) -> Recipe:
+    """What the steps of a config compute with."""
+    return Recipe(
+        stages=config.stages,
+        terms={name: cfg.build(slot, AbstractTerm) for name, slot in config.objective.items()},
+        weights=config.weights,
+        constraint=cfg.build(config.constraint, AbstractConstraint),
+        normalizer=normalizer,
+        revival=cfg.build(config.revival, AbstractRevival),
+        direction=cfg.build(config.optimizer, OPTIMIZER),
+        dead_window=dead_steps(config.dead_window, config.dead_tokens, config.data.batch),
+        sampling_window=config.sampling_window,
+        precision=config.precision,
     )
-    frozen = matching(sae, stage.freeze) if stage.freeze else None
-    windows = (_dead_window(config), config.sampling_window)
-    step = make_step(direction, frozen, stage.clip, *windows, mesh, config.precision)
-    return Phase(stage.name, stage.steps, step, on_every_device(parts, mesh))
-
-
-def _dead_window(config: Train) -> int:
-    return config.dead_window if config.dead_tokens is None else -(-config.dead_tokens // config.data.batch)
-
-
-def _schedule(value: Any) -> AbstractSchedule:
-    return cfg.build(value, AbstractSchedule) if isinstance(value, dict) else as_schedule(value)
-
-
-def _weights(values: Mapping[str, Any]) -> dict[str, AbstractSchedule]:
-    return {name: _schedule(value) for name, value in values.items()}
 
 
 def _check_sizes(config: Train, sae: AbstractSAE, store: Store | AbstractSource) -> None:

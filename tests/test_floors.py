@@ -12,13 +12,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"errors", "codes", "usage", "schedule", "leaf", "folders", "bounded", "ranges", "checksums", "lock"},
+    {"errors", "codes", "usage", "schedule", "leaf", "folders", "bounded", "ranges", "checksums", "lock", "inputs"}
+    | {"outcome"},
     {"ops", "metric", "wordnet"},
     {"sparsify"},
     {"sae", "data", "teacher", "lm"},
     {"init", "constraint", "losses"},
     {"optimizer", "devices", "mesh", "revival", "step", "loop", "logs", "checkpoint", "config", "run_config", "fitting"}
-    | {"distributed", "peers", "preemption", "sharded", "fingerprint", "finishing_loop", "run_folder", "saved_sae"},
+    | {"distributed", "peers", "preemption", "sharded", "fingerprint", "finishing_loop", "run_folder", "saved_sae"}
+    | {"phases", "run_checks", "room"},
     {"evals", "harvest", "fill", "live", "live_buffer", "streams", "teach", "train", "evaluate"},
     {"interop", "ablate", "report", "bench", "quickstart", "browser", "browse", "export", "import_", "plan"},
     {"__main__", "__init__"},

@@ -105,7 +105,7 @@ def test_relative_ridge_keeps_the_trace():
 
 
 def test_wrong_input_is_named():
-    with pytest.raises(UserError, match=r"shrinkage 1\.5"):
+    with pytest.raises(UserError, match=r"shrinkage is 1\.5"):
         causal(correlated_unembedding(), shrinkage=1.5)
     with pytest.raises(UserError, match="shrinkage above 0"):
         from_covariance(np.zeros((3, 3)))

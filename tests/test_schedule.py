@@ -65,7 +65,10 @@ def test_the_peak_is_reached_at_the_end_of_the_warmup():
 
 @pytest.mark.parametrize("warmup, steps", [(10, 10), (11, 10), (-1, 10), (0, 0)])
 def test_a_warmup_that_does_not_fit_is_an_error(warmup, steps):
-    with pytest.raises(ValueError, match=f"warmup is {warmup} and steps is {steps}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"warmup is {warmup} and steps is {steps}|(warmup is -1|steps is 0), expec",
+    ):
         WarmupCosine(1.0, warmup, steps)
 
 
@@ -150,10 +153,13 @@ def test_after_a_decay_nothing_moves_again():
     [
         (lambda: Warmup(1.0, 0), "Warmup: steps is 0, expected at least 1"),
         (lambda: WarmupDecay(1.0, 10, 6, 5), "WarmupDecay: steps is 10, warmup 6 and decay 5.*leaves -1 steps"),
-        (lambda: WarmupDecay(1.0, 10, -1), "WarmupDecay: steps is 10, warmup -1"),
+        (lambda: WarmupDecay(1.0, 10, -1), "WarmupDecay: warmup is -1, expected at least 0"),
         (lambda: WarmupDecay(1.0, 0), "WarmupDecay: steps is 0"),
         (lambda: CosineAnnealing(1.0, 10, 5, 5), "leaves 0 steps between them, expected at least 1"),
-        (lambda: CosineAnnealing(1.0, 10, final=1.5), "CosineAnnealing: final is 1.5, expected a fraction of the peak"),
+        (
+            lambda: CosineAnnealing(1.0, 10, final=1.5),
+            "CosineAnnealing: final is 1.5, expected at least 0 and at mo",
+        ),
         (lambda: CosineAnnealing(1.0, 10, decay=5, final=0.0), "last 5 steps would fall from 0 to 0; write decay=0"),
         (lambda: CosineRestarts(1.0, 10, 0), "cycles is 0, expected at least 1"),
         (lambda: CosineRestarts(1.0, 10, 4, 5, 2), "leaves 3 steps between them, expected at least 4"),

@@ -19,6 +19,7 @@ from jhsae.config.schema import REQUIRED, Member, Supplied, is_config, is_part, 
 from jhsae.config.target import arguments, locate
 from jhsae.config.wording import type_name
 from jhsae.errors import UserError, nearest
+from jhsae.ranges import violation
 
 ANYTHING = (Any, object)
 LISTS = (list, tuple, Sequence, Iterable)
@@ -52,6 +53,8 @@ def fit(value: Any, hint: Any, place: Place, supplied: Supplied | None = None) -
         fitted = _fit_scalar(value, options)
     if fitted is MISFIT:
         raise _mismatch(value, hint if supplied is None else Annotated[hint, supplied], place)
+    if (words := violation(fitted, hint)) is not None:  # a number out of its range
+        raise place.error(words)
     return fitted
 
 

@@ -1,6 +1,7 @@
 """A store made from an array in memory, for synthetic data and for the rows of an unembedding matrix."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -9,23 +10,30 @@ from jhsae.data.manifest import Origin
 from jhsae.data.storage import Channels
 from jhsae.data.store import Store
 from jhsae.data.writer import CHUNK_ROWS, SHARD_ROWS, Writer
+from jhsae.errors import UserError
+from jhsae.inputs import host_rows
+from jhsae.ranges import Count, Seed, ranged
 
 
+@ranged
 def write_array(
     out: str | Path,
-    x: Shaped[np.ndarray, "rows embed"],
+    x: Shaped[np.ndarray, "rows embed"] | Any,
     *,
     name: str = "array",
     dtype: str = "float32",
-    seed: int = 0,
-    shard_rows: int = SHARD_ROWS,
-    chunk_rows: int = CHUNK_ROWS,
+    seed: Seed = 0,
+    shard_rows: Count = SHARD_ROWS,
+    chunk_rows: Count = CHUNK_ROWS,
 ) -> Store:
     """A store of the rows of an array (synthetic data, unembedding rows) in shuffled order.
 
-    Row i of `x` has index (i, 0, 0): sequence i, of one token.
+    Row i of `x` has index (i, 0, 0): sequence i, of one token. Raises `UserError` for rows that are not finite floats.
     """
+    x = host_rows(x)
     rows, embed = x.shape
+    if not rows or not embed:
+        raise UserError(f"x has shape {list(x.shape)}, expected at least one row of at least one number")
     origin = Origin(name, 0, {}, {"source": "array", "name": name}, 0, seed, {}, "")
     tokens = np.zeros((rows, 1), np.uint32)
     layout = {"shuffle_rows": rows, "shard_rows": shard_rows, "chunk_rows": chunk_rows}

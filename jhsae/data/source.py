@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from jhsae.data.statistics import Statistics
+from jhsae.ranges import Ranged
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,7 @@ class AbstractBatches(ABC, Iterator[Float[Array, "batch embed"]]):
         """Goes on from a position."""
 
 
-class AbstractSource(ABC):
+class AbstractSource(Ranged, ABC):
     """Activations by the batch; a `RowSource` too, whose rows are a sample that a normaliser can be fitted on."""
 
     path: str

@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jhsae.data import Manifest
-from jhsae.errors import UserError
 from jhsae.interop.saelens_layout import hook_names
 from jhsae.lm import LanguageModel
+from jhsae.ranges import Count, Natural, Seed, ranged
 
 
+@ranged
 @dataclass(frozen=True)
 class Dashboard:
     """How much is written of each feature, and under whose name.
@@ -31,21 +32,15 @@ class Dashboard:
     creator_id: str = "clkht01d40000jv08hvalcvly"
     release: str | None = None
     urls: tuple[str, ...] = ()
-    top: int = 20
-    bins: int = 5
-    per_bin: int = 5
-    window: int = 128
-    logits: int = 10
-    neighbours: int = 10
-    batch: int = 1024
+    top: Count = 20
+    bins: Count = 5
+    per_bin: Natural = 5
+    window: Count = 128
+    logits: Count = 10
+    neighbours: Natural = 10
+    batch: Count = 1024
     vectors: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        least = {"top": 1, "bins": 1, "per_bin": 0, "window": 1, "logits": 1, "neighbours": 0, "batch": 1, "seed": 0}
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise UserError(f"{name} is {getattr(self, name)}, expected at least {smallest}")
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,15 @@ weight is the number 0 is left out of the compiled step.
 
 import abc
 from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
+from annotated_types import Ge
 from jaxtyping import Array, Float, Int
 
 from jhsae.errors import UserError, nearest
+from jhsae.ranges import Ranged
 from jhsae.sae import AbstractSAE, Forward
 from jhsae.schedule import AbstractSchedule, Constant, as_schedule
 
@@ -19,22 +22,26 @@ SAMPLED = {"mean_log10_frequency", "below_1e-5", "below_1e-6"}
 COLUMNS = {"step", "stage", "loss", "l0", "explained_variance", "dead", "learning_rate", "grad_norm"} | SAMPLED
 
 
-class AbstractTerm(eqx.Module):
-    """``term(sae, forward) -> scalar``, unweighted."""
+class AbstractTerm(Ranged, eqx.Module):
+    """``term(sae, forward) -> scalar``, unweighted. `reads_dead` says whether it is about dead features."""
+
+    reads_dead: ClassVar[bool] = False
 
     @abc.abstractmethod
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
         """The value of the term."""
 
 
-class Objective(eqx.Module):
+class Objective(Ranged, eqx.Module):
     """The weighted sum of named terms. A term without a weight has weight 1."""
 
     terms: dict[str, AbstractTerm]
-    weights: dict[str, AbstractSchedule]
+    weights: dict[str, Annotated[AbstractSchedule, Ge(0)]]
 
     def __init__(
-        self, terms: Mapping[str, AbstractTerm], weights: Mapping[str, AbstractSchedule | float] | None = None
+        self,
+        terms: Mapping[str, AbstractTerm],
+        weights: Mapping[str, Annotated[AbstractSchedule | float, Ge(0)]] | None = None,
     ):
         """Raises `UserError` for a weight that names no term, or a term named as another column of the metrics."""
         weights = weights or {}

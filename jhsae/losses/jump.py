@@ -3,6 +3,8 @@
 In a hierarchical SAE these read the experts and their router.
 """
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -11,6 +13,7 @@ from jhsae import ops
 from jhsae.errors import UserError
 from jhsae.losses.base import AbstractTerm
 from jhsae.losses.dead import dead_top
+from jhsae.ranges import Positive
 from jhsae.sae import AbstractSAE, Forward
 from jhsae.sparsify import JumpReLU
 
@@ -25,20 +28,20 @@ class L0(AbstractTerm):
 class QuadraticL0(AbstractTerm):
     """``mean_batch (2 / target) (L0 - target)^2``: holds L0 at a target (Gemma Scope 2)."""
 
-    target: float = eqx.field(static=True)
-
-    def __check_init__(self) -> None:
-        if self.target <= 0:
-            raise ValueError(f"QuadraticL0: target is {self.target}, expected the wanted L0, more than 0")
+    target: Positive = eqx.field(static=True)
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
+        if self.target > forward.top:
+            raise UserError(
+                f"QuadraticL0: target is {self.target}, but there are {forward.top} features to be active; write less"
+            )
         return jnp.mean(2.0 / self.target * (_l0(sae, forward) - self.target) ** 2)
 
 
 class TanhL0(AbstractTerm):
     """``mean_batch sum_i tanh(scale code_i |W_dec_i|)``: a smooth count (Anthropic, January 2025)."""
 
-    scale: float = eqx.field(static=True, default=4.0)
+    scale: Positive = eqx.field(static=True, default=4.0)
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
         codes = forward.codes.levels()[0].dense()
@@ -50,6 +53,8 @@ class DeadPreActivation(AbstractTerm):
 
     Anthropic's pre-activation loss (January 2025), on dead features alone as in SAELens; 0 in evaluation.
     """
+
+    reads_dead: ClassVar[bool] = True
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
         below = jnp.maximum(_jump(sae).threshold - forward.pre, 0.0)

@@ -1,16 +1,24 @@
 """Matryoshka: every prefix of the features is a dictionary of its own (Bussmann et al., arXiv 2503.17547)."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
+from annotated_types import MinLen
 from jaxtyping import Array, Float
 
 from jhsae import ops
 from jhsae.codes import Codes
 from jhsae.errors import UserError
 from jhsae.losses.base import AbstractTerm
+from jhsae.ranges import Count
 from jhsae.sae import AbstractSAE, FlatSAE, Forward
+
+
+def as_widths(widths: Sequence[Count]) -> tuple[int, ...]:
+    """A tuple of a list, which YAML and scripts give."""
+    return tuple(widths) if isinstance(widths, list) else widths  # type: ignore[return-value]
 
 
 class Prefixes(AbstractTerm):
@@ -20,12 +28,12 @@ class Prefixes(AbstractTerm):
     averages them ("mean"). One code serves all prefixes: the selection is that of the whole SAE.
     """
 
-    widths: tuple[int, ...] = eqx.field(static=True, converter=tuple)
+    widths: Annotated[tuple[Count, ...], MinLen(1)] = eqx.field(static=True, converter=as_widths)
     over: Literal["sum", "mean"] = eqx.field(static=True, default="sum")
 
     def __check_init__(self) -> None:
-        if not self.widths or list(self.widths) != sorted(set(self.widths)) or self.widths[0] < 1:
-            raise ValueError(f"Prefixes: widths is {list(self.widths)}, expected growing numbers of features")
+        if list(self.widths) != sorted(set(self.widths)):
+            raise UserError(f"Prefixes: widths is {list(self.widths)}, expected growing numbers of features")
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
         if not isinstance(sae, FlatSAE):

@@ -3,6 +3,8 @@
 They read the features of ``forward.pre``: of a hierarchical SAE the experts; `GhostAtoms` is for the atoms.
 """
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,8 @@ from jhsae.codes import Codes, TreeCodes
 from jhsae.errors import UserError
 from jhsae.losses.base import AbstractTerm
 from jhsae.losses.dead import dead_top, explained_by_dead
-from jhsae.losses.matryoshka import decode_between
+from jhsae.losses.matryoshka import as_widths, decode_between
+from jhsae.ranges import Count
 from jhsae.sae import AbstractSAE, FlatSAE, Forward, HierarchicalSAE
 
 TINY = 1e-6
@@ -25,7 +28,8 @@ class AuxK(AbstractTerm):
     (arXiv 2406.04093, A.2), without their normalisation: `AuxKNormalized` is theirs.
     """
 
-    k: int | None = eqx.field(static=True, default=None)
+    reads_dead: ClassVar[bool] = True
+    k: Count | None = eqx.field(static=True, default=None)
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
         k = self.k or forward.x.shape[-1] // 2
@@ -38,7 +42,8 @@ class AuxKNormalized(AbstractTerm):
     Gao et al., arXiv 2406.04093, A.2 (weight 1/32 there), in the form of OpenAI's and dictionary_learning's code.
     """
 
-    k: int | None = eqx.field(static=True, default=None)
+    reads_dead: ClassVar[bool] = True
+    k: Count | None = eqx.field(static=True, default=None)
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
         k, residual, dead = self.k or forward.x.shape[-1] // 2, _residual(forward), dead_top(forward)
@@ -53,11 +58,12 @@ class MatryoshkaAuxK(AbstractTerm):
     The last level, all features, is there whether `widths` lists it or not.
     """
 
-    widths: tuple[int, ...] = eqx.field(static=True, converter=tuple)
+    reads_dead: ClassVar[bool] = True
+    widths: tuple[Count, ...] = eqx.field(static=True, converter=as_widths)
 
     def __check_init__(self) -> None:
-        if list(self.widths) != sorted(set(self.widths)) or min(self.widths, default=1) < 1:
-            raise ValueError(f"MatryoshkaAuxK: widths is {list(self.widths)}, expected growing numbers of features")
+        if list(self.widths) != sorted(set(self.widths)):
+            raise UserError(f"MatryoshkaAuxK: widths is {list(self.widths)}, expected growing numbers of features")
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
         if not isinstance(sae, FlatSAE):
@@ -96,12 +102,16 @@ class GhostGradients(AbstractTerm):
     gradient. SAELens dropped it in version 6; `AuxK` is the successor.
     """
 
+    reads_dead: ClassVar[bool] = True
+
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
         return _ghost_loss(forward, _ghosts(forward.pre, dead_top(forward)) @ sae.top_rows())
 
 
 class GhostAtoms(AbstractTerm):
     """`GhostGradients` for the dead atoms of the experts that a token selects."""
+
+    reads_dead: ClassVar[bool] = True
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
         if not isinstance(sae, HierarchicalSAE):

@@ -1,13 +1,17 @@
 """L1 and Lp penalties; which codes they cover differs between the originals and is named in the class."""
 
+from typing import Annotated
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from annotated_types import Gt
 from jaxtyping import Array, Float
 
 from jhsae import ops
 from jhsae.errors import UserError
 from jhsae.losses.base import AbstractTerm
+from jhsae.ranges import Positive
 from jhsae.sae import AbstractSAE, Forward, HierarchicalSAE
 from jhsae.schedule import AbstractSchedule
 
@@ -56,11 +60,7 @@ class Contributions(AbstractTerm):
     With p = 1 the L1 penalty that free decoder norms cannot evade (Anthropic, April 2024; SAELens's standard SAE).
     """
 
-    p: float = eqx.field(static=True, default=1.0)
-
-    def __check_init__(self) -> None:
-        if self.p <= 0:
-            raise ValueError(f"Contributions: p is {self.p}, expected more than 0; 1 is the L1 penalty")
+    p: Positive = eqx.field(static=True, default=1.0)
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
         sizes = _contributions(sae, forward)
@@ -80,7 +80,7 @@ class AnnealedLp(AbstractTerm):
     gradient, to which theirs multiplies up.
     """
 
-    p: AbstractSchedule
+    p: Annotated[AbstractSchedule, Gt(0)]
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
         sizes, p = _contributions(sae, forward), self.p(forward.context.step)

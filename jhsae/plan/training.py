@@ -43,14 +43,11 @@ def lower(config: Train, stage: Stage, mesh: Mesh, platform: str) -> Lowered:
 def _lower(config: Train, stage: Stage, mesh: Mesh) -> Lowered:
     everywhere = NamedSharding(mesh, PartitionSpec())
     key = jax.random.key(config.seed)
-    direction = cfg.build(config.optimizer, OPTIMIZER)
     sae = eqx.filter_eval_shape(lambda key: cfg.build(config.sae, AbstractSAE, key=key), key)
     config = without_teacher(config, sae.embed)
-    state = eqx.filter_eval_shape(TrainState.init, sae, direction, key)
+    state = eqx.filter_eval_shape(TrainState.init, sae, cfg.build(config.optimizer, OPTIMIZER), key)
     # as shapes: nothing can be put on devices that do not exist
-    phase = eqx.filter_eval_shape(
-        lambda: train._phase(config, stage, sae, normalizer(config, sae.embed), direction, mesh)
-    )
+    phase = eqx.filter_eval_shape(lambda: train.recipe(config, normalizer(config, sae.embed)).phase(stage, sae, mesh))
     batch = jax.ShapeDtypeStruct((config.data.batch, sae.embed), jnp.float32, sharding=batch_sharding(mesh))
     state, static = eqx.partition(state, _is_shape)
     parts, fixed = eqx.partition(phase.parts, _is_shape)

@@ -12,18 +12,22 @@ from html import unescape
 from pathlib import Path
 from typing import Annotated
 
+from annotated_types import MinLen
+
 from jhsae.config import to_dict
 from jhsae.errors import UserError
+from jhsae.ranges import Words, ranged
 from jhsae.report.page import MARKER, render
 from jhsae.report.reading import Run, read_runs, read_teacher
 
 
+@ranged
 @dataclass(frozen=True)
 class Report:
     """What is reported, and where."""
 
-    runs: Annotated[list[str], "run folders (jhsae train, then jhsae evaluate), in the order of the rows"]
-    out: Annotated[str, "the page to write, such as runs/report.html; results.jsonl goes beside it"]
+    runs: Annotated[list[Words], MinLen(1), "run folders (jhsae train, then jhsae evaluate), in the order of the rows"]
+    out: Annotated[Words, "the page to write, such as runs/report.html; results.jsonl goes beside it"]
     title: Annotated[str, "heading of the page"] = "Sparse autoencoders, compared"
     teacher: Annotated[str | None, "folder of the teacher whose validation is shown; null for none"] = None
     notes: Annotated[list[str], "paragraphs of your own under the heading: what was asked, what to beware of"] = field(
@@ -36,8 +40,6 @@ class Report:
 
 def run(config: Report) -> Path:
     """Writes the page and returns its path. Raises `UserError` before anything is written."""
-    if not config.runs:
-        raise UserError("runs is empty, expected at least one run folder; write runs=[runs/scale]")
     runs = read_runs(config.runs)
     teacher = read_teacher(config.teacher) if config.teacher else None
     out = Path(config.out)

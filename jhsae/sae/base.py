@@ -5,7 +5,7 @@ leaf is a parameter; hyperparameters are static; running statistics live in `Usa
 """
 
 import abc
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ from jaxtyping import Array, Float
 from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
 from jhsae.errors import UserError
+from jhsae.inputs import as_rows
+from jhsae.ranges import Ranged
 from jhsae.sparsify import AbstractSparsifier
 from jhsae.usage import Context, Usage
 
@@ -78,7 +80,7 @@ class Top(NamedTuple):
     biases: tuple[Float[Array, "top"], ...]
 
 
-class AbstractSAE(eqx.Module):
+class AbstractSAE(Ranged, eqx.Module):
     """A sparse autoencoder over vectors of size `embed`."""
 
     @abc.abstractmethod
@@ -143,23 +145,42 @@ class AbstractSAE(eqx.Module):
         return (self.features,)
 
     def encode(
-        self, x: Float[Array, "batch embed"] | Float[np.ndarray, "batch embed"], context: Context | None = None
+        self, x: Float[Array, "batch embed"] | Float[np.ndarray, "batch embed"] | Any, context: Context | None = None
     ) -> Codes | TreeCodes:
-        """The sparse codes of `x`, by default as in evaluation."""
-        return self.forward(jnp.asarray(x), context or Context()).codes
+        """The sparse codes of `x`, an array of JAX, NumPy or torch or a list; by default as in evaluation.
+
+        Raises `UserError`: another width than `embed`, no floats, or rows that are not finite.
+        """
+        return self.forward(as_rows(x, self.embed), context or Context()).codes
 
     def __call__(
-        self, x: Float[Array, "batch embed"] | Float[np.ndarray, "batch embed"]
+        self, x: Float[Array, "batch embed"] | Float[np.ndarray, "batch embed"] | Any
     ) -> Float[Array, "batch embed"]:
-        """The reconstruction of `x`, as in evaluation."""
-        return self.forward(jnp.asarray(x), Context()).x_hat
+        """The reconstruction of `x`, as in evaluation; checked as in `encode`."""
+        return self.forward(as_rows(x, self.embed), Context()).x_hat
 
 
-def check_sizes(**sizes: int) -> None:
-    """Raises `UserError` for a size below 1."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise UserError(f"{name} is {size}, expected at least 1")
+def check_codes(sae: AbstractSAE, codes: Any) -> None:
+    """Raises `UserError` when `codes` are not those of an SAE with as many features."""
+    if not isinstance(codes, Codes | TreeCodes):
+        raise UserError(
+            f"decode got a {type(codes).__name__}, expected Codes, which encode gives; for an array of all features "
+            "write jhsae.Codes(array, None, features)"
+        )
+    size = codes.size if isinstance(codes, Codes) else codes.parents.size * (1 + codes.children.size)
+    levels = codes.levels()
+    shapes = [list(a.shape) for level in levels for a in (level.values, level.indices) if a is not None]
+    if size != sae.features or not all(_is_whole(level) for level in levels):
+        raise UserError(
+            f"decode got codes over {size} features in arrays {shapes}, but this SAE has {sae.features} features; "
+            "write the codes that this SAE's encode gives"
+        )
+
+
+def _is_whole(codes: Codes) -> bool:
+    """Does every value have an index, or every feature a value?"""
+    values, indices = codes.values, codes.indices
+    return values.shape[-1] == codes.size if indices is None else indices.shape == values.shape
 
 
 def check_selects(slot: str, part: AbstractSparsifier, size: int, what: str) -> None:

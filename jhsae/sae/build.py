@@ -3,21 +3,23 @@
 from jaxtyping import Array, Key
 
 from jhsae import ops
+from jhsae.ranges import Count, NonNegative, ranged
 from jhsae.sae.hierarchical import HierarchicalSAE
 from jhsae.schedule import Linear
 from jhsae.sparsify import GumbelTopK, OffsetTopK, TopK
 
 
+@ranged
 def mixture_of_experts_v2(
-    embed: int,
-    experts: int = 16384,
-    sub: int = 4,
-    atoms: int = 16,
-    k: int = 32,
+    embed: Count,
+    experts: Count = 16384,
+    sub: Count = 4,
+    atoms: Count = 16,
+    k: Count = 32,
     *,
     key: Key[Array, ""],
     kernel: ops.Kernel = "auto",
-    chunk: int | None = None,
+    chunk: Count | None = None,
 ) -> HierarchicalSAE:
     """Scale: many small experts, hard top-k over a threshold of 1/sqrt(embed), one atom per active expert.
 
@@ -27,18 +29,19 @@ def mixture_of_experts_v2(
     return HierarchicalSAE(embed, experts, sub, atoms, route, TopK(1), kernel=kernel, chunk=chunk, key=key)
 
 
+@ranged
 def teacher_initialized(
-    embed: int,
-    experts: int = 256,
-    sub: int = 96,
-    atoms: int = 32,
-    k: int = 8,
+    embed: Count,
+    experts: Count = 256,
+    sub: Count = 96,
+    atoms: Count = 32,
+    k: Count = 8,
     *,
     key: Key[Array, ""],
-    temperature: tuple[float, float] = (1.5, 0.7),
-    steps: int = 10_000,
+    temperature: tuple[NonNegative, NonNegative] = (1.5, 0.7),
+    steps: Count = 10_000,
     kernel: ops.Kernel = "auto",
-    chunk: int | None = None,
+    chunk: Count | None = None,
 ) -> HierarchicalSAE:
     """Geometry: few wide experts, Gumbel top-k routing annealed over `steps`, biases, one atom per expert.
 

@@ -7,8 +7,10 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jhsae.ranges import Ranged
 
-class AbstractChildInput(eqx.Module):
+
+class AbstractChildInput(Ranged, eqx.Module):
     """``part(x, residual) -> what the selected experts encode``: the token, or what the parents left of it.
 
     `reads_parents` says whether the parents must be decoded first.
@@ -43,7 +45,7 @@ class Residual(AbstractChildInput):
         return residual
 
 
-class AbstractChildScale(eqx.Module):
+class AbstractChildScale(Ranged, eqx.Module):
     """``part(children, parents) -> children``: the value that an atom contributes."""
 
     @abc.abstractmethod

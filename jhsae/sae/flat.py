@@ -13,8 +13,10 @@ from jaxtyping import Array, Float, Key
 
 from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
+from jhsae.inputs import check_rows
 from jhsae.leaf import Unit
-from jhsae.sae.base import AbstractSAE, Forward, Top, check_selects, check_sizes
+from jhsae.ranges import Count
+from jhsae.sae.base import AbstractSAE, Forward, Top, check_codes, check_selects
 from jhsae.sae.units import AbstractCodeUnit, PlainUnit
 from jhsae.sparsify import AbstractSparsifier
 from jhsae.usage import Context
@@ -39,17 +41,16 @@ class FlatSAE(AbstractSAE):
 
     def __init__(
         self,
-        embed: int,
-        features: int,
+        embed: Count,
+        features: Count,
         sparsifier: AbstractSparsifier,
         *,
         code_unit: AbstractCodeUnit = PlainUnit(),  # noqa: B008  (an immutable module)
         apply_b_dec_to_input: bool = True,
         kernel: ops.Kernel = "auto",
-        chunk: int | None = None,
+        chunk: Count | None = None,
         key: Key[Array, ""],
     ):
-        check_sizes(embed=embed, features=features)
         check_selects("sparsifier", sparsifier, features, "features")
         self.W_dec = random_unit_rows(key, (features, embed))
         self.W_enc = self.W_dec
@@ -77,12 +78,14 @@ class FlatSAE(AbstractSAE):
         return (self.sparsifier,)
 
     def forward(self, x: Float[Array, "batch embed"], context: Context) -> Forward:
+        check_rows(x, self.embed)
         centre = self.b_dec if self.apply_b_dec_to_input else None
         encoder = ops.Encoder(x, self.W_enc, self.b_enc, centre, self.code_unit.norms(self.W_dec))
         codes, encoder, l1, _ = self.sparsifier.encode(encoder, context, self.chunk)
         return Forward(x=x, x_hat=self.decode(codes), codes=codes, encoder=encoder, context=context, l1=l1)
 
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
+        check_codes(self, codes)
         flat = codes.flat()
         if flat.indices is None:
             return flat.values @ self.dictionary() + self.b_dec

@@ -14,8 +14,10 @@ from jaxtyping import Array, Float, Key
 
 from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
+from jhsae.inputs import check_rows
 from jhsae.leaf import Unit
-from jhsae.sae.base import AbstractSAE, Forward, Top, check_sizes
+from jhsae.ranges import Count
+from jhsae.sae.base import AbstractSAE, Forward, Top, check_codes
 from jhsae.sae.flat import random_unit_rows
 from jhsae.sparsify import AbstractSparsifier
 from jhsae.usage import Context
@@ -32,8 +34,7 @@ class GatedSAE(AbstractSAE):
     b_dec: Float[Array, "embed"]
     apply_b_dec_to_input: bool = eqx.field(static=True)
 
-    def __init__(self, embed: int, features: int, *, apply_b_dec_to_input: bool = True, key: Key[Array, ""]):
-        check_sizes(embed=embed, features=features)
+    def __init__(self, embed: Count, features: Count, *, apply_b_dec_to_input: bool = True, key: Key[Array, ""]):
         self.W_dec = random_unit_rows(key, (features, embed))
         self.W_enc = self.W_dec
         self.b_gate, self.r_mag, self.b_mag = (jnp.zeros(features) for _ in range(3))
@@ -58,6 +59,7 @@ class GatedSAE(AbstractSAE):
 
     def forward(self, x: Float[Array, "batch embed"], context: Context) -> Forward:
         """``forward.pre`` is the gate before its threshold."""
+        check_rows(x, self.embed)
         shared = (x - self.b_dec if self.apply_b_dec_to_input else x) @ self.W_enc.T
         gate = shared + self.b_gate
         magnitude = jax.nn.relu(shared * jnp.exp(self.r_mag) + self.b_mag)
@@ -65,6 +67,7 @@ class GatedSAE(AbstractSAE):
         return Forward(x=x, x_hat=self.decode(codes), codes=codes, encoder=ops.Encoder.known(gate), context=context)
 
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
+        check_codes(self, codes)
         return codes.dense() @ self.W_dec + self.b_dec
 
     def dictionary(self) -> Float[Array, "features embed"]:

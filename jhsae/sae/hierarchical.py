@@ -16,8 +16,11 @@ from jaxtyping import Array, Float, Key
 
 from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
+from jhsae.errors import UserError
+from jhsae.inputs import check_rows
 from jhsae.leaf import Unit
-from jhsae.sae.base import AbstractSAE, Forward, Top, check_selects, check_sizes
+from jhsae.ranges import Count
+from jhsae.sae.base import AbstractSAE, Forward, Top, check_codes, check_selects
 from jhsae.sae.children import AbstractChildInput, AbstractChildScale, Token, Unscaled
 from jhsae.sparsify import AbstractSparsifier
 from jhsae.usage import Context
@@ -54,10 +57,10 @@ class HierarchicalSAE(AbstractSAE):
 
     def __init__(
         self,
-        embed: int,
-        experts: int,
-        sub: int,
-        atoms: int,
+        embed: Count,
+        experts: Count,
+        sub: Count,
+        atoms: Count,
         route: AbstractSparsifier,
         pick: AbstractSparsifier,
         *,
@@ -67,11 +70,12 @@ class HierarchicalSAE(AbstractSAE):
         biases: Sequence[Bias] = (),
         apply_b_dec_to_input: bool = True,
         kernel: ops.Kernel = "auto",
-        chunk: int | None = None,
+        chunk: Count | None = None,
         key: Key[Array, ""],
     ):
         """Encoders and decoders start equal: router he-uniform, projector and atom rows of unit norm."""
-        check_sizes(embed=embed, experts=experts, sub=sub, atoms=atoms)
+        if sub > embed:
+            raise UserError(f"sub is {sub}, but vectors have {embed} dimensions; write a sub of at most {embed}")
         check_selects("route", route, experts, "experts")
         check_selects("pick", pick, atoms, "atoms")
         keys = jax.random.split(key, 3)
@@ -143,6 +147,7 @@ class HierarchicalSAE(AbstractSAE):
         )
 
     def forward(self, x: Float[Array, "batch embed"], context: Context) -> Forward:
+        check_rows(x, self.embed)
         router_enc, down, atom_enc = self.encoders()
         encoder = ops.Encoder(x, router_enc, self.b_enc, self.b_dec if self.apply_b_dec_to_input else None)
         # experts that read the router's input share its loops where pairs are sorted by expert
@@ -164,6 +169,7 @@ class HierarchicalSAE(AbstractSAE):
 
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
         """From `TreeCodes`, or from flat `Codes` over ``dictionary()``."""
+        check_codes(self, codes)
         if isinstance(codes, Codes):
             return _plus(
                 ops.decode_rows(codes.values, codes.slot_indices(), self.dictionary(), self.kernel, self.chunk),

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jhsae import ops
+from jhsae.ranges import Ranged
 
 
-class AbstractCodeUnit(eqx.Module):
+class AbstractCodeUnit(Ranged, eqx.Module):
     """The norm of a decoder row that a code of 1 stands for."""
 
     @abc.abstractmethod

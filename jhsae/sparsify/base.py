@@ -15,6 +15,8 @@ from jaxtyping import Array, Float, Int
 
 from jhsae import ops
 from jhsae.codes import Codes
+from jhsae.errors import UserError
+from jhsae.ranges import Count, Ranged, violation
 from jhsae.usage import Context
 
 
@@ -30,7 +32,7 @@ class Encoded(NamedTuple):
     atoms: Float[Array, "batch k atoms"] | None = None
 
 
-class AbstractSparsifier(eqx.Module):
+class AbstractSparsifier(Ranged, eqx.Module):
     """``sparsifier(pre [*batch, n], context) -> Codes`` over n features."""
 
     @abc.abstractmethod
@@ -84,8 +86,8 @@ class AbstractTopK(AbstractSparsifier):
     k: eqx.AbstractVar[int]
 
     def __check_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"{type(self).__name__}: k is {self.k}, expected at least 1 active feature")
+        if (words := violation(self.k, Count, "k")) is not None:  # also of a subclass that states no range
+            raise UserError(f"{type(self).__name__}: {words}")
 
     def most_active(self, size: int) -> int:
         return self.k

@@ -5,14 +5,17 @@ training is over: the SAE settles as a `JumpReLU`. ``threshold <- (1 - rate) thr
 """
 
 import math
+from typing import Annotated
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from annotated_types import Gt
 from jaxtyping import Array, Float, Int
 
 from jhsae import ops
 from jhsae.codes import Codes
+from jhsae.ranges import PositiveFraction
 from jhsae.schedule import AbstractSchedule, Constant, as_schedule
 from jhsae.sparsify.base import AbstractSparsifier
 from jhsae.sparsify.jump import JumpReLU
@@ -25,14 +28,10 @@ class BatchTopK(AbstractSparsifier):
     The running threshold starts at 0, as in SAELens; it is far from settled for ``1 / threshold_rate`` steps.
     """
 
-    k: AbstractSchedule
+    k: Annotated[AbstractSchedule, Gt(0)]
     threshold_rate: float = eqx.field(static=True)
 
-    def __init__(self, k: float | AbstractSchedule, threshold_rate: float = 0.01):
-        if isinstance(k, int | float) and k <= 0:
-            raise ValueError(f"BatchTopK: k is {k}, expected more than 0 active features per token")
-        if not 0 < threshold_rate <= 1:
-            raise ValueError(f"BatchTopK: threshold_rate is {threshold_rate}, expected more than 0 and at most 1")
+    def __init__(self, k: Annotated[float | AbstractSchedule, Gt(0)], threshold_rate: PositiveFraction = 0.01):
         self.k, self.threshold_rate = as_schedule(k), threshold_rate
 
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:

@@ -1,12 +1,16 @@
 """Noisy top-k routing: Gumbel noise selects in training, a straight-through gate carries the gradient."""
 
+from typing import Annotated
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge
 from jaxtyping import Array, Float, Int, Key
 
 from jhsae import ops
 from jhsae.codes import Codes
+from jhsae.ranges import Count
 from jhsae.schedule import AbstractSchedule, Scalar
 from jhsae.sparsify.base import AbstractSparsifier, AbstractTopK, Encoded
 from jhsae.usage import Context
@@ -20,8 +24,8 @@ class GumbelTopK(AbstractTopK):
     Without a key (evaluation) it is `TopK`. A high temperature explores experts; anneal it with a schedule.
     """
 
-    k: int = eqx.field(static=True)
-    temperature: AbstractSchedule
+    k: Count = eqx.field(static=True)
+    temperature: Annotated[AbstractSchedule, Ge(0)]
     topk: ops.Method = eqx.field(static=True, default="auto")
 
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
@@ -40,8 +44,8 @@ class BinaryGumbelTopK(AbstractTopK):
     For k = 1 it is the hard Gumbel-softmax: noise of fixed scale, the temperature shapes the gradient alone.
     """
 
-    k: int = eqx.field(static=True)
-    temperature: AbstractSchedule
+    k: Count = eqx.field(static=True)
+    temperature: Annotated[AbstractSchedule, Ge(0)]
     topk: ops.Method = eqx.field(static=True, default="auto")
 
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:

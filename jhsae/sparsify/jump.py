@@ -10,7 +10,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jhsae import ops
+from jhsae import ops, ranges
 from jhsae.codes import Codes
 from jhsae.leaf import NonNegative
 from jhsae.sparsify.base import AbstractSparsifier
@@ -30,12 +30,12 @@ class JumpReLU(AbstractSparsifier):
     bandwidth: float = eqx.field(static=True)
     gradient_to: GradientTo = eqx.field(static=True)
 
-    def __init__(self, initial: float = 0.01, bandwidth: float = 0.05, gradient_to: GradientTo = "threshold"):
-        if initial < 0 or bandwidth <= 0:
-            raise ValueError(
-                f"JumpReLU: initial is {initial} and bandwidth {bandwidth}; write a threshold of at least 0 and a "
-                "bandwidth above 0"
-            )
+    def __init__(
+        self,
+        initial: ranges.NonNegative = 0.01,
+        bandwidth: ranges.Positive = 0.05,
+        gradient_to: GradientTo = "threshold",
+    ):
         self.threshold = jnp.full(1, initial, jnp.float32)  # 0 would make integers, a bare 0.1 a weak type
         self.bandwidth, self.gradient_to = bandwidth, gradient_to
 

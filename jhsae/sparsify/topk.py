@@ -1,12 +1,17 @@
 """ReLU and the top-k rules: per row, of the activation or of a hard threshold."""
 
+from typing import Annotated
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge, Le
 from jaxtyping import Array, Float, Int
 
 from jhsae import ops
 from jhsae.codes import Codes
+from jhsae.errors import UserError
+from jhsae.ranges import Count, NonNegative
 from jhsae.schedule import Linear
 from jhsae.sparsify.base import AbstractSparsifier, AbstractTopK
 from jhsae.usage import Context
@@ -28,7 +33,7 @@ class ReLU(AbstractSparsifier):
 class TopK(AbstractTopK):
     """The k largest of ``max(pre, 0)`` (Gao et al., arXiv 2406.04093)."""
 
-    k: int = eqx.field(static=True)
+    k: Count = eqx.field(static=True)
     topk: ops.Method = eqx.field(static=True, default="auto")
 
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
@@ -45,17 +50,14 @@ class AnnealedTopK(AbstractTopK):
     it settles as `TopK`.
     """
 
-    k: int = eqx.field(static=True)
-    start: int = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
+    k: Count = eqx.field(static=True)
+    start: Count = eqx.field(static=True)
+    steps: Count = eqx.field(static=True)
     topk: ops.Method = eqx.field(static=True, default="auto")
 
     def __check_init__(self) -> None:
-        if self.start < self.k or self.steps < 1:
-            raise ValueError(
-                f"AnnealedTopK: start is {self.start}, k {self.k}, steps {self.steps}; write a start of at least k and "
-                "1 step or more"
-            )
+        if self.start < self.k:
+            raise UserError(f"AnnealedTopK: start is {self.start} and k {self.k}; write a start of at least k")
 
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         return jax.nn.relu(pre)
@@ -82,8 +84,8 @@ class OffsetTopK(AbstractTopK):
     a unit vector. The offset is a constant.
     """
 
-    k: int = eqx.field(static=True)
-    offset: float = eqx.field(static=True)
+    k: Count = eqx.field(static=True)
+    offset: NonNegative = eqx.field(static=True)
     topk: ops.Method = eqx.field(static=True, default="auto")
 
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
@@ -99,9 +101,9 @@ class LeakyOffsetTopK(AbstractTopK):
     A selected value may lie under the offset or be negative; it is kept. `TopK` is the corrected choice.
     """
 
-    k: int = eqx.field(static=True)
-    offset: float = eqx.field(static=True)
-    slope: float = eqx.field(static=True, default=0.01)
+    k: Count = eqx.field(static=True)
+    offset: NonNegative = eqx.field(static=True)
+    slope: Annotated[float, Ge(-1), Le(1)] = eqx.field(static=True, default=0.01)
     topk: ops.Method = eqx.field(static=True, default="auto")
 
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:

@@ -23,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 from jhsae.errors import UserError
 from jhsae.metric import CausalGeometry, from_covariance
 from jhsae.teacher.estimate import Directions
+from jhsae.teacher.numbers import check_numbers
 from jhsae.teacher.select import Concept
 from jhsae.teacher.subspace import subspace, unit
 
@@ -91,6 +92,7 @@ class Teacher:
                 f"{folder / ARRAYS} cannot be read ({error}); make the teacher again with jhsae teach"
             ) from error
         _check_sizes(arrays, numbers["concepts"], folder)
+        check_numbers({name: arrays[name] for name in SHAPES}, folder / ARRAYS)
         return cls(
             **{name: arrays[name] for name in SHAPES},
             concepts=tuple(_concept(c) for c in numbers["concepts"]),

@@ -7,12 +7,15 @@ of a sibling concept first.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Annotated
 
 import equinox as eqx
 import numpy as np
+from annotated_types import MinLen
 from jaxtyping import Float, Int
 
 from jhsae.errors import UserError
+from jhsae.ranges import Count
 from jhsae.teacher.samples import AbstractEvidence, Samples, View
 from jhsae.teacher.select import Concept
 
@@ -31,12 +34,8 @@ TEMPLATES = (
 class Prompts(AbstractEvidence):
     """Residual activations at a token in every template, whitened on the residual side and centred."""
 
-    templates: tuple[str, ...] = eqx.field(static=True, default=TEMPLATES)
-    batch: int = eqx.field(static=True, default=64)
-
-    def __check_init__(self) -> None:
-        if not self.templates or self.batch < 1:
-            raise UserError(f"Prompts with {len(self.templates)} templates in batches of {self.batch}")
+    templates: Annotated[tuple[str, ...], MinLen(1)] = eqx.field(static=True, default=TEMPLATES)
+    batch: Count = eqx.field(static=True, default=64)
 
     def __call__(self, view: View, concepts: tuple[Concept, ...], tokens: Iterable[int]) -> Samples:
         chosen = tuple(sorted(set(tokens)))

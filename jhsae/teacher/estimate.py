@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from jhsae.errors import UserError
+from jhsae.ranges import PositiveFraction, Ranged
 from jhsae.teacher.samples import Samples
 from jhsae.teacher.select import Concept
 
@@ -24,7 +25,7 @@ Negative = Float64[np.ndarray, "negative embed"]
 Vector = Float64[np.ndarray, "embed"]
 
 
-class AbstractEstimator(eqx.Module):
+class AbstractEstimator(Ranged, eqx.Module):
     """A rule for the direction of a parent and for the delta of a child."""
 
     @abstractmethod
@@ -61,11 +62,7 @@ class MeanEstimator(AbstractEstimator):
 class LDAEstimator(AbstractEstimator):
     """Linear discriminant S⁻¹(μ₊ - μ₋), S the pooled within-class covariance with a relative ridge."""
 
-    shrinkage: float = eqx.field(static=True, default=0.1)
-
-    def __check_init__(self) -> None:
-        if not 0 < self.shrinkage <= 1:
-            raise UserError(f"LDAEstimator shrinkage {self.shrinkage}; it is a fraction above 0, at most 1")
+    shrinkage: PositiveFraction = eqx.field(static=True, default=0.1)
 
     def direction(self, positive: Positive, negative: Negative) -> Vector:
         if not len(negative):

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, Int, Int64, Shaped
 
 from jhsae.metric import CausalGeometry
+from jhsae.ranges import Ranged
 from jhsae.teacher.select import Concept
 
 
@@ -46,7 +47,7 @@ class Samples:
         return Samples(self.tokens, self.rows[rng.permutation(len(self.tokens))])
 
 
-class AbstractEvidence(eqx.Module):
+class AbstractEvidence(Ranged, eqx.Module):
     """Where the samples of tokens come from."""
 
     @abstractmethod

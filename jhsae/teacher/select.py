@@ -10,9 +10,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
+from annotated_types import Ge
+
 from jhsae.errors import UserError
+from jhsae.ranges import Count, Fraction, ranged
 from jhsae.teacher.ontology import Ontology
 from jhsae.teacher.vocabulary import Vocabulary
+
+Spread = Annotated[int, Ge(2)]  # one sample has no spread
 
 
 @dataclass(frozen=True)
@@ -25,24 +30,24 @@ class Concept:
     children: tuple["Concept", ...] = ()
 
 
+@ranged
 @dataclass(frozen=True)
 class Limits:
     """What makes a parent, and a child of it."""
 
-    min_tokens: Annotated[int, "tokens of a parent, at least"] = 12
-    max_tokens: Annotated[int, "a parent with more is split where possible"] = 100
-    min_child_tokens: Annotated[int, "tokens of a child, at least"] = 3
-    min_children: Annotated[int, "children of a parent, at least"] = 2
-    max_children: Annotated[int, "children of a parent, at most; those with the most tokens stay"] = 16
-    rest: Annotated[int, "tokens of a parent that a child leaves to the others, at least"] = 5
-    overlap: Annotated[float, "of two parents or siblings that share more of their tokens, the larger stays"] = 0.5
+    min_tokens: Annotated[Count, "tokens of a parent, at least"] = 12
+    max_tokens: Annotated[Count, "a parent with more is split where possible"] = 100
+    min_child_tokens: Annotated[Spread, "tokens of a child, at least"] = 3
+    min_children: Annotated[Count, "children of a parent, at least"] = 2
+    max_children: Annotated[Count, "children of a parent, at most; those with the most tokens stay"] = 16
+    rest: Annotated[Spread, "tokens of a parent that a child leaves to the others, at least"] = 5
+    overlap: Annotated[Fraction, "of two parents or siblings that share more of their tokens, the larger stays"] = 0.5
 
     def __post_init__(self) -> None:
-        if self.min_child_tokens < 2 or self.rest < 2 or self.min_children < 1:
-            raise UserError(
-                f"min_child_tokens {self.min_child_tokens}, rest {self.rest}, min_children "
-                f"{self.min_children}; at least 2, 2 and 1 are needed to estimate a direction"
-            )
+        for what in ("tokens", "children"):
+            least, most = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
+            if least > most:
+                raise UserError(f"min_{what} is {least} and max_{what} {most}; write a max_{what} of at least {least}")
 
 
 def token_sets(ontology: Ontology, vocabulary: Vocabulary) -> dict[str, frozenset[int]]:

@@ -52,7 +52,7 @@ def test_it_settles_as_topk():
 
 @pytest.mark.parametrize("k, start, steps", [(4, 3, 10), (3, 9, 0), (0, 9, 10)])
 def test_what_cannot_work_is_refused_by_name(k, start, steps):
-    with pytest.raises(ValueError, match=f"k is {k}|start is {start}, k {k}, steps {steps}"):
+    with pytest.raises(ValueError, match=f"(k|steps) is 0, expected at least 1|start is {start} and k {k}; write"):
         AnnealedTopK(k, start, steps)
 
 

@@ -79,5 +79,5 @@ def test_a_concept_without_a_direction_is_an_error():
         ParkEstimator().direction(np.zeros((4, 3)), np.zeros((1, 3)))
     with pytest.raises(UserError, match="given none"):
         LDAEstimator().direction(np.ones((4, 3)), np.zeros((0, 3)))
-    with pytest.raises(UserError, match=r"shrinkage 0\.0"):
+    with pytest.raises(UserError, match=r"shrinkage is 0\.0, expected more than 0"):
         LDAEstimator(0.0)

@@ -66,7 +66,7 @@ def test_what_cannot_be_a_parent_is_named(world):
         select(world.ontology, world.vocabulary, 5, replace(LOOSE, min_tokens=20))
     with pytest.raises(UserError, match="unknown concept 'unicorn'"):
         select(world.ontology, world.vocabulary, 1, LOOSE, ["unicorn"])
-    with pytest.raises(UserError, match="min_child_tokens 1"):
+    with pytest.raises(UserError, match="min_child_tokens is 1, expected at least 2"):
         Limits(min_child_tokens=1)
 
 

@@ -1,12 +1,18 @@
 """Normalisers that do the same to every token: a shift and a factor, for all dimensions or for each."""
 
+from typing import Annotated
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge
 from jaxtyping import Array, Float
 
 from jhsae.data.normalize.base import AbstractAffine, AbstractNormalizer, Affine, PerToken, Rows, fitted, untouched
 from jhsae.data.normalize.moments import RowSource, mean_and_covariance, mean_and_variance
+from jhsae.ranges import NonNegative
+
+SeveralRows = Annotated[int, Ge(2)]  # one row has no spread
 
 
 class Identity(AbstractNormalizer):
@@ -56,13 +62,10 @@ class Standardize(AbstractAffine):
     Mean and standard deviation (divided by n) come from at most `rows` rows of the store.
     """
 
-    eps: float = eqx.field(static=True, default=1e-8)
-    rows: int = eqx.field(static=True, default=1_000_000)
+    eps: NonNegative = eqx.field(static=True, default=1e-8)
+    rows: SeveralRows = eqx.field(static=True, default=1_000_000)
     mean: Float[Array, "embed"] | None = None
     std: Float[Array, "embed"] | None = None
-
-    def __check_init__(self) -> None:
-        check_rows("Standardize", self.rows)
 
     def fit(self, store: RowSource) -> "Standardize":
         mean, variance = mean_and_variance(store, self.rows)
@@ -82,14 +85,11 @@ class Whiten(AbstractAffine):
     machine sees the same inputs.
     """
 
-    eps: float = eqx.field(static=True, default=1e-3)
-    rows: int = eqx.field(static=True, default=1_000_000)
+    eps: NonNegative = eqx.field(static=True, default=1e-3)
+    rows: SeveralRows = eqx.field(static=True, default=1_000_000)
     mean: Float[Array, "embed"] | None = None
     matrix: Float[Array, "embed embed"] | None = None
     inverse: Float[Array, "embed embed"] | None = None
-
-    def __check_init__(self) -> None:
-        check_rows("Whiten", self.rows)
 
     def fit(self, store: RowSource) -> "Whiten":
         mean, covariance = mean_and_covariance(store, self.rows)
@@ -102,9 +102,3 @@ class Whiten(AbstractAffine):
 
     def affine(self) -> Affine:
         return Affine(fitted(self.mean), fitted(self.matrix), fitted(self.inverse))
-
-
-def check_rows(name: str, rows: int) -> None:
-    """ValueError for too few rows to estimate from."""
-    if rows < 2:
-        raise ValueError(f"{name}: rows is {rows}, expected at least 2 rows to estimate from")

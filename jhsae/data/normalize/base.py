@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import AbstractArray, Array, Float
 
 from jhsae.data.normalize.moments import RowSource
+from jhsae.ranges import Ranged
 
 Rows = Float[Array, "batch embed"]
 Factor = Float[Array, ""] | Float[Array, "embed"] | Float[Array, "embed embed"]
@@ -54,7 +55,7 @@ def times(
     return jnp.asarray(rows) * factor
 
 
-class AbstractNormalizer(eqx.Module):
+class AbstractNormalizer(Ranged, eqx.Module):
     """``x_normal, token = normalizer(x)`` and ``normalizer.undo(x_hat, token)``.
 
     What `fit` estimates are array fields, None until then.

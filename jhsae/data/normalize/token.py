@@ -6,12 +6,13 @@ from jaxtyping import Array, Float
 
 from jhsae.data.normalize.base import AbstractNormalizer, PerToken, Rows, fitted
 from jhsae.data.normalize.moments import RowSource
+from jhsae.ranges import NonNegative
 
 
 class UnitNorm(AbstractNormalizer):
     """x' = x / (||x|| + eps), as in MixtureOfExperts_v2 (Muchane et al., arXiv 2506.01197)."""
 
-    eps: float = eqx.field(static=True, default=1e-6)
+    eps: NonNegative = eqx.field(static=True, default=1e-6)
 
     def __call__(self, x: Rows) -> tuple[Rows, PerToken]:
         return _scaled(x, _norm(x) + self.eps)
@@ -26,7 +27,7 @@ class UnitNorm(AbstractNormalizer):
 class CenteredUnitNorm(AbstractNormalizer):
     """x' = (x - mean) / (||x - mean|| + eps), with the mean of the store."""
 
-    eps: float = eqx.field(static=True, default=1e-6)
+    eps: NonNegative = eqx.field(static=True, default=1e-6)
     mean: Float[Array, "embed"] | None = None
 
     def fit(self, store: RowSource) -> "CenteredUnitNorm":
@@ -65,7 +66,7 @@ class LayerNorm(AbstractNormalizer):
     As in SAELens (layer_norm), it is undone with s and not with s + eps: ``x_hat = x_hat' s + m``.
     """
 
-    eps: float = eqx.field(static=True, default=1e-5)
+    eps: NonNegative = eqx.field(static=True, default=1e-5)
 
     def __call__(self, x: Rows) -> tuple[Rows, PerToken]:
         mean = jnp.mean(x, axis=-1, keepdims=True)
