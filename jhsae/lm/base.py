@@ -29,6 +29,7 @@ class AbstractConfig(ABC):
     kv_heads: int
     head_dim: int
     extras: tuple[str, ...]
+    positions: int | None  # the longest sequence that the model was made for; None where config.json does not say
 
     @property
     @abstractmethod
@@ -42,6 +43,10 @@ class AbstractConfig(ABC):
     @abstractmethod
     def to_hugging_face(self) -> dict[str, Any]:
         """What transformers needs in config.json to build the same model, beside model_type and num_hidden_layers."""
+
+    def position_settings(self) -> dict[str, int]:
+        """The config.json entry of `positions`."""
+        return {} if self.positions is None else {"max_position_embeddings": self.positions}
 
     def pieces(self) -> dict[str, int]:
         """Into how many equal parts each logical axis may be cut: heads stay whole."""
