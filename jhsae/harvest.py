@@ -6,8 +6,6 @@ processes. A harvest that was cut off goes on with the groups that are missing; 
 written.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -19,7 +17,7 @@ import jax.numpy as jnp
 from jhsae import config as cfg
 from jhsae import lm
 from jhsae.config import Slot
-from jhsae.data import Origin, Writer, pack
+from jhsae.data import Framing, ModelName, Origin, Writer, packed
 from jhsae.data.manifest import refuse_existing
 from jhsae.data.partial import finished
 from jhsae.data.storage import Channels
@@ -59,7 +57,7 @@ class Harvest:
     lm: Annotated[Source, "what is read"]
     text: Annotated[Slot, "the documents, a part of jhsae.data.text"]
     rows: Annotated[int, "activations to store at most; the text may hold fewer"]
-    context: Annotated[int, "tokens per sequence, BOS included"] = 128
+    context: Annotated[int, "tokens per sequence, BOS included (a tokenizer without BOS gives text alone)"] = 128
     batch: Annotated[int, "sequences per forward pass over all devices; rounded up so that they can share it"] = 32
     dtype: Annotated[Literal["bfloat16", "float32", "int8"], "of the stored activations"] = "bfloat16"
     seed: Annotated[int, "order of documents, sequences and rows"] = 0
@@ -96,7 +94,9 @@ def run(config: Harvest) -> Path:
     documents = chain([next(documents)], documents)  # an empty source ends here, before the model is loaded
     deepest = max(config.lm.layers)
     reader = lm.load(config.lm.path, layers=deepest, dtype=jnp.dtype(config.lm.dtype), mesh=mesh)
-    tokens = pack(documents, reader.tokenizer, config.context, config.seed, rows=config.rows)
+    reader.model.check_context(config.context)
+    vocab = reader.model.vocab
+    tokens, ended = packed(documents, reader.tokenizer, config.context, config.seed, rows=config.rows, vocab=vocab)
     stream = Stream.of(tokens, reader.tokenizer, config.seed)
     rows = min(config.rows, stream.rows)
     if rows < config.rows:
@@ -108,7 +108,7 @@ def run(config: Harvest) -> Path:
         layer=deepest,
         tokenizer=_fingerprint(reader),
         dataset=text.describe(),
-        documents=int((tokens == reader.tokenizer.eos_token_id).sum()),
+        documents=ended,
         seed=config.seed,
         config=cfg.to_dict(config),
         config_hash=config_hash,
@@ -165,9 +165,8 @@ def _writers(
 
 
 def _fingerprint(reader: lm.LanguageModel) -> dict[str, Any]:
-    vocabulary = json.dumps(sorted(reader.tokenizer.get_vocab().items())).encode()
-    return {
-        "name": reader.name,
-        "vocab": len(reader.tokenizer),
-        "sha256": hashlib.sha256(vocabulary).hexdigest(),
-    }
+    """What the manifest says of the tokenizer, of where its special tokens stand, and of its model."""
+    framing = Framing.of(reader.tokenizer)
+    model = ModelName.of(reader.name, reader.sha256)
+    about = {"name": reader.name, **lm.fingerprint(reader.tokenizer)}
+    return about | {"first": framing.first, "between": framing.between, "model": model.record()}

@@ -11,6 +11,7 @@ from jhsae.lm.families import shapes as shapes
 from jhsae.lm.gemma2 import Blocks as Blocks
 from jhsae.lm.gemma2 import Gemma2 as Gemma2
 from jhsae.lm.gemma2_config import Gemma2Config as Gemma2Config
+from jhsae.lm.identity import identity as identity
 from jhsae.lm.llama import Llama as Llama
 from jhsae.lm.llama import LlamaBlocks as LlamaBlocks
 from jhsae.lm.llama_config import LlamaConfig as LlamaConfig
@@ -19,3 +20,4 @@ from jhsae.lm.neox import NeoX as NeoX
 from jhsae.lm.neox import NeoXBlocks as NeoXBlocks
 from jhsae.lm.neox_config import NeoXConfig as NeoXConfig
 from jhsae.lm.sharding import shardings as shardings
+from jhsae.lm.tokenizer import fingerprint as fingerprint

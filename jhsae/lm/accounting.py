@@ -1,7 +1,7 @@
 """Every tensor of a checkpoint is read, known to be unneeded, or refused by its name.
 
-A tensor that the forward pass of the family does not use (an adapter, a bias, a norm of queries, a second head, parts of
-a quantised weight) may change what the model computes, so none is left out in silence.
+A tensor that the forward pass of the family does not use (an adapter, a bias, a norm of queries, a second head, parts
+of a quantised weight) may change what the model computes, so none is left out in silence.
 """
 
 import re

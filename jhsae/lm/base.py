@@ -147,6 +147,15 @@ class AbstractLM(eqx.Module):
         """Next-token logits."""
         return self.logits_from(self.residual(ids, 0), 0)
 
+    def check_context(self, context: int) -> None:
+        """Raises `UserError` for sequences longer than those that the model was made for."""
+        most = self.config.positions
+        if most is not None and context > most:
+            raise UserError(
+                f"context is {context}, but the model was made for at most {most} tokens (max_position_embeddings); "
+                f"write a context of at most {most}"
+            )
+
     def _check(self, layer: int) -> None:
         if not 0 <= layer <= self.layers:
             raise UserError(

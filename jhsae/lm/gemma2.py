@@ -38,7 +38,7 @@ class Blocks(eqx.Module):
 
 
 class Gemma2(AbstractLM):
-    """A Gemma-2 decoder; see the module's docstring for its equations. `head` is None where the embedding is the head."""
+    """A Gemma-2 decoder; see the module's docstring. `head` is None where the embedding serves as head too."""
 
     tensors: ClassVar[dict[str, str]] = {
         "embedding": "model.embed_tokens.weight",
@@ -65,7 +65,7 @@ class Gemma2(AbstractLM):
     head: Float[Array, "vocab embed"] | None = None
 
     def unembedding(self) -> Float[Array, "vocab embed"]:
-        """Rows gamma with logit = softcap(gamma . x / rms(x)): the head (or embedding) times (1 + final norm weight)."""
+        """Rows gamma with logit = softcap(gamma . x / rms(x)): head (or embedding) times (1 + final norm weight)."""
         return self._output().astype(jnp.float32) * _gain(self.final_norm)
 
     def _output(self) -> Float[Array, "vocab embed"]:

@@ -96,7 +96,7 @@ def gemma2_config(settings: dict[str, Any], source: str) -> Gemma2Config:
     check_head_dim(values["head_dim"], source)
     for ours in ("attention_cap", "final_cap"):
         theirs = NAMES[ours]
-        values[ours] = None if settings[theirs] is None else real(settings, theirs, source, above=0)
+        values[ours] = None if settings[theirs] is None else real(settings, theirs, source, above=0.0)
     rope = rope_from_hugging_face(settings, source)
     if not isinstance(rope, Rope):
         raise UserError(f"{source}: rope_type is {rope.rope_type!r}, a Gemma-2 has 'default' alone")

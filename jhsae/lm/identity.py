@@ -1,10 +1,10 @@
 """What a language model is, whatever its folder is called: a hash of its settings and of its weights.
 
-Hashed are the settings of config.json that are not mere notes, and of every tensor its name, type and shape and its
-bytes: all of them up to 64 KiB, of a larger tensor 16 blocks of 4 KiB, evenly spread from the first byte to the last. How
-the tensors are dealt out to files does not matter. A model of any size takes less than a second or two this way; a change
-that touches only bytes between the blocks, such as one row of a large embedding, is not noticed. Whole checkpoints up to
-64 MiB are hashed in full. A shard that is missing counts as other weights.
+Hashed are the settings of config.json that are not mere notes, and of every tensor its name, type, shape and bytes: all
+of them in a checkpoint of up to 64 MiB and in a tensor of up to 64 KiB, else 16 blocks of 4 KiB, evenly spread from the
+first byte to the last. How the tensors are dealt out to files does not matter. A large model takes a second or two this
+way; a change that touches only bytes between the blocks, such as one row of a large embedding, is not noticed. A shard
+that is missing counts as other weights.
 """
 
 import hashlib

@@ -127,8 +127,8 @@ def _sliding(settings: dict[str, Any], source: str) -> tuple[int | None, tuple[b
     if not (own and slides):
         if named not in (None, (slides,) * count):
             raise UserError(
-                f"{source}: layer_types is {kinds}, but all layers of this {kind} {'slide' if slides else 'see everything'}"
-                "; write the config.json that belongs to the weights"
+                f"{source}: layer_types is {kinds}, but {'all' if slides else 'no'} layers of this {kind} slide; write "
+                "the config.json that belongs to the weights"
             )
         return window, (slides,) * count
     if named is not None:

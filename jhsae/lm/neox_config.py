@@ -5,9 +5,8 @@ from typing import Any
 
 from jhsae.errors import UserError
 from jhsae.lm.base import AbstractConfig
-from jhsae.lm.rope import AbstractRope
+from jhsae.lm.rope import AbstractRope, rope_settings
 from jhsae.lm.rope import from_hugging_face as rope_from_hugging_face
-from jhsae.lm.rope import rope_settings
 from jhsae.lm.settings import (
     FOREIGN,
     check_only,
@@ -80,7 +79,7 @@ def neox_config(settings: dict[str, Any], source: str) -> NeoXConfig:
     head_dim = head_size(embed, heads, source)
     rope = rope_from_hugging_face(settings, source, theta="rotary_emb_base", partial=True)
     scaled = rope_settings(settings, source)
-    turning = real({"factor": settings.get("rotary_pct", 0.25)} | _factor(scaled), "factor", source, above=0)
+    turning = real({"factor": settings.get("rotary_pct", 0.25)} | _factor(scaled), "factor", source, above=0.0)
     rotated = int(head_dim * turning)
     if not 2 <= rotated <= head_dim or rotated % 2:
         raise UserError(f"{source}: {turning} of {head_dim} entries per head turn; write a factor that makes them even")

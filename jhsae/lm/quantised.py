@@ -53,7 +53,9 @@ def _check_compressed(about: dict[str, Any], said: str, source: str) -> None:
     formats = [about.get("format"), *(group.get("format") for group in groups)]
     for found in formats:
         if found is not None and found not in FORMATS:
-            raise UserError(f"{said} in the format {str(found)[:80]}, which is not read (read: {', '.join(FORMATS)}); {PLAIN}")
+            raise UserError(
+                f"{said} in the format {str(found)[:80]}, which is not read (read: {', '.join(FORMATS)}); {PLAIN}"
+            )
     if any(group.get("num_bits", 8) != 8 for group in groups):
         raise UserError(f"{said} in other than 8 bits, which is not read; {PLAIN}")
     sparse = about.get("sparsity_config") or {}

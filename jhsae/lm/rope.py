@@ -114,9 +114,11 @@ def from_hugging_face(
         raise UserError(f"{source}: rope_type {name!r} needs {', '.join(missing)}; write them into rope_parameters")
     # Whole numbers in JSON are integers, whatever they stand for.
     made = kind(
-        **{f.name: whole(rope, f.name, source) if f.type is int else real(rope, f.name, source, above=0)
+        **{f.name: whole(rope, f.name, source) if f.type is int else real(rope, f.name, source, above=0.0)
            for f in fields(kind)}
     )  # fmt: skip
     if isinstance(made, Llama3Rope) and made.low_freq_factor == made.high_freq_factor:
-        raise UserError(f"{source}: high_freq_factor equals low_freq_factor, {made.low_freq_factor}; write a greater one")
+        raise UserError(
+            f"{source}: high_freq_factor equals low_freq_factor, {made.low_freq_factor}; write a greater one"
+        )
     return made

@@ -132,7 +132,9 @@ class Weights:
             raise UserError(f"{where} holds {found.dtype} numbers and has {what}, so their meaning is unknown; {PLAIN}")
         word = beside[0]
         if (found.dtype == "I8") != (word == "SCB") and not (found.dtype == "I8" and self._int8 and word[-3:] != "inv"):
-            raise UserError(f"{where} holds {found.dtype} numbers beside {word}, a quantisation that is not read; {PLAIN}")
+            raise UserError(
+                f"{where} holds {found.dtype} numbers beside {word}, a quantisation that is not read; {PLAIN}"
+            )
         self._check_zero_point(stem, word, found.dtype)
         return self._grid(where, stem + word, found.shape)
 
@@ -141,7 +143,9 @@ class Weights:
         if point in self:
             here, scales = self.tensors.info(point), self.tensors.info(stem + word)
             if dtype != "I8" or word != "weight_scale" or here.dtype != "I8" or here.shape != scales.shape:
-                raise UserError(f"tensor {point} {here.dtype} {here.shape} does not fit its scales {scales.shape}; {PLAIN}")
+                raise UserError(
+                    f"tensor {point} {here.dtype} {here.shape} does not fit its scales {scales.shape}; {PLAIN}"
+                )
         if form in self and (self.tensors.info(form).dtype != "U8" or np.any(self.tensors.read(form))):
             raise UserError(f"tensor {form} says another layout than rows (0), which is not read; {PLAIN}")
 
@@ -164,6 +168,7 @@ class Weights:
         if not fits:
             named = f" with blocks of {self._blocks[0]}" if self._blocks else ""
             raise UserError(
-                f"{where} {shape} has scales {tensor} {scales.dtype} {scales.shape}, which do not fit it{named}; {PLAIN}"
+                f"{where} {shape} has scales {tensor} {scales.dtype} {scales.shape}, which do not fit it{named}; "
+                f"{PLAIN}"
             )
         return Scale(tensor, (grid[0], grid[1]), blocks[0])

@@ -104,9 +104,7 @@ def layer_types(kinds: Any, count: int, source: str) -> tuple[bool, ...]:
     """Which of `count` layers slide."""
     right = isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)
     if not right or set(kinds) - set(SLIDING) or len(kinds) != count:
-        raise UserError(
-            f"{source}: layer_types needs {count} entries of {', '.join(SLIDING)}; got {_shown(kinds)}"
-        )
+        raise UserError(f"{source}: layer_types needs {count} entries of {', '.join(SLIDING)}; got {_shown(kinds)}")
     return tuple(SLIDING[kind] for kind in kinds)
 
 

@@ -32,7 +32,9 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     settings = found.get(CONFIG, {})
     for name in _named_files(settings):
         if not isinstance(name, str) or "/" in name or "\\" in name:
-            raise UserError(f"{folder / CONFIG} names the file {str(name)[:80]!r}, expected a file name; it was not opened")
+            raise UserError(
+                f"{folder / CONFIG} names the file {str(name)[:80]!r}, expected a file name; it was not opened"
+            )
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     except BaseException as error:  # the Rust part panics with an exception that is no Exception
@@ -57,8 +59,8 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab: int, folder: Pat
     )
     if largest >= vocab:
         raise UserError(
-            f"the tokenizer in {folder} gives token {largest} ({word[:40]!r}), but config.json says vocab_size {vocab}; "
-            "copy the tokenizer that belongs to the model"
+            f"the tokenizer in {folder} gives token {largest} ({word[:40]!r}), but config.json says vocab_size {vocab}"
+            "; copy the tokenizer that belongs to the model"
         )
 
 
