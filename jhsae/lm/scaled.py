@@ -5,8 +5,8 @@ A weight W of int8 or float8 stands beside a tensor of scales:
 - ``SCB [rows]`` (bitsandbytes 8-bit): W[i, j] SCB[i] / 127.
 - ``weight_scale_inv`` (fine-grained fp8 of DeepSeek and Qwen): W[i, j] s[i // b0, j // b1], with blocks of
   ``weight_block_size``, or one scale. In spite of its name it multiplies.
-- ``weight_scale`` (compressed-tensors, FBGEMM, fp8 per tensor): the same with one scale, one per row or a grid of
-  equal blocks; from int8 a ``weight_zero_point`` of the same shape is taken off first.
+- ``weight_scale`` (compressed-tensors, FBGEMM, fp8 per tensor): the same with one scale, one per row, one per
+  group of a row or per named block; from int8 a ``weight_zero_point`` of the same shape is taken off first.
 
 Scales of type E8M0, and bytes in the place of them, are powers of two: 2^(byte - 127). Activations are not rounded, as
 in transformers' own dequantisation. Sources: transformers' integrations (bitsandbytes, finegrained_fp8,
@@ -158,10 +158,11 @@ class Weights:
             fits = grid == (rows, 1) and scales.dtype in FLOATS
             blocks = [(1, columns)]
         else:
-            # Blocks that config.json names may be cut off at the edges; others must share the weight out evenly.
+            # Blocks that config.json names may be cut off at the edges, so the sizes of others cannot be told from the
+            # grid; without a name there is one scale, one per row, or one per group of a row.
             blocks = [b for b in self._blocks if grid == (-(-rows // b[0]), -(-columns // b[1]))]
             even = 0 not in grid and rows % grid[0] == 0 and columns % grid[1] == 0
-            uniform = grid in ((1, 1), (rows, 1)) or (grid[0] > 1 and len(scales.shape) == 2)
+            uniform = grid == (1, 1) or (grid[0] == rows and (grid[1] == 1 or len(scales.shape) == 2))
             if not blocks and even and uniform and not (self._blocks and tensor.endswith("_inv")):
                 blocks = [(rows // grid[0], columns // grid[1])]
             fits = bool(blocks) and scales.dtype in kinds and len(scales.shape) <= 2

@@ -100,7 +100,7 @@ def test_documents_are_counted_whatever_stands_between_them(bos, eos, first, bet
         stream += ids
         ends += [False] * (len(ids) - 1) + [True]
     np.testing.assert_array_equal(body, stream[: len(body)])
-    assert ended == sum(ends[: len(body)]) >= 2
+    assert ended == sum(ends[: len(body)]) >= 1
 
 
 def test_a_tokenizer_that_adds_special_tokens_itself_does_not_add_them_twice():
