@@ -11,7 +11,6 @@ from jhsae.lm.families import shapes as shapes
 from jhsae.lm.gemma2 import Blocks as Blocks
 from jhsae.lm.gemma2 import Gemma2 as Gemma2
 from jhsae.lm.gemma2_config import Gemma2Config as Gemma2Config
-from jhsae.lm.identity import identity as identity
 from jhsae.lm.llama import Llama as Llama
 from jhsae.lm.llama import LlamaBlocks as LlamaBlocks
 from jhsae.lm.llama_config import LlamaConfig as LlamaConfig

@@ -203,7 +203,10 @@ MORE = torch.ones(3, 3, dtype=torch.int32)
         (typed(torch.int32), "holds I32 numbers, expected a float type"),
         (typed(torch.bool), "holds BOOL numbers, expected a float type"),
         (typed(torch.complex64), "holds C64 numbers, expected a float type"),
-        (typed(torch.int8, ("weight_scale", torch.ones(48, 1))), "holds I8 numbers beside weight_scale, a quantisation that is not read"),
+        (
+            typed(torch.int8, ("weight_scale", torch.ones(48, 1))),
+            "holds I8 numbers beside weight_scale, a quantisation that is not read",
+        ),
         (typed(torch.int8, ("SCB", torch.ones(47))), "which do not fit it"),
         (typed(torch.float8_e4m3fn, ("weight_scale", torch.ones(5))), "which do not fit it"),
         (typed(torch.float8_e4m3fn, ("weight_scale", torch.ones(1, 96))), "which do not fit it"),
@@ -243,7 +246,9 @@ def test_float_types_are_exact(folder, model, dtype):
     np.testing.assert_array_equal(loaded.blocks.up[1], found["model.layers.1.mlp.up_proj.weight"].float().numpy())
 
 
-@pytest.mark.parametrize(("value", "dtype"), [(np.nan, torch.float32), (np.inf, torch.bfloat16), (1e300, torch.float64)])
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(np.nan, torch.float32), (np.inf, torch.bfloat16), (1e300, torch.float64)]
+)
 def test_numbers_that_are_not_finite_are_named(folder, value, dtype):
     found = tensors(folder)
     name = "model.layers.1.mlp.gate_proj.weight"
