@@ -32,23 +32,28 @@ def check_origin(sae: AbstractSAE, about: dict[str, Any], store: Store, name: st
 
 
 def language_model(path: str | None, store: Store) -> lm.LanguageModel:
-    """The language model at `path`, or of None where the store says it lies.
+    """The language model at `path`, or of None where the store says it lies; checked by `check_language_model`."""
+    model = lm.load(_place(ModelName.recorded(store.manifest), store) if path is None else path)
+    check_language_model(model, store)
+    return model
 
-    Raises:
-        UserError: `store` was harvested from another one, or with another tokenizer.
-    """
-    recorded = ModelName.recorded(store.manifest)
-    model = lm.load(_place(recorded, store) if path is None else path)
-    found = ModelName.of(model.name, model.sha256)
+
+def check_language_model(model: lm.LanguageModel, store: Store) -> None:
+    """Raises `UserError` where `store` was harvested from another language model, or with another tokenizer."""
+    recorded, found = ModelName.recorded(store.manifest), ModelName.of(model.name, model.sha256)
     if not same_model(found, recorded, store.path):
         raise UserError(_difference(found, recorded, store))
+    if model.model.embed != store.embed or model.model.layers < store.manifest.layer:
+        raise UserError(
+            f"lm is {model.name} with {model.model.layers} layers of width {model.model.embed}, but the store "
+            f"{store.path} holds layer {store.manifest.layer} of width {store.embed}; write the lm=... of the harvest"
+        )
     vocabulary = store.manifest.tokenizer.get("sha256")
     if vocabulary not in (None, lm.fingerprint(model.tokenizer)["sha256"]):
         raise UserError(
             f"the tokenizer in {model.name} has another vocabulary than the one that {store.path} was harvested with; "
             "write the lm=... whose tokenizer was not changed"
         )
-    return model
 
 
 def _place(recorded: ModelName, store: Store) -> str:
