@@ -123,7 +123,13 @@ def _tokenise(
     texts: list[str], tokenizer: Any, between: int | None, vocab: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The tokens of documents, each followed by `between`, and which of them are the last of a document."""
-    ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    try:
+        ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    except Exception as error:  # the Rust part knows no narrower class
+        raise UserError(
+            f"the tokenizer {tokenizer.name_or_path} cannot read the text ({' '.join(str(error).split())[:200]}); "
+            "write a model whose tokenizer has a token for unknown words, or another text"
+        ) from error
     after = [] if between is None else [between]
     parts = [np.array([*document, *after], np.uint32) for document in ids]
     tokens = np.concatenate(parts)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -13,6 +14,7 @@ from jhsae.errors import UserError
 
 CONFIG = "tokenizer_config.json"
 OBJECTS = ("tokenizer.json", CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.json")
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
 OTHERS = ("tokenizer.model", "spiece.model", "vocab.txt", "merges.txt", "chat_template.jinja")
 
 
@@ -36,7 +38,12 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
                 f"{folder / CONFIG} names the file {str(name)[:80]!r}, expected a file name; it was not opened"
             )
     try:
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        # Settings of the wrong type are found here rather than in the middle of a text.
+        tokenizer([""], add_special_tokens=False)
+        if any(type(getattr(tokenizer, name)) not in (int, NoneType) for name in SPECIAL):
+            raise ValueError("a special token is no token")
+        return tokenizer
     except BaseException as error:  # the Rust part panics with an exception that is no Exception
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError):
             raise

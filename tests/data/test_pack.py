@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
 from small_stores import WORDS, tokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from jhsae.data import Framing, ordinary, pack, packed, special_ids
 from jhsae.data.pack import shuffled
@@ -63,6 +66,8 @@ def test_what_cannot_be_packed_is_a_sentence():
         pack(["w4"], tok, 1, 0)
     with pytest.raises(UserError, match=r"gives token 6 \('w6'\), but the model has 6 tokens"):
         pack(["w4 w5 w6"], tok, 4, 0, vocab=6)
+    with pytest.raises(UserError, match=r"cannot read the text \(.*Missing \[UNK\] token"):
+        pack(["w4 zebra"], PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"w4": 0}, "?"))), 4, 0)
     with pytest.raises(UserError, match="holds 8 tokens, none of them ordinary"):
         pack(["<eos> <pad> <bos>"] * 2, tok, 4, 0)
 

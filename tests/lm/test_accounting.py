@@ -177,6 +177,20 @@ def test_sizes_are_compared_before_anything_is_read(folder):
         lm.load(folder)
 
 
+def test_a_header_of_an_odd_length(folder):
+    before = ours(folder)
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    stop = 8 + int.from_bytes(whole[:8], "little")
+    header = whole[8:stop].rstrip(b" ")
+    header += b" " * (1 + len(header) % 2)
+    assert len(header) % 2
+    file.write_bytes(len(header).to_bytes(8, "little") + header + whole[stop:])
+    np.testing.assert_array_equal(ours(folder), before)
+    change(folder, {name: value.bfloat16() for name, value in tensors(folder).items()})
+    assert lm.load(folder).model.layers == 2
+
+
 def test_a_pipe_and_an_adapter_are_not_read(folder):
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match=r"holds an adapter \(adapter_config.json\)"):

@@ -75,6 +75,15 @@ def test_code_of_its_own_is_not_run(folder):
     assert not marker.exists()
 
 
+@pytest.mark.parametrize(
+    "changes", [{"model_max_length": [1]}, {"model_max_length": {}}, {"bos_token": 5}, {"eos_token": ["a"]}]
+)
+def test_settings_of_the_wrong_type(folder, changes):
+    edit(folder, "tokenizer_config.json", **changes)
+    with pytest.raises(UserError, match=r"tokenizer in .* cannot be read"):
+        lm.load(folder)
+
+
 def test_an_unknown_class_is_the_plain_one(folder):
     edit(folder, "tokenizer_config.json", tokenizer_class="NoSuchTokenizer")
     assert lm.load(folder).tokenizer("dog plant", add_special_tokens=False)["input_ids"] == [4, 5]
