@@ -14,7 +14,7 @@ import numpy as np
 from jhsae import config as cfg
 from jhsae import evals, lm
 from jhsae.checkpoint import load_sae
-from jhsae.data import Store
+from jhsae.data import Store, special_ids
 from jhsae.evals.origin import check_origin, language_model
 from jhsae.metric import Euclidean, causal
 from jhsae.ranges import Count, Natural, Words, ranged
@@ -59,7 +59,7 @@ def run(config: Evaluate) -> dict[str, Any]:
     metrics, frequency = evals.fidelity(sae, normalizer, batches, store.manifest.mean)
     tokens = store.tokens()[: config.sequences].astype(np.int64)
     replacement = evals.Spliced(sae, normalizer)
-    special = list(model.tokenizer.all_special_ids)
+    special = list(special_ids(model.tokenizer))
     results = evals.splice(model.model, store.manifest.layer, {"sae": replacement}, tokens, special, config.batch)
     metrics |= evals.recovered(results, "sae")
     metrics |= _geometry(sae, model, frequency)

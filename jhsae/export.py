@@ -114,7 +114,7 @@ def _delphi(job: Job, out: Path) -> None:
 
 def _neuronpedia(job: Job, out: Path) -> None:
     store = job.held_out()
-    model = language_model(job.config.lm or store.manifest.model, store)
+    model = language_model(job.config.lm, store)
     neuronpedia.write(out, job.sae, job.normalizer, job.about, store, job.config.rows, model)
 
 

@@ -6,8 +6,6 @@ processes. A harvest that was cut off goes on with the groups that are missing; 
 written.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -20,7 +18,7 @@ from annotated_types import Ge, Le, MinLen
 from jhsae import config as cfg
 from jhsae import lm
 from jhsae.config import Slot, Supplied
-from jhsae.data import Origin, Writer, pack
+from jhsae.data import Framing, ModelName, Origin, Writer, packed
 from jhsae.data.manifest import refuse_existing
 from jhsae.data.partial import finished
 from jhsae.data.storage import Channels
@@ -68,7 +66,7 @@ class Harvest:
     lm: Annotated[Source, "what is read"]
     text: Annotated[Slot, "the documents, a part of jhsae.data.text", Supplied(kind=AbstractText)]
     rows: Annotated[int, Ge(1), "activations to store at most; the text may hold fewer"]
-    context: Annotated[int, Ge(2), Le(2**24), "tokens per sequence, BOS included"] = 128
+    context: Annotated[int, Ge(2), Le(2**24), "tokens per sequence, BOS included where there is one"] = 128
     batch: Annotated[Count, "sequences per forward pass over all devices; rounded up so that they can share it"] = 32
     dtype: Annotated[Literal["bfloat16", "float32", "int8"], "of the stored activations"] = "bfloat16"
     seed: Annotated[Seed, "order of documents, sequences and rows"] = 0
@@ -103,7 +101,9 @@ def run(config: Harvest) -> Path:
     deepest = max(config.lm.layers)
     reader = lm.load(config.lm.path, layers=deepest, dtype=jnp.dtype(config.lm.dtype), mesh=mesh)
     check_context(reader.model.config.heads, config.context, config.batch, mesh)
-    tokens = pack(documents, reader.tokenizer, config.context, config.seed, rows=config.rows)
+    reader.model.check_context(config.context)
+    vocab = reader.model.vocab
+    tokens, ended = packed(documents, reader.tokenizer, config.context, config.seed, rows=config.rows, vocab=vocab)
     stream = Stream.of(tokens, reader.tokenizer, config.seed)
     rows = min(config.rows, stream.rows)
     if rows < config.rows:
@@ -115,7 +115,7 @@ def run(config: Harvest) -> Path:
         layer=deepest,
         tokenizer=_fingerprint(reader),
         dataset=text.describe(),
-        documents=int((tokens == reader.tokenizer.eos_token_id).sum()),
+        documents=ended,
         seed=config.seed,
         config=cfg.to_dict(config),
         config_hash=config_hash,
@@ -172,9 +172,8 @@ def _writers(
 
 
 def _fingerprint(reader: lm.LanguageModel) -> dict[str, Any]:
-    vocabulary = json.dumps(sorted(reader.tokenizer.get_vocab().items())).encode()
-    return {
-        "name": reader.name,
-        "vocab": len(reader.tokenizer),
-        "sha256": hashlib.sha256(vocabulary).hexdigest(),
-    }
+    """What the manifest says of the tokenizer, of where its special tokens stand, and of its model."""
+    framing = Framing.of(reader.tokenizer)
+    model = ModelName.of(reader.name, reader.sha256)
+    about = {"name": reader.name, **lm.fingerprint(reader.tokenizer)}
+    return about | {"first": framing.first, "between": framing.between, "model": model.record()}

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float32
 
 from jhsae import lm
-from jhsae.data import ArrayRows, pack
+from jhsae.data import ArrayRows, ModelName, pack
 from jhsae.data.source import AbstractSource, Facts
 from jhsae.data.stream import Stream
 from jhsae.data.text import AbstractText
@@ -61,18 +61,22 @@ class LiveActivations(AbstractSource):
         documents = chain([next(documents)], documents)  # an empty source ends here, before the model is loaded
         reader = lm.load(path, layers=layer, dtype=jnp.dtype(lm_dtype), mesh=mesh)
         check_context(reader.model.config.heads, context, sequences, mesh)
-        tokens = pack(documents, reader.tokenizer, context, seed, rows=rows)
+        reader.model.check_context(context)
+        tokens = pack(documents, reader.tokenizer, context, seed, rows=rows, vocab=reader.model.vocab)
         self.path = f"{reader.name}, layer {layer}, live"
         self._stream = Stream.of(tokens, reader.tokenizer, seed)
         self._streams = Streams(reader.model, (layer,), mesh, sequences, dtype)
         self._mesh, self._sequences, self._buffer_rows, self._lanes = mesh, sequences, buffer_rows, lanes
         self._about = {"model": reader.name, "layer": layer, "dtype": [lm_dtype, dtype], "text": text.describe()}
         self._name, self._layer = reader.name, layer
+        self._tokenizer = {"model": ModelName.of(reader.name, reader.sha256).record()}
 
     @cached_property
     def manifest(self) -> Facts:
         """Model, layer, width and rows of text, and the statistics of the sample."""
-        return Facts(**vars(self._sample.manifest), model=self._name, layer=self._layer, rows=self._stream.rows)
+        rows = self._stream.rows
+        statistics = vars(self._sample.manifest)
+        return Facts(**statistics, model=self._name, layer=self._layer, rows=rows, tokenizer=self._tokenizer)
 
     @property
     def rows(self) -> int:

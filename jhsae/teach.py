@@ -120,6 +120,11 @@ def find_concepts(config: Teach, reader: lm.LanguageModel) -> tuple[Vocabulary, 
     ontology = from_wordnet(config.wordnet, senses=config.senses)
     words = (word for words in ontology.words.values() for word in words)
     vocabulary = single_tokens(reader.tokenizer, words, ontology.usage)
+    if (largest := max(vocabulary.surface, default=0)) >= reader.model.vocab:
+        raise UserError(
+            f"the tokenizer of {reader.name} gives token {largest} ({vocabulary.surface[largest]!r}), but the model "
+            f"has {reader.model.vocab} tokens; copy the tokenizer that belongs to the model"
+        )
     return vocabulary, select(ontology, vocabulary, config.parents, config.limits, config.concepts)
 
 
@@ -154,6 +159,7 @@ def describe(
     tokens = {t for concept in concepts for t in concept.tokens}
     return {
         "model": reader.name,
+        "model_sha256": reader.sha256,
         "layer": config.lm.layer,
         "embed": reader.model.embed,
         "vocab": reader.model.vocab,

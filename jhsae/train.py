@@ -17,7 +17,7 @@ from jaxtyping import Array, Key
 from jhsae import config as cfg
 from jhsae.checkpoint import Checkpoints, save_sae
 from jhsae.constraint import AbstractConstraint
-from jhsae.data import AbstractNormalizer, Batches, Store, make_loader
+from jhsae.data import AbstractNormalizer, Batches, ModelName, Store, make_loader, same_model
 from jhsae.data.source import AbstractBatches, AbstractSource
 from jhsae.distributed import barrier, is_main, share_of
 from jhsae.errors import UserError
@@ -114,7 +114,7 @@ def _run(config: Train, peers: Peers) -> Folder:
     if stop.signal is not None and (step := int(jax.device_get(state.step))) < sum(s.steps for s in config.stages):
         _say(f"{folder}: stopped by {stop.signal.name} after step {step}, which is saved; the same command continues")
         raise SystemExit(128 + stop.signal)
-    about |= {"reads": {"model": store.manifest.model, "layer": store.manifest.layer}}
+    about |= {"reads": ModelName.recorded(store.manifest).reads(store.manifest.layer)}
     settled = state.sae.settled(state.usage)
     save_sae(folder / "sae", settled, config.sae, config.data.normalize, normalizer, about)
     barrier("sae written", EXPORT_SECONDS)  # until then the main process serves the others
@@ -194,9 +194,10 @@ def _check_sizes(config: Train, sae: AbstractSAE, store: Store | AbstractSource)
 def _check_teacher(config: Train, store: Store | AbstractSource) -> None:
     if config.teacher is None:
         return
-    taught = Teacher.load(config.teacher).provenance["model"]
-    if taught != store.manifest.model:
+    provenance = Teacher.load(config.teacher).provenance
+    taught = ModelName(provenance["model"], provenance.get("model_sha256"))
+    if not same_model(taught, ModelName.recorded(store.manifest), store.path):
         raise UserError(
-            f"the teacher {config.teacher} was made from {taught}, but the store {store.path} from "
+            f"the teacher {config.teacher} was made from {taught.name}, but the store {store.path} from "
             f"{store.manifest.model}; make a teacher from the same model (jhsae teach ... lm.path=...)"
         )

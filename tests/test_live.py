@@ -16,7 +16,7 @@ import runs
 from jhsae import config as cfg
 from jhsae import lm, train
 from jhsae.checkpoint import load_sae
-from jhsae.data import TextFiles
+from jhsae.data import ModelName, TextFiles
 from jhsae.devices import MeshShape, make_mesh
 from jhsae.errors import UserError
 from jhsae.live import LiveActivations
@@ -176,7 +176,8 @@ def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(place):
     assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     same = [(folder / "sae" / "sae.safetensors").read_bytes() for folder in (cut, whole)]
     assert same[0] == same[1]
-    assert load_sae(whole)[2]["reads"] == {"model": str(place / "lm"), "layer": LAYER}
+    name = ModelName.of(str(place / "lm"), lm.load(place / "lm").sha256)
+    assert load_sae(whole)[2]["reads"] == {"model": name.name, "layer": LAYER, "model_sha256": name.sha256}
 
 
 def test_a_config_names_a_store_or_a_model_and_not_both(place):

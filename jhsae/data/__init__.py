@@ -4,6 +4,9 @@ text -> pack -> (a language model) -> writer -> store -> loader -> normalize; `s
 model.
 """
 
+from jhsae.data.framing import Framing as Framing
+from jhsae.data.framing import ordinary as ordinary
+from jhsae.data.framing import special_ids as special_ids
 from jhsae.data.from_array import write_array as write_array
 from jhsae.data.loader import Batches as Batches
 from jhsae.data.loader import batches_per_epoch as batches_per_epoch
@@ -25,8 +28,10 @@ from jhsae.data.normalize import Standardize as Standardize
 from jhsae.data.normalize import UnitNorm as UnitNorm
 from jhsae.data.normalize import Whiten as Whiten
 from jhsae.data.normalize import times as times
-from jhsae.data.pack import ordinary as ordinary
 from jhsae.data.pack import pack as pack
+from jhsae.data.pack import packed as packed
+from jhsae.data.same_model import ModelName as ModelName
+from jhsae.data.same_model import same_model as same_model
 from jhsae.data.statistics import Statistics as Statistics
 from jhsae.data.store import Store as Store
 from jhsae.data.text import HuggingFaceText as HuggingFaceText

@@ -1,22 +1,31 @@
 """Packs documents into token sequences of one length.
 
-The documents, shuffled through a bounded buffer and joined by EOS, form one stream; every sequence is BOS
-followed by the next ``context - 1`` tokens of the stream, so no position is padding. Activations are stored
-for the ordinary tokens alone: those at BOS, EOS and padding have norms and directions of their own kind.
+The documents, shuffled through a bounded buffer and each followed by EOS, form one stream; every sequence is BOS
+followed by the next ``context - 1`` tokens of the stream, so no position is padding. A tokenizer without BOS gives
+sequences of ``context`` tokens of the stream (`jhsae.data.framing`). Activations are stored for the ordinary tokens
+alone: those at BOS, EOS and padding have norms and directions of their own kind.
 """
 
 import random
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, UInt32
+from jaxtyping import UInt32
 from tqdm import tqdm
 
+from jhsae.data.framing import Framing, ordinary
 from jhsae.errors import UserError
 
 DOCUMENTS_PER_CALL = 512
+
+
+class Packed(NamedTuple):
+    """Token sequences, and how many documents end in them."""
+
+    tokens: UInt32[np.ndarray, "sequences context"]
+    documents: int
 
 
 def pack(
@@ -27,49 +36,69 @@ def pack(
     *,
     rows: int | None = None,
     buffer: int = 10_000,
+    vocab: int | None = None,
 ) -> UInt32[np.ndarray, "sequences context"]:
+    """The token sequences of `packed` alone."""
+    return packed(documents, tokenizer, context, seed, rows=rows, buffer=buffer, vocab=vocab).tokens
+
+
+def packed(
+    documents: Iterable[str],
+    tokenizer: Any,
+    context: int,
+    seed: int,
+    *,
+    rows: int | None = None,
+    buffer: int = 10_000,
+    vocab: int | None = None,
+) -> Packed:
     """Token sequences of the documents, deterministic in `seed`; the last, incomplete one is left out.
 
     `rows` stops the reading as soon as the sequences hold that many ordinary tokens; ``None`` reads
-    everything. `buffer` is how many documents the shuffle holds. `tokenizer` is a Hugging Face tokenizer.
+    everything. `buffer` is how many documents the shuffle holds. `tokenizer` is a Hugging Face tokenizer; `vocab` is
+    the size of the model's embedding.
 
     Raises:
-        UserError: a context below 2, a tokenizer without BOS or EOS, or less text than one sequence.
+        UserError: a context below 2, less text than one sequence, none of it ordinary, or a token that the model does
+            not have.
     """
     if context < 2:
         raise UserError(f"context is {context}, expected at least 2: BOS and one token")
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if bos is None or eos is None:
-        raise UserError(f"the tokenizer {tokenizer.name_or_path} has no BOS or no EOS token; packing needs both")
-    body = context - 1
+    framing = Framing.of(tokenizer)
+    body = context if framing.first is None else context - 1
     blocks: list[np.ndarray] = []
-    rest = np.empty(0, np.uint32)
+    ends: list[np.ndarray] = []  # True at the last token of a document, in the shape of the blocks
+    rest, rest_ends = np.empty(0, np.uint32), np.empty(0, bool)
     held = 0
     with tqdm(total=rows, desc="tokenise", unit="token", unit_scale=True) as bar:
         for texts in _groups(shuffled(documents, seed, buffer), DOCUMENTS_PER_CALL):
-            stream = np.concatenate([rest, _tokenise(texts, tokenizer, eos)])
+            found, found_ends = _tokenise(texts, tokenizer, framing.between, vocab)
+            stream, stream_ends = np.concatenate([rest, found]), np.concatenate([rest_ends, found_ends])
             whole = len(stream) // body * body
-            block = np.insert(stream[:whole].reshape(-1, body), 0, bos, axis=1)
+            block = stream[:whole].reshape(-1, body)
+            ends.append(stream_ends[:whole].reshape(-1, body))
+            if framing.first is not None:
+                block = np.insert(block, 0, framing.first, axis=1)
             blocks.append(block)
-            rest = stream[whole:]
-            found = int(ordinary(block, tokenizer).sum())
-            held += found
-            bar.update(found)
+            rest, rest_ends = stream[whole:], stream_ends[whole:]
+            count = int(ordinary(block, tokenizer).sum())
+            held += count
+            bar.update(count)
             if rows is not None and held >= rows:
                 break
     tokens = np.concatenate(blocks) if blocks else np.empty((0, context), np.uint32)
     if len(tokens) == 0:
+        after = "" if framing.first is None else " after BOS"
         raise UserError(
-            f"the text holds {len(rest)} tokens, fewer than one sequence of {body} after BOS; "
-            f"write a context of at most {len(rest) + 1}, or name more text"
+            f"the text holds {len(rest)} tokens, fewer than one sequence of {body}{after}; "
+            f"write a context of at most {len(rest) + context - body}, or name more text"
         )
-    return tokens if rows is None else tokens[: _sequences_for(rows, tokens, tokenizer)]
-
-
-def ordinary(tokens: UInt32[np.ndarray, "*shape"], tokenizer: Any) -> Bool[np.ndarray, "*shape"]:
-    """True at every token that is not BOS, EOS or padding: the positions whose activations are stored."""
-    special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
-    return ~np.isin(tokens, sorted(special))
+    if held == 0:
+        raise UserError(
+            f"the text holds {tokens.size} tokens, none of them ordinary (all BOS, EOS or padding); name another text"
+        )
+    kept = len(tokens) if rows is None else _sequences_for(rows, tokens, tokenizer)
+    return Packed(tokens[:kept], int(np.concatenate(ends)[:kept].sum()))
 
 
 def shuffled(documents: Iterable[str], seed: int, buffer: int) -> Iterator[str]:
@@ -90,9 +119,29 @@ def _groups(documents: Iterator[str], size: int) -> Iterator[list[str]]:
         yield group
 
 
-def _tokenise(texts: list[str], tokenizer: Any, eos: int) -> np.ndarray:
-    ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    return np.concatenate([np.array([*document, eos], np.uint32) for document in ids])
+def _tokenise(
+    texts: list[str], tokenizer: Any, between: int | None, vocab: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of documents, each followed by `between`, and which of them are the last of a document."""
+    try:
+        ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    except Exception as error:  # the Rust part knows no narrower class
+        raise UserError(
+            f"the tokenizer {tokenizer.name_or_path} cannot read the text ({' '.join(str(error).split())[:200]}); "
+            "write a model whose tokenizer has a token for unknown words, or another text"
+        ) from error
+    after = [] if between is None else [between]
+    parts = [np.array([*document, *after], np.uint32) for document in ids]
+    tokens = np.concatenate(parts)
+    if vocab is not None and len(tokens) and (largest := int(tokens.max())) >= vocab:
+        raise UserError(
+            f"the tokenizer {tokenizer.name_or_path} gives token {largest} "
+            f"({str(tokenizer.convert_ids_to_tokens(largest))[:40]!r}), but the model has {vocab} tokens; copy the "
+            "tokenizer that belongs to the model"
+        )
+    ends = np.zeros(len(tokens), bool)
+    ends[np.cumsum([len(part) for part in parts if len(part)]) - 1] = True
+    return tokens, ends
 
 
 def _sequences_for(rows: int, tokens: np.ndarray, tokenizer: Any) -> int:

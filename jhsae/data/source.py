@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ class Facts(Statistics):
     model: str
     layer: int
     rows: int
+    tokenizer: dict[str, Any] = field(default_factory=dict)  # as in the manifest of a store
 
 
 class AbstractBatches(ABC, Iterator[Float[Array, "batch embed"]]):

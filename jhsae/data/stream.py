@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt32
 
-from jhsae.data.pack import ordinary
+from jhsae.data.framing import ordinary
 
 
 @dataclass(frozen=True, eq=False)

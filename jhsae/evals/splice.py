@@ -1,7 +1,8 @@
 """What the language model loses when its residual stream is replaced by a reconstruction.
 
 ``ce_recovered = (CE_zero - CE_sae) / (CE_zero - CE_model)``: 1 for a perfect SAE, 0 for replacing the stream by zeros.
-Positions of special tokens keep their own residual: no SAE is trained on them.
+Positions of special tokens keep their own residual: no SAE is trained on them. Which these are is said in one place for
+harvests and evaluations, `jhsae.data.framing`.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from jhsae.data.normalize import AbstractNormalizer
+from jhsae.errors import UserError
 from jhsae.lm import AbstractLM, cross_entropy
 from jhsae.sae import AbstractSAE
 from jhsae.usage import Context
@@ -65,7 +67,17 @@ def splice(
     special: list[int],
     batch: int = 16,
 ) -> dict[str, dict[str, float]]:
-    """Cross-entropy (nats per token) and KL of each replacement, of the model itself, and of zeros."""
+    """Cross-entropy (nats per token) and KL of each replacement, of the model itself, and of zeros.
+
+    `special` are the ids whose positions keep their residual (`jhsae.data.special_ids`).
+
+    Raises:
+        UserError: no token to predict.
+    """
+    if tokens.shape[0] < 1 or tokens.shape[1] < 2:
+        raise UserError(
+            f"sequences of shape {tokens.shape} predict no token; write at least one sequence of two tokens"
+        )
     everything = {"model": lambda x: x, "zero": jnp.zeros_like, **replacements}
     sums = {name: np.zeros(2) for name in everything}
     count = 0
@@ -81,13 +93,17 @@ def splice(
 
 
 def recovered(results: dict[str, dict[str, float]], name: str) -> dict[str, Any]:
-    """The scores of one replacement, in SAEBench's definitions."""
+    """The scores of one replacement, in SAEBench's definitions; NaN where zeros lose nothing either."""
     model, zero, ours = results["model"], results["zero"], results[name]
+
+    def share(part: float, whole: float) -> float:
+        return part / whole if whole else float("nan")  # zeros that do no harm leave nothing to recover
+
     return {
         "ce": ours["ce"],
         "ce_model": model["ce"],
         "ce_zero": zero["ce"],
-        "ce_recovered": (zero["ce"] - ours["ce"]) / (zero["ce"] - model["ce"]),
+        "ce_recovered": share(zero["ce"] - ours["ce"], zero["ce"] - model["ce"]),
         "kl": ours["kl"],
-        "kl_recovered": (zero["kl"] - ours["kl"]) / zero["kl"],
+        "kl_recovered": share(zero["kl"] - ours["kl"], zero["kl"]),
     }

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from jhsae.data import AbstractNormalizer, Store
-from jhsae.errors import UserError
 from jhsae.evals.logits import token_strings
-from jhsae.evals.origin import check_origin
+from jhsae.evals.origin import check_language_model, check_origin
 from jhsae.evals.rows import directions, raw_rows
 from jhsae.interop.coactivation import Links, co_activation, no_links
 from jhsae.interop.folders import new_folder
@@ -51,11 +50,7 @@ def write(
             store's; rows out of range.
     """
     check_origin(sae, about, store)
-    if model.name != store.manifest.model or model.model.embed != store.embed:
-        raise UserError(
-            f"the language model is {model.name}, but {store.path} was harvested from {store.manifest.model}; "
-            f"write lm={store.manifest.model}"
-        )
+    check_language_model(model, store)
     selection = select(store, rows)
     sets = source_sets(sae, about, store)
     ranges = [(i, start) for i, s in enumerate(sets) for start in range(s.start, s.stop, dashboard.batch)]

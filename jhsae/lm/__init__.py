@@ -19,3 +19,4 @@ from jhsae.lm.neox import NeoX as NeoX
 from jhsae.lm.neox import NeoXBlocks as NeoXBlocks
 from jhsae.lm.neox_config import NeoXConfig as NeoXConfig
 from jhsae.lm.sharding import shardings as shardings
+from jhsae.lm.tokenizer import fingerprint as fingerprint

@@ -29,6 +29,7 @@ class AbstractConfig(ABC):
     kv_heads: int
     head_dim: int
     extras: tuple[str, ...]
+    positions: int | None  # the longest sequence that the model was made for; None where config.json does not say
 
     @property
     @abstractmethod
@@ -42,6 +43,10 @@ class AbstractConfig(ABC):
     @abstractmethod
     def to_hugging_face(self) -> dict[str, Any]:
         """What transformers needs in config.json to build the same model, beside model_type and num_hidden_layers."""
+
+    def position_settings(self) -> dict[str, int]:
+        """The config.json entry of `positions`."""
+        return {} if self.positions is None else {"max_position_embeddings": self.positions}
 
     def pieces(self) -> dict[str, int]:
         """Into how many equal parts each logical axis may be cut: heads stay whole."""
@@ -141,6 +146,15 @@ class AbstractLM(eqx.Module):
     def __call__(self, ids: Int[Array, "batch time"]) -> Float[Array, "batch time vocab"]:
         """Next-token logits."""
         return self.logits_from(self.residual(ids, 0), 0)
+
+    def check_context(self, context: int) -> None:
+        """Raises `UserError` for sequences longer than those that the model was made for."""
+        most = self.config.positions
+        if most is not None and context > most:
+            raise UserError(
+                f"context is {context}, but the model was made for at most {most} tokens (max_position_embeddings); "
+                f"write a context of at most {most}"
+            )
 
     def _check(self, layer: int) -> None:
         if not 0 <= layer <= self.layers:

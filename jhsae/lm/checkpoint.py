@@ -16,24 +16,31 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from jhsae.bounded import read_object
 from jhsae.errors import UserError
 from jhsae.leaf import describe
+from jhsae.lm.accounting import account
 from jhsae.lm.base import AbstractLM
-from jhsae.lm.families import config_of, shapes
-from jhsae.lm.weights import Weights, fill
+from jhsae.lm.families import FAMILIES, config_of, shapes
+from jhsae.lm.head import settle_head
+from jhsae.lm.identity import identity
+from jhsae.lm.scaled import Weights
+from jhsae.lm.tokenizer import check_vocabulary, read_tokenizer
+from jhsae.lm.weights import fill
 
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json")
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A model, its tokenizer, and the name it was loaded by."""
+    """A model, its tokenizer, the name it was loaded by, and its content's hash (see `jhsae.lm.identity`)."""
 
     model: AbstractLM
     tokenizer: PreTrainedTokenizerBase
     name: str
+    sha256: str | None = None
 
 
 def bundled() -> Path:
@@ -55,23 +62,35 @@ def load(
     activations are float32. With a `mesh` (axes of `jhsae.mesh`) the weights are laid out over it as
     `jhsae.lm.sharding` says, and each process reads only what its devices hold; all processes must call. UserError: no
     such folder or hub model, no config.json, tokenizer or weights, a missing or damaged shard, a missing or misshapen
-    tensor, an architecture that is not supported, `layers` out of range.
+    tensor, one that no one reads (`jhsae.lm.accounting`), a quantisation that is not read (`jhsae.lm.scaled`), an
+    architecture that is not supported, `layers` out of range. All of it is found before any weight is read, except
+    numbers that are not finite.
     """
     folder = _folder(path_or_hub_name)
-    settings = folder / "config.json"
-    if not settings.exists():
+    file = folder / "config.json"
+    if (folder / "adapter_config.json").exists():
+        raise UserError(
+            f"{folder} holds an adapter (adapter_config.json), which is not read; merge it into its base model (peft: "
+            "model.merge_and_unload()) and write the folder of the merged checkpoint"
+        )
+    if not file.exists():
         raise UserError(f"no config.json in {folder}; write a folder that save_pretrained or jhsae.lm.save wrote")
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
         raise UserError(f"no tokenizer.json in {folder}; copy the tokenizer of the model there")
-    config = config_of(json.loads(settings.read_text()), str(settings))
+    settings, source = read_object(file), str(file)
+    config = config_of(settings, source)
     count = config.layers if layers is None else layers
     if not 0 <= count <= config.layers:
         raise UserError(
             f"layers={layers} of the {config.layers} in {folder}; write 0 to {config.layers}, or leave it out"
         )
-    with Weights(folder) as weights:
-        model = fill(shapes(config.first(count), dtype), weights, mesh)
-    return LanguageModel(model, AutoTokenizer.from_pretrained(folder), str(path_or_hub_name))
+    weights = Weights(folder, settings, source)
+    tokenizer = read_tokenizer(folder)
+    check_vocabulary(tokenizer, config.vocab, folder)
+    config, unneeded = settle_head(config, FAMILIES[config.model_type].model, weights)
+    account(weights, shapes(config, dtype), unneeded, source)
+    model = fill(shapes(config.first(count), dtype), weights, mesh)
+    return LanguageModel(model, tokenizer, str(path_or_hub_name), identity(settings, weights.tensors))
 
 
 def save(

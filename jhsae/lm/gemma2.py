@@ -2,7 +2,8 @@
 
 Block:  x += norm(attention(norm(x)));  x += norm(W_down (gelu(W_gate h) * W_up h)), h = norm(x),
 with norm(x) = x / rms(x) * (1 + w). Attention has grouped queries, rotary positions, soft-capped scores and, on
-some layers, a sliding window. Logits are soft-capped products with the embedding. Layer 0 is the scaled embedding.
+some layers, a sliding window. Logits are soft-capped products with the embedding, or with a head of its own in
+checkpoints that hold one. Layer 0 is the scaled embedding.
 Source: Gemma Team 2024, arXiv 2408.00118.
 """
 
@@ -37,11 +38,12 @@ class Blocks(eqx.Module):
 
 
 class Gemma2(AbstractLM):
-    """A Gemma-2 decoder; see the module's docstring for its equations."""
+    """A Gemma-2 decoder; see the module's docstring. `head` is None where the embedding serves as head too."""
 
     tensors: ClassVar[dict[str, str]] = {
         "embedding": "model.embed_tokens.weight",
         "final_norm": "model.norm.weight",
+        "head": "lm_head.weight",
         "blocks.q": "model.layers.{}.self_attn.q_proj.weight",
         "blocks.k": "model.layers.{}.self_attn.k_proj.weight",
         "blocks.v": "model.layers.{}.self_attn.v_proj.weight",
@@ -60,10 +62,14 @@ class Gemma2(AbstractLM):
     config: Gemma2Config = eqx.field(static=True)
     matmul_dtype: str = eqx.field(static=True, default="float32")
     unroll: bool = eqx.field(static=True, default=False)
+    head: Float[Array, "vocab embed"] | None = None
 
     def unembedding(self) -> Float[Array, "vocab embed"]:
-        """Rows gamma with logit = softcap(gamma . x / rms(x)): the embedding times (1 + final norm weight)."""
-        return self.embedding.astype(jnp.float32) * _gain(self.final_norm)
+        """Rows gamma with logit = softcap(gamma . x / rms(x)): head (or embedding) times (1 + final norm weight)."""
+        return self._output().astype(jnp.float32) * _gain(self.final_norm)
+
+    def _output(self) -> Float[Array, "vocab embed"]:
+        return self.embedding if self.head is None else self.head
 
     def _start(self, ids: Int[Array, "batch time"]) -> Float[Array, "batch time embed"]:
         return self.embedding[ids].astype(jnp.float32) * self.embed**0.5
@@ -83,7 +89,7 @@ class Gemma2(AbstractLM):
 
     def _head(self, x: Float[Array, "batch time embed"]) -> Float[Array, "batch time vocab"]:
         x = rms_norm(x, _gain(self.final_norm), self.config.norm_eps)
-        return softcap(product("btd,vd->btv", self.matmul_dtype, x, self.embedding), self.config.final_cap)
+        return softcap(product("btd,vd->btv", self.matmul_dtype, x, self._output()), self.config.final_cap)
 
 
 def _gain(weight: Float[Array, " embed"]) -> Float[Array, " embed"]:

@@ -7,14 +7,28 @@ from jhsae.errors import UserError
 from jhsae.lm.base import AbstractConfig
 from jhsae.lm.rope import Rope
 from jhsae.lm.rope import from_hugging_face as rope_from_hugging_face
-from jhsae.lm.settings import SLIDING, check_heads, check_only, check_present, layer_types, type_names
+from jhsae.lm.settings import (
+    FOREIGN,
+    SLIDING,
+    check_head_dim,
+    check_heads,
+    check_only,
+    check_present,
+    flag,
+    layer_count,
+    layer_types,
+    positions,
+    real,
+    type_names,
+    whole,
+)
 
 # Settings whose other values this forward pass does not compute; the first of each is also the default.
 ONLY: dict[str, tuple[Any, ...]] = {
     "hidden_activation": ("gelu_pytorch_tanh",),
     "attention_bias": (False,),
-    "tie_word_embeddings": (True,),
     "use_bidirectional_attention": (None, False),
+    "partial_rotary_factor": (None, 1.0),
 }
 NAMES = {
     "vocab": "vocab_size",
@@ -50,6 +64,7 @@ class Gemma2Config(AbstractConfig):
     rope_theta: float = 10000.0
     extras: tuple[str, ...] = ()
     model_type: str = "gemma2"
+    positions: int | None = None
 
     @property
     def layers(self) -> int:
@@ -65,19 +80,34 @@ class Gemma2Config(AbstractConfig):
             "rope_theta": self.rope_theta,
             "rope_parameters": Rope(self.rope_theta).to_hugging_face(),
             **{theirs: getattr(self, ours) for ours, theirs in NAMES.items()},
-            **{key: allowed[0] for key, allowed in ONLY.items()},
+            **{key: allowed[0] for key, allowed in ONLY.items() if key != "partial_rotary_factor"},
+            "tie_word_embeddings": "head" not in self.extras,
+            **self.position_settings(),
         }
 
 
 def gemma2_config(settings: dict[str, Any], source: str) -> Gemma2Config:
     """The config of a parsed config.json; `source` names it in errors: a missing or unsupported setting."""
-    check_only(settings, ONLY, source)
+    check_only(settings, FOREIGN | ONLY, source)
     check_present(settings, (*NAMES.values(), "num_hidden_layers"), source)
-    values = {ours: settings[theirs] for ours, theirs in NAMES.items()}
+    sizes = ("vocab", "embed", "hidden", "heads", "kv_heads", "head_dim", "query_pre_attn_scalar")
+    values: dict[str, Any] = {ours: whole(settings, NAMES[ours], source) for ours in sizes}
     check_heads(values["heads"], values["kv_heads"], source)
+    check_head_dim(values["head_dim"], source)
+    for ours in ("attention_cap", "final_cap"):
+        theirs = NAMES[ours]
+        values[ours] = None if settings[theirs] is None else real(settings, theirs, source, above=0.0)
     rope = rope_from_hugging_face(settings, source)
     if not isinstance(rope, Rope):
         raise UserError(f"{source}: rope_type is {rope.rope_type!r}, a Gemma-2 has 'default' alone")
-    count = settings["num_hidden_layers"]
+    count = layer_count(settings, source)
     kinds = settings.get("layer_types") or [list(SLIDING)[i % 2] for i in range(count)]
-    return Gemma2Config(**values, sliding=layer_types(kinds, count, source), rope_theta=rope.rope_theta)
+    return Gemma2Config(
+        **values,
+        window=whole(settings, "sliding_window", source),
+        norm_eps=real(settings, "rms_norm_eps", source),
+        sliding=layer_types(kinds, count, source),
+        rope_theta=rope.rope_theta,
+        extras=() if flag(settings, "tie_word_embeddings", True, source) else ("head",),
+        positions=positions(settings, source),
+    )

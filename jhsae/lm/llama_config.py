@@ -7,7 +7,21 @@ from jhsae.errors import UserError
 from jhsae.lm.base import AbstractConfig
 from jhsae.lm.rope import AbstractRope
 from jhsae.lm.rope import from_hugging_face as rope_from_hugging_face
-from jhsae.lm.settings import check_heads, check_only, check_present, layer_types, type_names
+from jhsae.lm.settings import (
+    FOREIGN,
+    check_head_dim,
+    check_heads,
+    check_only,
+    check_present,
+    flag,
+    head_size,
+    layer_count,
+    layer_types,
+    positions,
+    real,
+    type_names,
+    whole,
+)
 
 # Settings whose other values this forward pass does not compute; the first of each is also the default.
 ONLY: dict[str, tuple[Any, ...]] = {"hidden_act": ("silu",), "partial_rotary_factor": (None, 1.0)}
@@ -39,6 +53,7 @@ class LlamaConfig(AbstractConfig):
     norm_eps: float
     rope: AbstractRope
     extras: tuple[str, ...]
+    positions: int | None = None
 
     @property
     def layers(self) -> int:
@@ -59,6 +74,7 @@ class LlamaConfig(AbstractConfig):
             "hidden_act": "silu",
             "sliding_window": self.window,
             **{theirs: getattr(self, ours) for ours, theirs in NAMES.items()},
+            **self.position_settings(),
         }
         if self.model_type.startswith("qwen"):
             settings |= {"use_sliding_window": self.window is not None, "layer_types": type_names(self.sliding)}
@@ -68,49 +84,65 @@ class LlamaConfig(AbstractConfig):
 def llama_config(settings: dict[str, Any], source: str) -> LlamaConfig:
     """The config of a parsed config.json; `source` names it in errors: a missing or unsupported setting."""
     kind = settings["model_type"]
-    check_only(settings, ONLY, source)
+    check_only(settings, FOREIGN | ONLY, source)
     # Where a model has a default of its own in transformers, the setting is asked for instead of copying it.
     own = {"llama": (), "mistral": ("num_key_value_heads",), "qwen2": ("num_key_value_heads",)}
     needed = own.get(kind, ("num_key_value_heads", "head_dim"))
     check_present(settings, (*NAMES.values(), *needed, "num_hidden_layers"), source)
-    values = {ours: settings[theirs] for ours, theirs in NAMES.items()}
-    heads, kv_heads = values["heads"], settings.get("num_key_value_heads") or values["heads"]
+    vocab, embed, hidden, heads = (whole(settings, NAMES[n], source) for n in ("vocab", "embed", "hidden", "heads"))
+    kv_heads = heads if settings.get("num_key_value_heads") is None else whole(settings, "num_key_value_heads", source)
     check_heads(heads, kv_heads, source)
+    # A Qwen 3 without head_dim has one of 128 in transformers, whatever its width is.
+    named = kind == "qwen3" or settings.get("head_dim") is not None
+    head_dim = whole(settings, "head_dim", source) if named else head_size(embed, heads, source)
+    check_head_dim(head_dim, source)
     window, sliding = _sliding(settings, source)
     return LlamaConfig(
         model_type=kind,
-        **values,
+        vocab=vocab,
+        embed=embed,
+        hidden=hidden,
+        heads=heads,
+        norm_eps=real(settings, NAMES["norm_eps"], source),
         kv_heads=kv_heads,
-        head_dim=settings.get("head_dim") or values["embed"] // heads,
+        head_dim=head_dim,
         sliding=sliding,
         window=window,
         rope=rope_from_hugging_face(settings, source),
-        extras=_extras(settings),
+        extras=_extras(settings, source),
+        positions=positions(settings, source),
     )
 
 
 def _sliding(settings: dict[str, Any], source: str) -> tuple[int | None, tuple[bool, ...]]:
     """The window, and which layers have it: in Mistral all, in Qwen those that layer_types or max_window_layers say."""
-    kind, count = settings["model_type"], settings["num_hidden_layers"]
+    kind, count = settings["model_type"], layer_count(settings, source)
     if kind == "mistral" and "sliding_window" not in settings:
         raise UserError(f"{source}: no sliding_window; write its tokens, or null for none")
-    window = settings.get("sliding_window")
-    if kind == "llama" or (kind.startswith("qwen") and not settings.get("use_sliding_window", False)):
-        window = None
-    if window is None:
-        return None, (False,) * count
-    if kind == "mistral":
-        return window, (True,) * count
-    full = settings.get("max_window_layers", count)
-    kinds = settings.get("layer_types") or ["full_attention" if i < full else "sliding_attention" for i in range(count)]
-    return window, layer_types(kinds, count, source)
+    own = kind.startswith("qwen") and flag(settings, "use_sliding_window", False, source)  # each layer as it says
+    slides = (own or kind == "mistral") and settings.get("sliding_window") is not None
+    window = whole(settings, "sliding_window", source) if slides else None
+    kinds = settings.get("layer_types")
+    named = None if kinds is None else layer_types(kinds, count, source)
+    if not (own and slides):
+        if named not in (None, (slides,) * count):
+            raise UserError(
+                f"{source}: layer_types is {kinds}, but {'all' if slides else 'no'} layers of this {kind} slide; write "
+                "the config.json that belongs to the weights"
+            )
+        return window, (slides,) * count
+    if named is not None:
+        return window, named
+    check_present(settings, ("max_window_layers",), source)
+    full = whole(settings, "max_window_layers", source, least=0)
+    return window, tuple(i >= full for i in range(count))
 
 
-def _extras(settings: dict[str, Any]) -> tuple[str, ...]:
+def _extras(settings: dict[str, Any], source: str) -> tuple[str, ...]:
     kind = settings["model_type"]
-    attention = kind in ("llama", "qwen3") and settings.get("attention_bias", False)
-    found: tuple[str, ...] = () if settings.get("tie_word_embeddings", False) else ("head",)
+    attention = kind in ("llama", "qwen3") and flag(settings, "attention_bias", False, source)
+    found: tuple[str, ...] = () if flag(settings, "tie_word_embeddings", False, source) else ("head",)
     found += QKV if kind == "qwen2" or attention else ()
     found += ("o_bias",) if attention else ()
-    found += MLP if kind == "llama" and settings.get("mlp_bias", False) else ()
+    found += MLP if kind == "llama" and flag(settings, "mlp_bias", False, source) else ()
     return found + (("q_norm", "k_norm") if kind == "qwen3" else ())

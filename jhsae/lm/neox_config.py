@@ -5,9 +5,19 @@ from typing import Any
 
 from jhsae.errors import UserError
 from jhsae.lm.base import AbstractConfig
-from jhsae.lm.rope import AbstractRope
+from jhsae.lm.rope import AbstractRope, rope_settings
 from jhsae.lm.rope import from_hugging_face as rope_from_hugging_face
-from jhsae.lm.settings import check_only, check_present
+from jhsae.lm.settings import (
+    FOREIGN,
+    check_only,
+    check_present,
+    flag,
+    head_size,
+    layer_count,
+    positions,
+    real,
+    whole,
+)
 
 # Settings whose other values this forward pass does not compute; the first of each is also the default.
 ONLY: dict[str, tuple[Any, ...]] = {"hidden_act": ("gelu",)}
@@ -38,6 +48,7 @@ class NeoXConfig(AbstractConfig):
     parallel: bool
     extras: tuple[str, ...]
     model_type: str = "gpt_neox"
+    positions: int | None = None
 
     @property
     def layers(self) -> int:
@@ -56,30 +67,39 @@ class NeoXConfig(AbstractConfig):
             "tie_word_embeddings": "head" not in self.extras,
             "hidden_act": "gelu",
             **{theirs: getattr(self, ours) for ours, theirs in NAMES.items()},
+            **self.position_settings(),
         }
 
 
 def neox_config(settings: dict[str, Any], source: str) -> NeoXConfig:
     """The config of a parsed config.json; `source` names it in errors: a missing or unsupported setting."""
-    check_only(settings, ONLY, source)
+    check_only(settings, FOREIGN | ONLY, source)
     check_present(settings, NAMES.values(), source)
-    values = {ours: settings[theirs] for ours, theirs in NAMES.items()}
-    embed, heads = values["embed"], values["heads"]
-    if embed % heads:
-        raise UserError(f"{source}: hidden_size {embed} over {heads} heads; write a multiple of {heads}")
-    scaled = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
-    turning = scaled.get("partial_rotary_factor", settings.get("rotary_pct", 0.25))
-    extras = () if settings.get("tie_word_embeddings", False) else ("head",)
-    head_dim = embed // heads
+    vocab, embed, hidden, heads = (whole(settings, NAMES[n], source) for n in ("vocab", "embed", "hidden", "heads"))
+    head_dim = head_size(embed, heads, source)
+    rope = rope_from_hugging_face(settings, source, theta="rotary_emb_base", partial=True)
+    scaled = rope_settings(settings, source)
+    turning = real({"factor": settings.get("rotary_pct", 0.25)} | _factor(scaled), "factor", source, above=0.0)
     rotated = int(head_dim * turning)
-    if rotated < 2 or rotated % 2:
+    if not 2 <= rotated <= head_dim or rotated % 2:
         raise UserError(f"{source}: {turning} of {head_dim} entries per head turn; write a factor that makes them even")
+    extras = () if flag(settings, "tie_word_embeddings", False, source) else ("head",)
     return NeoXConfig(
-        **values,
+        vocab=vocab,
+        embed=embed,
+        hidden=hidden,
+        heads=heads,
+        depth=layer_count(settings, source),
+        norm_eps=real(settings, NAMES["norm_eps"], source),
         kv_heads=heads,
         head_dim=head_dim,
-        rope=rope_from_hugging_face(settings, source, theta="rotary_emb_base"),
+        rope=rope,
         rotated=rotated,
-        parallel=settings.get("use_parallel_residual", True),
-        extras=extras + (("qkv_bias", "out_bias") if settings.get("attention_bias", True) else ()),
+        parallel=flag(settings, "use_parallel_residual", True, source),
+        extras=extras + (("qkv_bias", "out_bias") if flag(settings, "attention_bias", True, source) else ()),
+        positions=positions(settings, source),
     )
+
+
+def _factor(scaled: dict[str, Any]) -> dict[str, Any]:
+    return {"factor": scaled["partial_rotary_factor"]} if "partial_rotary_factor" in scaled else {}

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jhsae.errors import UserError, nearest
+from jhsae.lm.settings import real, whole
 
 
 @dataclass(frozen=True)
@@ -72,20 +73,52 @@ class Llama3Rope(AbstractRope):
 
 
 KINDS: dict[str, type[AbstractRope]] = {kind.rope_type: kind for kind in (Rope, LinearRope, Llama3Rope)}
+KEYS = {"rope_type", "type", "partial_rotary_factor"} | {f.name for kind in KINDS.values() for f in fields(kind)}
 
 
-def from_hugging_face(settings: dict[str, Any], source: str, theta: str = "rope_theta") -> AbstractRope:
-    """The rope of a parsed config.json, in either spelling (rope_parameters; or rope_scaling beside `theta`)."""
-    rope = dict(settings.get("rope_scaling") or settings.get("rope_parameters") or {})
+def rope_settings(settings: dict[str, Any], source: str) -> dict[str, Any]:
+    """The rope of a parsed config.json, in either spelling, as it stands there; empty where it names none."""
+    rope = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{source}: the rope parameters are {str(rope)[:80]!r}, expected an object such as {{}}")
+    return rope
+
+
+def from_hugging_face(
+    settings: dict[str, Any], source: str, theta: str = "rope_theta", partial: bool = False
+) -> AbstractRope:
+    """The rope of a parsed config.json, in either spelling (rope_parameters; or rope_scaling beside `theta`).
+
+    `partial` says that the family turns a part of each head.
+    """
+    rope = dict(rope_settings(settings, source))
     name = str(rope.get("rope_type", rope.get("type", "default")))
     if name not in KINDS:
         raise UserError(f"{source}: rope_type is {name!r}, supported: {', '.join(KINDS)}{nearest(name, KINDS)}")
+    if unknown := sorted(set(rope) - KEYS):
+        raise UserError(f"{source}: the rope parameters hold {unknown[0]!r}, which is not supported")
+    if not partial and rope.get("partial_rotary_factor") not in (None, 1.0):
+        raise UserError(
+            f"{source}: partial_rotary_factor is {str(rope['partial_rotary_factor'])[:80]}, only 1.0 is supported"
+        )
     rope.setdefault("rope_theta", settings.get(theta, 10000.0))
-    if "max_position_embeddings" in settings:
-        rope.setdefault("original_max_position_embeddings", settings["max_position_embeddings"])
+    original = "original_max_position_embeddings"
+    for key in (original, "max_position_embeddings"):
+        if key in settings:
+            rope.setdefault(original, settings[key])
+    if settings.get(original, rope.get(original)) != rope.get(original):
+        raise UserError(f"{source}: {original} is {settings[original]} and {rope[original]}; write it once")
     kind = KINDS[name]
     missing = [f.name for f in fields(kind) if f.name not in rope and f.default is MISSING]
     if missing:
         raise UserError(f"{source}: rope_type {name!r} needs {', '.join(missing)}; write them into rope_parameters")
     # Whole numbers in JSON are integers, whatever they stand for.
-    return kind(**{f.name: int(rope[f.name]) if f.type is int else float(rope[f.name]) for f in fields(kind)})
+    made = kind(
+        **{f.name: whole(rope, f.name, source) if f.type is int else real(rope, f.name, source, above=0.0)
+           for f in fields(kind)}
+    )  # fmt: skip
+    if isinstance(made, Llama3Rope) and made.low_freq_factor == made.high_freq_factor:
+        raise UserError(
+            f"{source}: high_freq_factor equals low_freq_factor, {made.low_freq_factor}; write a greater one"
+        )
+    return made

@@ -1,11 +1,32 @@
-"""Checks of a parsed config.json: what must be there, and what may have one value alone."""
+"""Checks of a parsed config.json: what must be there, of which type and size, and what may have one value alone."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jhsae.errors import UserError
 
 SLIDING = {"sliding_attention": True, "full_attention": False}
+MOST = 2**31 - 1
+MOST_LAYERS = 10_000
+# Settings of related architectures that change the numbers, with the values that change nothing. The classes of the
+# supported families in transformers do not read them, but whoever wrote one of them meant another model.
+FOREIGN: dict[str, tuple[Any, ...]] = {
+    "attention_multiplier": (None,),
+    "residual_multiplier": (None, 1, 1.0),
+    "embedding_multiplier": (None, 1, 1.0),
+    "logits_scaling": (None, 1, 1.0),
+    "logit_scale": (None, 1, 1.0),
+    "scale_emb": (None, 1, 1.0),
+    "scale_depth": (None,),
+    "clip_qkv": (None,),
+    "use_qk_norm": (None, False),
+    "qk_layernorm": (None, False),
+    "no_rope_layers": (None, []),
+    "num_experts": (None, 0),
+    "num_local_experts": (None, 0),
+    "use_bidirectional_attention": (None, False),
+}
 
 
 def check_only(settings: Mapping[str, Any], only: Mapping[str, tuple[Any, ...]], source: str) -> None:
@@ -22,17 +43,68 @@ def check_present(settings: Mapping[str, Any], names: Iterable[str], source: str
         raise UserError(f"{source}: no {', '.join(missing)}; write the config.json of a complete checkpoint")
 
 
+def whole(settings: Mapping[str, Any], key: str, source: str, least: int = 1, most: int = MOST) -> int:
+    """A setting that must be a whole number from `least` to `most`."""
+    value = settings.get(key)
+    if type(value) is not int or not least <= value <= most:
+        raise UserError(f"{source}: {key} is {_shown(value)}, expected a whole number from {least} to {most}")
+    return value
+
+
+def real(settings: Mapping[str, Any], key: str, source: str, above: float | None = None) -> float:
+    """A setting that must be a finite number, greater than `above`, or at least 0."""
+    value = settings.get(key)
+    right = type(value) in (int, float) and abs(value) <= 1e30 and math.isfinite(value)  # type: ignore[arg-type]
+    if not right or (value < 0 if above is None else value <= above):  # type: ignore[operator]
+        bound = "of at least 0" if above is None else f"above {above:g}"
+        raise UserError(f"{source}: {key} is {_shown(value)}, expected a number {bound}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def flag(settings: Mapping[str, Any], key: str, default: bool, source: str) -> bool:
+    """A setting that must be true or false; `default` where it is not there."""
+    value = settings.get(key, default)
+    if not isinstance(value, bool):
+        raise UserError(f"{source}: {key} is {_shown(value)}, expected true or false")
+    return value
+
+
+def layer_count(settings: Mapping[str, Any], source: str) -> int:
+    """num_hidden_layers."""
+    return whole(settings, "num_hidden_layers", source, least=0, most=MOST_LAYERS)
+
+
+def positions(settings: Mapping[str, Any], source: str) -> int | None:
+    """max_position_embeddings, or None where the file does not say it."""
+    if settings.get("max_position_embeddings") is None:
+        return None
+    return whole(settings, "max_position_embeddings", source)
+
+
 def check_heads(heads: int, kv_heads: int, source: str) -> None:
     """UserError where the queries cannot be shared out evenly."""
     if heads % kv_heads:
         raise UserError(f"{source}: {heads} heads over {kv_heads} key-value heads; write a divisor of {heads}")
 
 
-def layer_types(kinds: list[str], count: int, source: str) -> tuple[bool, ...]:
+def check_head_dim(head_dim: int, source: str) -> None:
+    """UserError where a head cannot be cut into the pairs that rotary positions turn."""
+    if head_dim % 2:
+        raise UserError(f"{source}: head_dim is {head_dim}, expected an even number, because entries turn in pairs")
+
+
+def head_size(embed: int, heads: int, source: str) -> int:
+    """The size of a head that config.json does not name: the width over the heads."""
+    if embed % heads:
+        raise UserError(f"{source}: hidden_size {embed} over {heads} heads; write a multiple of {heads}, or head_dim")
+    return embed // heads
+
+
+def layer_types(kinds: Any, count: int, source: str) -> tuple[bool, ...]:
     """Which of `count` layers slide."""
-    unknown = sorted(set(kinds) - set(SLIDING))
-    if unknown or len(kinds) != count:
-        raise UserError(f"{source}: layer_types needs {count} entries of {', '.join(SLIDING)}; got {kinds}")
+    right = isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)
+    if not right or set(kinds) - set(SLIDING) or len(kinds) != count:
+        raise UserError(f"{source}: layer_types needs {count} entries of {', '.join(SLIDING)}; got {_shown(kinds)}")
     return tuple(SLIDING[kind] for kind in kinds)
 
 
@@ -40,3 +112,8 @@ def type_names(sliding: Iterable[bool]) -> list[str]:
     """The inverse of `layer_types`."""
     kinds = {flag: name for name, flag in SLIDING.items()}
     return [kinds[flag] for flag in sliding]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -4,80 +4,29 @@ A sharded array asks for the slices that this process's devices hold, and nothin
 a stacked one layer after layer, each slice once however many devices hold it.
 """
 
-import json
 from collections.abc import Callable
-from contextlib import ExitStack
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from safetensors import SafetensorError, safe_open
 
-from jhsae.errors import UserError
 from jhsae.leaf import Leaf, describe
+from jhsae.lm.accounting import tensor_names
 from jhsae.lm.base import AbstractLM
+from jhsae.lm.scaled import Weights
 from jhsae.lm.sharding import shardings
-
-Index = tuple[slice, ...]
-
-
-class Weights:
-    """The safetensors of a folder, one file or shards with an index; a context that closes them.
-
-    UserError: no weights there, no such tensor, a shard that is missing or damaged.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._stack = folder, ExitStack()
-        self._files: dict[str, Any] = {}
-        index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-        if index.exists():
-            self._shard: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        elif single.exists():
-            self._shard = dict.fromkeys(self._file(single.name).keys(), single.name)
-        else:
-            raise UserError(f"no model.safetensors and no {index.name} in {folder}; write a folder with weights")
-
-    def __enter__(self) -> "Weights":
-        return self
-
-    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._stack.close()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Of one tensor."""
-        return tuple(self._slices(name).get_shape())
-
-    def read(self, name: str, index: Index) -> np.ndarray:
-        """A slice of one tensor, in the dtype of the file."""
-        return self._slices(name)[index]
-
-    def _slices(self, name: str) -> Any:
-        if name not in self._shard:
-            raise UserError(f"no tensor {name} in the weights of {self._folder}; the checkpoint is not complete")
-        return self._file(self._shard[name], name).get_slice(name)
-
-    def _file(self, shard: str, wanted: str = "weights") -> Any:
-        path = self._folder / shard
-        if shard not in self._files:
-            if not path.exists():
-                raise UserError(f"shard {shard} is missing in {self._folder} (it holds {wanted}); fetch it again")
-            try:
-                self._files[shard] = self._stack.enter_context(safe_open(path, "np"))
-            except SafetensorError as error:
-                raise UserError(f"{path} is damaged ({error}); fetch it again") from error
-        return self._files[shard]
+from jhsae.lm.tensors import Index
 
 
 def fill(model: AbstractLM, weights: Weights, mesh: Mesh | None) -> AbstractLM:
     """`model` is one of shapes; its arrays come from `weights`, on `mesh` or on the default device.
 
-    UserError: a tensor whose shape is not what config.json says.
+    UserError: a tensor that is missing, of another type, or whose shape is not what config.json says; before any is
+    read.
     """
+    _check(model, weights)
     structs, tree = jax.tree.flatten(model)
     layouts = [None] * len(structs) if mesh is None else jax.tree.leaves(shardings(model, mesh))
 
@@ -90,27 +39,27 @@ def fill(model: AbstractLM, weights: Weights, mesh: Mesh | None) -> AbstractLM:
     return jax.tree.unflatten(tree, map(leaf, jax.tree.leaves(describe(model)), structs, layouts))
 
 
+def _check(model: AbstractLM, weights: Weights) -> None:
+    names = tensor_names(model)
+    for facts, struct in zip(jax.tree.leaves(describe(model)), jax.tree.leaves(model), strict=True):
+        stacked = "{}" in model.tensors[facts.path]
+        for name in names[facts.path]:
+            weights.check(name, struct.shape[1:] if stacked else struct.shape)
+
+
 def _reader(weights: Weights, name: str, struct: jax.ShapeDtypeStruct) -> Callable[[Index], np.ndarray]:
     """A function from an index into one array to its values."""
-
-    def checked(tensor: str, expected: tuple[int, ...], index: Index) -> np.ndarray:
-        if weights.shape(tensor) != expected:
-            raise UserError(
-                f"tensor {tensor} is {weights.shape(tensor)}, config.json makes it {expected}; "
-                "write the config.json that belongs to the weights"
-            )
-        return weights.read(tensor, index)
 
     def stacked(index: Index) -> np.ndarray:
         layers = range(*index[0].indices(struct.shape[0]))
         sizes = [len(range(*part.indices(n))) for part, n in zip(index[1:], struct.shape[1:], strict=True)]
         out = np.empty((len(layers), *sizes), struct.dtype)
         for row, layer in enumerate(layers):
-            out[row] = checked(name.format(layer), struct.shape[1:], index[1:])
+            out[row] = weights.read(name.format(layer), index[1:], struct.dtype)
         return out
 
     def alone(index: Index) -> np.ndarray:
-        return checked(name, struct.shape, index).astype(struct.dtype)
+        return weights.read(name, index, struct.dtype)
 
     return stacked if "{}" in name else alone
 

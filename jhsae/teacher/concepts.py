@@ -56,12 +56,13 @@ class Prompts(AbstractEvidence):
 def prompt_ids(
     view: View, template: str, tokens: tuple[int, ...], others: Mapping[int, int]
 ) -> Int[np.ndarray, "prompts time"]:
-    """BOS, the template, the token; one row per token, all of one length."""
+    """BOS if there is one, the template, the token; one row per token, all of one length."""
     pieces = [view.encode(piece.strip()) for piece in template.split("{other}")]
     if len(pieces) > 2:
         raise UserError(f"template {template!r} has {{other}} more than once; write it once or not at all")
     middle = [[[others[t]] for t in tokens]] if len(pieces) == 2 else []
-    columns = [[[view.bos, *pieces[0]]] * len(tokens), *middle]
+    first = [] if view.bos is None else [view.bos]
+    columns = [[[*first, *pieces[0]]] * len(tokens), *middle]
     columns += [[pieces[1]] * len(tokens)] if middle else []
     columns.append([[t] for t in tokens])
     return np.concatenate([np.asarray(c, np.int32).reshape(len(tokens), -1) for c in columns], axis=1)

@@ -21,13 +21,13 @@ from jhsae.teacher.select import Concept
 @dataclass(frozen=True)
 class View:
     """What evidence may look at. `residual` gives activations of prompts at the teacher's layer; `encode` the
-    token ids of a text; `bos` opens every prompt."""
+    token ids of a text; `bos` opens every prompt, if there is one."""
 
     unembedding: Shaped[np.ndarray, "vocab embed"]
     geometry: CausalGeometry
     residual: Callable[[Int[np.ndarray, "batch time"]], Float[np.ndarray, "batch time embed"]]
     encode: Callable[[str], list[int]]
-    bos: int
+    bos: int | None
 
 
 @dataclass(frozen=True)

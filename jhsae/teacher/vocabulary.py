@@ -92,5 +92,6 @@ def _pieces(tokenizer: Tokenizer, usage: Mapping[str, int]) -> set[int]:
     """Tokens that begin a longer word more often than they are one."""
     whole: Counter[int] = Counter()
     for (_, count), tokens in zip(usage.items(), _encode(tokenizer, list(usage)), strict=True):
-        whole[tokens[0]] += count if len(tokens) == 1 else -count
+        if tokens:  # a tokenizer without bytes and without an unknown token may give none
+            whole[tokens[0]] += count if len(tokens) == 1 else -count
     return {token for token, balance in whole.items() if balance < 0}

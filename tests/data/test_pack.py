@@ -1,8 +1,12 @@
 import numpy as np
 import pytest
 from small_stores import WORDS, tokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
-from jhsae.data import ordinary, pack
+from jhsae.data import Framing, ordinary, pack, packed, special_ids
 from jhsae.data.pack import shuffled
 from jhsae.errors import UserError
 
@@ -60,6 +64,54 @@ def test_what_cannot_be_packed_is_a_sentence():
         pack(["w4 w5 w6"], tok, 16, 0)
     with pytest.raises(UserError, match="context is 1, expected at least 2"):
         pack(["w4"], tok, 1, 0)
-    tok.bos_token = None
-    with pytest.raises(UserError, match="has no BOS or no EOS token"):
-        pack(["w4"], tok, 16, 0)
+    with pytest.raises(UserError, match=r"gives token 6 \('w6'\), but the model has 6 tokens"):
+        pack(["w4 w5 w6"], tok, 4, 0, vocab=6)
+    with pytest.raises(UserError, match=r"cannot read the text \(.*Missing \[UNK\] token"):
+        pack(["w4 zebra"], PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"w4": 0}, "?"))), 4, 0)
+    with pytest.raises(UserError, match="holds 8 tokens, none of them ordinary"):
+        pack(["<eos> <pad> <bos>"] * 2, tok, 4, 0)
+
+
+def framed(bos: str | None, eos: str | None):
+    tok = tokenizer()
+    tok.bos_token, tok.eos_token = bos, eos
+    return tok
+
+
+def test_without_bos_sequences_are_text_alone():
+    tok = framed(None, "<eos>")
+    tokens, ended = packed(documents(), tok, 16, 5)
+    stream = [t for d in shuffled(documents(), 5, 10_000) for t in (*tok(d)["input_ids"], EOS)]
+    whole = len(stream) // 16
+    np.testing.assert_array_equal(tokens.ravel(), stream[: whole * 16])
+    assert tokens.shape == (whole, 16) and ended == (tokens == EOS).sum() > 0
+    assert special_ids(tok) == (0, EOS)
+
+
+@pytest.mark.parametrize(
+    ("bos", "eos", "first", "between"),
+    [("<bos>", None, BOS, BOS), ("<eos>", "<eos>", EOS, EOS), (None, None, None, None), ("<bos>", "<eos>", BOS, EOS)],
+)
+def test_documents_are_counted_whatever_stands_between_them(bos, eos, first, between):
+    tok = framed(bos, eos)
+    assert Framing.of(tok) == Framing(first, between)
+    text = ["w4 w5 w6", "w7", "w8 w9 <eos> w10"]  # the last one holds a special token of its own
+    tokens, ended = packed(text, tok, 3, 0)
+    body = tokens.ravel() if first is None else tokens[:, 1:].ravel()
+    after = [] if between is None else [between]
+    stream, ends = [], []
+    for document in shuffled(text, 0, 10_000):
+        ids = [*tok(document, add_special_tokens=False)["input_ids"], *after]
+        stream += ids
+        ends += [False] * (len(ids) - 1) + [True]
+    np.testing.assert_array_equal(body, stream[: len(body)])
+    assert ended == sum(ends[: len(body)]) >= 1
+
+
+def test_a_tokenizer_that_adds_special_tokens_itself_does_not_add_them_twice():
+    tok = tokenizer()
+    tok.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", BOS), ("<eos>", EOS)]
+    )
+    assert tok("w4")["input_ids"] == [BOS, 4, EOS]
+    np.testing.assert_array_equal(pack(documents(), tok, 16, 5), pack(documents(), tokenizer(), 16, 5))

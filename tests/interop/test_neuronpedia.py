@@ -223,8 +223,8 @@ def test_bad_input_is_refused_and_nothing_is_written(held_out, tmp_path):
     sae, out = saes()["topk"], tmp_path / "out"
     with pytest.raises(UserError, match=r"the SAE reads other layer 1, but"):
         write(out, sae, Identity(), {"name": "a", "reads": {"model": "other", "layer": 1}}, store, None, model)
-    with pytest.raises(UserError, match=r"the language model is embedded, but .* was harvested from"):
-        write(out, sae, Identity(), about(store), store, None, replace(model, name="embedded"))
+    with pytest.raises(UserError, match=r"lm is embedded, but .* was harvested from"):
+        write(out, sae, Identity(), about(store), store, None, replace(model, name="embedded", sha256="0" * 64))
     with pytest.raises(UserError, match="rows is 100000, but"):
         write(out, sae, Identity(), about(store), store, 100_000, model)
     with pytest.raises(UserError, match="batch is 0, expected at least 1"):

@@ -17,8 +17,8 @@ def main(address: str, rank: str, folder: str) -> None:
     jax.distributed.initialize(address, num_processes=2, process_id=int(rank))
     entries, original = [], Weights.read
 
-    def counted(self, name, index):
-        values = original(self, name, index)
+    def counted(self, name, index, dtype):
+        values = original(self, name, index, dtype)
         entries.append(values.size)
         return values
 

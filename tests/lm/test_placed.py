@@ -63,8 +63,8 @@ def test_heads_hidden_and_vocabulary_are_split_where_they_can_be(case):
 def test_slices_are_read_once_and_are_those_of_the_shards(case, monkeypatch):
     read, original = [], Weights.read
 
-    def counted(self, name, index):
-        values = original(self, name, index)
+    def counted(self, name, index, dtype):
+        values = original(self, name, index, dtype)
         read.append((name, tuple((part.start, part.stop) for part in index), values.size))
         return values
 

@@ -1,0 +1,46 @@
+"""Which matrix gives the logits: as in transformers, a head that the weights hold comes before tie_word_embeddings.
+
+Tied and both there: the embedding where they are equal, else the head. Tied and one of them there: that one for both.
+Not tied: the head, which must be there.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from jhsae.lm.base import AbstractConfig, AbstractLM
+from jhsae.lm.scaled import Weights
+
+ROWS = 4096
+LATER = {"embed_out.weight": "lm_head.weight"}  # the name of the head of a GPT-NeoX in transformers 5
+
+
+def settle_head(config: Any, model: type[AbstractLM], weights: Weights) -> tuple[AbstractConfig, set[str]]:
+    """`config`, with a head of its own where the weights hold a different one; and the tensors that are not needed."""
+    head, embedding = model.tensors["head"], model.tensors["embedding"]
+    if head not in weights and LATER.get(head, head) in weights:
+        weights.stands_for(LATER[head], head)
+        held = LATER[head]
+    else:
+        held = head
+    if "head" in config.extras or held not in weights:
+        return config, set()
+    if embedding not in weights:
+        weights.stands_for(held, embedding)
+        return config, set()
+    if not _equal(weights, held, embedding):
+        return replace(config, extras=("head", *config.extras)), set()
+    return config, weights.names(held)
+
+
+def _equal(weights: Weights, one: str, other: str) -> bool:
+    shape = weights.tensors.info(one).shape
+    if weights.tensors.info(other).shape != shape or len(shape) != 2:
+        return False
+    for name in (one, other):
+        weights.check(name, shape)
+    parts = [(slice(start, start + ROWS), slice(None)) for start in range(0, shape[0], ROWS)]
+    return all(
+        np.array_equal(weights.read(one, part, np.float32), weights.read(other, part, np.float32)) for part in parts
+    )
