@@ -5,7 +5,9 @@ active contexts of features at evenly spaced ranks of frequency.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +21,7 @@ from jhsae.evals.origin import check_origin, language_model
 from jhsae.metric import Euclidean, causal
 from jhsae.sae import AbstractSAE, HierarchicalSAE
 from jhsae.teacher import Teacher
+from jhsae.token_text import token_text
 from jhsae.train import Train
 
 
@@ -137,5 +140,5 @@ def expert_names(folder: Path) -> dict[int, str]:
     return {i: concept.name for i, concept in enumerate(Teacher.load(config.teacher).concepts)}
 
 
-def _pieces(tokenizer: Any) -> Any:
-    return lambda ids: [piece.replace("▁", " ") for piece in tokenizer.convert_ids_to_tokens(ids)]
+def _pieces(tokenizer: Any) -> Callable[[list[int]], list[str]]:
+    return partial(token_text, tokenizer)

@@ -5,14 +5,13 @@ A token keeps its leading space, inside its highlight; line breaks and control c
 
 import math
 import re
-import unicodedata
 from itertools import groupby
 from typing import Any, NamedTuple
 
 from jhsae.report.reading import Json, Run
+from jhsae.token_text import visible
 
-SIGNS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
-SPECIAL = re.compile(r"\s*<[a-z_]+>")
+SPECIAL = re.compile(r"\s*(<\|?[\w ]+\|?>|\[(UNK|CLS|SEP|PAD|MASK)\])")
 MOST_HEADWORDS = 6
 Text = list[tuple[bool, str]]
 
@@ -48,11 +47,6 @@ def cards(run: Run) -> list[Card]:
         )
         for entry in run.contexts or []
     ]
-
-
-def visible(text: str) -> str:
-    """`text` with a sign for every character that has no shape of its own, spaces aside."""
-    return "".join(SIGNS.get(c) or (f"\\x{ord(c):02x}" if unicodedata.category(c) in ("Cc", "Cf") else c) for c in text)
 
 
 def _card(title: str, entry: Json) -> Card:
