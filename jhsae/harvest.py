@@ -8,6 +8,7 @@ written.
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -92,11 +93,14 @@ def run(config: Harvest) -> Path:
     wanted = _unfinished(config.stores(), config_hash)
     mesh = make_mesh(config.mesh)
     text: AbstractText = cfg.build(config.text)
-    documents = text.documents()
+    skipped: Counter[str] = Counter()
+    documents = text.documents(skipped)
     documents = chain([next(documents)], documents)  # an empty source ends here, before the model is loaded
     deepest = max(config.lm.layers)
     reader = lm.load(config.lm.path, layers=deepest, dtype=jnp.dtype(config.lm.dtype), mesh=mesh)
     tokens = pack(documents, reader.tokenizer, config.context, config.seed, rows=config.rows)
+    if skipped:
+        say("skipped rows of the text: " + ", ".join(f"{n} {why}" for why, n in sorted(skipped.items())))
     stream = Stream.of(tokens, reader.tokenizer, config.seed)
     rows = min(config.rows, stream.rows)
     if rows < config.rows:
@@ -107,7 +111,7 @@ def run(config: Harvest) -> Path:
         model=reader.name,
         layer=deepest,
         tokenizer=_fingerprint(reader),
-        dataset=text.describe(),
+        dataset=text.describe() | ({"skipped": dict(sorted(skipped.items()))} if skipped else {}),
         documents=int((tokens == reader.tokenizer.eos_token_id).sum()),
         seed=config.seed,
         config=cfg.to_dict(config),

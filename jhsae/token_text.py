@@ -1,9 +1,10 @@
 """The text of tokens: one function for every page, file and search that shows them.
 
-The text of a token is what it adds inside a text: ``decode([a, token, b])`` without the decoded ``a`` and ``b``. So ``Ġwater`` and ``▁water`` are ``" water"``, a WordPiece ``##ing`` is ``"ing"``, and the texts of the tokens of
-a sequence, joined, are its decoded text, but for a space in front that some tokenizers drop there. Bytes that are no
-complete UTF-8 by themselves are written as ``\\xe6``, special tokens by name, and ids that the tokenizer does not know
-(those of a padded embedding) as ``<token 50300>``.
+The text of a token is what it adds inside a text: ``decode([a, token, b])`` without the decoded ``a`` and ``b``. So
+``Ġwater`` and ``▁water`` are ``" water"``, a WordPiece ``##ing`` is ``"ing"``, and the texts of a sequence's tokens,
+joined, are its decoded text, but for a space at its ends that some tokenizers drop. Bytes that are no complete UTF-8 by
+themselves are written as ``\\xe6``, special tokens by name, and ids that the tokenizer does not know (those of a padded
+embedding) as ``<token 50300>``.
 """
 
 import re
