@@ -15,6 +15,7 @@ import numpy as np
 
 from jhsae import config as cfg
 from jhsae import evals, lm
+from jhsae.bounded import to_json
 from jhsae.checkpoint import load_sae
 from jhsae.data import Store
 from jhsae.evals.origin import check_origin, language_model
@@ -67,11 +68,15 @@ def run(config: Evaluate) -> dict[str, Any]:
         "metrics": metrics,
     }
     contexts = _contexts(config, sae, normalizer, store, model, frequency, rows)
-    (folder / "contexts.json").write_text(json.dumps(contexts) + "\n")
+    (folder / "contexts.json").write_text(to_json(contexts) + "\n")
     with (folder / "results.jsonl").open("a") as file:  # last, because it says that the evaluation is complete
-        file.write(json.dumps(row) + "\n")
+        file.write(to_json(row) + "\n")
     print(
-        f"{folder.name}: " + ", ".join(f"{k} {metrics[k]:.4g}" for k in ("ev_r2", "mse", "ce_recovered", "l0", "dead"))
+        f"{folder.name}: "
+        + ", ".join(
+            f"{k} {'undefined' if metrics[k] is None else f'{metrics[k]:.4g}'}"
+            for k in ("ev_r2", "mse", "ce_recovered", "l0", "dead")
+        )
     )
     return row
 

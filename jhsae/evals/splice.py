@@ -1,7 +1,7 @@
 """What the language model loses when its residual stream is replaced by a reconstruction.
 
 ``ce_recovered = (CE_zero - CE_sae) / (CE_zero - CE_model)``: 1 for a perfect SAE, 0 for replacing the stream by zeros.
-Positions of special tokens keep their own residual: no SAE is trained on them.
+A share whose denominator is 0 is None. Positions of special tokens keep their own residual: no SAE is trained on them.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from jhsae.data.normalize import AbstractNormalizer
+from jhsae.evals.fidelity import ratio
 from jhsae.lm import AbstractLM, cross_entropy
 from jhsae.sae import AbstractSAE
 from jhsae.usage import Context
@@ -87,7 +88,7 @@ def recovered(results: dict[str, dict[str, float]], name: str) -> dict[str, Any]
         "ce": ours["ce"],
         "ce_model": model["ce"],
         "ce_zero": zero["ce"],
-        "ce_recovered": (zero["ce"] - ours["ce"]) / (zero["ce"] - model["ce"]),
+        "ce_recovered": ratio(zero["ce"] - ours["ce"], zero["ce"] - model["ce"]),
         "kl": ours["kl"],
-        "kl_recovered": (zero["kl"] - ours["kl"]) / zero["kl"],
+        "kl_recovered": ratio(zero["kl"] - ours["kl"], zero["kl"]),
     }

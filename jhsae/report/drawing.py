@@ -153,7 +153,7 @@ def _points(axes: Axes, values: list[float | None], **style: Any) -> Any:
 
 def plain(text: str) -> str:
     """`text` without what a reader's font may lack, and never hidden from a legend by a leading underscore."""
-    kept = text.encode("ascii", "replace").decode()
+    kept = "".join(c if " " <= c <= "~" else "?" for c in text)
     return f" {kept}" if kept.startswith("_") else kept
 
 
@@ -190,6 +190,11 @@ def _svg(figure: Figure, name: str) -> str:
     prefix = f"f{hashlib.sha256(name.encode()).hexdigest()[:8]}-"
     svg = text.getvalue()[text.getvalue().index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\s(?:xmlns(?::xlink)?|version)="[^"]*"', "", svg)
-    svg = re.sub(r'(\sid="|url\(#|xlink:href="#)', rf"\1{prefix}", svg)
+    svg = re.sub(r"<[a-zA-Z][^>]*>", lambda tag: _tag(tag[0], prefix), svg)
     return svg.replace("<svg ", '<svg aria-hidden="true" ', 1)
+
+
+def _tag(tag: str, prefix: str) -> str:
+    """A tag without name spaces, its ids told apart from those of other figures. Text between tags stays as it is."""
+    tag = re.sub(r'\s(?:xmlns(?::xlink)?|version)="[^"]*"', "", tag)
+    return re.sub(r'(\sid="|url\(#|xlink:href="#)', rf"\1{prefix}", tag)
