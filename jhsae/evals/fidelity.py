@@ -109,7 +109,7 @@ def fidelity(
         "mse": float(totals["error"] / rows),
         "cosine": ratio(totals["cosine"], totals["nonzero"]),
         "shrinkage": ratio(totals["shrinkage"], totals["nonzero"]),
-        "relative_reconstruction_bias": _bias(totals),
+        "relative_reconstruction_bias": _bias(totals["squared_hat"], totals["along"], totals["nonzero"]),
         "l0": float(totals["l0"] / rows),
         "l1": float(totals["l1"] / rows),
         "dead": float(np.mean(frequency == 0)),
@@ -141,11 +141,9 @@ def density(frequency: Float[np.ndarray, "features"]) -> dict[str, list[float] |
     return {"log10_edges": list(LOG10_EDGES), "counts": counts.tolist()}
 
 
-def _bias(totals: dict[str, np.ndarray]) -> float | None:
-    """``E||x_hat||^2 / E[x . x_hat]``."""
-    if totals["nonzero"] and not totals["squared_hat"]:
-        return 0.0
-    return ratio(totals["squared_hat"], totals["along"])
+def _bias(squared: SupportsFloat, along: SupportsFloat, nonzero: SupportsFloat) -> float | None:
+    """``E||x_hat||^2 / E[x . x_hat]``; of a reconstruction that is always 0 its limit, 0."""
+    return 0.0 if float(nonzero) and not float(squared) else ratio(squared, along)
 
 
 def ratio(part: SupportsFloat, whole: SupportsFloat) -> float | None:

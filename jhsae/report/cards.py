@@ -56,7 +56,7 @@ def _card(title: str, entry: Json) -> Card:
     lines = [_line(context, most, decimals) for context in contexts]
     words = dict.fromkeys(line.token.strip() or "␣" for line in lines)
     headwords = " · ".join(list(words)[:MOST_HEADWORDS])
-    return Card(title, entry.get("name") or "", f"{100 * entry['frequency']:.3g}%", headwords, lines, [])
+    return Card(title, visible(entry.get("name") or ""), f"{100 * entry['frequency']:.3g}%", headwords, lines, [])
 
 
 def _line(context: Json, most: float, decimals: int) -> Line:
