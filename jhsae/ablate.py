@@ -4,7 +4,6 @@ Every variant changes one axis of the base; the base itself is run too. Finished
 that an interrupted ablation continues where it stopped.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,9 @@ from annotated_types import MinLen
 
 from jhsae import config as cfg
 from jhsae import evaluate, train
+from jhsae.bounded import to_json
 from jhsae.errors import UserError
+from jhsae.escaping import escaped
 from jhsae.ranges import Count, Seed, Words, ranged
 
 BASE = "base"
@@ -74,7 +75,7 @@ def run(config: Ablate) -> Path:
             )
         )
         rows.append({"axis": variant.axis, "variant": variant.name, "seed": seed, **row})
-        (out / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        (out / "results.jsonl").write_text("".join(to_json(r) + "\n" for r in rows))
     text = table(rows, config.table)
     (out / "table.md").write_text(text)
     print(text)
@@ -103,10 +104,13 @@ def table(rows: list[dict[str, Any]], metrics: list[str]) -> str:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["axis"], row["variant"]), []).append(row["metrics"])
-    lines = ["| axis | variant | seeds | " + " | ".join(metrics) + " |", "|---" * (3 + len(metrics)) + "|"]
+    lines = [
+        "| axis | variant | seeds | " + " | ".join(map(escaped, metrics)) + " |",
+        "|---" * (3 + len(metrics)) + "|",
+    ]
     for (axis, variant), found in groups.items():
         cells = [_cell([m[name] for m in found if isinstance(m.get(name), int | float)]) for name in metrics]
-        lines.append(f"| {axis} | {variant} | {len(found)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {escaped(axis)} | {escaped(variant)} | {len(found)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

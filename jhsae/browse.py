@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar
 
 from jhsae import browser
 from jhsae import config as cfg
+from jhsae.bounded import regular_file
 from jhsae.browser.contexts import Window
 from jhsae.checkpoint import load_sae
 from jhsae.data import Store
@@ -71,8 +72,8 @@ def run(config: Browse) -> Path:
     data = browser.gather(sae, normalizer, store, rows, model, names, limits)
     page = browser.render(data, describe(config, name, sae, normalizer, about, store, data))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page)
-    print(f"{out}: {len(data['latents'])} latents on {rows:,} tokens, {len(page.encode()) / 1e6:.1f} MB")
+    out.write_bytes(page.encode("utf-8", "backslashreplace"))  # a lone surrogate is no text
+    print(f"{out}: {len(data['latents'])} latents on {rows:,} tokens, {out.stat().st_size / 1e6:.1f} MB")
     return out
 
 
@@ -82,7 +83,9 @@ def claim(out: Path, name: str) -> None:
         raise UserError(f"out is {out}, expected the name of an HTML file; write out={out / 'latents.html'}")
     if not out.exists():
         return
-    found = re.search(rf'<meta name="{browser.MARKER}" content="([^"]*)">', out.read_text(errors="replace")[:10_000])
+    with regular_file(out).open("rb") as file:
+        head = file.read(10_000).decode(errors="replace")
+    found = re.search(rf'<meta name="{browser.MARKER}" content="([^"]*)">', head)
     if found is None:
         raise UserError(f"{out} exists and is no page of jhsae browse; write another out=...")
     if (other := unescape(found[1])) != name:

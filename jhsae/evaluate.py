@@ -5,7 +5,9 @@ active contexts of features at evenly spaced ranks of frequency.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -13,6 +15,7 @@ import numpy as np
 
 from jhsae import config as cfg
 from jhsae import evals, lm
+from jhsae.bounded import to_json
 from jhsae.checkpoint import load_sae
 from jhsae.data import Store, special_ids
 from jhsae.evals.origin import check_origin, language_model
@@ -20,6 +23,7 @@ from jhsae.metric import Euclidean, causal
 from jhsae.ranges import Count, Natural, Words, ranged
 from jhsae.sae import AbstractSAE, HierarchicalSAE
 from jhsae.teacher import Teacher
+from jhsae.token_text import token_text
 
 FROM_TEACHER = "jhsae.init.FromTeacher"
 
@@ -72,11 +76,15 @@ def run(config: Evaluate) -> dict[str, Any]:
         "metrics": metrics,
     }
     contexts = _contexts(config, sae, normalizer, store, model, frequency, rows)
-    (folder / "contexts.json").write_text(json.dumps(contexts) + "\n")
+    (folder / "contexts.json").write_text(to_json(contexts) + "\n")
     with (folder / "results.jsonl").open("a") as file:  # last, because it says that the evaluation is complete
-        file.write(json.dumps(row) + "\n")
+        file.write(to_json(row) + "\n")
     print(
-        f"{folder.name}: " + ", ".join(f"{k} {metrics[k]:.4g}" for k in ("ev_r2", "mse", "ce_recovered", "l0", "dead"))
+        f"{folder.name}: "
+        + ", ".join(
+            f"{k} {'undefined' if metrics[k] is None else f'{metrics[k]:.4g}'}"
+            for k in ("ev_r2", "mse", "ce_recovered", "l0", "dead")
+        )
     )
     return row
 
@@ -149,5 +157,5 @@ def expert_names(folder: Path) -> dict[int, str]:
     return {i: concept.name for i, concept in enumerate(Teacher.load(teacher).concepts)}
 
 
-def _pieces(tokenizer: Any) -> Any:
-    return lambda ids: [piece.replace("▁", " ") for piece in tokenizer.convert_ids_to_tokens(ids)]
+def _pieces(tokenizer: Any) -> Callable[[list[int]], list[str]]:
+    return partial(token_text, tokenizer)

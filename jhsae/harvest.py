@@ -6,6 +6,7 @@ processes. A harvest that was cut off goes on with the groups that are missing; 
 written.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -96,7 +97,8 @@ def run(config: Harvest) -> Path:
     wanted = _unfinished(config.stores(), config_hash)
     mesh = make_mesh(config.mesh)
     text: AbstractText = cfg.build(config.text, AbstractText)
-    documents = text.documents()
+    skipped: Counter[str] = Counter()
+    documents = text.documents(skipped)
     documents = chain([next(documents)], documents)  # an empty source ends here, before the model is loaded
     deepest = max(config.lm.layers)
     reader = lm.load(config.lm.path, layers=deepest, dtype=jnp.dtype(config.lm.dtype), mesh=mesh)
@@ -104,6 +106,8 @@ def run(config: Harvest) -> Path:
     reader.model.check_context(config.context)
     vocab = reader.model.vocab
     tokens, ended = packed(documents, reader.tokenizer, config.context, config.seed, rows=config.rows, vocab=vocab)
+    if skipped:
+        say("skipped rows of the text: " + ", ".join(f"{n} {why}" for why, n in sorted(skipped.items())))
     stream = Stream.of(tokens, reader.tokenizer, config.seed)
     rows = min(config.rows, stream.rows)
     if rows < config.rows:
@@ -114,7 +118,7 @@ def run(config: Harvest) -> Path:
         model=reader.name,
         layer=deepest,
         tokenizer=_fingerprint(reader),
-        dataset=text.describe(),
+        dataset=text.describe() | ({"skipped": dict(sorted(skipped.items()))} if skipped else {}),
         documents=ended,
         seed=config.seed,
         config=cfg.to_dict(config),

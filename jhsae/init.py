@@ -58,7 +58,8 @@ class SmallDecoder(AbstractInit):
 
     def __call__(self, sae: AbstractSAE, key: Key[Array, ""]) -> AbstractSAE:
         rows = sae.top.decoder
-        rows = rows * self.norm / jnp.linalg.norm(rows, axis=-1, keepdims=True)
+        norms = jnp.linalg.norm(rows, axis=-1, keepdims=True)
+        rows = rows * self.norm / jnp.maximum(norms, jnp.finfo(rows.dtype).tiny)
         sae = eqx.tree_at(lambda s: s.top.decoder, sae, rows)
         return sae if sae.top.encoder is None else eqx.tree_at(lambda s: s.top.encoder, sae, rows)
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool
 from tqdm import tqdm
 
 from jhsae.distributed import is_main
-from jhsae.losses.base import SAMPLED
+from jhsae.losses.base import UNDEFINED
 from jhsae.mesh import shard_batch
 from jhsae.outcome import DIVERGED
 from jhsae.step import Metrics, Parts, TrainState
@@ -159,7 +159,8 @@ class _Reader:
         self._moved()
         if step % self._every == 0 or step in (1, self._total):
             row = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            row = {k: v for k, v in row.items() if k not in SAMPLED or math.isfinite(v)}
+            row = {k: v for k, v in row.items() if k not in UNDEFINED or math.isfinite(v)}
             self._log.write(step, stage, row, tokens)
-            bar.set_postfix(loss=f"{row['loss']:.4g}", EV=f"{row['explained_variance']:.3f}", L0=f"{row['l0']:.1f}")
+            explained = row.get("explained_variance", math.nan)
+            bar.set_postfix(loss=f"{row['loss']:.4g}", EV=f"{explained:.3f}", L0=f"{row['l0']:.1f}")
         bar.update()

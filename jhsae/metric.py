@@ -127,6 +127,8 @@ def causal(unembedding: Shaped[np.ndarray, "vocab embed"], shrinkage: Fraction =
     The scale changes no angle. `shrinkage` = 0 is Park et al.'s own Σ.
     """
     sigma = relative_ridge(covariance(unembedding), shrinkage)
+    if not np.trace(sigma) > 0:
+        raise UserError("all rows of the unembedding are equal, so it has no causal metric; is this a trained model?")
     return from_covariance(sigma * (len(sigma) / np.trace(sigma)))
 
 

@@ -131,7 +131,11 @@ def _sampled(usage: Usage, dead_window: int) -> Metrics:
 
 
 def _fidelity(forward: Forward) -> Metrics:
-    """Explained variance (centred R^2 of this batch) and L0, in the units of the SAE's own input."""
+    """Explained variance (centred R^2 of this batch) and L0, in the units of the SAE's own input.
+
+    NaN, which is not logged, where all rows of the batch are equal.
+    """
     residual = jnp.sum((forward.x - forward.x_hat) ** 2)
     total = jnp.sum((forward.x - jnp.mean(forward.x, axis=0)) ** 2)
-    return {"explained_variance": 1 - residual / total, "l0": jnp.mean(forward.codes.l0())}
+    explained = jnp.where(total > 0, 1 - residual / jnp.where(total > 0, total, 1.0), jnp.nan)
+    return {"explained_variance": explained, "l0": jnp.mean(forward.codes.l0())}

@@ -12,7 +12,6 @@ from browser.pages import Page
 from jhsae import browse, evals, harvest
 from jhsae.browse import Browse
 from jhsae.browser import Limits, contexts, gather, page
-from jhsae.browser.pieces import visible
 from jhsae.checkpoint import load_sae, save_sae
 from jhsae.config import build, find, load
 from jhsae.data import AbstractNormalizer, Identity, Store
@@ -21,6 +20,7 @@ from jhsae.evals.origin import check_origin
 from jhsae.evals.search import search_by_token, token_ids, token_profile
 from jhsae.lm import load as load_lm
 from jhsae.sae import AbstractSAE, HierarchicalSAE, mixture_of_experts_v2
+from jhsae.token_text import token_text, visible
 
 ROWS = 900
 EVIL = "</script><script>alert('&')</script><!--"
@@ -174,7 +174,7 @@ def test_logits_and_neighbours_are_those_of_the_decoder_row(made):
     data, model = shown.data, load_lm("embedded")
     rows = np.asarray(sae.dictionary(), np.float64)
     unembedding = np.asarray(model.model.unembedding(), np.float64)
-    words = [visible(p.replace("▁", " ")) for p in model.tokenizer.convert_ids_to_tokens(list(range(len(unembedding))))]
+    words = [visible(text) for text in token_text(model.tokenizer, range(len(unembedding)))]
     live = np.flatnonzero((dense != 0).any(axis=0))
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     for latent in data["latents"][::17]:

@@ -22,7 +22,7 @@ function short(value) {
 // Without trailing zeros, for axes.
 const bare = value => short(value).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
 const whole = value => value.toLocaleString("en");
-const percent = fraction => (fraction * 100 >= 99.95 ? "100" : short(fraction * 100)) + " %";
+const percent = fraction => !Number.isFinite(fraction) ? "n/a" : (fraction * 100 >= 99.95 ? "100" : short(fraction * 100)) + " %";
 const plural = (count, one, many) => `${whole(count)} ${count === 1 ? one : many ?? one + "s"}`;
 const token = piece => h("code", {class: "tok"}, DATA.pieces[piece]);
 const cell = (...children) => h("td", null, ...children);

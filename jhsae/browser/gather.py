@@ -20,6 +20,7 @@ from jhsae.evals.firings import firings
 from jhsae.evals.latents import latent_statistics, raw_dictionary
 from jhsae.evals.search import token_profile, word_ids
 from jhsae.sae import AbstractSAE, HierarchicalSAE
+from jhsae.token_text import visible
 
 BINS, TYPICAL_ROWS = 24, 4096
 
@@ -69,7 +70,7 @@ def gather(
     writing = entries.writing(dictionary, unembedding, limits.logits, limits.neighbours)
     return {
         "latents": [
-            {"id": label(i, tree), "name": names.get(i)} | where | what
+            {"id": label(i, tree), "name": visible(names[i]) if names.get(i) else None} | where | what
             for i, where, what in zip(shown.tolist(), firing, writing, strict=True)
         ],
         "search": search_index(by_word, words, shown),

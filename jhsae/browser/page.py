@@ -2,7 +2,7 @@
 
 Data that is large is embedded as gzip in base64, which browsers unpack by themselves (`DecompressionStream`). Nothing
 from the data reaches the page as markup: the template escapes, the script sets text alone, and a content security
-policy forbids every request.
+policy forbids every request and every script but the page's own.
 """
 
 import base64
@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from jhsae.browser.tables import MOST_BY_MEAN, MOST_BY_SHARE
+from jhsae.escaping import script_hash
 
 MARKER = "jhsae-browser"
 FOLDER = Path(__file__).parent
@@ -32,13 +33,15 @@ def render(data: dict[str, Any], about: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    script = '"use strict";\n' + "\n".join((FOLDER / name).read_text() for name in SCRIPTS)
     return environment.get_template("template.html.jinja").render(
         about,
+        script_hash=script_hash(script),
         marker=MARKER,
         by_mean=MOST_BY_MEAN,
         by_share=MOST_BY_SHARE,
         style=Markup((FOLDER / "style.css").read_text()),
-        script=Markup("\n".join((FOLDER / name).read_text() for name in SCRIPTS)),
+        script=Markup(script),
         kind=kind,
         data=Markup(text),
     )

@@ -1,14 +1,11 @@
 """What a page says once and refers to by place: the tokens that it shows, and the sequences that contexts come from."""
 
-import unicodedata
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, Int64, UInt32
 
-from jhsae.evals.search import vocabulary, word
-
-SIGNS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
+from jhsae.token_text import token_text, visible, word
 
 
 class Pieces:
@@ -25,10 +22,10 @@ class Pieces:
     def written(self, occurrences: Int64[np.ndarray, " vocab"]) -> dict[str, Any]:
         """Text as shown, text as searched, and `occurrences` among the measured rows, by place; special tokens."""
         ids, special = list(self._places), set(self._tokenizer.all_special_ids)
-        raw = vocabulary(self._tokenizer, ids)
+        texts = token_text(self._tokenizer, ids)
         return {
-            "pieces": [visible(piece.replace("▁", " ")) for piece in raw],
-            "words": [word(piece) for piece in raw],
+            "pieces": [visible(text) for text in texts],
+            "words": [word(text) for text in texts],
             "occurrences": occurrences[ids].tolist(),
             "special": [place for place, token in enumerate(ids) if token in special],
         }
@@ -59,8 +56,3 @@ class Sequences:
             "sequences": [[self._pieces.use(int(t)) for t in self._tokens[s]] for s in self._places],
             "unmeasured": [np.flatnonzero(~self._measured[s]).tolist() for s in self._places],
         }
-
-
-def visible(text: str) -> str:
-    """`text` with a sign for every character that has no shape of its own, spaces aside."""
-    return "".join(SIGNS.get(c) or (f"\\x{ord(c):02x}" if unicodedata.category(c) in ("Cc", "Cf") else c) for c in text)

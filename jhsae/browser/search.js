@@ -1,7 +1,11 @@
 // From what is typed to latents. DATA.search maps a word (tokens that differ in case or in the space before them are one
 // word) to [occurrences, latent, mean, share, firings, next latent, ...].
 
-const fold = text => text.trim().toLowerCase();
+// As `word` of token_text.py: Unicode's case folding, which JavaScript has only in part, and composed letters.
+const foldLetter = letter => letter === "ı" ? letter : letter === "ẞ" ? "ss"
+  : /[\u13a0-\u13ff\uab70-\uabbf]/.test(letter) ? letter.toUpperCase()
+  : [...letter.toUpperCase()].map(one => one.toLowerCase()).join("");
+const fold = text => [...text.trim().normalize("NFC")].map(foldLetter).join("").normalize("NFC");
 
 // word -> its tokens on the page.
 const tokensOf = new Map();
@@ -39,7 +43,7 @@ function search(query) {
   const text = fold(query);
   if (!text) return null;
   const named = LATENTS.filter(latent => latent.id === text || latent.id.slice(1) === text
-    || (latent.name && latent.name.toLowerCase().includes(text)));
+    || (latent.name && fold(latent.name).includes(text)));
   const words = text.split(/\s+/).map(wordsFor);
   const parts = words.map(one => firingsOn(one.words));
   let hits = [];

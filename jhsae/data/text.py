@@ -3,66 +3,95 @@
 A source is a part with two methods: `documents()` gives the documents one by one, `describe()` says for the
 store's manifest what was read. Local files and Hugging Face datasets are streamed; WordNet gives one line
 per synset, ``lemma, lemma: gloss``, split by a hash of the synset so that held-out glosses stay unseen by
-the bundled model.
+the bundled model. Rows without text (null, missing, empty, not Unicode) are skipped and counted; a value of another
+kind is an error, and columns that are not read are not looked at. No code of a dataset is run.
 """
 
+import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from jhsae.data.reading import beside, column_of, file_sha256, load, paragraphs
+from jhsae.bounded import read_object, regular_file
+from jhsae.data.reading import (
+    COMPRESSED,
+    JSON,
+    PARQUET,
+    Skipped,
+    beside,
+    check_file,
+    column_of,
+    dataset_texts,
+    file_sha256,
+    file_texts,
+    kind,
+    paragraphs,
+    reason,
+)
 from jhsae.errors import UserError, nearest
 from jhsae.wordnet import is_heldout, read_wndb
 
-DATASET_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 SPLITS = ("train", "heldout", "all")
 
 
 class AbstractText(ABC):
     """A source of documents. Subclasses write `_open` and `describe`."""
 
-    def documents(self) -> Iterator[str]:
+    def documents(self, skipped: Counter[str] | None = None) -> Iterator[str]:
         """Every document with text in it, in the source's order.
 
+        Args:
+            skipped: counts the rows that are no documents, by the reason why.
+
         Raises:
-            UserError: a file, column or split that is not there (at once), or a source without any text
-                (when it has been read to its end).
+            UserError: a file, column or split that is not there (at once), a row that cannot be read, or a source
+                without any text (when it has been read to its end).
         """
-        return self._nonempty(self._open())
+        return self._nonempty(self._open(), Counter() if skipped is None else skipped)
 
     @abstractmethod
-    def _open(self) -> Iterable[str]:
+    def _open(self) -> Iterable[str | Skipped]:
         """The documents, empty ones included; everything that can be checked is checked by this call."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What was read, for the manifest: JSON values only."""
 
-    def _nonempty(self, documents: Iterable[str]) -> Iterator[str]:
+    def _nonempty(self, documents: Iterable[str | Skipped], skipped: Counter[str]) -> Iterator[str]:
         empty = True
         for document in documents:
-            if document.strip():
+            if isinstance(document, Skipped):
+                skipped[document.value] += 1
+            elif document.strip():
                 empty = False
                 yield document
+            else:
+                skipped[Skipped.EMPTY.value] += 1
         if empty:
-            raise UserError(f"an empty dataset: {self} holds no text; name a source with at least one document")
+            why = "".join(f"; {count:,} rows are {reason}" for reason, count in sorted(skipped.items()))
+            raise UserError(f"an empty dataset: {self} holds no text{why}; name a source with at least one document")
 
 
 @dataclass(frozen=True)
 class TextFiles(AbstractText):
     """Local files. ``.txt``: a paragraph (blank line around it) is a document; ``.jsonl``, ``.json`` and
-    ``.parquet``: the string in `column` of a row is a document. Each may be gzipped (``.txt.gz``)."""
+    ``.parquet``: the string in `column` of a row is a document. All but Parquet may be compressed (``.txt.gz``,
+    ``.bz2``, ``.xz``)."""
 
     paths: str | list[str]
     column: str = "text"
 
-    def _open(self) -> Iterable[str]:
-        readers = [self._open_file(path) for path in self._files()]
-        return (document for reader in readers for document in reader)
+    def _open(self) -> Iterable[str | Skipped]:
+        files = self._files()
+        if self.column != "text" and all(kind(path) == ".txt" for path in files):
+            raise UserError(f"column is '{self.column}', but {files[0]} is plain text without columns; leave it out")
+        return chain.from_iterable([self._file(path) for path in files])
 
     def describe(self) -> dict[str, Any]:
         files = [{"path": str(p), "bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in self._files()]
@@ -73,23 +102,24 @@ class TextFiles(AbstractText):
         if not paths:
             raise UserError("an empty dataset: paths names no file; write at least one path")
         for path in paths:
-            if not path.is_file():
-                if path.is_dir():
-                    raise UserError(f"{path} is a folder, a text file was expected; name the files in it")
+            if path.is_dir():
+                raise UserError(f"{path} is a folder, a text file was expected; name the files in it")
+            if not path.exists():
                 raise UserError(f"the text file {path} does not exist{beside(path)}")
+            regular_file(path)
         return paths
 
-    def _open_file(self, path: Path) -> Iterable[str]:
-        suffix = Path(path.name.removesuffix(".gz")).suffix
+    def _file(self, path: Path) -> Iterable[str | Skipped]:
+        suffix = kind(path)
         if suffix == ".txt":
             return paragraphs(path)
-        if suffix not in DATASET_FORMATS:
+        if suffix not in JSON and path.suffix != PARQUET:
             raise UserError(
-                f"the text file {path} is of an unknown kind; expected .txt, {', '.join(DATASET_FORMATS)}, "
-                "each also with .gz"
+                f"the text file {path} is of an unknown kind; expected .txt, {', '.join(JSON)}, {PARQUET}, all but the "
+                f"last also with {', '.join(COMPRESSED)}"
             )
-        rows = load(str(path), DATASET_FORMATS[suffix], data_files=[str(path)], split="train", streaming=True)
-        return column_of(rows, self.column, str(path))
+        check_file(path, self.column)
+        return file_texts(path, self.column)
 
 
 @dataclass(frozen=True)
@@ -98,7 +128,8 @@ class HuggingFaceText(AbstractText):
 
     `streaming` reads the hub as it goes instead of downloading the whole dataset first; `config` is the
     dataset's configuration name (``"20231101.en"`` of ``wikimedia/wikipedia``), `revision` a commit of its
-    repository: name one to read the same text again later.
+    repository: name one to read the same text again later. Of a folder that was saved as one split, `split` is that
+    one; an option that does not apply is an error.
     """
 
     name: str
@@ -108,26 +139,63 @@ class HuggingFaceText(AbstractText):
     revision: str | None = None
     streaming: bool = True
 
-    def _open(self) -> Iterable[str]:
-        return column_of(self._dataset(), self.column, self.name)
-
-    def describe(self) -> dict[str, Any]:
-        fields = ("name", "config", "revision", "split", "column")
-        return {"source": "HuggingFaceText"} | {f: getattr(self, f) for f in fields}
-
-    def _dataset(self) -> Iterable[dict[str, Any]]:
+    def _open(self) -> Iterable[str | Skipped]:
+        if not self.name.strip():
+            raise UserError("name is empty, expected a dataset of the hub or a local folder, such as ./texts")
         folder = Path(self.name)
         if self.name.startswith((".", "/", "~")) and not folder.is_dir():
             raise UserError(f"the dataset folder {folder} does not exist{beside(folder)}")
+        if folder.is_dir():
+            self._check_folder(folder)
         if (folder / "dataset_dict.json").exists():
-            splits = datasets.load_from_disk(self.name)
+            splits = _saved(self.name)
             if self.split not in splits:
                 raise UserError(f"the dataset {self.name} has no split '{self.split}'" + nearest(self.split, splits))
-            return splits[self.split]
-        if (folder / "state.json").exists():
-            return datasets.load_from_disk(self.name)
-        options = {"split": self.split, "revision": self.revision, "streaming": self.streaming}
-        return load(self.name, self.name, self.config, **options)
+            return self._saved_texts(splits[self.split])
+        if self._is_one_split():
+            if self.split != (saved := self._saved_split()) and (saved or self.split != "train"):
+                holds = f"was saved as the split '{saved}'" if saved else "was saved without splits"
+                write = f"split: {saved}" if saved else "no split"
+                raise UserError(f"the dataset {self.name} {holds}, but split is '{self.split}'; write {write}")
+            return self._saved_texts(_saved(self.name))
+        return dataset_texts(self.name, self.config, self.revision, self.split, self.column, self.streaming)
+
+    def describe(self) -> dict[str, Any]:
+        fields = ("name", "config", "revision", "split", "column")
+        found = {"source": "HuggingFaceText"} | {f: getattr(self, f) for f in fields}
+        return found | ({"split": self._saved_split()} if self._is_one_split() else {})
+
+    def _check_folder(self, folder: Path) -> None:
+        """Refuses options that say nothing about a local folder, and files whose reading may never end."""
+        saved = (folder / "dataset_dict.json").exists() or self._is_one_split()
+        for option in ("revision", "config") if saved else ("revision",):
+            if (value := getattr(self, option)) is not None:
+                raise UserError(f"{option} is '{value}', but {folder} is a local folder, which has none; leave it out")
+        for place, _, names in os.walk(folder):
+            for name in names:
+                regular_file(Path(place, name))
+
+    def _is_one_split(self) -> bool:
+        return (Path(self.name) / "state.json").exists()
+
+    def _saved_texts(self, dataset: Any) -> Iterable[str | Skipped]:
+        """One column of a saved dataset, whose others are not decoded."""
+        names = dataset.column_names
+        if self.column not in names:
+            raise UserError(f"the dataset {self.name} has no column '{self.column}'" + nearest(self.column, names))
+        return column_of(dataset.select_columns([self.column]), self.column, self.name)
+
+    def _saved_split(self) -> str | None:
+        """The name of the split that a folder was saved as; None where it had no name."""
+        return read_object(Path(self.name) / "state.json").get("_split")
+
+
+def _saved(folder: str) -> Any:
+    """What ``save_to_disk`` wrote."""
+    try:
+        return datasets.load_from_disk(folder)
+    except Exception as error:  # whatever a foreign file makes of a foreign library
+        raise UserError(f"the dataset {folder} cannot be opened: {reason(error)}; save or copy it again") from error
 
 
 @dataclass(frozen=True)

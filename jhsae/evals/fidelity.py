@@ -4,10 +4,13 @@ Three definitions of explained variance are in use; they differ, and are never c
 ``ev_r2 = 1 - sum |x - x_hat|^2 / sum |x - mean x|^2`` (the default), ``ev_saebench``, in which SAEBench 0.6 squares
 ``mean_d E[x_d^2]`` where |E x|^2 is meant (close to an uncentred R^2), and ``ev_legacy``, the mean of per-token ratios.
 In SAELens 6.54 `ev_r2` is called explained_variance and `ev_legacy` explained_variance_legacy.
+
+A ratio per token is averaged over the tokens that have one: `ev_legacy` leaves out those that equal the mean, `cosine`
+and `shrinkage` those that are 0. A metric whose denominator is 0 altogether is None, null in JSON.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, SupportsFloat
 
 import equinox as eqx
 import jax
@@ -16,9 +19,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jhsae.data.normalize import AbstractNormalizer
+from jhsae.errors import UserError
 from jhsae.sae import AbstractSAE, Forward, HierarchicalSAE
 from jhsae.usage import Context
 
+ROUNDING = 1e-12  # a variance below this part of the mean square is rounding of float32
 LOG10_EDGES = tuple(i / 4 for i in range(-32, 1))  # of frequencies from 1e-8, four bins per factor of ten
 
 
@@ -40,14 +45,18 @@ def _sums(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Array, mean: Arra
     error = jnp.sum((x - x_hat) ** 2, axis=-1)
     centred = jnp.sum((x - mean) ** 2, axis=-1)
     norms, norms_hat = jnp.linalg.norm(x, axis=-1), jnp.linalg.norm(x_hat, axis=-1)
-    cosine = jnp.sum(x * x_hat, axis=-1) / jnp.maximum(norms * norms_hat, 1e-12)
+    product, squared = norms * norms_hat, jnp.sum(x**2, axis=-1)
+    cosine = jnp.sum(x * x_hat, axis=-1) / jnp.where(product > 0, product, 1.0)
+    varies, nonzero = centred > ROUNDING * squared, norms > 0
     sums = {
         "rows": jnp.asarray(len(x), jnp.float32),
         "error": jnp.sum(error),
         "centred": jnp.sum(centred),
-        "ratio": jnp.sum(error / centred),
+        "varying": jnp.sum(varies.astype(jnp.float32)),
+        "nonzero": jnp.sum(nonzero.astype(jnp.float32)),
+        "ratio": jnp.sum(jnp.where(varies, error / jnp.where(varies, centred, 1.0), 0.0)),
         "cosine": jnp.sum(cosine),
-        "shrinkage": jnp.sum(norms_hat / jnp.where(norms < 1e-4, 1.0, norms)),
+        "shrinkage": jnp.sum(jnp.where(nonzero, norms_hat / jnp.where(nonzero, norms, 1.0), 0.0)),
         "squared_hat": jnp.sum(x_hat**2),
         "along": jnp.sum(x * x_hat),
         "l0": jnp.sum(forward.codes.l0()),
@@ -72,25 +81,35 @@ def fidelity(
 
     `mean` is the mean of the held-out rows. MSE is summed over embed, averaged over tokens. L1 is in the units of the
     SAE's own input, everything else in those of the language model. `density` counts the features that fired by the
-    log10 of their frequency; the others are `dead`. Sums are kept in float64.
+    log10 of their frequency; the others are `dead`. `relative_reconstruction_bias` is ``E||x_hat||^2 / E[x . x_hat]``
+    (arXiv 2404.16014, eq. 10): 1 where no rescaling of x_hat would fit better, below 1 where x_hat is too short, 0
+    where it always is 0 and x is not. Sums are kept in float64.
+
+    Raises:
+        UserError: no rows at all.
     """
     totals: dict[str, np.ndarray] = {}
     for batch in batches:
+        if not len(batch):
+            continue
         sums = _sums(sae, normalizer, jnp.asarray(batch), jnp.asarray(mean, jnp.float32))
         for name, value in sums.items():
             totals[name] = totals.get(name, np.float64(0)) + np.asarray(value, np.float64)
+    if not totals:
+        raise UserError("an evaluation of 0 activations; write a store, or rows, of at least 1")
     rows = totals["rows"]
+    total = totals["centred"] if totals["centred"] > ROUNDING * totals["squares"].sum() else np.float64(0)
     uncentred = totals["squares"].sum() / rows
     saebench_total = uncentred - np.mean(totals["squares"] / rows) ** 2
     frequency = np.asarray(totals["fired"] / rows)
     metrics = {
-        "ev_r2": float(1 - totals["error"] / totals["centred"]),
-        "ev_saebench": float(1 - (totals["error"] / rows) / saebench_total),
-        "ev_legacy": float(1 - totals["ratio"] / rows),
+        "ev_r2": explained(totals["error"], total),
+        "ev_saebench": explained(totals["error"] / rows, saebench_total),
+        "ev_legacy": explained(totals["ratio"], totals["varying"]),
         "mse": float(totals["error"] / rows),
-        "cosine": float(totals["cosine"] / rows),
-        "shrinkage": float(totals["shrinkage"] / rows),
-        "relative_reconstruction_bias": _bias(float(totals["squared_hat"]), float(totals["along"])),
+        "cosine": ratio(totals["cosine"], totals["nonzero"]),
+        "shrinkage": ratio(totals["shrinkage"], totals["nonzero"]),
+        "relative_reconstruction_bias": _bias(totals["squared_hat"], totals["along"], totals["nonzero"]),
         "l0": float(totals["l0"] / rows),
         "l1": float(totals["l1"] / rows),
         "dead": float(np.mean(frequency == 0)),
@@ -103,7 +122,7 @@ def fidelity(
     if isinstance(sae, HierarchicalSAE):
         experts = sae.experts
         metrics |= {
-            "parents_only_ev_r2": float(1 - totals["coarse_error"] / totals["centred"]),
+            "parents_only_ev_r2": explained(totals["coarse_error"], total),
             "l0_parents": float(totals["l0_parents"] / rows),
             "l0_atoms": float((totals["l0"] - totals["l0_parents"]) / rows),
             "dead_experts": float(np.mean(frequency[:experts] == 0)),
@@ -122,12 +141,19 @@ def density(frequency: Float[np.ndarray, "features"]) -> dict[str, list[float] |
     return {"log10_edges": list(LOG10_EDGES), "counts": counts.tolist()}
 
 
-def _bias(squared: float, along: float) -> float:
-    """``E||x_hat||^2 / E[x . x_hat]`` (arXiv 2404.16014, eq. 10): 1 where no rescaling of x_hat would fit better.
+def _bias(squared: SupportsFloat, along: SupportsFloat, nonzero: SupportsFloat) -> float | None:
+    """``E||x_hat||^2 / E[x . x_hat]``; of a reconstruction that is always 0 its limit, 0."""
+    return 0.0 if float(nonzero) and not float(squared) else ratio(squared, along)
 
-    Below 1 x_hat is too short; 0 where it is always 0.
-    """
-    return squared / along if squared else 0.0
+
+def ratio(part: SupportsFloat, whole: SupportsFloat) -> float | None:
+    """``part / whole``; None where the whole is 0, because the ratio is not defined there."""
+    return float(part) / float(whole) if float(whole) else None
+
+
+def explained(error: SupportsFloat, total: SupportsFloat) -> float | None:
+    """``1 - error / total``; None where nothing varies."""
+    return 1 - float(error) / float(total) if float(total) else None
 
 
 def parameters(sae: AbstractSAE) -> int:

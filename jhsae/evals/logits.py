@@ -8,7 +8,6 @@ a LayerNorm adds, and the blocks in between. The order of tokens and the ratios 
 alone does not. No mean over the vocabulary is subtracted.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,9 +18,9 @@ from jaxtyping import Array, Float, Float32, Int
 from transformers import PreTrainedTokenizerBase
 
 from jhsae.errors import UserError
+from jhsae.token_text import token_text as token_strings
 
 MOST_LOGITS = 2**24
-OUT_OF_RANGE = "<|outofrange|>"  # SAEDashboard's word for an id that the tokenizer does not have
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +56,10 @@ def feature_logits(
     step = max(1, MOST_LOGITS // vocab)
     blocks = [_block(rows[i : i + step], unembedding, k, bins) for i in range(0, max(len(rows), 1), step)]
     top_ids, top, bottom_ids, bottom, counts, centres = (np.concatenate(part) for part in zip(*blocks, strict=True))
-    words = [[token_strings(tokenizer, ids.tolist()) for ids in side] for side in (top_ids, bottom_ids)]
+    shown = np.unique(np.concatenate([top_ids.ravel(), bottom_ids.ravel()])).tolist()
+    text = dict(zip(shown, token_strings(tokenizer, shown), strict=True))
+    words = [[[text[i] for i in ids] for ids in side.tolist()] for side in (top_ids, bottom_ids)]
     return FeatureLogits(words[0], top, words[1], bottom, counts, centres)
-
-
-def token_strings(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """Each token as text, with a space where the tokenizer marks the start of a word."""
-    pieces = tokenizer.convert_ids_to_tokens(list(ids))
-    return [OUT_OF_RANGE if p is None else p.replace("▁", " ").replace("Ġ", " ").replace("Ċ", "\n") for p in pieces]
 
 
 def _block(rows: np.ndarray, unembedding: Array, k: int, bins: int) -> tuple[np.ndarray, ...]:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, Int32, Int64
 
 from jhsae.errors import UserError
 from jhsae.evals.firings import Firings
+from jhsae.token_text import token_text, word
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,12 +95,13 @@ def token_ids(text: str, tokenizer: Any) -> list[int]:
     Raises:
         UserError: no text, or text of which the tokenizer knows nothing.
     """
-    wanted = text.strip().casefold()
+    wanted = word(text)
     if not wanted:
         raise UserError("the text to search for is empty; write a word, such as 'water'")
-    same = [i for piece, i in tokenizer.get_vocab().items() if word(piece) == wanted]
+    ids = sorted(tokenizer.get_vocab().values())
+    same = [i for i, text in zip(ids, token_text(tokenizer, ids), strict=True) if word(text) == wanted]
     pieces = tokenizer.encode(text.strip(), add_special_tokens=False)
-    known = sorted(same) or [i for i in dict.fromkeys(pieces) if i != tokenizer.unk_token_id]
+    known = same or [i for i in dict.fromkeys(pieces) if i != tokenizer.unk_token_id]
     if not known:
         raise UserError(f"the tokenizer has no token for {text!r}; write a word that occurs in the text")
     return known
@@ -108,19 +110,8 @@ def token_ids(text: str, tokenizer: Any) -> list[int]:
 def word_ids(tokenizer: Any, vocab: int) -> tuple[list[str], Int32[np.ndarray, " vocab"]]:
     """All searched forms of a vocabulary, and which of them each token has: tokens of one form are one word."""
     places: dict[str, int] = {}
-    forms = [places.setdefault(word(piece), len(places)) for piece in vocabulary(tokenizer, list(range(vocab)))]
+    forms = [places.setdefault(word(text), len(places)) for text in token_text(tokenizer, range(vocab))]
     return list(places), np.asarray(forms, np.int32)
-
-
-def vocabulary(tokenizer: Any, ids: list[int]) -> list[str]:
-    """The vocabulary entries of token ids; ``token 7`` where the tokenizer has none."""
-    found = tokenizer.convert_ids_to_tokens(ids)
-    return [f"token {i}" if piece is None else piece for i, piece in zip(ids, found, strict=True)]
-
-
-def word(piece: str) -> str:
-    """A vocabulary entry as it is searched for: without its leading space, in one case."""
-    return piece.replace("▁", " ").strip().casefold()
 
 
 def main_tokens(profile: TokenProfile, latents: Int[np.ndarray, " chosen"], k: int) -> list[list[int]]:

@@ -1,8 +1,8 @@
 """What the language model loses when its residual stream is replaced by a reconstruction.
 
 ``ce_recovered = (CE_zero - CE_sae) / (CE_zero - CE_model)``: 1 for a perfect SAE, 0 for replacing the stream by zeros.
-Positions of special tokens keep their own residual: no SAE is trained on them. Which these are is said in one place for
-harvests and evaluations, `jhsae.data.framing`.
+A share whose denominator is 0 is None. Positions of special tokens keep their own residual: no SAE is trained on them.
+Which these are is said in one place for harvests and evaluations, `jhsae.data.framing`.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from jhsae.data.normalize import AbstractNormalizer
 from jhsae.errors import UserError
+from jhsae.evals.fidelity import ratio
 from jhsae.lm import AbstractLM, cross_entropy
 from jhsae.sae import AbstractSAE
 from jhsae.usage import Context
@@ -96,14 +97,11 @@ def recovered(results: dict[str, dict[str, float]], name: str) -> dict[str, Any]
     """The scores of one replacement, in SAEBench's definitions; NaN where zeros lose nothing either."""
     model, zero, ours = results["model"], results["zero"], results[name]
 
-    def share(part: float, whole: float) -> float:
-        return part / whole if whole else float("nan")  # zeros that do no harm leave nothing to recover
-
     return {
         "ce": ours["ce"],
         "ce_model": model["ce"],
         "ce_zero": zero["ce"],
-        "ce_recovered": share(zero["ce"] - ours["ce"], zero["ce"] - model["ce"]),
+        "ce_recovered": ratio(zero["ce"] - ours["ce"], zero["ce"] - model["ce"]),
         "kl": ours["kl"],
-        "kl_recovered": share(zero["kl"] - ours["kl"], zero["kl"]),
+        "kl_recovered": ratio(zero["kl"] - ours["kl"], zero["kl"]),
     }

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jhsae.data import AbstractNormalizer, Store
-from jhsae.evals.logits import token_strings
+from jhsae.errors import UserError
 from jhsae.evals.origin import check_language_model, check_origin
 from jhsae.evals.rows import directions, raw_rows
 from jhsae.interop.coactivation import Links, co_activation, no_links
@@ -28,6 +28,7 @@ from jhsae.interop.neuronpedia_tables import Dashboard, SourceSet, identifier, n
 from jhsae.interop.pairs import SparseCodes, select, sparse_codes
 from jhsae.lm import LanguageModel
 from jhsae.sae import AbstractSAE, HierarchicalSAE
+from jhsae.token_text import token_text
 
 
 def write(
@@ -57,7 +58,7 @@ def write(
     with new_folder(Path(folder)) as partial, TemporaryDirectory(dir=partial) as spill:
         edges = [*(start for _, start in ranges), sae.features]
         codes = sparse_codes(sae, normalizer, selection, edges, Path(spill))
-        texts = Texts(selection.tokens(), token_strings(model.tokenizer, range(model.model.vocab)), selection.rows)
+        texts = Texts(selection.tokens(), token_text(model.tokenizer, range(model.model.vocab)), selection.rows)
         sheets, created = [], now()
         dictionary, unembedding = raw_rows(sae, normalizer), model.model.unembedding()
         for source_set, links in zip(sets, _links(sae, codes), strict=True):

@@ -7,6 +7,7 @@ from typing import Any
 
 from jhsae.checkpoint import save_sae
 from jhsae.data import AbstractNormalizer
+from jhsae.escaping import code, escaped, literal
 from jhsae.interop.folders import new_folder
 from jhsae.sae import AbstractSAE
 
@@ -23,8 +24,8 @@ USAGE = """\
 import jax.numpy as jnp
 import jhsae
 
-sae, normalizer, about = jhsae.load_sae("{folder}")  # this folder
-inside, token = normalizer(jnp.asarray(x))  # x [tokens, {embed}]: {reads}
+sae, normalizer, about = jhsae.load_sae({folder})  # this folder
+inside, token = normalizer(jnp.asarray(x))  # x [tokens, {embed}]: the activations named above
 codes = sae.encode(inside)  # codes.dense() [tokens, {features}]
 x_hat = normalizer.undo(sae.decode(codes), token)
 ```"""
@@ -55,19 +56,19 @@ def card(name: str, sae: AbstractSAE, about: dict[str, Any], results: dict[str, 
     """The README of a folder called `name`, with the header that the Hugging Face hub reads."""
     model, layer = about["reads"]["model"], about["reads"]["layer"]
     where = "somewhere" if layer is None else f"in the residual stream after {layer} blocks"
-    reads = f"activations of {model or 'a language model'} {where}"
+    reads = f"activations of {escaped(model or 'a language model')} {escaped(where)}"
     facts = {
         "reads": reads,
-        "architecture": _words(about["sae"]),
+        "architecture": escaped(_words(about["sae"])),
         "size": f"{sae.embed} dimensions, {sae.features} features",
-        "input": _words(about["normalize"]),
-        "made by": f"config hash `{about.get('config_hash')}`, commit `{about.get('commit')}`",
+        "input": escaped(_words(about["normalize"])),
+        "made by": f"config hash {code(about.get('config_hash'))}, commit {code(about.get('commit'))}",
     }
-    usage = USAGE.format(folder=name, embed=sae.embed, features=sae.features, reads=reads)
+    usage = USAGE.format(folder=literal(name), embed=sae.embed, features=sae.features)
     return "\n".join(
         [
             *_header(model),
-            f"# {name}",
+            f"# {escaped(name)}",
             "",
             "A sparse autoencoder of jhsae (JAX, Equinox).",
             "",
@@ -91,8 +92,8 @@ def _measured(results: dict[str, Any] | None) -> list[str]:
     if results is None:
         return []
     evaluation, metrics = results["evaluation"], results["metrics"]
-    where = f"{metrics['rows']:,} tokens of `{evaluation['store']}`, commit `{evaluation['commit']}`"
-    numbers = [f"- {words}: {metrics[key]:.4g}" for key, words in METRICS.items() if key in metrics]
+    where = f"{metrics['rows']:,} tokens of {code(evaluation['store'])}, commit {code(evaluation['commit'])}"
+    numbers = [f"- {words}: {metrics[key]:.4g}" for key, words in METRICS.items() if metrics.get(key) is not None]
     return ["", f"Measured on held-out text ({where}):", "", *numbers]
 
 

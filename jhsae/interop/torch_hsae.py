@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from jhsae.data import AbstractNormalizer, Affine, CenteredUnitNorm, ConstantNorm, LayerNorm, UnitNorm
 from jhsae.errors import UserError
+from jhsae.escaping import escaped
 from jhsae.interop.folders import new_folder
 from jhsae.interop.saelens_layout import CONFIG, VERSION, WEIGHTS, hook_names
 from jhsae.leaf import describe
@@ -179,8 +180,9 @@ def _readme(config: dict[str, Any]) -> str:
     metadata, hsae = config["metadata"], config["hsae"]
     sizes = {name: config[name] for name in ("d_in", "d_sae", "architecture")}
     sizes |= {name: hsae[name] for name in ("experts", "atoms")}
-    where = f"{metadata['model_name'] or 'a language model'}, at {metadata['hook_name'] or 'a hook that is not known'}"
-    origin = "".join(f", {key} {value}" for key, value in metadata["jhsae"].items() if value)
+    model, hook = metadata["model_name"] or "a language model", metadata["hook_name"] or "a hook that is not known"
+    where = f"{escaped(model)}, at {escaped(hook)}"
+    origin = "".join(f", {key} {escaped(value)}" for key, value in metadata["jhsae"].items() if value)
     scale = "norms are in the codes" if hsae["token_scale"] is None else "norms and each token's scale are in the codes"
     template = (source().parent / "README.template.md").read_text()
     return template.format(**sizes, where=where, origin=origin, scale=scale)

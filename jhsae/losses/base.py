@@ -19,6 +19,7 @@ from jhsae.sae import AbstractSAE, Forward
 from jhsae.schedule import AbstractSchedule, Constant, as_schedule
 
 SAMPLED = {"mean_log10_frequency", "below_1e-5", "below_1e-6"}
+UNDEFINED = SAMPLED | {"explained_variance"}  # may be NaN in a sound run, and are not logged then
 COLUMNS = {"step", "stage", "loss", "l0", "explained_variance", "dead", "learning_rate", "grad_norm"} | SAMPLED
 
 

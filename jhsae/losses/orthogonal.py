@@ -64,7 +64,9 @@ class CrossOrthogonalityRowDiagonal(AbstractTerm):
         diagonal = jnp.sum(enc * dec, axis=-1)
         cross = jnp.dot(jnp.sum(dec, axis=0), diagonal @ enc)
         squares = ops.sum_of_squared_inner(dec, enc) - 2 * cross + n * jnp.sum(diagonal**2)
-        return jnp.sqrt(squares) / float(n * n - n)
+        positive = squares > 0  # rounding may make it negative, and the slope of a root at 0 is infinite
+        root = jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0)
+        return root / max(float(n * n - n), 1.0)
 
 
 class BiOrthogonalityRawSum(AbstractTerm):

@@ -32,12 +32,13 @@ class AuxK(AbstractTerm):
     k: Count | None = eqx.field(static=True, default=None)
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
-        k = self.k or forward.x.shape[-1] // 2
+        k = self.k or _half(forward)
         return _aux_error(forward, dead_top(forward), sae.top_rows(), _residual(forward), k)
 
 
 class AuxKNormalized(AbstractTerm):
-    """``sum |e - e_hat|^2 / sum |e - mean e|^2``, e_hat from the k largest dead after ReLU; 0 when none is dead.
+    """``sum |e - e_hat|^2 / sum |e - mean e|^2``, e_hat from the k largest dead after ReLU; 0 when none is dead, or
+    when all rows have one and the same residual.
 
     Gao et al., arXiv 2406.04093, A.2 (weight 1/32 there), in the form of OpenAI's and dictionary_learning's code.
     """
@@ -46,10 +47,11 @@ class AuxKNormalized(AbstractTerm):
     k: Count | None = eqx.field(static=True, default=None)
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
-        k, residual, dead = self.k or forward.x.shape[-1] // 2, _residual(forward), dead_top(forward)
+        k, residual, dead = self.k or _half(forward), _residual(forward), dead_top(forward)
         variance = _mean_square(residual - jnp.mean(residual, axis=0))
         e_hat = explained_by_dead(forward, dead, sae.top_rows(), k, jax.nn.relu)
-        return jnp.any(dead > 0) * _mean_square(residual - e_hat) / jnp.maximum(variance, TINY)
+        there = jnp.any(dead > 0) & (variance > 0)
+        return there * _mean_square(residual - e_hat) / jnp.maximum(variance, TINY)
 
 
 class MatryoshkaAuxK(AbstractTerm):
@@ -74,7 +76,7 @@ class MatryoshkaAuxK(AbstractTerm):
                 "write smaller widths"
             )
         rows, dead, codes = sae.top_rows(), dead_top(forward), forward.codes.flat()
-        k, start, total = forward.x.shape[-1] // 2, 0, jnp.zeros(())
+        k, start, total = _half(forward), 0, jnp.zeros(())
         left = forward.x - (forward.x_hat - decode_between(sae, codes, 0, sae.features))  # minus the bias alone
         for width in (*(w for w in self.widths if w < sae.features), sae.features):
             left = left - decode_between(sae, codes, start, width)
@@ -137,6 +139,11 @@ def _ghost_loss(forward: Forward, ghost: Float[Array, "batch embed"]) -> Float[A
     error = _mean_square(residual - ghost * jax.lax.stop_gradient(norm / (2 * ghost_norm)))
     size = jax.lax.stop_gradient(_mean_square(residual) / (error + TINY))
     return jnp.where(jnp.any(ghost != 0), size * error, 0.0)
+
+
+def _half(forward: Forward) -> int:
+    """Half the embed size, at least 1."""
+    return max(1, forward.x.shape[-1] // 2)
 
 
 def _residual(forward: Forward) -> Float[Array, "batch embed"]:

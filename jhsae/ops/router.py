@@ -157,7 +157,7 @@ def _search(select: Callable, activate: Callable, chunk: int | None, *parts: Any
     tokens = (fixed.x, token_numbers(fixed.x.shape[0]))
     (l1, weight, bias, scale), (pre, indices, dx) = scan_chunks(body, init, tokens, chunk)
     if fixed.scale is not None:
-        scale = scale / fixed.scale
+        scale = scale / _divisor(fixed.scale)
     return l1, (dx, weight, bias, scale), pre, indices
 
 
@@ -231,6 +231,11 @@ def _selected_tree_bwd(saved: tuple, g: tuple[Float[Array, "batch k"], Float[Arr
 _selected_tree.defvjp(_selected_tree_fwd, _selected_tree_bwd)
 
 
+def _divisor(scale: Array) -> Array:
+    """The scale; 1 where it is 0, because what it divides is 0 there too."""
+    return jnp.where(scale == 0, 1.0, scale)
+
+
 def _scalars(encoder: Encoder, indices: Array, pre: Array, g: Array) -> tuple[Array, Array, Array | None]:
     """The gradients before the scale, of the bias, and of the scale."""
     here = local(indices, encoder.size)
@@ -238,7 +243,7 @@ def _scalars(encoder: Encoder, indices: Array, pre: Array, g: Array) -> tuple[Ar
     if encoder.scale is None:
         return g, scatter(g), None
     raw = g * encoder.scale.at[here].get(mode="fill", fill_value=0)
-    return raw, scatter(raw), scatter(g * pre) / encoder.scale
+    return raw, scatter(raw), scatter(g * pre) / _divisor(encoder.scale)
 
 
 @jax.custom_vjp

@@ -5,7 +5,6 @@ it writes results.jsonl, the newest row of every run as it stands there: every n
 The same files give the same page, byte for byte.
 """
 
-import json
 import re
 from dataclasses import dataclass, field
 from html import unescape
@@ -14,6 +13,7 @@ from typing import Annotated
 
 from annotated_types import MinLen
 
+from jhsae.bounded import parse_json, regular_file
 from jhsae.config import to_dict
 from jhsae.errors import UserError
 from jhsae.ranges import Words, ranged
@@ -47,8 +47,8 @@ def run(config: Report) -> Path:
     page = render(to_dict(config), runs, teacher)
     out.parent.mkdir(parents=True, exist_ok=True)
     (out.parent / "results.jsonl").write_text("".join(run.line + "\n" for run in runs))
-    out.write_text(page)
-    print(f"{out}: {len(runs)} runs, {len(page.encode()) / 1e6:.1f} MB")
+    out.write_bytes(page.encode("utf-8", "backslashreplace"))  # a lone surrogate is no text
+    print(f"{out}: {len(runs)} runs, {out.stat().st_size / 1e6:.1f} MB")
     return out
 
 
@@ -75,7 +75,12 @@ def claim(out: Path, runs: list[Run]) -> None:
 
 def reported_runs(page: Path) -> set[str]:
     """The runs of a page that `run` wrote; any other file is a `UserError`."""
-    found = re.search(rf'<meta name="{MARKER}" content="([^"]*)">', page.read_text(errors="replace")[:10_000])
+    with regular_file(page).open("rb") as file:
+        head = file.read(100_000).decode(errors="replace")
+    found = re.search(rf'<meta name="{MARKER}" content="([^"]*)">', head)
     if found is None:
         raise UserError(f"{page} exists and is not a report of jhsae; write another out=...")
-    return set(json.loads(unescape(found[1])))
+    names = parse_json(unescape(found[1]), page)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{page} does not name its runs as jhsae report does; write another out=...")
+    return set(names)

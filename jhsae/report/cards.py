@@ -5,14 +5,13 @@ A token keeps its leading space, inside its highlight; line breaks and control c
 
 import math
 import re
-import unicodedata
 from itertools import groupby
 from typing import Any, NamedTuple
 
 from jhsae.report.reading import Json, Run
+from jhsae.token_text import visible
 
-SIGNS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
-SPECIAL = re.compile(r"\s*<[a-z_]+>")
+SPECIAL = re.compile(r"\s*(<\|?[\w ]+\|?>|\[(UNK|CLS|SEP|PAD|MASK)\])")
 MOST_HEADWORDS = 6
 Text = list[tuple[bool, str]]
 
@@ -50,11 +49,6 @@ def cards(run: Run) -> list[Card]:
     ]
 
 
-def visible(text: str) -> str:
-    """`text` with a sign for every character that has no shape of its own, spaces aside."""
-    return "".join(SIGNS.get(c) or (f"\\x{ord(c):02x}" if unicodedata.category(c) in ("Cc", "Cf") else c) for c in text)
-
-
 def _card(title: str, entry: Json) -> Card:
     contexts: list[dict[str, Any]] = entry["contexts"]
     most = max((context["value"] for context in contexts), default=1.0)
@@ -62,7 +56,7 @@ def _card(title: str, entry: Json) -> Card:
     lines = [_line(context, most, decimals) for context in contexts]
     words = dict.fromkeys(line.token.strip() or "␣" for line in lines)
     headwords = " · ".join(list(words)[:MOST_HEADWORDS])
-    return Card(title, entry.get("name") or "", f"{100 * entry['frequency']:.3g}%", headwords, lines, [])
+    return Card(title, visible(entry.get("name") or ""), f"{100 * entry['frequency']:.3g}%", headwords, lines, [])
 
 
 def _line(context: Json, most: float, decimals: int) -> Line:

@@ -11,6 +11,7 @@ from jhsae.report.reading import Run
 
 FLAT = "a flat SAE has no parents and atoms"
 ABSENT = "not in this run's results.jsonl: evaluated by another version"
+UNDEFINED = "not defined: what it is divided by is 0 on these tokens"
 
 
 class Column(NamedTuple):
@@ -116,9 +117,9 @@ COLUMNS = (
 OTHERS = {
     "parents_only_ev_r2": "centred R² of the parents' part of the reconstruction",
     "ev_saebench": "explained variance as SAEBench 0.6 computes it: close to an uncentred R², so higher",
-    "ev_legacy": "mean over tokens of 1 − ‖x − x̂‖² / ‖x − mean‖², the older SAELens definition",
-    "cosine": "mean over tokens of the cosine between x and x̂",
-    "shrinkage": "mean over tokens of ‖x̂‖ / ‖x‖; below 1 the reconstruction is too short",
+    "ev_legacy": "mean over tokens (other than the mean) of 1 − ‖x − x̂‖² / ‖x − mean‖², the older SAELens definition",
+    "cosine": "mean over tokens (other than 0) of the cosine between x and x̂",
+    "shrinkage": "mean over tokens (other than 0) of ‖x̂‖ / ‖x‖; below 1 the reconstruction is too short",
     "relative_reconstruction_bias": "E‖x̂‖² / E[x · x̂] over held-out tokens: 1 where no rescaling of x̂ would fit "
     "better, below 1 where x̂ is too short",
     "l1": "sum of the absolute codes of a token, averaged, in the units of the SAE's own input",
@@ -145,7 +146,8 @@ def cell(column: Column, run: Run) -> Cell:
     """The cell of `run` in `column`."""
     value = run.metrics.get(column.key)
     if value is None:
-        return Cell(column.key, "n/a", reason=FLAT if column.tree and not run.hierarchical else ABSENT)
+        missing = UNDEFINED if column.key in run.metrics else ABSENT
+        return Cell(column.key, "n/a", reason=FLAT if column.tree and not run.hierarchical else missing)
     below = [(word, Column(key, "", "", column.show)) for word, key in column.below if key in run.metrics]
     return Cell(column.key, column.show(value), repr(value), below=tuple((w, cell(c, run)) for w, c in below))
 

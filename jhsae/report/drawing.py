@@ -37,6 +37,7 @@ STYLE: dict[Any, Any] = {
     "axes.unicode_minus": False,
 }
 MOST_POINTS = 600
+MOST_LETTERS = 64  # of a label
 
 
 class Series(NamedTuple):
@@ -152,8 +153,12 @@ def _points(axes: Axes, values: list[float | None], **style: Any) -> Any:
 
 
 def plain(text: str) -> str:
-    """`text` without what a reader's font may lack, and never hidden from a legend by a leading underscore."""
-    kept = text.encode("ascii", "replace").decode()
+    """`text` without what a reader's font may lack, cut where it would leave no room for the figure.
+
+    It is never hidden from a legend by a leading underscore.
+    """
+    text = text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 3] + "..."
+    kept = "".join(c if " " <= c <= "~" else "?" for c in text)
     return f" {kept}" if kept.startswith("_") else kept
 
 
@@ -184,12 +189,17 @@ def _line(axes: Axes, series: Series):
 
 def _svg(figure: Figure, name: str) -> str:
     """The figure as an element for HTML: no prologue, no metadata, ids that no other figure has."""
-    text = io.StringIO()
+    text, name = io.StringIO(), name.encode("utf-8", "backslashreplace").decode()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     prefix = f"f{hashlib.sha256(name.encode()).hexdigest()[:8]}-"
     svg = text.getvalue()[text.getvalue().index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\s(?:xmlns(?::xlink)?|version)="[^"]*"', "", svg)
-    svg = re.sub(r'(\sid="|url\(#|xlink:href="#)', rf"\1{prefix}", svg)
+    svg = re.sub(r"<[a-zA-Z][^>]*>", lambda tag: _tag(tag[0], prefix), svg)
     return svg.replace("<svg ", '<svg aria-hidden="true" ', 1)
+
+
+def _tag(tag: str, prefix: str) -> str:
+    """A tag without name spaces, its ids told apart from those of other figures. Text between tags stays as it is."""
+    tag = re.sub(r'\s(?:xmlns(?::xlink)?|version)="[^"]*"', "", tag)
+    return re.sub(r'(\sid="|url\(#|xlink:href="#)', rf"\1{prefix}", tag)

@@ -113,7 +113,7 @@ def teacher(validation: Json) -> Figure | None:
             (spread["quartile_1"], spread["quartile_3"]),
         )
         for name, spread in spreads.items()
-        if {"median", "quartile_1", "quartile_3"} <= spread.keys()
+        if None not in [spread.get(key) for key in ("median", "quartile_1", "quartile_3")]
     ]
     if not marks:
         return None

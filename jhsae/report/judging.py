@@ -80,7 +80,7 @@ def _doubts(run: Run) -> Iterable[str]:
         yield f"{run.name} was evaluated on the very activations that it was trained on: nothing of it is held out."
     if run.trained_on.sha256 not in (None, run.about["store"]["sha256"]):
         yield f"The store at {run.trained_on.path} is no longer the one that {run.name} was trained on."
-    if metrics.get("dead", 0) > 0.5:
+    if (metrics.get("dead") or 0) > 0.5:
         yield (
             f"{100 * metrics['dead']:.0f}% of the features of {run.name} never fired on the held-out tokens: "
             "its parameters are not all at work."
@@ -135,6 +135,9 @@ def _close(name: str, runs: list[Run], get: Callable[[Run], Any], within: float,
     values = [get(run) for run in runs]
     if None in values:
         return _equal(name, runs, get, show)
-    spread = max(values) / max(min(values), 1e-12) - 1
+    low, high = min(values), max(values)
+    if low <= 0:  # no ratio to something that is 0
+        return _equal(name, runs, get, show)
+    spread = high / low - 1
     verdict = "same" if spread == 0 else f"within {within:.0%}" if spread <= within else f"differs by {spread:.0%}"
     return Match(name, [show(value) for value in values], verdict)

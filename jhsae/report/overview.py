@@ -1,10 +1,12 @@
 """What was run, in sentences, and how to run it again, from the files alone."""
 
+import shlex
 from typing import Any
 
 from jhsae.report.formats import count
 from jhsae.report.judging import listed, short_commit, tokens_seen
 from jhsae.report.reading import Json, Run, Source, at
+from jhsae.token_text import visible
 
 
 def paragraph(runs: list[Run]) -> str:
@@ -48,13 +50,20 @@ def stores(runs: list[Run]) -> list[tuple[str, Source]]:
 def commands(runs: list[Run]) -> list[str]:
     """How to make the same files again; the configs that they read are on the page."""
     commits = dict.fromkeys((run.result["commit"] or "").removesuffix("-dirty") for run in runs)
-    lines = [f"git checkout {commit}" for commit in commits if commit]
+    lines = [_shell("git checkout", commit) for commit in commits if commit]
     lines += [
-        f"jhsae harvest CONFIG.yaml out={source.path}" for _, source in stores(runs) if at(source.manifest, "config")
+        _shell("jhsae harvest CONFIG.yaml", f"out={source.path}")
+        for _, source in stores(runs)
+        if at(source.manifest, "config")
     ]
-    lines += [f"jhsae train {run.folder}/config.yaml out={run.folder}-again" for run in runs]
-    lines += [f"jhsae evaluate CONFIG.yaml run={run.folder}-again" for run in runs]
+    lines += [_shell("jhsae train", f"{run.folder}/config.yaml", f"out={run.folder}-again") for run in runs]
+    lines += [_shell("jhsae evaluate CONFIG.yaml", f"run={run.folder}-again") for run in runs]
     return lines
+
+
+def _shell(command: str, *words: str) -> str:
+    """A line for the shell, which takes names from files as they are, whatever is in them."""
+    return " ".join([command, *(shlex.quote(visible(word)) for word in words)])
 
 
 def text(dataset: Json) -> str:

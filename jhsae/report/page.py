@@ -8,6 +8,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from jhsae.escaping import script_hash
 from jhsae.report import figures, judging, overview
 from jhsae.report.cards import cards
 from jhsae.report.columns import COLUMNS, Cell, cell, everything
@@ -15,6 +16,10 @@ from jhsae.report.formats import significant
 from jhsae.report.reading import Json, Run, at
 
 MARKER = "jhsae-report"
+SCRIPT = """
+// Convenience alone: print everything that is folded.
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(d => { d.open = true; }));
+"""
 FOLDER = Path(__file__).parent
 NOT_MEASURED = {
     "absorption": "feature absorption and splitting",
@@ -38,6 +43,8 @@ def render(config: Json, runs: list[Run], teacher: Json | None) -> str:
     rows = [(run, [cell(column, run) for column in COLUMNS]) for run in runs]
     shown = {
         "marker": MARKER,
+        "script": Markup(SCRIPT),
+        "script_hash": script_hash(SCRIPT),
         "marked": json.dumps([run.name for run in runs]),
         "style": Markup((FOLDER / "style.css").read_text()),
         "config": config,

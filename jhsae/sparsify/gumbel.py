@@ -1,4 +1,8 @@
-"""Noisy top-k routing: Gumbel noise selects in training, a straight-through gate carries the gradient."""
+"""Noisy top-k routing: Gumbel noise selects in training, a straight-through gate carries the gradient.
+
+A temperature of 0, where a schedule may end, is the limit: noise times the temperature is none, and the gates are 1
+without gradient.
+"""
 
 from typing import Annotated
 
@@ -14,6 +18,8 @@ from jhsae.ranges import Count
 from jhsae.schedule import AbstractSchedule, Scalar
 from jhsae.sparsify.base import AbstractSparsifier, AbstractTopK, Encoded
 from jhsae.usage import Context
+
+COLDEST = 1e-6  # a softmax at a lower temperature is its limit, and its slope there would overflow
 
 
 class GumbelTopK(AbstractTopK):
@@ -71,11 +77,19 @@ class BinaryGumbelTopK(AbstractTopK):
 
     def _gumbel_softmax(self, pre: Float[Array, "*batch n"], key: Key[Array, ""], temperature: Scalar) -> Codes:
         noisy = pre + jax.random.gumbel(key, pre.shape, pre.dtype)
-        soft = jax.nn.softmax(noisy / temperature, axis=-1)
+        soft = _softmax(noisy, temperature)
         _, index = ops.topk(noisy, 1, self.topk)
         # Every logit gets a gradient, so every entry needs a slot: the code is dense with one entry of 1.
         hard = jnp.where(jnp.arange(pre.shape[-1]) == index, 1.0, 0.0)
         return Codes(hard + (soft - jax.lax.stop_gradient(soft)), None, pre.shape[-1])
+
+
+def _softmax(pre: Float[Array, "*batch k"], temperature: Scalar) -> Float[Array, "*batch k"]:
+    """``softmax(pre / temperature)`` for a straight-through gate, which is without gradient where it is cold."""
+    if isinstance(temperature, int | float):
+        return jax.nn.softmax(pre / temperature, axis=-1) if temperature > COLDEST else jnp.zeros_like(pre)
+    warm = temperature > COLDEST
+    return jnp.where(warm, jax.nn.softmax(pre / jnp.where(warm, temperature, 1.0), axis=-1), 0.0)
 
 
 def _noisy_topk(
@@ -93,5 +107,5 @@ def _gate(pre: Float[Array, "*batch k"], temperature: AbstractSchedule, context:
     if context.key is None:
         return jnp.ones(pre.shape, pre.dtype)
     # softmax over all entries, restricted to the selected and renormalised, is softmax over the selected
-    soft = jax.nn.softmax(pre / temperature(context.step), axis=-1)
+    soft = _softmax(pre, temperature(context.step))
     return 1.0 + (soft - jax.lax.stop_gradient(soft))

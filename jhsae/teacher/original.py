@@ -8,6 +8,7 @@ siblings, and the subspace is cut on singular values in model space.
 import numpy as np
 from jaxtyping import Float, Float64, Shaped
 
+from jhsae.errors import UserError
 from jhsae.metric import Whitened
 
 
@@ -32,7 +33,10 @@ def lda_raw_direction(
 def normalized(vector: Float[np.ndarray, "*batch embed"], metric: Whitened) -> Float[np.ndarray, "*batch embed"]:
     """`vector` / its norm under `metric`, in float64."""
     whitened = np.asarray(vector, np.float64) @ np.asarray(metric.matrix, np.float64).T
-    return vector / np.linalg.norm(whitened, axis=-1, keepdims=True)
+    norm = np.linalg.norm(whitened, axis=-1, keepdims=True)
+    if not np.all(norm > 0):
+        raise UserError("a concept's direction is 0, so it has no unit vector; leave the concept out")
+    return vector / norm
 
 
 def lda_direction(
@@ -57,5 +61,7 @@ def subspace_basis(
 ) -> Float[np.ndarray, "kept embed"]:
     """Right singular vectors of the stacked deltas: as many as needed to pass `keep` of Σσ, at most `sub`."""
     _, sigma, rows = np.linalg.svd(np.asarray(deltas, np.float64), full_matrices=False)
+    if not sigma.any():
+        return rows[:0]
     kept = min(sub, int(np.sum(np.cumsum(sigma) / np.sum(sigma) <= keep)) + 1)
     return rows[:kept]

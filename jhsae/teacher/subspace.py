@@ -35,6 +35,8 @@ def delta_span(
     if not 0 < variance <= 1:
         raise UserError(f"variance {variance}; it is the fraction of the children's variance to keep, above 0 to 1")
     _, sigma, rows = np.linalg.svd(unit(deltas), full_matrices=False)
+    if not sigma.any():  # no child, or none that differs from its parent
+        return rows[:0]
     energy = np.cumsum(sigma**2) / np.sum(sigma**2)
     # Singular values of rounding size would make up directions.
     rank = int(np.sum(sigma > 1e-6 * sigma[0]))

@@ -15,25 +15,30 @@ def summary(teacher: Teacher, vocabulary: Vocabulary, shown: int = 8) -> str:
         f"condition number {about['condition']:.0f}",
         "",
         f"{'|angle(delta, parent) - 90|, median degrees':46}{'teacher':>10}{'other parent':>14}{'shuffled':>10}",
-        f"{'  as estimated':46}{angles['measured']['median']:10.1f}"
-        f"{angles['random_parent']['median']:14.1f}{angles['shuffled']['median']:10.1f}",
-        f"{'  parent estimated without the child':46}{angles['unseen']['median']:10.1f}"
-        f"{'':14}{angles['unseen_shuffled']['median']:10.1f}",
+        f"{'  as estimated':46}{_number(angles['measured']['median'], 10, 1)}"
+        f"{_number(angles['random_parent']['median'], 14, 1)}{_number(angles['shuffled']['median'], 10, 1)}",
+        f"{'  parent estimated without the child':46}{_number(angles['unseen']['median'], 10, 1)}"
+        f"{'':14}{_number(angles['unseen_shuffled']['median'], 10, 1)}",
         "",
         f"{'projection on a parent (1: its words, 0: others)':50}"
         f"{'train':>7}{'held out':>10}{'unseen child':>14}{'others':>8}{'AUC':>6}",
     ]
     for name, label in (("measured", "  teacher"), ("shuffled", "  shuffled")):
         p = project[name]
-        lines.append(
-            f"{label:50}{p['train']:7.2f}{p['heldout']:10.2f}{p['unseen_child']:14.2f}{p['other']:8.2f}{p['auc']:6.2f}"
-        )
+        widths = {"train": 7, "heldout": 10, "unseen_child": 14, "other": 8, "auc": 6}
+        lines.append(f"{label:50}" + "".join(_number(p[key], width, 2) for key, width in widths.items()))
     for area in [validation["readout"]] if "readout" in validation else []:
         label = f"AUC of readouts on activations of held-out words, layer {about['layer']}"
-        lines += ["", f"{label:66}{area['measured']['median']:.2f}   shuffled {area['shuffled']['median']:.2f}"]
+        measured, shuffled = (_number(area[name]["median"], 0, 2) for name in ("measured", "shuffled"))
+        lines += ["", f"{label:66}{measured}   shuffled {shuffled}"]
     lines += ["", *(_line(c, vocabulary) for c in teacher.concepts[:shown])]
     more = len(teacher.concepts) - shown
     return "\n".join(lines + [f"and {more} more in teacher.json"] * (more > 0))
+
+
+def _number(value: float | None, width: int, decimals: int) -> str:
+    """A number in its column; ``n/a`` where it is not defined."""
+    return f"{'n/a':>{width}}" if value is None else f"{value:{width}.{decimals}f}"
 
 
 def _line(concept: Concept, vocabulary: Vocabulary) -> str:

@@ -4,7 +4,8 @@ Orthogonality: the angle between a child's delta and its parent, two-sided |angl
 the parent has seen the child's tokens; with fewer tokens than dimensions that alone brings the angle near 90, so
 it is also measured on the parent estimated without them (`unseen`). Projection: g·l / ||l||² is 1 on average for
 tokens of the concept and 0 for other words; measured on held-out words (70/30) and on whole unseen children.
-Nulls: another concept as the parent (of a single one, itself); samples dealt out to other tokens.
+What cannot be measured (the angle of a delta of 0, a child with all of its parent's tokens) is left out, and the median
+of nothing is None. Nulls: another concept as the parent (of a single one, itself); samples dealt out to other tokens.
 """
 
 from collections.abc import Mapping
@@ -49,9 +50,9 @@ def validate(
         },
         "projection": {
             "measured": projection(concepts, estimator, samples, lemmas, np.random.default_rng(seed))
-            | {"unseen_child": float(np.median(levels))},
+            | {"unseen_child": median(levels)},
             "shuffled": projection(concepts, estimator, shuffled, lemmas, np.random.default_rng(seed))
-            | {"unseen_child": float(np.median(null_levels))},
+            | {"unseen_child": median(null_levels)},
         },
     }
 
@@ -59,8 +60,9 @@ def validate(
 def off_right_angle(
     deltas: Float64[np.ndarray, "children embed"], parent: Float64[np.ndarray, "embed"]
 ) -> Float64[np.ndarray, "children"]:
-    """|angle - 90| in degrees."""
-    return np.degrees(np.arcsin(np.clip(np.abs(unit(deltas) @ unit(parent)), 0, 1)))
+    """|angle - 90| in degrees; NaN where one of the two is 0."""
+    angles = np.degrees(np.arcsin(np.clip(np.abs(unit(deltas) @ unit(parent)), 0, 1)))
+    return np.where(deltas.any(axis=1) & parent.any(), angles, np.nan)
 
 
 def seen(directions: Directions) -> Float64[np.ndarray, "children"]:
@@ -96,11 +98,13 @@ def unseen(
         negative = others(concept, concepts, samples)
         for child in concept.children:
             siblings = samples.of(rest(concept, child))
+            if not len(siblings):
+                continue
             parent = estimator.direction(siblings, negative)
             own = samples.of(child.tokens)
             angles.append(off_right_angle(estimator.delta(parent, own, siblings)[None], parent))
-            levels.append(own.mean(0) @ parent / (parent @ parent))
-    return np.concatenate(angles), np.array(levels)
+            levels.append(level(own.mean(0)[None], parent)[0])
+    return np.concatenate([np.zeros(0), *angles]), np.array(levels)
 
 
 def projection(
@@ -109,17 +113,17 @@ def projection(
     samples: Samples,
     lemmas: Mapping[int, str],
     rng: np.random.Generator,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Medians over parents of g·l / ||l||² on train, held-out and other words; and the held-out AUC."""
     rows = []
     for concept in concepts:
         known, heldout = split(concept, lemmas, rng)
         line = estimator.direction(samples.of(known), others(concept, concepts, samples))
         parts = (known, heldout, outside(concept, samples))
-        train, test, other = (samples.of(t) @ line / (line @ line) for t in parts)
-        rows.append((train.mean(), test.mean(), other.mean(), auc(test, other)))
-    train, test, other, area = np.median(rows, axis=0)
-    return {"train": float(train), "heldout": float(test), "other": float(other), "auc": float(area)}
+        train, test, other = (level(samples.of(t), line) for t in parts)
+        rows.append((mean(train), mean(test), mean(other), auc(test, other)))
+    columns = np.array(rows).T
+    return dict(zip(("train", "heldout", "other", "auc"), map(median, columns), strict=True))
 
 
 def readout(
@@ -129,7 +133,7 @@ def readout(
     activations: Samples,
     lemmas: Mapping[int, str],
     seed: int,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """Does the direction read the concept off activations at a layer? AUC over parents, held-out words only.
 
     The direction comes from `samples` of the other words; `activations` are whitened on the residual side.
@@ -160,13 +164,33 @@ def outside(concept: Concept, samples: Samples) -> list[int]:
 
 
 def auc(positive: Float64[np.ndarray, "positive"], negative: Float64[np.ndarray, "negative"]) -> float:
-    """Chance that a positive exceeds a negative."""
+    """Chance that a positive exceeds a negative; NaN where there are none of either."""
+    if not len(positive) or not len(negative):
+        return float("nan")
     below = np.searchsorted(np.sort(negative), positive, side="left")
     through = np.searchsorted(np.sort(negative), positive, side="right")
     return float(np.mean((below + through) / 2) / len(negative))
 
 
-def spread(values: Float64[np.ndarray, "values"]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, median, high = np.percentile(values, (25, 50, 75))
-    return {"median": float(median), "quartile_1": float(low), "quartile_3": float(high), "n": len(values)}
+def level(rows: Float64[np.ndarray, "rows embed"], line: Float64[np.ndarray, "embed"]) -> Float64[np.ndarray, "rows"]:
+    """g·l / ||l||² of every row; NaN where the line is 0."""
+    return rows @ line / (line @ line) if line.any() else np.full(len(rows), np.nan)
+
+
+def mean(values: Float64[np.ndarray, "values"]) -> float:
+    """The mean; NaN of nothing."""
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def median(values: Float64[np.ndarray, "values"]) -> float | None:
+    """The median of those that are defined; None where none is."""
+    return spread(values)["median"]
+
+
+def spread(values: Float64[np.ndarray, "values"]) -> dict[str, float | None]:
+    """Median and quartiles of those that are defined, and how many they are; None where none is."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return {"median": None, "quartile_1": None, "quartile_3": None, "n": 0}
+    low, middle, high = np.percentile(known, (25, 50, 75))
+    return {"median": float(middle), "quartile_1": float(low), "quartile_3": float(high), "n": len(known)}

@@ -1,4 +1,7 @@
-"""Normalisers that do the same to every token: a shift and a factor, for all dimensions or for each."""
+"""Normalisers that do the same to every token: a shift and a factor, for all dimensions or for each.
+
+What does not vary is not scaled: a statistic of 0 (up to the rounding of float32) counts as 1.
+"""
 
 from typing import Annotated
 
@@ -8,11 +11,22 @@ import numpy as np
 from annotated_types import Ge
 from jaxtyping import Array, Float
 
-from jhsae.data.normalize.base import AbstractAffine, AbstractNormalizer, Affine, PerToken, Rows, fitted, untouched
+from jhsae.data.normalize.base import (
+    AbstractAffine,
+    AbstractNormalizer,
+    Affine,
+    PerToken,
+    Rows,
+    divisor,
+    fitted,
+    untouched,
+)
 from jhsae.data.normalize.moments import RowSource, mean_and_covariance, mean_and_variance
 from jhsae.ranges import NonNegative
 
 SeveralRows = Annotated[int, Ge(2)]  # one row has no spread
+
+ROUNDING = 2.0**-23  # of float32: a standard deviation below this part of the mean is none
 
 
 class Identity(AbstractNormalizer):
@@ -37,7 +51,7 @@ class Scale(AbstractAffine):
         return Scale(jnp.float32(store.manifest.mean_norm / store.manifest.embed**0.5))
 
     def affine(self) -> Affine:
-        scale = fitted(self.scale)
+        scale = divisor(fitted(self.scale))
         return Affine(jnp.float32(0), 1 / scale, scale)
 
 
@@ -48,11 +62,13 @@ class CenterScale(AbstractAffine):
     scale: Float[Array, ""] | None = None
 
     def fit(self, store: RowSource) -> "CenterScale":
-        scale = (store.manifest.total_variance / store.manifest.embed) ** 0.5
+        manifest = store.manifest
+        varies = manifest.total_variance > (ROUNDING * manifest.rms_norm) ** 2
+        scale = (manifest.total_variance / manifest.embed) ** 0.5 if varies else 1.0
         return CenterScale(jnp.asarray(store.manifest.mean, jnp.float32), jnp.float32(scale))
 
     def affine(self) -> Affine:
-        scale = fitted(self.scale)
+        scale = divisor(fitted(self.scale))
         return Affine(fitted(self.mean), 1 / scale, scale)
 
 
@@ -69,11 +85,13 @@ class Standardize(AbstractAffine):
 
     def fit(self, store: RowSource) -> "Standardize":
         mean, variance = mean_and_variance(store, self.rows)
-        arrays = (jnp.asarray(a, jnp.float32) for a in (mean, np.sqrt(variance)))
+        std = np.sqrt(variance)
+        std = np.where(std > ROUNDING * np.abs(mean), std, 1.0)
+        arrays = (jnp.asarray(a, jnp.float32) for a in (mean, std))
         return Standardize(self.eps, self.rows, *arrays)
 
     def affine(self) -> Affine:
-        scale = fitted(self.std) + self.eps
+        scale = divisor(fitted(self.std) + self.eps)
         return Affine(fitted(self.mean), 1 / scale, scale)
 
 
@@ -82,7 +100,7 @@ class Whiten(AbstractAffine):
 
     SAELens's covariance_whitening (arXiv 2511.13981), from at most `rows` rows of the store, in float64. SAELens
     leaves the sign of an eigenvector to chance; here its largest entry is positive, so that a run resumed on another
-    machine sees the same inputs.
+    machine sees the same inputs. With eps = 0, directions in which no row varies become 0.
     """
 
     eps: NonNegative = eqx.field(static=True, default=1e-3)
@@ -96,8 +114,11 @@ class Whiten(AbstractAffine):
         values, vectors = np.linalg.eigh(covariance)
         largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], axis=0)
         vectors = vectors * np.where(largest < 0, -1.0, 1.0)
+        if self.eps == 0:  # eigenvalues of rounding size would make up directions
+            values = np.where(values > len(values) * np.finfo(np.float64).eps * values[-1], values, 0.0)
         root = np.sqrt(np.maximum(values, 0) + self.eps)
-        arrays = (jnp.asarray(a, jnp.float32) for a in (mean, vectors / root, root[:, None] * vectors.T))
+        scaled = np.divide(vectors, root, out=np.zeros_like(vectors), where=root > 0)
+        arrays = (jnp.asarray(a, jnp.float32) for a in (mean, scaled, root[:, None] * vectors.T))
         return Whiten(self.eps, self.rows, *arrays)
 
     def affine(self) -> Affine:

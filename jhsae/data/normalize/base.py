@@ -112,6 +112,11 @@ def fitted(statistic: Array | None) -> Array:
     return jax.lax.stop_gradient(statistic)
 
 
+def divisor(scale: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """A scale to divide by: 1 where it is 0."""
+    return jnp.where(scale == 0, 1.0, scale)
+
+
 def _array_hint(hint: object) -> type[AbstractArray] | None:
     found = (h for h in (hint, *get_args(hint)) if inspect.isclass(h) and issubclass(h, AbstractArray))
     return next(found, None)

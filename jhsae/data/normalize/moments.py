@@ -42,6 +42,10 @@ class ArrayRows:
 
     x: Shaped[np.ndarray, "rows embed"] = field(repr=False)
 
+    def __post_init__(self) -> None:
+        if not len(self.x):
+            raise UserError("a normaliser is to be fitted on 0 rows; give it at least 1")
+
     @cached_property
     def manifest(self) -> Statistics:
         """Mean, norms and total variance of the rows."""
@@ -61,7 +65,9 @@ class ArrayRows:
 
 
 def mean_and_variance(store: RowSource, rows: int) -> tuple[Float64[np.ndarray, "embed"], Float64[np.ndarray, "embed"]]:
-    """Mean and variance (divided by n) of every dimension, over at most `rows` rows."""
+    """Mean and variance (divided by n) of every dimension, over at most `rows` rows. `UserError` for no rows."""
+    if min(rows, store.rows) < 1:
+        raise UserError(f"variances were asked of {min(rows, store.rows)} rows; fit on a store of 1 row or more")
     shift, count, mean, square = _moments(store, rows, "variances", lambda x: np.einsum("re,re->e", x, x))
     return shift + mean, np.maximum(square / count - mean**2, 0)
 

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jhsae.data.normalize.base import AbstractNormalizer, PerToken, Rows, fitted
+from jhsae.data.normalize.base import AbstractNormalizer, PerToken, Rows, divisor, fitted
 from jhsae.data.normalize.moments import RowSource
 from jhsae.ranges import NonNegative
 
@@ -15,7 +15,7 @@ class UnitNorm(AbstractNormalizer):
     eps: NonNegative = eqx.field(static=True, default=1e-6)
 
     def __call__(self, x: Rows) -> tuple[Rows, PerToken]:
-        return _scaled(x, _norm(x) + self.eps)
+        return _scaled(x, divisor(_norm(x) + self.eps))
 
     def undo(self, x_hat: Rows, token: PerToken) -> Rows:
         return x_hat * token.scale
@@ -51,7 +51,7 @@ class ConstantNorm(AbstractNormalizer):
 
     def __call__(self, x: Rows) -> tuple[Rows, PerToken]:
         norm = _norm(x)
-        return _scaled(x, jnp.where(norm > 0, norm, 1.0) / x.shape[-1] ** 0.5)
+        return _scaled(x, divisor(norm) / x.shape[-1] ** 0.5)
 
     def undo(self, x_hat: Rows, token: PerToken) -> Rows:
         return x_hat * token.scale
@@ -63,15 +63,16 @@ class ConstantNorm(AbstractNormalizer):
 class LayerNorm(AbstractNormalizer):
     """x' = (x - m) / (s + eps) with the token's own mean m and standard deviation s (divided by embed - 1).
 
-    As in SAELens (layer_norm), it is undone with s and not with s + eps: ``x_hat = x_hat' s + m``.
+    As in SAELens (layer_norm), it is undone with s and not with s + eps: ``x_hat = x_hat' s + m``. A token of a single
+    dimension has s = 0.
     """
 
     eps: NonNegative = eqx.field(static=True, default=1e-5)
 
     def __call__(self, x: Rows) -> tuple[Rows, PerToken]:
         mean = jnp.mean(x, axis=-1, keepdims=True)
-        std = jnp.std(x, axis=-1, keepdims=True, ddof=1)
-        return (x - mean) / (std + self.eps), PerToken(std, mean)
+        std = jnp.std(x, axis=-1, keepdims=True, ddof=1) if x.shape[-1] > 1 else jnp.zeros_like(x)
+        return (x - mean) / divisor(std + self.eps), PerToken(std, mean)
 
     def undo(self, x_hat: Rows, token: PerToken) -> Rows:
         return x_hat * token.scale + token.shift
