@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from safetensors import SafetensorError, safe_open
-
+from jhsae import bounded
 from jhsae import config as cfg
 from jhsae.checkpoint import load_sae
 from jhsae.errors import UserError
@@ -38,8 +37,11 @@ def run(config: Import) -> Path:
         raise UserError(f"{out} exists already and is never overwritten; write another out=...")
     where = hub.parse(config.source)
     path = Path(config.source) if where is None else hub.pull(*where)
-    if not path.exists():
-        raise UserError(f"no file or folder {path}; write one, or hf://org/name for the hub")
+    if not path.is_dir():
+        try:
+            bounded.regular_file(path)
+        except UserError as error:
+            raise UserError(f"{error}: source is a file or folder, or hf://org/name for the hub") from error
     kind = detect(path) if config.format == "auto" else config.format
     found = _described(READERS[kind](path, config.unpickle), config)
     imported.save(found, out / "sae")
@@ -108,8 +110,4 @@ def detect(path: Path) -> str:
 def _names_its_activation(file: Path) -> bool:
     if file.suffix != ".safetensors":
         return False
-    try:
-        with safe_open(file, framework="np") as header:
-            return "activation" in (header.metadata() or {})
-    except SafetensorError as error:
-        raise UserError(f"{file} cannot be read as safetensors ({error}); copy or download it again") from error
+    return "activation" in bounded.tensor_metadata(file)
