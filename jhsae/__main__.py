@@ -143,7 +143,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _run(verb: str, words: list[str]) -> int:
     from jhsae import config
 
-    named = bool(words) and ("=" not in words[0] or Path(words[0]).is_file())
+    named = bool(words) and ("=" not in words[0] or os.path.isfile(words[0]))
     path = words[0] if named else VERBS[verb].default or (str(BARE) if VERBS[verb].bare else None)
     if path is None:
         raise UserError(f"{verb} was given no config file, expected one: {VERBS[verb].example}")

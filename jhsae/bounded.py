@@ -117,8 +117,8 @@ def read_gzip(path: str | File, limit: int) -> bytes:
 def parse_json(text: str | bytes, where: str | File, depth: int = DEPTH, nan: bool = False) -> Any:
     """The value of a JSON text, which must be UTF-8.
 
-    NaN, infinity (but for logs of older versions, read with `nan`), repeated keys, halves of surrogate pairs, integers
-    beyond `LARGEST`, more than `JSON_VALUES` values and nesting deeper than `depth` are refused.
+    Refused are NaN and infinity (which become None where `nan` allows them, for logs of older versions), repeated keys,
+    halves of surrogate pairs, integers beyond `LARGEST`, too many values, and nesting deeper than `depth`.
 
     Raises:
         UserError: naming `where`.
@@ -128,8 +128,8 @@ def parse_json(text: str | bytes, where: str | File, depth: int = DEPTH, nan: bo
         text = text if isinstance(text, str) else text.decode("utf-8")
         value = json.loads(
             text,
-            parse_constant=float if nan else _refuse_constant,
-            parse_float=float if nan else _finite,
+            parse_constant=(lambda _: None) if nan else _refuse_constant,
+            parse_float=_finite,
             parse_int=_integer,
             object_pairs_hook=_unique,
         )
@@ -159,7 +159,7 @@ def as_object(value: Any, where: str | File) -> dict[str, Any]:
 def read_lines(path: str | File, limit: int = LINES_BYTES, nan: bool = True) -> list[dict[str, Any]]:
     """The objects of a JSONL file; empty lines, and a last one without its end, which a kill left there, are skipped.
 
-    Logs of older versions hold NaN, which is read as such unless `nan` is False.
+    NaN, which logs of older versions hold, becomes None unless `nan` is False.
     """
     text = read_bytes(path, limit)
     _check_values(text, path)

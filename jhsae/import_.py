@@ -1,5 +1,6 @@
 """``jhsae import``: an SAE of another library as a run folder, which ``jhsae evaluate`` and `load_sae` read."""
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -37,11 +38,10 @@ def run(config: Import) -> Path:
         raise UserError(f"{out} exists already and is never overwritten; write another out=...")
     where = hub.parse(config.source)
     path = Path(config.source) if where is None else hub.pull(*where)
-    if not path.is_dir():
-        try:
-            bounded.regular_file(path)
-        except UserError as error:
-            raise UserError(f"{error}: source is a file or folder, or hf://org/name for the hub") from error
+    if not os.path.exists(path):
+        raise UserError(f"no file or folder {path}; write one, or hf://org/name for the hub")
+    if not os.path.isdir(path):
+        bounded.regular_file(path)
     kind = detect(path) if config.format == "auto" else config.format
     found = _described(READERS[kind](path, config.unpickle), config)
     imported.save(found, out / "sae")
@@ -67,7 +67,7 @@ def _described(found: Imported, config: Import) -> Imported:
 
 def _jhsae(path: Path, unpickle: bool) -> Imported:
     sae, normalizer, about = load_sae(path)
-    about = {"source": {"format": "jhsae", "path": str(path)}} | about
+    about |= {"source": about.get("source") or {"format": "jhsae", "path": str(path)}}
     return Imported(sae, about["sae"], about["normalize"], normalizer, about)
 
 

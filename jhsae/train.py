@@ -7,7 +7,7 @@ processes each reads its share of every batch and the main one writes; the folde
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -44,6 +44,16 @@ from jhsae.usage import Context
 EXPORT_SECONDS = 3600
 
 
+class Checked(NamedTuple):
+    """What `checked` has built."""
+
+    mesh: Mesh
+    store: Store | AbstractSource
+    normalizer: AbstractNormalizer
+    direction: Any
+    phases: list[Phase]
+
+
 def run(config: Train) -> Folder:
     """Trains, or resumes, and returns the run folder. Raises `UserError` before any compute for bad input.
 
@@ -59,18 +69,8 @@ def _run(config: Train, peers: Peers) -> Folder:
     if finished(folder):
         _say(f"{folder} is finished; nothing to do")
         return folder
-    mesh = make_mesh(config.mesh)
-    check_batch(config.data.batch, mesh)
-    store = _source(config, mesh)
+    mesh, store, normalizer, direction, phases = checked(config)
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
-    shapes = eqx.filter_eval_shape(build_sae, config, init_key)
-    _check_sizes(config, shapes, store)
-    _check_teacher(config, store)
-    normalizer = cfg.build(config.data.normalize).fit(store)
-    direction = cfg.build(config.optimizer)
-    phases = [_phase(config, stage, shapes, normalizer, direction, mesh) for stage in config.stages]
-    for phase in phases:
-        eqx.filter_eval_shape(_trial, phase.parts.objective, shapes)
     phases = [replace(phase, parts=on_every_device(phase.parts, mesh)) for phase in phases]
     loader = _loader(config, store, mesh)
     about = begin(folder, config, store)
@@ -114,6 +114,26 @@ def _run(config: Train, peers: Peers) -> Folder:
     save_sae(folder / "sae", settled, config.sae, config.data.normalize, normalizer, about)
     barrier("sae written", EXPORT_SECONDS)  # until then the main process serves the others
     return folder
+
+
+def checked(config: Train) -> Checked:
+    """Everything that a run is made of, built and found to fit together. `UserError` for whatever does not.
+
+    Shapes alone are computed, and nothing is written.
+    """
+    mesh = make_mesh(config.mesh)
+    check_batch(config.data.batch, mesh)
+    store = _source(config, mesh)
+    init_key, _ = jax.random.split(jax.random.key(config.seed))
+    shapes = eqx.filter_eval_shape(build_sae, config, init_key)
+    _check_sizes(config, shapes, store)
+    _check_teacher(config, store)
+    normalizer = cfg.build(config.data.normalize).fit(store)
+    direction = cfg.build(config.optimizer)
+    phases = [_phase(config, stage, shapes, normalizer, direction, mesh) for stage in config.stages]
+    for phase in phases:
+        eqx.filter_eval_shape(_trial, phase.parts.objective, shapes)
+    return Checked(mesh, store, normalizer, direction, phases)
 
 
 def _say(sentence: str) -> None:

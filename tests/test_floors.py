@@ -12,7 +12,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"errors", "codes", "usage", "schedule", "leaf", "folders", "bounded", "archives", "ranges", "checksums", "lock"},
+    {
+        "errors",
+        "codes",
+        "usage",
+        "schedule",
+        "leaf",
+        "folders",
+        "bounded",
+        "archives",
+        "forms",
+        "ranges",
+        "checksums",
+        "lock",
+    },
     {"ops", "metric", "wordnet"},
     {"sparsify"},
     {"sae", "data", "teacher", "lm"},

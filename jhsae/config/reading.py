@@ -4,6 +4,7 @@ OmegaConf parses, applies ``a.b=c`` and resolves ``${a.b}``; `check` then fits t
 """
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from jhsae import bounded
 from jhsae.config.check import fit_section
 from jhsae.config.place import Place, override_keys
 from jhsae.config.schema import keys, overlay, with_defaults
@@ -42,8 +44,10 @@ def load(cls: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> 
 
 def find(name: str) -> Path:
     """The config file `name`: a path, or else one of the configs of this package, such as ``scale.yaml``."""
-    if Path(name).is_file():
+    if os.path.isfile(name):  # which is also False for a name that is too long to be one
         return Path(name)
+    if os.path.exists(name):
+        bounded.regular_file(name)
     package = Path(__file__).parents[1]
     folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), package)
     known = {str(f.relative_to(folder)): f for f in sorted(folder.rglob("*.yaml"))}

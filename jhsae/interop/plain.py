@@ -7,6 +7,7 @@ from typing import Any
 
 from jhsae.checkpoint import save_sae
 from jhsae.data import AbstractNormalizer
+from jhsae.forms import COUNT, NUMBER, TEXT
 from jhsae.interop.folders import new_folder
 from jhsae.sae import AbstractSAE
 
@@ -16,6 +17,10 @@ METRICS = {
     "ev_r2": "explained variance (centred R²)",
     "ce_recovered": "cross-entropy recovered",
     "dead": "dead features",
+}
+RESULTS = {
+    "evaluation": {"store": TEXT, "commit?": TEXT},
+    "metrics": {"rows": COUNT} | {f"{key}?": NUMBER for key in METRICS},
 }
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 USAGE = """\
@@ -91,8 +96,8 @@ def _measured(results: dict[str, Any] | None) -> list[str]:
     if results is None:
         return []
     evaluation, metrics = results["evaluation"], results["metrics"]
-    where = f"{metrics['rows']:,} tokens of `{evaluation['store']}`, commit `{evaluation['commit']}`"
-    numbers = [f"- {words}: {metrics[key]:.4g}" for key, words in METRICS.items() if key in metrics]
+    where = f"{metrics['rows']:,} tokens of `{evaluation['store']}`, commit `{evaluation.get('commit')}`"
+    numbers = [f"- {words}: {metrics[key]:.4g}" for key, words in METRICS.items() if metrics.get(key) is not None]
     return ["", f"Measured on held-out text ({where}):", "", *numbers]
 
 

@@ -5,13 +5,14 @@ it writes results.jsonl, the newest row of every run as it stands there: every n
 The same files give the same page, byte for byte.
 """
 
-import json
+import os
 import re
 from dataclasses import dataclass, field
 from html import unescape
 from pathlib import Path
 from typing import Annotated
 
+from jhsae import bounded
 from jhsae.config import to_dict
 from jhsae.errors import UserError
 from jhsae.report.page import MARKER, render
@@ -61,7 +62,7 @@ def claim(out: Path, runs: list[Run]) -> None:
         raise UserError(
             f"out is inside the run folder {out.parent}, whose results.jsonl is its own; write another out=..."
         )
-    if not out.exists():
+    if not os.path.lexists(out):
         if (out.parent / "results.jsonl").exists():
             raise UserError(f"{out.parent} holds a results.jsonl, but not this report's; write another out=...")
         return
@@ -73,7 +74,9 @@ def claim(out: Path, runs: list[Run]) -> None:
 
 def reported_runs(page: Path) -> set[str]:
     """The runs of a page that `run` wrote; any other file is a `UserError`."""
-    found = re.search(rf'<meta name="{MARKER}" content="([^"]*)">', page.read_text(errors="replace")[:10_000])
-    if found is None:
+    start = bounded.read_start(page, 100_000).decode(errors="replace")
+    found = re.search(rf'<meta name="{MARKER}" content="([^"]*)">', start)
+    names = bounded.parse_json(unescape(found[1]), page) if found else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{page} exists and is not a report of jhsae; write another out=...")
-    return set(json.loads(unescape(found[1])))
+    return set(names)
