@@ -122,7 +122,7 @@ def _npy_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str | Fil
         with warnings.catch_warnings():  # of headers as Python 2 wrote them, and of odd literals in hostile ones
             warnings.simplefilter("ignore")
             shape, fortran, dtype = read(head)
-    except (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+    except Exception as error:  # NumPy parses the header as Python, which raises whatever its bytes lead to
         raise UserError(f"{where} is none ({reason(error)}); save the arrays again with numpy.savez") from error
     if dtype.hasobject:
         raise UserError(f"{where} holds Python objects (a pickle); save numbers")

@@ -25,7 +25,7 @@ from jhsae.interop.tensors import Tensors
 PICKLE_BYTES = 2 * MIB  # of the description of the tensors
 PICKLED = re.compile(
     r"collections OrderedDict|torch \w+Storage|torch\.storage (Untyped|Typed)Storage|"
-    r"torch\._utils _rebuild_(tensor_v2|parameter)|torch Size"
+    r"torch\._utils _rebuild_(tensor_v2|tensor_v3|parameter)|torch (Size|float8_\w+|u?int\d+)"
 )
 NAMED_ON_STACK = {"STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"}
 FLOATS, WHOLE = ("float64", "float32", "float16", "bfloat16"), ("int64", "int32", "int16", "int8", "uint8", "bool")
@@ -50,7 +50,7 @@ def state_dict(path: str | Path, unpickle: bool) -> Tensors:
     try:
         with warnings.catch_warnings():  # of unusual files, beside the error that they end with
             warnings.simplefilter("ignore")
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken or hostile pickle raises whatever its bytes lead to
         raise UserError(f"{path} is not a state dict of tensors and plain values ({_first(error)})") from error
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
