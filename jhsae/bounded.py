@@ -1,16 +1,18 @@
-"""Bounded reading of files that other people made: JSON, YAML, safetensors headers, npz and zip archives.
+"""Bounded reading of files that other people made: JSON, YAML, gzip and the headers of safetensors.
 
 Every reader first looks at what kind of file it is and how large it says it is, and only then reads. Sizes come from
 headers and are compared with a limit, or with what is wanted, before any data is read. Nothing here runs code that a
 file names. Whatever is wrong is a `UserError` that names the file, what was got and what to do.
 """
 
-import io
+import gzip
 import json
 import math
 import os
+import re
 import stat
-import zipfile
+import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeAlias
@@ -23,11 +25,16 @@ from jhsae.errors import UserError
 
 MIB = 2**20
 JSON_BYTES = 64 * MIB
+JSON_VALUES = 3_000_000  # the tokenizer of Gemma 3 has two million
+LINES_BYTES = 4 * JSON_BYTES
+LARGEST = 10**38  # of integers: tokenizers write 10^30 for "no limit"
 YAML_BYTES = MIB
-YAML_NODES = 200_000  # nodes after aliases are expanded
+YAML_NODES = 20_000  # nodes after aliases are expanded
+YAML_NUMBER = 1000  # characters: PyYAML needs a minute for a number of a megabyte in base 60
 DEPTH = 64  # nested lists and mappings
-HEADER_BYTES = 100 * MIB  # the bound of the safetensors format
-NPZ_BYTES = 2**30  # all arrays of an archive together, expanded
+HEADER_BYTES = 25 * MIB  # a quarter of a million tensors in one file
+RANK = 64  # axes, as many as NumPy knows
+WRITTEN = 256 * MIB  # from this size on, half of a file of tensors must have been written
 
 File: TypeAlias = Path | epath.Path
 
@@ -48,10 +55,10 @@ def regular_file(path: str | File) -> File:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"there is no file {path}; write the path of a file that exists") from error
     except (OSError, ValueError) as error:  # no permission, a loop of links, a NUL in the name
-        raise UserError(f"{str(path)!r} cannot be opened ({_reason(error)})") from error
+        raise UserError(f"{str(path)!r} cannot be opened ({reason(error)})") from error
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a FIFO, a device or a socket"
-        raise UserError(f"{path} is {kind}, expected a regular file")
+        raise UserError(f"{path} is {kind}, expected a file")
     return path
 
 
@@ -74,39 +81,72 @@ def read_bytes(path: str | File, limit: int) -> bytes:
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({_reason(error)})") from error
+        raise UserError(f"{path} cannot be read ({reason(error)})") from error
     if len(data) > limit:  # it grew, or does not tell its size, as in /proc
         raise UserError(f"{path} has more than {limit:,} bytes; it is not what its name says")
     return data
 
 
-def parse_json(text: str | bytes, where: str | File) -> Any:
-    """The value of a JSON text. NaN, infinity, repeated keys and nesting deeper than `DEPTH` are refused.
+def read_start(path: str | File, size: int) -> bytes:
+    """The first `size` bytes of a regular file, or all of it where it is shorter."""
+    path = regular_file(path)
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({reason(error)})") from error
+
+
+def read_gzip(path: str | File, limit: int) -> bytes:
+    """What a gzip file holds, expanded: at most `limit` bytes.
+
+    Raises:
+        UserError: no regular file, one that expands further, or one that is damaged or cut short.
+    """
+    path = regular_file(path)
+    try:
+        with path.open("rb") as file, gzip.open(file) as expanded:
+            data = expanded.read(limit + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read as gzip ({reason(error)}); copy or download it again") from error
+    if len(data) > limit:
+        raise UserError(f"{path} expands to more than {limit:,} bytes; it is not what its name says")
+    return data
+
+
+def parse_json(text: str | bytes, where: str | File, depth: int = DEPTH, nan: bool = False) -> Any:
+    """The value of a JSON text, which must be UTF-8.
+
+    Refused are NaN and infinity (which become None where `nan` allows them, for logs of older versions), repeated keys,
+    halves of surrogate pairs, integers beyond `LARGEST`, too many values, and nesting deeper than `depth`.
 
     Raises:
         UserError: naming `where`.
     """
+    _check_values(text, where)
     try:
+        text = text if isinstance(text, str) else text.decode("utf-8")
         value = json.loads(
-            text if isinstance(text, str) else text.decode("utf-8"),
-            parse_constant=_refuse_constant,
+            text,
+            parse_constant=(lambda _: None) if nan else _refuse_constant,
             parse_float=_finite,
+            parse_int=_integer,
             object_pairs_hook=_unique,
         )
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} cannot be read as JSON ({_reason(error)}); copy or make it again") from error
-    _check_depth(value, where)
+        raise UserError(f"{where} cannot be read as JSON ({reason(error)}); copy or make it again") from error
+    _check_tree(value, where, depth, strings=_SURROGATE.search(text) is not None)
     return value
 
 
-def read_json(path: str | File, limit: int = JSON_BYTES) -> Any:
+def read_json(path: str | File, limit: int = JSON_BYTES, depth: int = DEPTH) -> Any:
     """The value in a JSON file, read as `parse_json` does."""
-    return parse_json(read_bytes(path, limit), path)
+    return parse_json(read_bytes(path, limit), path, depth)
 
 
-def read_object(path: str | File, limit: int = JSON_BYTES) -> dict[str, Any]:
+def read_object(path: str | File, limit: int = JSON_BYTES, depth: int = DEPTH) -> dict[str, Any]:
     """The object in a JSON file. `UserError` for any other value."""
-    return as_object(read_json(path, limit), path)
+    return as_object(read_json(path, limit, depth), path)
 
 
 def as_object(value: Any, where: str | File) -> dict[str, Any]:
@@ -116,11 +156,16 @@ def as_object(value: Any, where: str | File) -> dict[str, Any]:
     return value
 
 
-def read_lines(path: str | File, limit: int = 16 * JSON_BYTES) -> list[dict[str, Any]]:
-    """The objects of a JSONL file. A last line without its end, which a kill left there, is skipped."""
+def read_lines(path: str | File, limit: int = LINES_BYTES, nan: bool = True) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; empty lines, and a last one without its end, which a kill left there, are skipped.
+
+    NaN, which logs of older versions hold, becomes None unless `nan` is False.
+    """
     text = read_bytes(path, limit)
-    whole = text[: text.rfind(b"\n") + 1].splitlines()
-    return [as_object(parse_json(line, f"{path}, line {i}"), f"{path}, line {i}") for i, line in enumerate(whole, 1)]
+    _check_values(text, path)
+    whole = text[: text.rfind(b"\n") + 1].split(b"\n")
+    places = [(line, f"{path}, line {i}") for i, line in enumerate(whole, 1) if line.strip()]
+    return [as_object(parse_json(line, place, nan=nan), place) for line, place in places]
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -137,7 +182,7 @@ def read_yaml(path: str | File) -> str:
     try:
         text = data.decode("utf-8")
     except ValueError as error:
-        raise UserError(f"{path}: not valid YAML: {_reason(error)}") from error
+        raise UserError(f"{path}: not valid YAML: {reason(error)}") from error
     check_yaml(text, path)
     return text
 
@@ -151,8 +196,8 @@ def check_yaml(text: str, where: str | File) -> None:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-        reason = _reason(error).replace('"<unicode string>", ', "")
-        raise UserError(f"{where}: not valid YAML: {reason}") from error
+        words = reason(error).replace('"<unicode string>", ', "")
+        raise UserError(f"{where}: not valid YAML: {words}") from error
 
 
 def check_size(value: Any, where: str | File) -> None:
@@ -172,7 +217,7 @@ def load_yaml(path: str | File) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
-        raise UserError(f"{path}: not valid YAML: {_reason(error)}") from error
+        raise UserError(f"{path}: not valid YAML: {reason(error)}") from error
 
 
 class TensorInfo(NamedTuple):
@@ -188,43 +233,58 @@ def tensor_header(path: str | File) -> dict[str, TensorInfo]:
     """Type, shape and place of every tensor of a safetensors file; no tensor is read.
 
     Raises:
-        UserError: not a safetensors file, or one whose header does not fit the size of the file.
+        UserError: not a safetensors file, or one whose header does not fit the size of the file; a large one that is
+            mostly holes.
     """
+    return _header(path)[0]
+
+
+def tensor_metadata(path: str | File) -> dict[str, str]:
+    """The strings by key that a safetensors header has beside its tensors; {} where it has none."""
+    found = _header(path)[1]
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise UserError(f"the header of {path} has the metadata {str(found)[:100]}, expected strings by key")
+    return found
+
+
+def _header(path: str | File) -> tuple[dict[str, TensorInfo], Any]:
+    """The tensors of a safetensors file, and its metadata as they stand there."""
     path = regular_file(path)
     size = size_of(path)
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or length > min(HEADER_BYTES, size - 8):
-            raise UserError(f"{path} is not a safetensors file, or was cut short; copy or download it again")
-        header = as_object(parse_json(file.read(length), f"the header of {path}"), f"the header of {path}")
-    return {k: _tensor_info(v, k, path, size - 8 - length) for k, v in header.items() if k != "__metadata__"}
+    start = read_start(path, 8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(HEADER_BYTES, size - 8):
+        raise UserError(f"{path} cannot be read as safetensors: its header is cut short; copy or download it again")
+    header = as_object(parse_json(read_start(path, 8 + length)[8:], f"the header of {path}"), f"the header of {path}")
+    metadata = header.pop("__metadata__", {})
+    tensors = {k: _tensor_info(v, k, path, size - 8 - length) for k, v in header.items()}
+    stop, before = 0, ""
+    for key, info in sorted(tensors.items(), key=lambda item: item[1][2:]):
+        if info.start < stop:
+            raise UserError(
+                f"{path} cannot be read as safetensors: {key!r} has bytes of {before!r} as well; download it again"
+            )
+        stop, before = max(stop, info.stop), key
+    check_written(path)
+    return tensors, metadata
 
 
-def load_npz(path: str | File, limit: int = NPZ_BYTES) -> dict[str, np.ndarray]:
-    """The arrays of an npz archive, whose headers promise at most `limit` bytes together. No pickles.
-
-    Raises:
-        UserError: no such archive, a member that is not an array, a larger one, a damaged one.
-    """
-    path = regular_file(path)
-    try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            check_zip(archive, path, limit)
-            return {_npy_name(i.filename): _read_npy(archive, i, path) for i in archive.infolist()}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} cannot be read as npz ({_reason(error)}); copy or make it again") from error
-    except zipfile.zlib.error as error:  # type: ignore[attr-defined]
-        raise UserError(f"{path} cannot be read as npz ({_reason(error)}); copy or make it again") from error
-
-
-def check_zip(archive: zipfile.ZipFile, path: str | File, limit: int) -> None:
-    """Raises `UserError` when the members of an archive say that they expand to more than `limit` bytes together."""
-    total = sum(info.file_size for info in archive.infolist())
-    if total > limit:
-        raise UserError(f"{path} expands to {total:,} bytes, expected at most {limit:,}; it was not read")
+def check_written(path: str | File) -> None:
+    """Raises `UserError` for a large file of which less than half was ever written: the rest are holes."""
+    size = size_of(path)
+    if size < WRITTEN or "://" in str(path) or not hasattr(os, "SEEK_DATA"):
+        return
+    at = data = 0
+    with open(path, "rb") as file:
+        while at < size and 2 * data < size:
+            try:
+                start = os.lseek(file.fileno(), at, os.SEEK_DATA)
+                at = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            except OSError:  # nothing but a hole from here on
+                break
+            data += at - start
+    if 2 * data < size:
+        raise UserError(f"{path} has {size:,} bytes, of which {data:,} were ever written; copy or download it again")
 
 
 def inside(folder: str | Path, name: Any, said_by: str | File) -> Path:
@@ -239,12 +299,20 @@ def inside(folder: str | Path, name: Any, said_by: str | File) -> Path:
     return Path(folder, *words)
 
 
-def _reason(error: BaseException) -> str:
-    """An error's text in one line of at most 200 characters."""
+def reason(error: BaseException) -> str:
+    """The text of an error in one line of at most 200 characters."""
     if isinstance(error, RecursionError):
         return f"nested more than {DEPTH} deep"
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _check_values(text: str | bytes, where: str | File) -> None:
+    found = (
+        sum(text.count(m) for m in "[{,") if isinstance(text, str) else sum(text.count(m) for m in (b"[", b"{", b","))
+    )
+    if found > JSON_VALUES:
+        raise UserError(f"{where} has about {found:,} values, expected at most {JSON_VALUES:,}; it was not read")
 
 
 def _refuse_constant(word: str) -> Any:
@@ -258,21 +326,38 @@ def _finite(text: str) -> float:
     return value
 
 
+def _integer(text: str) -> int:
+    if len(text) > 45 or abs(value := int(text)) > LARGEST:
+        raise ValueError(f"{text[:20]}... is beyond any number that is meant")
+    return value
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
+    found = {sys.intern(key): value for key, value in pairs}
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r} stands there twice")
+        raise ValueError(f"the key {twice[:100]!r} stands there twice")
     return found
 
 
-def _check_depth(value: Any, where: str | File) -> None:
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+
+
+def _check_tree(value: Any, where: str | File, most: int, strings: bool) -> None:
     level, depth = [value], 0
-    while level := [v for v in level if isinstance(v, dict | list)]:
-        if (depth := depth + 1) > DEPTH:
-            raise UserError(f"{where} is nested more than {DEPTH} deep; it is not what its name says")
+    while level:
+        if strings and any(_SURROGATE.search(text) for text in _strings(level)):
+            raise UserError(f"{where} holds half of a surrogate pair, which is no character; make it again")
+        level = [v for v in level if isinstance(v, dict | list)]
+        if level and (depth := depth + 1) > most:
+            raise UserError(f"{where} is nested more than {most} deep; it is not what its name says")
         level = [inner for v in level for inner in (v.values() if isinstance(v, dict) else v)]
+
+
+def _strings(values: list[Any]) -> Iterator[str]:
+    for value in values:
+        yield from [value] if isinstance(value, str) else value if isinstance(value, dict) else ()
 
 
 def _without_nan(value: Any) -> Any:
@@ -298,6 +383,8 @@ def _check_events(events: Iterator[Any], where: str | File) -> None:
                 open_nodes.append((event.anchor, total))
             elif event.anchor:
                 sizes[event.anchor] = 1
+            if isinstance(event, yaml.ScalarEvent) and _long_number(event):
+                raise UserError(f"{where} holds a number of {len(event.value):,} digits; it was not read")
             total += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, before = open_nodes.pop()
@@ -306,6 +393,10 @@ def _check_events(events: Iterator[Any], where: str | File) -> None:
         if total > YAML_NODES or len(open_nodes) > DEPTH:
             what = f"nested more than {DEPTH} deep" if len(open_nodes) > DEPTH else f"more than {YAML_NODES:,} nodes"
             raise UserError(f"{where} is {what} when its aliases are expanded; it was not read")
+
+
+def _long_number(event: Any) -> bool:
+    return len(event.value) > YAML_NUMBER and event.style is None and event.value[0] in "+-.0123456789"
 
 
 _ITEM_BITS = {
@@ -318,32 +409,13 @@ _ITEM_BITS = {
 def _tensor_info(entry: Any, key: str, path: str | File, data: int) -> TensorInfo:
     try:
         dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        numbers = (*shape, start, stop)
-        bits = math.prod(shape) * _ITEM_BITS[dtype]
-        right = all(type(n) is int and n >= 0 for n in numbers) and start <= stop <= data and bits == 8 * (stop - start)
+        item, numbers = _ITEM_BITS[dtype], (*shape, start, stop)
+        right = len(shape) <= RANK and all(type(n) is int and 0 <= n < 2**63 for n in numbers)
     except (TypeError, KeyError, ValueError) as error:
         raise UserError(f"the header of {path} describes {key!r} as {str(entry)[:100]}, which is no tensor") from error
-    if not right:
-        raise UserError(f"{path}: the bytes of {key!r} {list(shape)} {dtype} do not fit the file; download it again")
+    if not right or not start <= stop <= data or math.prod(shape) * item != 8 * (stop - start):
+        place = f"{str(list(shape))[:100]} {dtype}"
+        raise UserError(
+            f"{path} cannot be read as safetensors: the bytes of {key!r} {place} do not fit; download it again"
+        )
     return TensorInfo(dtype, shape, start, stop)
-
-
-def _npy_name(name: str) -> str:
-    return name.removesuffix(".npy")
-
-
-def _read_npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str | File) -> np.ndarray:
-    """One member; its header must promise the bytes that the archive says it has."""
-    with archive.open(info) as member:
-        version = np.lib.format.read_magic(member)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-        if read is None:
-            raise UserError(f"{path}: {info.filename} is an array of version {version}, expected 1.0 or 2.0")
-        shape, fortran, dtype = read(member)
-        if dtype.hasobject:
-            raise UserError(f"{path}: {info.filename} holds Python objects (a pickle), expected numbers")
-        expected = math.prod(shape) * dtype.itemsize
-        if expected != info.file_size - member.tell():
-            raise UserError(f"{path}: {info.filename} {list(shape)} does not fit its {info.file_size:,} bytes")
-        array = np.frombuffer(io.BytesIO(member.read(expected)).getbuffer(), dtype)
-    return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)

@@ -12,9 +12,8 @@ from html import unescape
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from jhsae import browser
+from jhsae import bounded, browser
 from jhsae import config as cfg
-from jhsae.bounded import regular_file
 from jhsae.browser.contexts import Window
 from jhsae.checkpoint import load_sae
 from jhsae.data import Store
@@ -83,9 +82,8 @@ def claim(out: Path, name: str) -> None:
         raise UserError(f"out is {out}, expected the name of an HTML file; write out={out / 'latents.html'}")
     if not out.exists():
         return
-    with regular_file(out).open("rb") as file:
-        head = file.read(10_000).decode(errors="replace")
-    found = re.search(rf'<meta name="{browser.MARKER}" content="([^"]*)">', head)
+    start = bounded.read_start(out, 100_000).decode(errors="replace")
+    found = re.search(rf'<meta name="{browser.MARKER}" content="([^"]*)">', start)
     if found is None:
         raise UserError(f"{out} exists and is no page of jhsae browse; write another out=...")
     if (other := unescape(found[1])) != name:

@@ -4,7 +4,6 @@ Input norms and thresholds are folded where the format wants weights alone; what
 With a held-out store the L0 is measured, and for SAELens also that of what was written, read back.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +13,12 @@ import numpy as np
 from jaxtyping import Float
 
 from jhsae import evals
+from jhsae.bounded import read_lines
 from jhsae.checkpoint import load_sae
 from jhsae.data import AbstractNormalizer, Store
 from jhsae.errors import UserError
 from jhsae.evals.origin import check_origin, language_model
+from jhsae.forms import check
 from jhsae.interop import delphi, hub, neuronpedia, plain, saelens, torch_hsae
 from jhsae.ranges import Count, Words, ranged
 from jhsae.sae import AbstractSAE
@@ -104,8 +105,10 @@ def _torch(job: Job, out: Path) -> None:
 
 def _folder(job: Job, out: Path) -> None:
     path = Path(job.config.run) / "results.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else [None]
-    plain.write(out, job.sae, job.normalizer, job.about, rows[-1])
+    rows = read_lines(path) if path.exists() else []
+    if rows:
+        check(rows[-1], plain.RESULTS, path)
+    plain.write(out, job.sae, job.normalizer, job.about, rows[-1] if rows else None)
 
 
 def _delphi(job: Job, out: Path) -> None:

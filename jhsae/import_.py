@@ -1,13 +1,13 @@
 """``jhsae import``: an SAE of another library as a run folder, which ``jhsae evaluate`` and `load_sae` read."""
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from safetensors import SafetensorError, safe_open
-
+from jhsae import bounded
 from jhsae import config as cfg
 from jhsae.checkpoint import load_sae
 from jhsae.errors import UserError
@@ -43,8 +43,10 @@ def run(config: Import) -> Path:
         raise UserError(f"{out} exists already and is never overwritten; write another out=...")
     where = hub.parse(config.source)
     path = Path(config.source) if where is None else hub.pull(*where)
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"no file or folder {path}; write one, or hf://org/name for the hub")
+    if not os.path.isdir(path):
+        bounded.regular_file(path)
     kind = detect(path) if config.format == "auto" else config.format
     found = _jhsae(path, config.trust) if kind == "jhsae" else READERS[kind](path, config.unpickle)
     found = _described(found, config)
@@ -71,7 +73,7 @@ def _described(found: Imported, config: Import) -> Imported:
 
 def _jhsae(path: Path, trust: str | Iterable[str] = ()) -> Imported:
     sae, normalizer, about = load_sae(path, trust=trust)
-    about = {"source": {"format": "jhsae", "path": str(path)}} | about
+    about |= {"source": about.get("source") or {"format": "jhsae", "path": str(path)}}
     return Imported(sae, about["sae"], about["normalize"], normalizer, about)
 
 
@@ -114,8 +116,4 @@ def detect(path: Path) -> str:
 def _names_its_activation(file: Path) -> bool:
     if file.suffix != ".safetensors":
         return False
-    try:
-        with safe_open(file, framework="np") as header:
-            return "activation" in (header.metadata() or {})
-    except SafetensorError as error:
-        raise UserError(f"{file} cannot be read as safetensors ({error}); copy or download it again") from error
+    return "activation" in bounded.tensor_metadata(file)

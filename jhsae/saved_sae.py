@@ -20,6 +20,7 @@ from jhsae.data import AbstractNormalizer
 from jhsae.distributed import gathered, is_main
 from jhsae.errors import UserError
 from jhsae.folders import Folder, is_bucket, open_folder
+from jhsae.forms import COUNT, OBJECT, TEXT, check
 from jhsae.leaf import describe
 from jhsae.sae import AbstractSAE
 
@@ -127,7 +128,7 @@ def _description(folder: Folder) -> dict[str, Any]:
         raise UserError(f"{path} is of format {found}, of an older jhsae, and this one reads {FORMAT}; train it again")
     if missing := [name for name in ("sae", "normalize") if name not in about]:
         raise UserError(f"{path}: '{missing[0]}' is missing, expected a slot; train or copy it again")
-    return about
+    return with_facts(about, path)
 
 
 def _tensors(path: Folder, shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
@@ -145,3 +146,21 @@ def _tensors(path: Folder, shapes: dict[str, tuple[int, ...]]) -> dict[str, Arra
                 "different SAEs"
             )
     return {name: jnp.asarray(array) for name, array in tensors.items()}
+
+
+STORE = {"path?": TEXT, "sha256?": TEXT}
+FACTS = {
+    "name?": TEXT,
+    "config_hash?": TEXT,
+    "commit?": TEXT,
+    "reads?": {"model?": TEXT, "layer?": COUNT},
+    "store?": STORE,
+    "source?": OBJECT,
+    "versions?": OBJECT,
+}
+
+
+def with_facts(about: dict[str, Any], path: Folder) -> dict[str, Any]:
+    """`about` with what its readers look up in ``reads``; `UserError` for a value of another type."""
+    check(about, FACTS, str(path))
+    return about | {"reads": {"model": None, "layer": None} | (about.get("reads") or {})}

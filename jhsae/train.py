@@ -6,6 +6,7 @@ processes each reads its share of every batch and the main one writes; the folde
 """
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -24,7 +25,7 @@ from jhsae.errors import UserError
 from jhsae.folders import Folder, open_folder
 from jhsae.init import AbstractInit
 from jhsae.logs import NoLog, RunLog, check_sinks, open_sinks
-from jhsae.loop import DivergedError, run_phases
+from jhsae.loop import DivergedError, Phase, run_phases
 from jhsae.losses import AbstractTerm
 from jhsae.mesh import check_batch, make_mesh
 from jhsae.peers import Peers
@@ -44,6 +45,17 @@ from jhsae.teacher import Teacher
 EXPORT_SECONDS = 3600
 
 
+class Checked(NamedTuple):
+    """What `checked` has built; `notes` are sentences about settings that do less than they seem to."""
+
+    mesh: Mesh
+    store: Store | AbstractSource
+    normalizer: AbstractNormalizer
+    recipe: Recipe
+    notes: list[str]
+    phases: list[Phase]
+
+
 def run(config: Train) -> Folder:
     """Trains, or resumes, and returns the run folder. Raises `UserError` before any compute for bad input.
 
@@ -59,17 +71,8 @@ def _run(config: Train, peers: Peers) -> Folder:
     if finished(folder):
         _say(f"{folder} is finished; nothing to do")
         return folder
-    mesh = make_mesh(config.mesh)
-    check_batch(config.data.batch, mesh)
-    store = _source(config, mesh)
+    mesh, store, normalizer, what, notes, phases = checked(config)
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
-    shapes = eqx.filter_eval_shape(build_sae, config, init_key)
-    _check_sizes(config, shapes, store)
-    _check_teacher(config, store)
-    normalizer = cfg.build(config.data.normalize, AbstractNormalizer).fit(store)
-    what = recipe(config, normalizer)
-    notes = check_run(what, shapes, config.data.batch)
-    phases = [what.phase(stage, shapes, mesh) for stage in config.stages]
     phases = [replace(phase, parts=on_every_device(phase.parts, mesh)) for phase in phases]
     loader = _loader(config, store, mesh)
     check_sinks(config.loggers)
@@ -119,6 +122,25 @@ def _run(config: Train, peers: Peers) -> Folder:
     save_sae(folder / "sae", settled, config.sae, config.data.normalize, normalizer, about)
     barrier("sae written", EXPORT_SECONDS)  # until then the main process serves the others
     return folder
+
+
+def checked(config: Train) -> Checked:
+    """Everything that a run is made of, built and found to fit together. `UserError` for whatever does not.
+
+    Shapes alone are computed, and nothing is written.
+    """
+    mesh = make_mesh(config.mesh)
+    check_batch(config.data.batch, mesh)
+    store = _source(config, mesh)
+    init_key, _ = jax.random.split(jax.random.key(config.seed))
+    shapes = eqx.filter_eval_shape(build_sae, config, init_key)
+    _check_sizes(config, shapes, store)
+    _check_teacher(config, store)
+    normalizer = cfg.build(config.data.normalize, AbstractNormalizer).fit(store)
+    what = recipe(config, normalizer)
+    notes = check_run(what, shapes, config.data.batch)
+    phases = [what.phase(stage, shapes, mesh) for stage in config.stages]
+    return Checked(mesh, store, normalizer, what, notes, phases)
 
 
 def _say(sentence: str) -> None:

@@ -5,14 +5,16 @@ One line is one synset: ``offset lex_filenum type word_count(hex) word lex_id ..
 a pointer to a synset that is absent is dropped. WordNet is a directed acyclic graph, not a tree.
 """
 
-import gzip
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 
+from jhsae.bounded import MIB, read_bytes, read_gzip
 from jhsae.errors import UserError
 
+FILE_BYTES = 64 * MIB  # expanded; the largest file of WordNet 3.0 has 15
+LINES = 1_000_000
 PARTS = {"n": "noun", "v": "verb", "a": "adj", "r": "adv"}
 
 
@@ -60,20 +62,39 @@ def read_wndb(directory: str | Path | None = None, parts: str = "nvar") -> dict[
     }
 
 
+def read_table(path: Path) -> list[tuple[int, str]]:
+    """The lines of a database or index file without those of the licence, and their numbers from 1.
+
+    `UserError`: no regular file, a damaged gzip file, more bytes or lines than WordNet could have.
+    """
+    data = read_gzip(path, FILE_BYTES) if path.suffix == ".gz" else read_bytes(path, FILE_BYTES)
+    if (found := data.count(b"\n")) > LINES:
+        raise UserError(f"{path} has {found:,} lines, expected at most {LINES:,}; it is no file of WordNet")
+    lines = data.decode("latin-1").split("\n")
+    return [(i, line) for i, line in enumerate(lines, start=1) if line.strip() and not line.startswith("  ")]
+
+
 def _read_file(path: Path, part: str) -> list[Synset]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="latin-1") as lines:
-        return [_parse(line, part) for line in lines if not line.startswith("  ")]
+    found = []
+    for number, line in read_table(path):
+        try:
+            found.append(_parse(line, part))
+        except (ValueError, IndexError) as error:
+            raise UserError(f"{path}, line {number}, is no synset (format wndb(5WN)); copy the file again") from error
+    return found
 
 
 def _parse(line: str, part: str) -> Synset:
+    """One synset. ValueError or IndexError: the line holds less than its counts say."""
     fields, _, gloss = line.partition("|")
     f = fields.split()
     words = int(f[3], 16)
-    lemmas = tuple(w.split("(")[0].replace("_", " ") for w in f[4 : 4 + 2 * words : 2])
     start = 4 + 2 * words
-    pointers = [f[start + 1 + 4 * i : start + 5 + 4 * i] for i in range(int(f[start]))]
-    hypernyms = tuple(p[2] + p[1] for p in pointers if p[0] in ("@", "@i"))
+    pointers, rest = int(f[start]), f[start + 1 :]
+    if words < 1 or pointers < 0 or 4 * pointers > len(rest):
+        raise ValueError("counts that the line does not hold")
+    lemmas = tuple(w.split("(")[0].replace("_", " ") for w in f[4:start:2])
+    hypernyms = tuple(rest[i + 2] + rest[i + 1] for i in range(0, 4 * pointers, 4) if rest[i] in ("@", "@i"))
     return Synset(part + f[0], lemmas, hypernyms, gloss.strip())
 
 

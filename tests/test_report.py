@@ -182,7 +182,8 @@ def test_cautions_follow_from_the_files(tmp_path):
     runs = reading.read_runs([write_run(tmp_path, "bad", bad, heldout=store, commit="c0ffee-dirty")])
     said = " ".join(judging.cautions(runs, judging.matches(runs)))
     assert all(word in said for word in ("nothing of it is held out", "No commit records", "75%", "no more orthogonal"))
-    (tmp_path / "train" / "manifest.json").write_text(json.dumps({"files": {}}))
+    manifest = tmp_path / "train" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"files": {}}))
     (changed,) = reading.read_runs([str(tmp_path / "bad")])
     assert any("no longer the one that bad was trained on" in doubt for doubt in judging._doubts(changed))
     fine = reading.read_runs([write_run(tmp_path, "fine", TREE_ROW)])
@@ -241,10 +242,10 @@ def break_run(folder, name, text):
     [
         ("results.jsonl", None, "has not been evaluated; run jhsae evaluate"),
         ("results.jsonl", "", "has not been evaluated; run jhsae evaluate"),
-        ("results.jsonl", '{"name": ', "results.jsonl, line 1, is not JSON"),
+        ("results.jsonl", '{"name": \n', "results.jsonl, line 1, cannot be read as JSON"),
         ("results.jsonl", '{"config_hash": "other", "metrics": {}}', "was trained again since"),
         ("run.json", None, "is not a run folder"),
-        ("run.json", "{", "run.json is not JSON"),
+        ("run.json", "{", "run.json cannot be read as JSON"),
         ("metrics.jsonl", None, "is not a run folder"),
     ],
 )

@@ -3,6 +3,7 @@
 `load` is for what the user writes, `read` for what a run has left behind; `check` fits the tree to the class.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,6 +71,8 @@ def find(name: str) -> Path:
     """The config file `name`: a path, or else one of the configs of this package, such as ``scale.yaml``."""
     if is_file(name):
         return Path(name)
+    if os.path.exists(name):
+        bounded.regular_file(name)  # says what it is instead
     package = Path(__file__).parents[1]
     folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), package)
     known = {str(f.relative_to(folder)): f for f in sorted(folder.rglob("*.yaml"))}

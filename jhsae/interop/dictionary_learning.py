@@ -22,14 +22,26 @@ import numpy as np
 from jhsae.errors import UserError, nearest
 from jhsae.interop import imported
 from jhsae.interop.imported import Imported
-from jhsae.interop.tensors import load, read_json, refuse_unknown, setting, take
+from jhsae.interop.tensors import (
+    LAYERS,
+    Tensors,
+    brief,
+    count,
+    fits,
+    load,
+    read_json,
+    refuse_unknown,
+    setting,
+    take,
+    take_all,
+)
 from jhsae.interop.unpickle import state_dict
 
 
 class Foreign(NamedTuple):
     """The tensors of the file, the ``trainer`` settings of its config, and what messages call them."""
 
-    tensors: dict[str, Any]
+    tensors: Tensors
     trainer: dict[str, Any]
     file: Path
     config: Path
@@ -55,12 +67,14 @@ def read(path: str | Path, unpickle: bool = False) -> Imported:
     trainer = setting(settings, "trainer", dict, config)
     name = setting(trainer, "dict_class", str, config)
     if name not in READERS:
-        raise UserError(f"{config}: unknown dict_class '{name}'{nearest(name, READERS)}; known: {', '.join(READERS)}")
+        raise UserError(
+            f"{config}: unknown dict_class {brief(name)}{nearest(name, READERS)}; known: {', '.join(READERS)}"
+        )
     found = load(file) if file.suffix == ".safetensors" else state_dict(file, unpickle)
     parts = READERS[name](Foreign(found, trainer, file, config))
     for key, ours in (("activation_dim", "embed"), ("dict_size", "features")):
         if trainer.get(key, parts.slot[ours]) != parts.slot[ours]:
-            raise UserError(f"{file} is for {ours}={parts.slot[ours]}, but {config} says {key}={trainer[key]}")
+            raise UserError(f"{file} is for {ours}={parts.slot[ours]}, but {config} says {key}={brief(trainer[key])}")
     model, layer = _reads(settings, trainer, config)
     about = imported.about("dictionary_learning", file.parent, settings, model, layer)
     return imported.assemble(parts.slot, parts.leaves, about, file)
@@ -78,88 +92,86 @@ def _weights(path: Path) -> Path:
 def _reads(settings: dict[str, Any], trainer: dict[str, Any], file: Path) -> tuple[str | None, int | None]:
     """The model, and the blocks that have run before the activations: theirs counts the block whose output it is."""
     model, layer, site = (trainer.get(key) for key in ("lm_name", "layer", "submodule_name"))
-    if not isinstance(model, str | None) or not isinstance(layer, int | None):
-        raise UserError(f"{file}: lm_name is {model!r} and layer {layer!r}, expected a string and an int")
+    if not isinstance(model, str | None) or not (layer is None or (type(layer) is int and 0 <= layer <= LAYERS)):
+        raise UserError(f"{file}: lm_name is {brief(model)} and layer {brief(layer)}, expected a string and an int")
     if layer is None or (site is not None and "resid" not in str(site)):
         return model, None
     read_before = isinstance(settings.get("buffer"), dict) and settings["buffer"].get("io") == "in"
     return model, layer if read_before else layer + 1
 
 
-def _linear(f: Foreign, known: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Encoder and decoder with a row per feature, of the classes that keep them as torch linear layers."""
-    refuse_unknown(f.tensors, ("encoder.weight", "decoder.weight", *known), f.file)
-    W_enc = take(f.tensors, "encoder.weight", (None, None), f.file)
-    return W_enc, take(f.tensors, "decoder.weight", W_enc.shape[::-1], f.file).T
+def _linear(f: Foreign, *vectors: str, scalars: tuple[str, ...] = (), bias: str = "b_dec") -> dict[str, np.ndarray]:
+    """Our flat parameters, of the classes that keep encoder and decoder as torch linear layers, and their `vectors`.
+
+    `bias` is what they call b_dec; nothing but all these and `scalars` may be in the file.
+    """
+    refuse_unknown(f.tensors, ("encoder.weight", "decoder.weight", *vectors, bias, *scalars), f.file)
+    features, embed = fits(f.tensors, "encoder.weight", (None, None), f.file)
+    shapes = {"encoder.weight": (features, embed), "decoder.weight": (embed, features), bias: (embed,)}
+    found = take_all(f.tensors, shapes | dict.fromkeys(vectors, (features,)), f.file)
+    found |= {"W_enc": found.pop("encoder.weight"), "W_dec": found.pop("decoder.weight").T, "b_dec": found.pop(bias)}
+    return found | ({"b_enc": found.pop("encoder.bias")} if "encoder.bias" in found else {})
 
 
-def _matrices(f: Foreign, known: tuple[str, ...]) -> dict[str, np.ndarray]:
+def _matrices(f: Foreign, *vectors: str, others: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """Our flat parameters, of the classes that keep W_enc [embed, features] and W_dec [features, embed]."""
-    refuse_unknown(f.tensors, ("W_enc", "W_dec", "b_enc", "b_dec", "threshold", *known), f.file)
-    W_enc = take(f.tensors, "W_enc", (None, None), f.file).T
-    features, embed = W_enc.shape
-    shapes = {"W_dec": (features, embed), "b_enc": (features,), "b_dec": (embed,)}
-    return {"W_enc": W_enc, **{key: take(f.tensors, key, shape, f.file) for key, shape in shapes.items()}}
+    refuse_unknown(f.tensors, ("W_enc", "W_dec", "b_enc", "b_dec", *vectors, *others), f.file)
+    embed, features = fits(f.tensors, "W_enc", (None, None), f.file)
+    shapes = {"W_enc": (embed, features), "W_dec": (features, embed), "b_enc": (features,), "b_dec": (embed,)}
+    found = take_all(f.tensors, shapes | dict.fromkeys(vectors, (features,)), f.file)
+    return found | {"W_enc": found["W_enc"].T}
 
 
 def _standard(f: Foreign) -> Parts:
-    W_enc, W_dec = _linear(f, ("encoder.bias", "bias"))
-    b_enc = take(f.tensors, "encoder.bias", W_enc.shape[:1], f.file)
-    b_dec = take(f.tensors, "bias", W_enc.shape[1:], f.file)
-    norms = np.linalg.norm(W_dec, axis=1).astype(np.float32)
+    leaves = _linear(f, "encoder.bias", bias="bias")
+    norms = np.linalg.norm(leaves["W_dec"], axis=1).astype(np.float32)
     if not np.all(norms > 0):
         raise UserError(f"{f.file}: column {int(np.argmin(norms))} of 'decoder.weight' is 0; it cannot be normalised")
     if not np.allclose(norms, 1.0):
-        W_enc, W_dec, b_enc = W_enc * norms[:, None], W_dec / norms[:, None], b_enc * norms
-    return _flat(imported.RELU, {"W_enc": W_enc, "W_dec": W_dec, "b_enc": b_enc, "b_dec": b_dec})
+        by_norm = {"W_enc": leaves["W_enc"] * norms[:, None], "b_enc": leaves["b_enc"] * norms}
+        leaves |= by_norm | {"W_dec": leaves["W_dec"] / norms[:, None]}
+        if not all(np.isfinite(leaves[name]).all() for name in by_norm):
+            raise UserError(f"{f.file}: the norms of 'decoder.weight' go up to {norms.max():.3g}, too large to fold in")
+    return _flat(imported.RELU, leaves)
 
 
 def _standard_new(f: Foreign) -> Parts:
-    W_enc, W_dec = _linear(f, ("encoder.bias", "decoder.bias"))
-    b_enc = take(f.tensors, "encoder.bias", W_enc.shape[:1], f.file)
-    b_dec = take(f.tensors, "decoder.bias", W_enc.shape[1:], f.file)
-    return _flat(imported.RELU, {"W_enc": W_enc, "W_dec": W_dec, "b_enc": b_enc, "b_dec": b_dec}, subtract=False)
-
-
-def _linear_with_b_dec(f: Foreign) -> dict[str, np.ndarray]:
-    W_enc, W_dec = _linear(f, ("encoder.bias", "b_dec", "k", "threshold"))
-    b_enc = take(f.tensors, "encoder.bias", W_enc.shape[:1], f.file)
-    return {"W_enc": W_enc, "W_dec": W_dec, "b_enc": b_enc, "b_dec": take(f.tensors, "b_dec", W_enc.shape[1:], f.file)}
+    return _flat(imported.RELU, _linear(f, "encoder.bias", bias="decoder.bias"), subtract=False)
 
 
 def _top_k(f: Foreign) -> Parts:
-    leaves = _linear_with_b_dec(f)
-    k = setting(f.trainer, "k", int, f.config)
-    if "k" in f.tensors and take(f.tensors, "k", (), f.file) != k:
-        raise UserError(f"{f.file} has k={int(f.tensors['k'])}, but {f.config} says k={k}; they belong to two SAEs")
+    leaves = _linear(f, "encoder.bias", scalars=("k", "threshold"))
+    k = count(f.trainer, "k", f.config)
+    if "k" in f.tensors and (own := take(f.tensors, "k", (), f.file)) != k:
+        raise UserError(f"{f.file} has k={float(own):g}, but {f.config} says k={k}; they belong to two SAEs")
     return _flat(imported.top_k(k), leaves)
 
 
 def _batch_top_k(f: Foreign) -> Parts:
-    leaves = _linear_with_b_dec(f)
-    return _thresholded(leaves, np.broadcast_to(take(f.tensors, "threshold", (), f.file), leaves["b_enc"].shape))
+    threshold = take(f.tensors, "threshold", (), f.file)
+    leaves = _linear(f, "encoder.bias", scalars=("k", "threshold"))
+    return _thresholded(leaves, np.broadcast_to(threshold, leaves["b_enc"].shape))
 
 
 def _matryoshka(f: Foreign) -> Parts:
-    leaves = _matrices(f, ("k", "group_sizes"))
-    groups = take(f.tensors, "group_sizes", (None,), f.file)
-    if groups.sum() != len(leaves["b_enc"]):
-        raise UserError(f"{f.file}: 'group_sizes' add up to {int(groups.sum())}, expected {len(leaves['b_enc'])}")
-    return _thresholded(leaves, np.broadcast_to(take(f.tensors, "threshold", (), f.file), leaves["b_enc"].shape))
+    threshold = take(f.tensors, "threshold", (), f.file)
+    groups = take(f.tensors, "group_sizes", (None,), f.file, whole=True)
+    leaves = _matrices(f, others=("threshold", "k", "group_sizes"))
+    if groups.sum() != len(leaves["b_enc"]) or groups.min() < 1:
+        raise UserError(f"{f.file}: 'group_sizes' add up to {groups.sum():g}, expected {len(leaves['b_enc'])}")
+    return _thresholded(leaves, np.broadcast_to(threshold, leaves["b_enc"].shape))
 
 
 def _jump_relu(f: Foreign) -> Parts:
-    leaves = _matrices(f, ())
-    return _thresholded(leaves, take(f.tensors, "threshold", leaves["b_enc"].shape, f.file), subtract=False)
+    leaves = _matrices(f, "threshold")
+    return _thresholded(leaves, leaves.pop("threshold"), subtract=False)
 
 
 def _gated(f: Foreign) -> Parts:
     names = {"gate_bias": "b_gate", "r_mag": "r_mag", "mag_bias": "b_mag"}
-    W_enc, W_dec = _linear(f, ("decoder_bias", *names))
-    features, embed = W_enc.shape
-    leaves = {ours: take(f.tensors, theirs, (features,), f.file) for theirs, ours in names.items()}
-    leaves |= {"W_enc": W_enc, "W_dec": W_dec, "b_dec": take(f.tensors, "decoder_bias", (embed,), f.file)}
-    return Parts(imported.gated_slot(features, embed), leaves)
+    leaves = _linear(f, *names, bias="decoder_bias")
+    leaves |= {ours: leaves.pop(theirs) for theirs, ours in names.items()}
+    return Parts(imported.gated_slot(*leaves["W_dec"].shape), leaves)
 
 
 def _thresholded(leaves: dict[str, np.ndarray], threshold: np.ndarray, subtract: bool = True) -> Parts:

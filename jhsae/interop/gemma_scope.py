@@ -10,17 +10,26 @@ before Gemma multiplies them by sqrt(embed), which is no residual stream: their 
 """
 
 import re
-import zlib
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from jhsae.errors import UserError
 from jhsae.interop import imported
 from jhsae.interop.imported import Imported
-from jhsae.interop.tensors import load, read_json, refuse_unknown, setting, take, widened
+from jhsae.interop.tensors import (
+    brief,
+    fits,
+    layer_number,
+    load,
+    load_npz,
+    read_json,
+    refuse_unknown,
+    setting,
+    take_all,
+    text,
+)
 
 REPO = re.compile(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att)\b")  # google/gemma-scope-2b-pt-res
 LAYER = re.compile(r"/layer_(\d+)/")
@@ -38,7 +47,7 @@ def read(path: str | Path) -> Imported:
     if found := OTHERS.search(_place(file)):
         raise UserError(f"{file} is a {found[1] or found[2]} by its folders' names; only SAEs can be read")
     if file.suffix == ".npz":
-        tensors, config, reads = _npz(file), {}, _reads_by_name(file)
+        tensors, config, reads = load_npz(file), {}, _reads_by_name(file)
     else:
         tensors, config = load(file), _config(file)
         reads = _reads_by_config(config, file)
@@ -46,15 +55,11 @@ def read(path: str | Path) -> Imported:
     if "affine_skip_connection" in tensors:
         raise UserError(f"{file}: 'affine_skip_connection' makes this a transcoder; only SAEs can be read")
     refuse_unknown(tensors, (W, w, "b_enc", "b_dec", "threshold"), file)
-    W_enc = take(tensors, W, (None, None), file).T
-    features, embed = W_enc.shape
-    leaves = {
-        "W_enc": W_enc,
-        "W_dec": take(tensors, w, (features, embed), file),
-        "b_enc": take(tensors, "b_enc", (features,), file),
-        "b_dec": take(tensors, "b_dec", (embed,), file),
-        "sparsifier.threshold": np.maximum(take(tensors, "threshold", (features,), file), 0.0),
-    }
+    embed, features = fits(tensors, W, (None, None), file)
+    shapes = {W: (embed, features), w: (features, embed), "b_enc": (features,), "b_dec": (embed,)}
+    taken = take_all(tensors, shapes | {"threshold": (features,)}, file)
+    leaves = {"W_enc": taken[W].T, "W_dec": taken[w], "b_enc": taken["b_enc"], "b_dec": taken["b_dec"]}
+    leaves["sparsifier.threshold"] = np.maximum(taken["threshold"], 0.0)
     slot = imported.flat_slot(features, embed, imported.JUMP_RELU, apply_b_dec_to_input=False)
     return imported.assemble(slot, leaves, imported.about("gemma_scope", file.parent, config, *reads), file)
 
@@ -73,14 +78,6 @@ def _place(file: Path) -> str:
     return file.absolute().as_posix()
 
 
-def _npz(file: Path) -> dict[str, np.ndarray]:
-    try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            return {key: widened(arrays[key]) for key in arrays.files}
-    except (BadZipFile, zlib.error, ValueError, TypeError, OSError, EOFError) as error:
-        raise UserError(f"{file} is not an npz file of plain arrays ({error}); download it again") from error
-
-
 def _config(file: Path) -> dict[str, Any]:
     """config.json of Gemma Scope 2, checked; {} where there is none and the folders' names say that it is an SAE."""
     path = file.with_name("config.json")
@@ -91,19 +88,20 @@ def _config(file: Path) -> dict[str, Any]:
     if architecture != "jump_relu":
         raise UserError(f"{path}: unknown architecture '{architecture}'; known: jump_relu")
     if config.get("affine_connection") not in (False, None):
-        raise UserError(f"{path}: affine_connection is {config['affine_connection']!r}; only SAEs can be read")
-    where, to = config.get("hf_hook_point_in"), config.get("hf_hook_point_out")
+        raise UserError(f"{path}: affine_connection is {brief(config['affine_connection'])}; only SAEs can be read")
+    where, to = text(config, "hf_hook_point_in", path), text(config, "hf_hook_point_out", path)
     if to not in (None, "", where):
         raise UserError(f"{path}: reads {where} and writes {to}, which makes this a transcoder; only SAEs can be read")
     return config
 
 
 def _reads_by_config(config: dict[str, Any], file: Path) -> tuple[str | None, int | None]:
-    model = setting(config, "model_name", str, file.with_name("config.json")) if "model_name" in config else None
+    path = file.with_name("config.json")
+    model = text(config, "model_name", path)
     if model is not None:  # their gemma-v3-1b-pt is google/gemma-3-1b-pt on the hub
         model = "google/" + model.removeprefix("google/").replace("-v3", "-3")
-    block = BLOCK_OUTPUT.fullmatch(str(config.get("hf_hook_point_in")))
-    return model, int(block[1]) + 1 if block else None
+    block = BLOCK_OUTPUT.fullmatch(text(config, "hf_hook_point_in", path) or "")
+    return model, layer_number(block[1], path) + 1 if block else None
 
 
 def _reads_by_name(file: Path) -> tuple[str | None, int | None]:
@@ -112,4 +110,4 @@ def _reads_by_name(file: Path) -> tuple[str | None, int | None]:
         return None, None
     size, tuned, site = repo.groups()
     model = f"google/gemma-2-{size}" + ("-it" if tuned == "it" else "")
-    return model, int(layer[1]) + 1 if layer and site == "res" else None
+    return model, layer_number(layer[1], file) + 1 if layer and site == "res" else None

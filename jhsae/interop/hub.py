@@ -5,6 +5,7 @@ files of the kinds in `PATTERNS` travel, so that no pickle is ever pulled; nothi
 """
 
 import glob
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -24,6 +25,7 @@ from huggingface_hub.errors import (
 
 from jhsae.errors import UserError
 
+REVISION = re.compile(r"\w[\w.+/-]*")
 PATTERNS = ("*.safetensors", "*.json", "*.md", "*.py", "*.npz")
 SCHEME = "hf://"
 LOG_IN = "log in with `hf auth login`"
@@ -50,6 +52,8 @@ def parse(source: str) -> Source | None:
     name, at, revision = words[1].partition("@")
     if not name or (at and not revision):
         raise UserError(f"'{source}' has an empty name or revision; write hf://org/name@revision/subfolder")
+    if any(not word.isprintable() or "\\" in word for word in words):
+        raise UserError(f"{source!r} has a character that no name has; write hf://org/name@revision/subfolder")
     return Source(f"{words[0]}/{name}", "/".join(words[2:]) or None, revision or None)
 
 
@@ -76,20 +80,33 @@ def pull(repo: str, subfolder: str | None = None, revision: str | None = None) -
     """The local copy (in huggingface_hub's cache) of `repo`, or of one `subfolder` in it.
 
     `UserError`: no such repository, revision or subfolder, no login where one is needed, no connection and no copy,
-    nothing there of the kinds in `PATTERNS`.
+    nothing there of the kinds in `PATTERNS`, a link that leaves the cache of this repository.
     """
     words = Path(subfolder).parts if subfolder else ()
-    if ".." in words or (subfolder or "").startswith("/"):
-        raise UserError(f"subfolder is '{subfolder}', expected a folder inside of {repo}")
+    if ".." in words or (subfolder or "").startswith("/") or "\0" in (subfolder or ""):
+        raise UserError(f"subfolder is {subfolder!r}, expected a folder inside of {repo}")
+    if revision is not None and (not REVISION.fullmatch(revision) or ".." in revision):
+        raise UserError(f"revision is {revision!r}, expected a branch, tag or commit of {repo}")
     start = "".join(glob.escape(word) + "/" for word in words)
     with _sentences(repo):
         kinds = [start + pattern for pattern in PATTERNS]
         snapshot = huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=kinds)
     folder = Path(snapshot).joinpath(*words)
-    if not any(path.is_file() and _travels(path.name) for path in folder.rglob("*")):
+    files = [path for path in folder.rglob("*") if path.is_file() and _travels(path.name)]
+    _check_links(files, Path(snapshot), repo)
+    if not files:
         where = f"folder '{subfolder}' of {repo}" if subfolder else repo
         raise UserError(f"nothing to read in {where}: no {', '.join(PATTERNS)} there (pickles are never pulled)")
     return folder
+
+
+def _check_links(files: list[Path], snapshot: Path, repo: str) -> None:
+    """`UserError` for a file that is not of this repository: its cache links snapshots/COMMIT/... to blobs/HASH."""
+    snapshot = snapshot.resolve()
+    cache = snapshot.parent.parent if snapshot.parent.name == "snapshots" else snapshot
+    for file in files:
+        if not file.resolve().is_relative_to(cache):
+            raise UserError(f"{file} is a link out of the cache of {repo}, expected a file of it; it was not opened")
 
 
 def _travels(file: str) -> bool:
@@ -120,7 +137,9 @@ def _sentences(repo: str) -> Iterator[None]:
         raise UserError(
             f"the hub denied access to {repo} (status {status}); {LOG_IN} as one who may do this"
         ) from error
-    except (HTTPError, OSError) as error:
+    except UserError:
+        raise
+    except (HTTPError, OSError, ValueError) as error:  # ValueError: a name in the repository that leaves its folder
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise UserError(
             f"{repo} could not be fetched from or sent to the hub ({reason}); go online and retry"

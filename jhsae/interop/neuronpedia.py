@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from jhsae.data import AbstractNormalizer, Store
-from jhsae.errors import UserError
 from jhsae.evals.origin import check_language_model, check_origin
 from jhsae.evals.rows import directions, raw_rows
 from jhsae.interop.coactivation import Links, co_activation, no_links

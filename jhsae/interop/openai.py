@@ -13,13 +13,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
+from jhsae import bounded
 from jhsae.config import Slot
 from jhsae.errors import UserError, nearest
 from jhsae.interop import imported
 from jhsae.interop.imported import Imported
-from jhsae.interop.tensors import load, refuse_unknown, setting, take
+from jhsae.interop.tensors import Tensors, brief, count, fits, layer_number, load, refuse_unknown, take_all
 from jhsae.interop.unpickle import state_dict
 
 LAYER_NORM: Slot = {"_target_": "jhsae.data.LayerNorm"}
@@ -30,6 +29,7 @@ SETTINGS = (
     "activation.k",
     "activation.postact_fn",
 )  # torch repeats the last two
+NUMBER, QUOTE = re.compile(r"[0-9]{1,12}"), "'"
 STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")  # of their training alone
 RESIDUAL = re.compile(r"/gpt2-small/resid_post_mlp(?:_v\w+)?/autoencoders/(\d+)\.\w+$")  # how the released ones lie
 
@@ -42,46 +42,43 @@ def read(path: str | Path, unpickle: bool = False) -> Imported:
     file = Path(path)
     found = _with_metadata(file) if file.suffix == ".safetensors" else state_dict(file, unpickle)
     activation, settings = found.get("activation", "ReLU"), found.get("activation_state_dict", {})
-    sparsifier = _sparsifier(activation, settings, file)
     refuse_unknown(found, WEIGHTS + SETTINGS + STATISTICS, file)
-    W_enc = take(found, "encoder.weight", (None, None), file)
-    features, embed = W_enc.shape
-    leaves = {
-        "W_enc": W_enc,
-        "W_dec": take(found, "decoder.weight", (embed, features), file).T,
-        "b_enc": take(found, "latent_bias", (features,), file),
-        "b_dec": take(found, "pre_bias", (embed,), file),
-    }
+    features, embed = fits(found, "encoder.weight", (None, None), file)
+    sparsifier = _sparsifier(activation, settings, features, file)
+    names = {"encoder.weight": "W_enc", "decoder.weight": "W_dec", "latent_bias": "b_enc", "pre_bias": "b_dec"}
+    shapes = {"encoder.weight": (features, embed), "decoder.weight": (embed, features)}
+    taken = take_all(found, shapes | {"latent_bias": (features,), "pre_bias": (embed,)}, file)
+    leaves = {ours: taken[theirs] for theirs, ours in names.items()}
+    leaves["W_dec"] = leaves["W_dec"].T
     residual = RESIDUAL.search(file.absolute().as_posix())
-    reads = ("openai-community/gpt2", int(residual[1]) + 1) if residual else (None, None)
+    reads = ("openai-community/gpt2", layer_number(residual[1], file) + 1) if residual else (None, None)
     about = imported.about("openai", file, {"activation": activation, "k": sparsifier.get("k")}, *reads)
     normalize = LAYER_NORM if activation == "TopK" else imported.IDENTITY
     return imported.assemble(imported.flat_slot(features, embed, sparsifier), leaves, about, file, normalize)
 
 
-def _sparsifier(activation: Any, settings: Any, file: Path) -> Slot:
+def _sparsifier(activation: Any, settings: Any, features: int, file: Path) -> Slot:
     if activation == "ReLU":
         return imported.RELU
     if activation != "TopK":
-        raise UserError(f"{file}: unknown activation {activation!r}{nearest(str(activation), ('ReLU', 'TopK'))}")
+        shown = brief(activation)
+        raise UserError(f"{file}: unknown activation {shown}{nearest(shown.strip(QUOTE), ('ReLU', 'TopK'))}")
     if not isinstance(settings, dict):
-        raise UserError(f"{file}: 'activation_state_dict' is {settings!r}, expected k and postact_fn of TopK")
+        raise UserError(f"{file}: 'activation_state_dict' is {brief(settings)}, expected k and postact_fn of TopK")
     after = settings.get("postact_fn", "ReLU")
     if after != "ReLU":
-        raise UserError(f"{file}: postact_fn is {after!r} after TopK, expected 'ReLU', the one that can be read")
-    return imported.top_k(setting(settings, "k", int, file))
+        raise UserError(f"{file}: postact_fn is {brief(after)} after TopK, expected 'ReLU', the one that can be read")
+    return imported.top_k(count(settings, "k", file, features))
 
 
-def _with_metadata(file: Path) -> dict[str, Any]:
+def _with_metadata(file: Path) -> Tensors:
     """A safetensors file in the form of their state dict."""
-    tensors: dict[str, Any] = dict(load(file))
-    with safe_open(file, framework="np") as header:
-        said = header.metadata() or {}
+    tensors, said = load(file), bounded.tensor_metadata(file)
     if "activation" not in said:
         raise UserError(f"{file}: no 'activation' in the metadata of its header, expected 'ReLU' or 'TopK' (with 'k')")
-    tensors["activation"] = said["activation"]
+    others: dict[str, Any] = {"activation": said["activation"]}
     if "k" in said:
-        if not said["k"].isdecimal():
-            raise UserError(f"{file}: 'k' in the metadata is {said['k']!r}, expected a number such as '32'")
-        tensors["activation_state_dict"] = {"k": int(said["k"]), "postact_fn": said.get("postact_fn", "ReLU")}
-    return tensors
+        if not NUMBER.fullmatch(said["k"]):
+            raise UserError(f"{file}: 'k' in the metadata is {brief(said['k'])}, expected a number such as '32'")
+        others["activation_state_dict"] = {"k": int(said["k"]), "postact_fn": said.get("postact_fn", "ReLU")}
+    return tensors.beside(others)

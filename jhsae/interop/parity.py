@@ -7,7 +7,7 @@ import numpy as np
 
 from jhsae.errors import UserError
 from jhsae.interop import parity_moe, parity_polytope, parity_saelens
-from jhsae.interop.golden import Row, read
+from jhsae.interop.golden import Golden, Row, read
 
 
 def run(path: str | Path, json_path: str | Path | None = None) -> bool:
@@ -27,6 +27,13 @@ def run(path: str | Path, json_path: str | Path | None = None) -> bool:
 
 def rows(arrays: dict[str, np.ndarray], path: str) -> list[Row]:
     """The rows of a golden file of any known kind, told by the arrays in it."""
+    try:
+        return _rows(Golden(arrays), path)
+    except UserError as error:
+        raise UserError(str(error).replace("the golden file", path, 1)) from error
+
+
+def _rows(arrays: Golden, path: str) -> list[Row]:
     if "init/W_down" in arrays:
         return parity_moe.rows(arrays)
     if "geometry/unembedding" in arrays:

@@ -11,7 +11,18 @@ from jaxtyping import Array, Float
 
 from jhsae.constraint import ProjectAndRenormalize
 from jhsae.data import Identity
-from jhsae.interop.golden import FORWARD, GRADIENT, TRAINED, Row, compare, group, same_sets
+from jhsae.interop.golden import (
+    FORWARD,
+    GRADIENT,
+    TRAINED,
+    Golden,
+    Row,
+    compare,
+    group,
+    same_sets,
+    sizes,
+    whole_number,
+)
 from jhsae.losses import CrossOrthogonalityRowDiagonal, L1All, Objective, ParentsOnly, SquaredError
 from jhsae.optimizer import adam
 from jhsae.sae import AbstractSAE, HierarchicalSAE
@@ -29,10 +40,19 @@ LEAVES = (
     ("expert_encoder", "atom_enc", False),
     ("expert_decoder", "atom_dec", True),
 )
+SHAPES = {
+    "init/W_down": "experts sub embed",
+    "init/W_up": "experts embed sub",
+    "init/router_encoder": "experts embed",
+    "init/router_decoder": "embed experts",
+    "init/expert_encoder": "experts atoms sub",
+    "init/expert_decoder": "experts sub atoms",
+    "batches": "steps batch embed",
+}
 L1, ORTHO, PARENTS = 1e-3, 0.1, 0.1
 
 
-def rows(arrays: dict[str, np.ndarray]) -> list[Row]:
+def rows(arrays: Golden) -> list[Row]:
     """Every quantity of a ``moe_v2`` golden file."""
     sae = _model(arrays)
     batches = jnp.asarray(arrays["batches"])
@@ -43,15 +63,15 @@ def rows(arrays: dict[str, np.ndarray]) -> list[Row]:
     ]
 
 
-def _model(arrays: dict[str, np.ndarray]) -> HierarchicalSAE:
+def _model(arrays: Golden) -> HierarchicalSAE:
     init = group(arrays, "init")
-    experts, sub, embed = init["W_down"].shape
-    atoms, k = init["expert_encoder"].shape[1], int(arrays["meta/k"])
+    axes = sizes(arrays, SHAPES)
+    embed, k = axes["embed"], whole_number(arrays, "meta/k", axes["experts"])
     sae = HierarchicalSAE(
         embed,
-        experts,
-        sub,
-        atoms,
+        axes["experts"],
+        axes["sub"],
+        axes["atoms"],
         OffsetTopK(k, offset=embed**-0.5, topk="scan"),
         LeakyOffsetTopK(1, offset=embed**-0.5),
         key=jax.random.key(0),
@@ -76,7 +96,7 @@ def _objective(warmup: int | None = None) -> Objective:
     return Objective(terms, {"parents_only": PARENTS, "l1": ramp(L1), "orthogonality": ramp(ORTHO)})
 
 
-def _forward(sae: HierarchicalSAE, x: Float[Array, "batch embed"], arrays: dict[str, np.ndarray]) -> list[Row]:
+def _forward(sae: HierarchicalSAE, x: Float[Array, "batch embed"], arrays: Golden) -> list[Row]:
     forward = sae.forward(x, Context())
     total, terms = _objective()(sae, forward, 0)
     parents, children = forward.tree().parents, forward.tree().children
@@ -100,7 +120,7 @@ def _forward(sae: HierarchicalSAE, x: Float[Array, "batch embed"], arrays: dict[
     ]
 
 
-def _gradients(sae: HierarchicalSAE, x: Float[Array, "batch embed"], arrays: dict[str, np.ndarray]) -> list[Row]:
+def _gradients(sae: HierarchicalSAE, x: Float[Array, "batch embed"], arrays: Golden) -> list[Row]:
     params, static = eqx.partition(sae, eqx.is_inexact_array)
 
     def loss(params: HierarchicalSAE) -> Float[Array, ""]:
@@ -115,9 +135,7 @@ def _gradients(sae: HierarchicalSAE, x: Float[Array, "batch embed"], arrays: dic
     ]
 
 
-def _training(
-    sae: HierarchicalSAE, batches: Float[Array, "steps batch embed"], arrays: dict[str, np.ndarray]
-) -> list[Row]:
+def _training(sae: HierarchicalSAE, batches: Float[Array, "steps batch embed"], arrays: Golden) -> list[Row]:
     rate = WarmupCosine(peak=5e-4, warmup=2, steps=10, start=1e-11, final=0.1)
     parts = Parts(_objective(warmup=2), rate, ProjectAndRenormalize(), Identity())
     direction = adam()
@@ -130,7 +148,7 @@ def _training(
     return [compare("train_losses", np.array(losses), arrays["train_losses"], TRAINED), *trained]
 
 
-def _leaves(prefix: str, tree: AbstractSAE, arrays: dict[str, np.ndarray], tolerance: float) -> list[Row]:
+def _leaves(prefix: str, tree: AbstractSAE, arrays: Golden, tolerance: float) -> list[Row]:
     return [
         compare(
             f"{prefix}/{theirs}",

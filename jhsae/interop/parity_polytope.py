@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jhsae.interop.golden import FORWARD, GRADIENT, Row, compare, group
+from jhsae.errors import UserError
+from jhsae.interop.golden import FORWARD, GRADIENT, Golden, Row, compare, group, sizes, whole_number
 from jhsae.losses import (
     BiOrthogonalityRawSum,
     CausalOrthogonalityMinusParent,
@@ -30,6 +31,23 @@ from jhsae.teacher import original
 from jhsae.usage import Context
 
 L1, BIORTH, CAUSAL, RIDGE = 1e-3, 1e-3, 3e-4, 0.05
+GEOMETRY = {"geometry/unembedding": "vocabulary embed", "geometry/whitening": "embed embed"}
+GEOMETRY |= {"geometry/a": "pairs embed", "geometry/b": "pairs embed"}
+CONCEPTS = {"geometry/whitening": "embed embed", "lda/pos": "positive embed", "lda/neg": "negative embed"}
+CONCEPTS |= {"lda/child_pos": "children tokens embed"}
+MODEL = {
+    "model/router_encoder": "experts embed",
+    "model/router_encoder_bias": "experts",
+    "model/router_decoder": "embed experts",
+    "model/decoder_bias": "embed",
+    "model/down": "experts sub embed",
+    "model/up": "experts embed sub",
+    "model/child_encoder": "experts atoms sub",
+    "model/child_encoder_bias": "experts atoms",
+    "model/child_decoder": "experts sub atoms",
+    "geometry/whitening": "embed embed",
+    "x": "batch embed",
+}
 # the original's name, ours, and whether its last two axes are swapped
 LEAVES = (
     ("router_encoder", "router_enc", False),
@@ -44,13 +62,14 @@ LEAVES = (
 )
 
 
-def rows(arrays: dict[str, np.ndarray]) -> list[Row]:
+def rows(arrays: Golden) -> list[Row]:
     """Every quantity of a ``polytope`` golden file."""
+    axes = [sizes(arrays, shapes) for shapes in (GEOMETRY, CONCEPTS, MODEL)][-1]
     metric = Whitened(jnp.asarray(group(arrays, "geometry")["whitening"]))
-    return [*_geometry(metric, arrays), *_estimators(metric, arrays), *_model(metric, arrays)]
+    return [*_geometry(metric, arrays), *_estimators(metric, arrays), *_model(metric, arrays, axes)]
 
 
-def _geometry(metric: Whitened, arrays: dict[str, np.ndarray]) -> list[Row]:
+def _geometry(metric: Whitened, arrays: Golden) -> list[Row]:
     golden = group(arrays, "geometry")
     geometry = causal_absolute_ridge(golden["unembedding"], RIDGE)
     a, b = jnp.asarray(golden["a"]), jnp.asarray(golden["b"])
@@ -65,7 +84,7 @@ def _geometry(metric: Whitened, arrays: dict[str, np.ndarray]) -> list[Row]:
     return [compare(f"geometry/{name}", np.asarray(value), golden[name], FORWARD) for name, value in values.items()]
 
 
-def _estimators(metric: Whitened, arrays: dict[str, np.ndarray]) -> list[Row]:
+def _estimators(metric: Whitened, arrays: Golden) -> list[Row]:
     golden = group(arrays, "lda")
     parent = original.lda_direction(golden["pos"], golden["neg"], metric)
     children = np.stack([original.lda_direction(c, golden["neg"], metric) for c in golden["child_pos"]])
@@ -81,8 +100,8 @@ def _estimators(metric: Whitened, arrays: dict[str, np.ndarray]) -> list[Row]:
     return [compare(f"lda/{name}", value, golden[name], FORWARD) for name, value in values.items()]
 
 
-def _model(metric: Whitened, arrays: dict[str, np.ndarray]) -> list[Row]:
-    sae, x = _sae(arrays), jnp.asarray(arrays["x"])
+def _model(metric: Whitened, arrays: Golden, axes: dict[str, int]) -> list[Row]:
+    sae, x = _sae(arrays, axes), jnp.asarray(arrays["x"])
     golden = group(arrays, "eval")
     forward = sae.forward(x, Context())
     objective = _objective(metric)
@@ -102,16 +121,14 @@ def _model(metric: Whitened, arrays: dict[str, np.ndarray]) -> list[Row]:
     return [*found, *_gradients(sae, objective, x, arrays)]
 
 
-def _sae(arrays: dict[str, np.ndarray]) -> HierarchicalSAE:
-    model = group(arrays, "model")
-    experts, sub, embed = model["down"].shape
-    atoms, k = model["child_encoder"].shape[1], int(arrays["meta/k"])
+def _sae(arrays: Golden, axes: dict[str, int]) -> HierarchicalSAE:
+    model, k = group(arrays, "model"), whole_number(arrays, "meta/k", axes["experts"])
     temperature = Constant(1.0)  # read only in training
     sae = HierarchicalSAE(
-        embed,
-        experts,
-        sub,
-        atoms,
+        axes["embed"],
+        axes["experts"],
+        axes["sub"],
+        axes["atoms"],
         BinaryGumbelTopK(k, temperature=temperature),
         BinaryGumbelTopK(1, temperature=temperature),
         biases=("encoder", "decoder"),
@@ -136,9 +153,7 @@ def _dense_children(forward: Forward, sae: HierarchicalSAE) -> Float[Array, "bat
     return dense.reshape(len(dense), sae.experts, sae.atoms)
 
 
-def _gradients(
-    sae: HierarchicalSAE, objective: Objective, x: Float[Array, "batch embed"], arrays: dict[str, np.ndarray]
-) -> list[Row]:
+def _gradients(sae: HierarchicalSAE, objective: Objective, x: Float[Array, "batch embed"], arrays: Golden) -> list[Row]:
     params, static = eqx.partition(sae, eqx.is_inexact_array)
 
     def loss(params: HierarchicalSAE) -> Float[Array, ""]:
@@ -147,4 +162,6 @@ def _gradients(
 
     grads, golden = jax.jit(jax.grad(loss))(params), group(arrays, "grad")
     ours = {t: getattr(grads, o).swapaxes(-1, -2) if swap else getattr(grads, o) for t, o, swap in LEAVES}
+    if unknown := sorted(golden.keys() - ours.keys()):
+        raise UserError(f"the golden file has 'grad/{unknown[0]}', expected one of {', '.join(ours)}")
     return [compare(f"grad/{name}", np.asarray(ours[name]), golden[name], GRADIENT) for name in golden]

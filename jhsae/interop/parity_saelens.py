@@ -3,7 +3,6 @@
 SAELens stores ``W_enc [d_in, d_sae]``; ours has features as rows. Terms are compared weighted, as it returns them.
 """
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -13,27 +12,37 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jhsae import losses
+from jhsae import bounded, losses
 from jhsae.errors import UserError, nearest
-from jhsae.interop.golden import FORWARD, GRADIENT, Row, compare, group
+from jhsae.interop.golden import FORWARD, GRADIENT, Golden, Row, compare, group, sizes
+from jhsae.interop.tensors import brief, count, setting
+from jhsae.leaf import describe
 from jhsae.losses import AbstractTerm, Objective
 from jhsae.sae import AbstractSAE, DecoderNormUnit, FlatSAE, GatedSAE, PlainUnit
 from jhsae.sparsify import AbstractSparsifier, BatchTopK, JumpReLU, ReLU, TopK
 from jhsae.usage import Context, Usage
 
+CONFIG = "the config in the golden file"
 Config = dict[str, Any]
 Weighted = dict[str, tuple[float, AbstractTerm]]
 
 
-def rows(arrays: dict[str, np.ndarray]) -> list[Row]:
+def rows(arrays: Golden) -> list[Row]:
     """Every quantity of a ``saelens`` golden file, architecture by architecture."""
+    sizes(arrays, {"x": "batch embed", "dead_mask": "features"})
     names = sorted({key.split("/")[0] for key in arrays if key.endswith("/config")})
+    for name in names:
+        sizes(arrays, {"x": "batch embed", "dead_mask": "features", f"{name}/param/W_enc": "embed features"})
     x, dead = jnp.asarray(arrays["x"]), jnp.asarray(arrays["dead_mask"], jnp.float32)
     return [row for name in names for row in _architecture(name, group(arrays, name), x, dead)]
 
 
-def _architecture(name: str, golden: dict[str, np.ndarray], x: Float[Array, "batch embed"], dead: Array) -> list[Row]:
-    config = json.loads(str(golden["config"]))
+def _architecture(name: str, golden: Golden, x: Float[Array, "batch embed"], dead: Array) -> list[Row]:
+    config = bounded.as_object(bounded.parse_json(str(golden["config"]), CONFIG), CONFIG)
+    if (embed := count(config, "d_in", CONFIG)) != x.shape[-1]:
+        raise UserError(f"{CONFIG} has d_in {embed}, but 'x' has vectors of {x.shape[-1]}")
+    if (features := count(config, "d_sae", CONFIG)) != dead.size:
+        raise UserError(f"{CONFIG} has d_sae {features}, but 'dead_mask' has {dead.size} features")
     sae = _filled(_sae(config), group(golden, "param"))
     terms = {"mse_loss": (1.0, losses.SquaredError()), **_terms(config)}
     objective = Objective({k: t for k, (_, t) in terms.items()}, {k: w for k, (w, _) in terms.items()})
@@ -55,35 +64,36 @@ def _architecture(name: str, golden: dict[str, np.ndarray], x: Float[Array, "bat
     missed = {k for k in golden if k.startswith("loss_terms/")} - found.keys()
     compared += [Row(f"{name}/{k}", float("inf"), float("inf"), FORWARD) for k in sorted(missed)]
     return compared + [
-        compare(f"{name}/grad/{k}", _theirs(k, _leaf(grads, k)), g, GRADIENT) for k, g in group(golden, "grad").items()
+        compare(f"{name}/grad/{k}", _theirs(k, _leaf(grads, k)), group(golden, "grad")[k], GRADIENT)
+        for k in group(golden, "param")
     ]
 
 
 def _sae(config: Config) -> AbstractSAE:
     """An SAE of the architecture's structure; its values are replaced."""
-    embed, features, key = config["d_in"], config["d_sae"], jax.random.key(0)
-    centred = config["apply_b_dec_to_input"]
-    if config["architecture"] == "gated":
+    embed, features, key = count(config, "d_in", CONFIG), count(config, "d_sae", CONFIG), jax.random.key(0)
+    centred = setting(config, "apply_b_dec_to_input", bool, CONFIG)
+    if config.get("architecture") == "gated":
         return GatedSAE(embed, features, apply_b_dec_to_input=centred, key=key)
-    unit = DecoderNormUnit() if config.get("rescale_acts_by_decoder_norm") else PlainUnit()
+    unit = DecoderNormUnit() if config.get("rescale_acts_by_decoder_norm") is True else PlainUnit()
     return FlatSAE(embed, features, _sparsifier(config), code_unit=unit, apply_b_dec_to_input=centred, key=key)
 
 
 def _sparsifier(config: Config) -> AbstractSparsifier:
-    batch = lambda: BatchTopK(config["k"], config["topk_threshold_lr"])  # noqa: E731
+    batch = lambda: BatchTopK(_number(config, "k"), _number(config, "topk_threshold_lr"))  # noqa: E731
     made: dict[str, Callable[[], AbstractSparsifier]] = {
         "standard": ReLU,
-        "topk": lambda: TopK(config["k"]),
+        "topk": lambda: TopK(count(config, "k", CONFIG, count(config, "d_sae", CONFIG))),
         "batchtopk": batch,
         "matryoshka_batchtopk": batch,
         "jumprelu": lambda: JumpReLU(
-            config["jumprelu_init_threshold"],
-            config["jumprelu_bandwidth"],
-            "threshold_and_input" if config["jumprelu_ste_to_input"] else "threshold",
+            _number(config, "jumprelu_init_threshold"),
+            _number(config, "jumprelu_bandwidth"),
+            "threshold_and_input" if setting(config, "jumprelu_ste_to_input", bool, CONFIG) else "threshold",
         ),
     }
-    if (name := config["architecture"]) not in made:
-        raise UserError(f"the golden file has the architecture '{name}', expected one of {sorted(made)}, gated")
+    if (name := setting(config, "architecture", str, CONFIG)) not in made:
+        raise UserError(f"{CONFIG} has the architecture {brief(name)}, expected one of {sorted(made)}, gated")
     return made[name]()
 
 
@@ -91,37 +101,62 @@ def _terms(config: Config) -> Weighted:
     """SAELens's loss terms beside the squared error, under its names, with their weights."""
     name = config["architecture"]
     if name == "standard":
-        return {"l1_loss": (config["l1_coefficient"], losses.Contributions(config["lp_norm"]))}
+        term = losses.Contributions(_number(config, "lp_norm"))
+        return {"l1_loss": (_number(config, "l1_coefficient"), term)}
     if name == "gated":
         return {
-            "l1_loss": (config["l1_coefficient"], losses.GateL1()),
+            "l1_loss": (_number(config, "l1_coefficient"), losses.GateL1()),
             "auxiliary_reconstruction_loss": (1.0, losses.GateReconstructionFreeDecoder()),
         }
     if name == "jumprelu":
         return _jump_terms(config)
-    widths = config.get("matryoshka_widths", [])[:-1]
-    levels = config.get("use_matryoshka_aux_loss", False)
+    widths = _widths(config)[:-1]
+    levels = config.get("use_matryoshka_aux_loss") is True
     aux = losses.MatryoshkaAuxK(tuple(widths)) if levels else losses.AuxK()
-    terms: Weighted = {"auxiliary_reconstruction_loss": (config["aux_loss_coefficient"], aux)}
+    terms: Weighted = {"auxiliary_reconstruction_loss": (_number(config, "aux_loss_coefficient"), aux)}
     return terms | {f"inner_mse_loss_{w}": (1.0, losses.Prefixes((w,))) for w in widths}
 
 
 def _jump_terms(config: Config) -> Weighted:
     modes: dict[str, Callable[[], AbstractTerm]] = {
         "step": losses.L0,
-        "tanh": lambda: losses.TanhL0(config["jumprelu_tanh_scale"]),
-        "quadratic": lambda: losses.QuadraticL0(config["target_l0"]),
+        "tanh": lambda: losses.TanhL0(_number(config, "jumprelu_tanh_scale")),
+        "quadratic": lambda: losses.QuadraticL0(_number(config, "target_l0")),
     }
-    mode = config["jumprelu_sparsity_loss_mode"]
+    mode = setting(config, "jumprelu_sparsity_loss_mode", str, CONFIG)
     if mode not in modes:
         raise UserError(f"jumprelu_sparsity_loss_mode is '{mode}'{nearest(mode, modes)}; known: {', '.join(modes)}")
-    terms: Weighted = {"l0_loss": (config["l0_coefficient"], modes[mode]())}
-    if config["pre_act_loss_coefficient"] is not None:
-        terms["pre_act_loss"] = (config["pre_act_loss_coefficient"], losses.DeadPreActivation())
+    terms: Weighted = {"l0_loss": (_number(config, "l0_coefficient"), modes[mode]())}
+    if config.get("pre_act_loss_coefficient") is not None:
+        terms["pre_act_loss"] = (_number(config, "pre_act_loss_coefficient"), losses.DeadPreActivation())
     return terms
 
 
-def _filled(sae: AbstractSAE, params: dict[str, np.ndarray]) -> AbstractSAE:
+def _number(config: Config, key: str) -> float:
+    return setting(config, key, float, CONFIG)
+
+
+def _widths(config: Config) -> list[int]:
+    """The levels of a Matryoshka SAE: whole numbers that grow up to the number of features; none for other ones."""
+    widths = setting(config, "matryoshka_widths", list, CONFIG) if "matryoshka_widths" in config else []
+    edges = [0, *widths]
+    if any(type(w) is not int for w in widths) or any(a >= b for a, b in zip(edges, widths, strict=False)):
+        raise UserError(f"{CONFIG} has the matryoshka_widths {brief(widths)}, expected whole numbers that grow")
+    if widths and widths[-1] > count(config, "d_sae", CONFIG):
+        raise UserError(f"{CONFIG} has the matryoshka_widths {brief(widths)}, beyond d_sae {config['d_sae']}")
+    return widths
+
+
+def _filled(sae: AbstractSAE, params: Golden) -> AbstractSAE:
+    leaves = jax.tree.leaves(describe(eqx.filter(sae, eqx.is_inexact_array)))
+    expected = {leaf.path.removeprefix("sparsifier.") for leaf in leaves}
+    for name in sorted(expected):
+        array, shape = params[name], _theirs(name, _leaf(sae, name)).shape
+        if array.shape != shape or array.dtype.kind != "f":
+            what = f"{array.dtype.str} {list(array.shape)}"
+            raise UserError(f"the golden file has 'param/{name}' of {what}, expected floats {list(shape)}")
+    if more := sorted(params.keys() - expected):
+        raise UserError(f"the golden file has 'param/{more[0]}', which {type(sae).__name__} has not")
     return eqx.tree_at(
         lambda s: [_leaf(s, name) for name in params], sae, [jnp.asarray(_theirs(k, v)) for k, v in params.items()]
     )

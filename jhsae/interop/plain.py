@@ -8,6 +8,7 @@ from typing import Any
 from jhsae.checkpoint import save_sae
 from jhsae.data import AbstractNormalizer
 from jhsae.escaping import code, escaped, literal
+from jhsae.forms import COUNT, NUMBER, TEXT
 from jhsae.interop.folders import new_folder
 from jhsae.sae import AbstractSAE
 
@@ -17,6 +18,10 @@ METRICS = {
     "ev_r2": "explained variance (centred R²)",
     "ce_recovered": "cross-entropy recovered",
     "dead": "dead features",
+}
+RESULTS = {
+    "evaluation": {"store": TEXT, "commit?": TEXT},
+    "metrics": {"rows": COUNT} | {f"{key}?": NUMBER for key in METRICS},
 }
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 USAGE = """\
@@ -92,7 +97,7 @@ def _measured(results: dict[str, Any] | None) -> list[str]:
     if results is None:
         return []
     evaluation, metrics = results["evaluation"], results["metrics"]
-    where = f"{metrics['rows']:,} tokens of {code(evaluation['store'])}, commit {code(evaluation['commit'])}"
+    where = f"{metrics['rows']:,} tokens of {code(evaluation['store'])}, commit {code(str(evaluation.get('commit')))}"
     numbers = [f"- {words}: {metrics[key]:.4g}" for key, words in METRICS.items() if metrics.get(key) is not None]
     return ["", f"Measured on held-out text ({where}):", "", *numbers]
 

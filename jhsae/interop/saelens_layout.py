@@ -26,4 +26,4 @@ def hook_names(layer: int | None) -> dict[str, str | None]:
 def layer_of(hook: str) -> int | None:
     """The number of blocks that have run at `hook`; None where that is not the residual stream."""
     found = ((re.fullmatch(pattern, hook), more) for pattern, more in HOOKS)
-    return next((int(match[1]) + more for match, more in found if match), None)
+    return next((int(match[1]) + more for match, more in found if match and len(match[1]) < 5), None)

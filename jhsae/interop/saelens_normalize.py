@@ -17,7 +17,7 @@ from jhsae.data import AbstractNormalizer, Affine, ConstantNorm, Identity, Layer
 from jhsae.errors import UserError, nearest
 from jhsae.interop.fold import fold, fold_affine
 from jhsae.interop.saelens_layout import CONFIG, SCALER, WHITENING
-from jhsae.interop.tensors import load, read_json, refuse_unknown, setting, take
+from jhsae.interop.tensors import brief, load, read_json, refuse_unknown, setting, take_all
 from jhsae.sae import AbstractSAE
 
 
@@ -63,7 +63,7 @@ def normalizer_of(name: str, folder: Path, embed: int) -> tuple[dict[str, Any], 
     """
     if name not in NORMALIZERS:
         known = nearest(name, NORMALIZERS)
-        raise UserError(f"{folder / CONFIG}: unknown normalize_activations '{name}'{known}")
+        raise UserError(f"{folder / CONFIG}: unknown normalize_activations {brief(name)}{known}")
     normalizer = NORMALIZERS[name](folder, embed)
     return {"_target_": f"jhsae.data.{type(normalizer).__name__}"}, normalizer
 
@@ -71,8 +71,8 @@ def normalizer_of(name: str, folder: Path, embed: int) -> tuple[dict[str, Any], 
 def _scale(folder: Path, embed: int) -> AbstractNormalizer:
     file = _statistics(folder / SCALER)
     factor = setting(read_json(file), "scaling_factor", float, file)
-    if factor <= 0:
-        raise UserError(f"{file}: scaling_factor is {factor}, expected a number above 0")
+    if not 1e-30 < factor < 1e30:  # beyond, it or what it divides is no float32
+        raise UserError(f"{file}: scaling_factor is {factor}, expected a number above 0 of some usual size")
     return Scale(jnp.float32(1 / factor))
 
 
@@ -81,7 +81,7 @@ def _whiten(folder: Path, embed: int) -> AbstractNormalizer:
     tensors, square = load(file), (embed, embed)
     shapes = {"mean": (embed,), "matrix": square, "inverse_matrix": square}
     refuse_unknown(tensors, shapes, file)
-    mean, matrix, inverse = (jnp.asarray(take(tensors, key, shape, file)) for key, shape in shapes.items())
+    mean, matrix, inverse = (jnp.asarray(array) for array in take_all(tensors, shapes, file).values())
     return Whiten(mean=mean, matrix=matrix, inverse=inverse)
 
 

@@ -18,14 +18,16 @@ from jhsae.interop import imported
 from jhsae.interop.imported import Imported
 from jhsae.interop.saelens_layout import CONFIG, MAJOR, WEIGHTS, layer_of
 from jhsae.interop.saelens_normalize import normalizer_of
-from jhsae.interop.tensors import load, read_json, refuse_unknown, setting, take
+from jhsae.interop.tensors import Tensors, brief, count, load, read_json, refuse_unknown, setting, take, take_all
+
+LARGEST_LOG = 88.0  # e^88 is nearly the largest float32
 
 
 class Source(NamedTuple):
     """The two files of a directory, and their paths for messages."""
 
     config: dict[str, Any]
-    tensors: dict[str, np.ndarray]
+    tensors: Tensors
     folder: Path
 
     @property
@@ -35,7 +37,7 @@ class Source(NamedTuple):
     @property
     def sizes(self) -> tuple[int, int]:
         """(features, embed)."""
-        return setting(self.config, "d_sae", int, self.file), setting(self.config, "d_in", int, self.file)
+        return count(self.config, "d_sae", self.file), count(self.config, "d_in", self.file)
 
     @property
     def subtracted(self) -> bool:
@@ -51,12 +53,9 @@ class Source(NamedTuple):
         features, embed = self.sizes
         file = self.folder / WEIGHTS
         refuse_unknown(self.tensors, ("W_enc", "W_dec", "b_dec", *names, *more), file)
-        matrices = {
-            "W_enc": take(self.tensors, "W_enc", (embed, features), file).T,
-            "W_dec": take(self.tensors, "W_dec", (features, embed), file),
-            "b_dec": take(self.tensors, "b_dec", (embed,), file),
-        }
-        return matrices | {name: take(self.tensors, name, (features,), file) for name in names}
+        shapes = {"W_enc": (embed, features), "W_dec": (features, embed), "b_dec": (embed,)}
+        found = take_all(self.tensors, shapes | dict.fromkeys(names, (features,)), file)
+        return found | {"W_enc": found["W_enc"].T}
 
     def slot(self, sparsifier: dict[str, Any], rescale: bool = False) -> dict[str, Any]:
         """The slot of a flat SAE."""
@@ -76,12 +75,12 @@ def read(path: str | Path) -> Imported:
     architecture = setting(config, "architecture", str, folder / CONFIG)
     if architecture not in READERS:
         known = f"{', '.join(READERS)}{nearest(architecture, READERS)}"
-        raise UserError(f"{folder / CONFIG}: architecture is '{architecture}', expected one of {known}")
+        raise UserError(f"{folder / CONFIG}: architecture is {brief(architecture)}, expected one of {known}")
     source = Source(config, load(folder / WEIGHTS), folder)
     if (reshape := source.option("reshape_activations", str, "none")) != "none":
         raise UserError(
-            f"{source.file}: reshape_activations is '{reshape}', expected 'none'; an SAE of attention heads (hook_z) "
-            "is not read here"
+            f"{source.file}: reshape_activations is {brief(reshape)}, expected 'none'; an SAE of attention heads "
+            "(hook_z) is not read here"
         )
     slot, leaves = READERS[architecture](source)
     name = source.option("normalize_activations", str, "none")
@@ -93,17 +92,17 @@ def read(path: str | Path) -> Imported:
 
 def _version(config: dict[str, Any], file: Path) -> str:
     found = config.get("sae_lens_version") or _metadata(config, file).get("sae_lens_version")
-    if not found:
+    if not isinstance(found, str) or not found:
         raise UserError(
             f"{file}: no metadata.sae_lens_version, so this is the format of SAELens 5 or older; load it with "
             f"sae-lens {MAJOR} and save it again with save_model"
         )
-    major = re.match(r"\d+(?=\.)", str(found))
+    major = re.match(r"[0-9]{1,9}(?=\.)", found)
     if major is None or int(major[0]) != MAJOR:
         older = major is not None and int(major[0]) < MAJOR
         advice = f"; load it with sae-lens {MAJOR} and save it again with save_model" if older else ""
-        raise UserError(f"{file}: sae_lens_version is '{found}', expected {MAJOR}.x, the format read here{advice}")
-    return str(found)
+        raise UserError(f"{file}: sae_lens_version is {brief(found)}, expected {MAJOR}.x, the format read here{advice}")
+    return found
 
 
 def _reads(metadata: dict[str, Any]) -> tuple[str | None, int | None]:
@@ -125,7 +124,7 @@ def _standard(source: Source) -> Parts:
 
 
 def _topk(source: Source) -> Parts:
-    k, rescale = setting(source.config, "k", int, source.file), _rescale(source, False)
+    k, rescale = count(source.config, "k", source.file, source.sizes[0]), _rescale(source, False)
     return source.slot(imported.top_k(k), rescale), source.leaves("b_enc")
 
 
@@ -134,12 +133,16 @@ def _jumprelu(source: Source) -> Parts:
     key = "log_threshold" if "log_threshold" in source.tensors else "threshold"
     leaves = source.leaves("b_enc", key)
     found = leaves.pop(key)
-    return source.slot(imported.JUMP_RELU), leaves | _threshold(np.exp(found) if key == "log_threshold" else found)
+    if key == "log_threshold":
+        if found.max() > LARGEST_LOG:
+            raise UserError(f"{source.folder / WEIGHTS}: 'log_threshold' goes up to {found.max():g}, beyond float32")
+        found = np.exp(found)
+    return source.slot(imported.JUMP_RELU), leaves | _threshold(found)
 
 
 def _batchtopk(source: Source) -> Parts:
-    leaves = source.leaves("b_enc", more=("topk_threshold",))
     threshold = take(source.tensors, "topk_threshold", (), source.folder / WEIGHTS)
+    leaves = source.leaves("b_enc", more=("topk_threshold",))
     spread = np.full(source.sizes[0], threshold, np.float32)
     return source.slot(imported.JUMP_RELU, _rescale(source, True)), leaves | _threshold(spread)
 

@@ -13,7 +13,7 @@ from typing import Any
 from jhsae.errors import UserError
 from jhsae.interop import imported
 from jhsae.interop.imported import Imported
-from jhsae.interop.tensors import load, read_json, refuse_unknown, setting, take
+from jhsae.interop.tensors import brief, count, layer_number, load, read_json, refuse_unknown, setting, take_all, text
 
 BLOCK = re.compile(r"(?:.*\.)?(?:layers|h)[._](\d+)")  # the output of a block, and of nothing inside it
 
@@ -30,19 +30,17 @@ def read(path: str | Path) -> Imported:
     settings, file = folder / "cfg.json", folder / "sae.safetensors"
     cfg = read_json(settings)
     _check_kind(cfg, settings)
-    embed, k = setting(cfg, "d_in", int, settings), setting(cfg, "k", int, settings)
+    embed = count(cfg, "d_in", settings)
     latents = setting(cfg, "num_latents", int, settings) if "num_latents" in cfg else 0
-    features = latents or embed * setting(cfg, "expansion_factor", int, settings)
+    features = count(cfg, "num_latents", settings) if latents else embed * count(cfg, "expansion_factor", settings)
+    k = count(cfg, "k", settings, features)
     tensors = load(file)
     if "W_skip" in tensors:
         raise UserError(f"{file}: 'W_skip' makes this a skip transcoder; only SAEs can be read")
     refuse_unknown(tensors, ("encoder.weight", "encoder.bias", "W_dec", "b_dec"), file)
-    leaves = {
-        "W_enc": take(tensors, "encoder.weight", (features, embed), file),
-        "b_enc": take(tensors, "encoder.bias", (features,), file),
-        "W_dec": take(tensors, "W_dec", (features, embed), file),
-        "b_dec": take(tensors, "b_dec", (embed,), file),
-    }
+    matrix, names = (features, embed), {"encoder.weight": "W_enc", "encoder.bias": "b_enc"}
+    shapes = {"encoder.weight": matrix, "W_dec": matrix, "encoder.bias": (features,), "b_dec": (embed,)}
+    leaves = {names.get(key, key): array for key, array in take_all(tensors, shapes, file).items()}
     about = imported.about("sparsify", folder, cfg, *_reads(folder))
     return imported.assemble(imported.flat_slot(features, embed, imported.top_k(k)), leaves, about, file)
 
@@ -51,10 +49,12 @@ def _check_kind(cfg: dict[str, Any], file: Path) -> None:
     """Versions before 1.0 lack the keys that later ones added; what they lack, they could not do."""
     activation = cfg.get("activation", "topk")
     if activation != "topk":
-        raise UserError(f"{file}: activation is {activation!r}, expected 'topk', the one that can be read")
+        raise UserError(f"{file}: activation is {brief(activation)}, expected 'topk', the one that can be read")
     for key in ("transcode", "skip_connection", "signed"):
         if cfg.get(key, False) is not False:
-            raise UserError(f"{file}: {key} is {cfg[key]!r}, expected false: only SAEs with positive codes can be read")
+            raise UserError(
+                f"{file}: {key} is {brief(cfg[key])}, expected false: only SAEs with positive codes can be read"
+            )
 
 
 def _reads(folder: Path) -> tuple[str | None, int | None]:
@@ -62,6 +62,6 @@ def _reads(folder: Path) -> tuple[str | None, int | None]:
     folder = folder.absolute()
     hookpoint = folder.parent if re.fullmatch(r"seed\d+", folder.name) else folder
     run = hookpoint.parent / "config.json"
-    model = setting(read_json(run), "model", str, run) if run.exists() else None
+    model = text(read_json(run), "model", run) if run.exists() else None
     block = BLOCK.fullmatch(hookpoint.name)
-    return model, int(block[1]) + 1 if block else None
+    return model, layer_number(block[1], folder) + 1 if block else None

@@ -1,11 +1,11 @@
 """Reading the files of other libraries: tensors and JSON in, checked arrays out, and never a pickle.
 
-Nothing is built before every tensor that is needed was found and has its shape; what is wrong is said with the file,
-the key, what stands there and what was expected. Reduced precisions become float32, which holds them exactly.
+What a file says of its tensors is read first. A tensor is read only when it is taken, and it is taken only when its
+type and shape are those that are wanted; what is wrong is said with the file, the key, what stands there and what was
+expected. Reduced precisions become float32, which holds them exactly.
 """
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,51 +13,136 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from jhsae import archives, bounded
+from jhsae.bounded import MIB
 from jhsae.errors import UserError, nearest
 
 REDUCED = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))
-NUMBERS = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+# the types of a safetensors header that can be read, as NumPy's kinds
+KINDS = {"F64": "f", "F32": "f", "F16": "f", "BF16": "f"}
+KINDS |= {"I64": "i", "I32": "i", "I16": "i", "I8": "i", "U64": "u", "U32": "u", "U16": "u", "U8": "u", "BOOL": "b"}
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save, new and old
+CONFIG_BYTES, CONFIG_DEPTH = 4 * MIB, 32
+LAYERS = 10_000  # more than any language model has
+
+Shape = tuple[int | None, ...]
 
 
-def load(path: str | Path) -> dict[str, np.ndarray]:
-    """Every tensor of a safetensors file, by its key; bfloat16 and float16 become float32.
+class Tensors(Mapping[str, Any]):
+    """Tensors by key, each read when it is asked for, and beside them what else a state dict holds.
 
-    `UserError`: no such file, a pickle or zip (torch.save) under this name, a file that cannot be read, a tensor of a
-    type that NumPy has no counterpart for.
+    `shapes` are known before, and so are `kinds`: NumPy's letter for the type of each tensor.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        kinds: Mapping[str, str],
+        read: Callable[[str], np.ndarray],
+        others: Mapping[str, Any] | None = None,
+    ):
+        self.shapes, self.kinds, self._read, self._others = shapes, kinds, read, dict(others or {})
+
+    def __getitem__(self, key: str) -> Any:
+        if key in self.shapes:
+            return self._read(key)
+        return self._others[key]
+
+    def __contains__(self, key: object) -> bool:  # without reading it
+        return key in self.shapes or key in self._others
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self.shapes, *self._others])
+
+    def __len__(self) -> int:
+        return len(self.shapes) + len(self._others)
+
+    def beside(self, others: Mapping[str, Any]) -> "Tensors":
+        """The same tensors, with `others` beside them."""
+        return Tensors(self.shapes, self.kinds, self._read, self._others | dict(others))
+
+
+def load(path: str | Path) -> Tensors:
+    """The tensors of a safetensors file; bfloat16 and float16 become float32.
+
+    `UserError`: no such file, a pickle or zip (torch.save) under this name, a file whose header does not fit it, a
+    tensor of a type that NumPy has no counterpart for.
     """
     path = existing(path)
     try:
-        with safe_open(path, framework="np") as file:
-            kinds = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
-            for key, kind in kinds.items():
-                if kind not in NUMBERS:
-                    raise UserError(f"{path}: '{key}' is of type {kind}, expected one of {', '.join(NUMBERS)}")
-            return {key: widened(file.get_tensor(key)) for key in kinds}
-    except (SafetensorError, OSError) as error:
+        header = bounded.tensor_header(path)
+    except UserError:
         _refuse_pickle(path)  # only now: a safetensors file too may start with these bytes
-        raise UserError(f"{path} cannot be read as safetensors ({error}); copy or download it again") from error
+        raise
+    for key, info in header.items():
+        if info.dtype not in KINDS:
+            raise UserError(f"{path}: '{key}' is of type {info.dtype}, expected one of {', '.join(KINDS)}")
+
+    def read(key: str) -> np.ndarray:
+        try:
+            with safe_open(path, framework="np") as file:
+                return widened(file.get_tensor(key))
+        except (SafetensorError, OSError, MemoryError) as error:
+            raise UserError(f"{path} cannot be read as safetensors ({error}); copy or download it again") from error
+
+    shapes = {key: info.shape for key, info in header.items()}
+    return Tensors(shapes, {key: KINDS[info.dtype] for key, info in header.items()}, read)
 
 
-def take(tensors: Mapping[str, Any], key: str, shape: tuple[int | None, ...], file: str | Path) -> np.ndarray:
+def load_npz(path: str | Path) -> Tensors:
+    """The arrays of an npz file. `UserError`: no such file, not one of plain arrays, one that expands too far."""
+    path = existing(path)
+    header = archives.npz_header(path)
+
+    def read(key: str) -> np.ndarray:
+        return widened(archives.load_npz(path, keys=[key])[key])
+
+    shapes = {key: info.shape for key, info in header.items()}
+    return Tensors(shapes, {key: info.dtype.kind for key, info in header.items()}, read)
+
+
+def take(tensors: Mapping[str, Any], key: str, shape: Shape, file: str | Path, whole: bool = False) -> np.ndarray:
     """The tensor `key` as float32, of exactly `shape`; a None in `shape` stands for any size of at least 1.
 
+    Weights are floats: integers, which may be quantised, are taken as scalars, or anywhere where `whole` says so.
     `UserError`: no such key, another shape, something that is not an array of numbers, NaN or infinity.
     """
-    if key not in tensors:
-        raise UserError(f"{file}: no tensor '{key}', expected one of shape {written(shape)}{nearest(key, tensors)}")
-    array = tensors[key]
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
-        what = f"array of {array.dtype.str}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise UserError(f"{file}: '{key}' is of type {what}, expected a tensor of shape {written(shape)}")
-    fits = [size > 0 and expected in (None, size) for size, expected in zip(array.shape, shape, strict=False)]
-    if array.ndim != len(shape) or not all(fits):
-        raise UserError(f"{file}: '{key}' has shape {written(array.shape)}, expected {written(shape)}")
-    with np.errstate(over="ignore"):  # of a float64 too large for float32, which becomes infinite
-        found = np.ascontiguousarray(array, np.float32).reshape(array.shape)
+    fits(tensors, key, shape, file, whole)
+    try:
+        with np.errstate(over="ignore"):  # of a float64 too large for float32, which becomes infinite
+            array = np.asarray(tensors[key])
+            found = np.ascontiguousarray(array, np.float32).reshape(array.shape)
+    except MemoryError as error:
+        raise UserError(f"{file}: '{key}' of shape {written(shape)} does not fit into memory") from error
     if not np.isfinite(found).all():
         raise UserError(f"{file}: '{key}' holds NaN or infinity; no SAE can be built from it")
     return found
+
+
+def take_all(tensors: Mapping[str, Any], shapes: Mapping[str, Shape], file: str | Path) -> dict[str, np.ndarray]:
+    """`take` of several tensors: none is read before all are known to have their shapes."""
+    for key, shape in shapes.items():
+        fits(tensors, key, shape, file)
+    return {key: take(tensors, key, shape, file) for key, shape in shapes.items()}
+
+
+def fits(tensors: Mapping[str, Any], key: str, shape: Shape, file: str | Path, whole: bool = False) -> tuple[int, ...]:
+    """The shape of the tensor `key`, which is not read. Raises the `UserError` of `take` for another than `shape`."""
+    if key not in tensors:
+        raise UserError(f"{file}: no tensor '{key}', expected one of shape {written(shape)}{nearest(key, tensors)}")
+    if isinstance(tensors, Tensors) and key in tensors.shapes:
+        kind, what, got = tensors.kinds[key], f"array of kind {tensors.kinds[key]!r}", tuple(tensors.shapes[key])
+    elif isinstance(array := tensors[key], np.ndarray):
+        kind, what, got = array.dtype.kind, f"array of {array.dtype.str}", array.shape
+    else:
+        kind, what, got = "", type(array).__name__, ()
+    if not kind or kind not in "fiub":
+        raise UserError(f"{file}: '{key}' is of type {what}, expected a tensor of shape {written(shape)}")
+    if len(got) != len(shape) or not all(n > 0 and m in (None, n) for n, m in zip(got, shape, strict=True)):
+        raise UserError(f"{file}: '{key}' has shape {written(got)}, expected {written(shape)}")
+    if kind != "f" and shape and not whole:
+        raise UserError(f"{file}: '{key}' holds integers, which may be quantised, expected floats; save it as float32")
+    return got
 
 
 def refuse_unknown(tensors: Iterable[str], known: Iterable[str], file: str | Path) -> None:
@@ -68,15 +153,8 @@ def refuse_unknown(tensors: Iterable[str], known: Iterable[str], file: str | Pat
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The object in a JSON file. `UserError`: no such file, not JSON, not an object."""
-    path = existing(path)
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); copy or download it again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds a {type(found).__name__}, expected a JSON object with the keys of a config")
-    return found
+    """The object in a JSON file, within the limits of `jhsae.bounded`. `UserError`: no such file, not JSON."""
+    return bounded.read_object(existing(path), CONFIG_BYTES, CONFIG_DEPTH)
 
 
 def setting(config: Mapping[str, Any], key: str, kind: type, file: str | Path) -> Any:
@@ -90,25 +168,46 @@ def setting(config: Mapping[str, Any], key: str, kind: type, file: str | Path) -
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise UserError(f"{file}: '{key}' is {value!r}, expected {kind.__name__}")
+        raise UserError(f"{file}: '{key}' is {brief(value)}, expected {kind.__name__}")
     return value
 
 
+def count(config: Mapping[str, Any], key: str, file: str | Path, features: int | None = None) -> int:
+    """``config[key]``, which must be an int of at least 1 and, where `features` is given, of at most that."""
+    value = setting(config, key, int, file)
+    if value < 1:
+        raise UserError(f"{file}: '{key}' is {value}, expected at least 1")
+    if features is not None and value > features:
+        raise UserError(f"{file}: {key} is {value} but there are {features} features")
+    return value
+
+
+def text(config: Mapping[str, Any], key: str, file: str | Path) -> str | None:
+    """``config[key]``, a string; None where the key is absent or null."""
+    return None if config.get(key) is None else setting(config, key, str, file)
+
+
+def layer_number(digits: str, file: str | Path) -> int:
+    """The number of a layer from a name such as ``layers.5``."""
+    if not digits.isascii() or not digits.isdecimal() or len(digits) > 9 or int(digits) > LAYERS:
+        raise UserError(f"{file}: the layer is {digits[:40]!r}, expected a number of at most {LAYERS}")
+    return int(digits)
+
+
+def brief(value: Any) -> str:
+    """A value as messages show it, of at most 100 characters."""
+    shown = repr(value)
+    return shown if len(shown) <= 100 else shown[:97] + "..."
+
+
 def existing(path: str | Path) -> Path:
-    """`path`, if it is a file; `UserError` otherwise."""
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, expected a file")
-    if not path.exists():
-        raise UserError(f"no file {path}; write the path of a file that exists")
-    return path
+    """`path`, if it is a regular file; `UserError` otherwise."""
+    return Path(bounded.regular_file(path))
 
 
 def _refuse_pickle(path: Path) -> None:
     """`UserError` for a file that starts like one of torch.save, whatever its name says."""
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start.startswith(PICKLES):
+    if bounded.read_start(path, 4).startswith(PICKLES):
         raise UserError(
             f"{path} is a pickle or zip archive (torch.save), expected safetensors; pickles can run code and are not "
             "read here: convert it with safetensors.torch.save_file where you trust it"
@@ -120,6 +219,6 @@ def widened(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if array.dtype in REDUCED else array
 
 
-def written(shape: tuple[int | None, ...]) -> str:
+def written(shape: Shape) -> str:
     """A shape in the words of a message: ``[512, any]``, or ``[] (a scalar)``."""
     return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]" + " (a scalar)" * (not shape)

@@ -3,7 +3,6 @@
 The weights are laid out as `jhsae.lm.sharding` says, sequences over the batch axes, as in `jhsae.streams`.
 """
 
-import json
 from math import prod
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from jhsae import lm, ops
+from jhsae import bounded, lm, ops
 from jhsae.devices import batch_sharding, rows_shards
 from jhsae.errors import UserError
 from jhsae.harvest import Harvest
@@ -74,4 +73,4 @@ def settings_of(path: str) -> tuple[dict, str]:
                 f"lm.path is {path!r}: no folder with a config.json, and the hub did not give one "
                 f"({type(error).__name__}); write harvest.lm.path=FOLDER with the model's config.json in it"
             ) from error
-    return json.loads(file.read_text()), str(file)
+    return bounded.read_object(file), str(file)

@@ -5,6 +5,7 @@ it writes results.jsonl, the newest row of every run as it stands there: every n
 The same files give the same page, byte for byte.
 """
 
+import os
 import re
 from dataclasses import dataclass, field
 from html import unescape
@@ -13,7 +14,7 @@ from typing import Annotated
 
 from annotated_types import MinLen
 
-from jhsae.bounded import parse_json, regular_file
+from jhsae import bounded
 from jhsae.config import to_dict
 from jhsae.errors import UserError
 from jhsae.ranges import Words, ranged
@@ -63,7 +64,7 @@ def claim(out: Path, runs: list[Run]) -> None:
         raise UserError(
             f"out is inside the run folder {out.parent}, whose results.jsonl is its own; write another out=..."
         )
-    if not out.exists():
+    if not os.path.lexists(out):
         if (out.parent / "results.jsonl").exists():
             raise UserError(f"{out.parent} holds a results.jsonl, but not this report's; write another out=...")
         return
@@ -75,12 +76,9 @@ def claim(out: Path, runs: list[Run]) -> None:
 
 def reported_runs(page: Path) -> set[str]:
     """The runs of a page that `run` wrote; any other file is a `UserError`."""
-    with regular_file(page).open("rb") as file:
-        head = file.read(100_000).decode(errors="replace")
-    found = re.search(rf'<meta name="{MARKER}" content="([^"]*)">', head)
-    if found is None:
-        raise UserError(f"{page} exists and is not a report of jhsae; write another out=...")
-    names = parse_json(unescape(found[1]), page)
+    start = bounded.read_start(page, 100_000).decode(errors="replace")
+    found = re.search(rf'<meta name="{MARKER}" content="([^"]*)">', start)
+    names = bounded.parse_json(unescape(found[1]), page) if found else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{page} does not name its runs as jhsae report does; write another out=...")
+        raise UserError(f"{page} exists and is not a report of jhsae; write another out=...")
     return set(names)

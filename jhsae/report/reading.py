@@ -6,16 +6,75 @@ is missing; a store that has moved away, or a number that an older version did n
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from jhsae import bounded
 from jhsae.errors import UserError
+from jhsae.forms import COUNT, NUMBER, OBJECT, PLAIN, TEXT, Each, Kind, check
 
 Json = dict[str, Any]
+METRIC = Kind(
+    "a number, null or a histogram", lambda value: value is None or isinstance(value, dict) or NUMBER.test(value)
+)
+DENSITY = {"density?": {"log10_edges": [NUMBER], "counts": [COUNT]}}
+RESULT = {
+    "config_hash": TEXT,
+    "commit?": TEXT,
+    "evaluation": {"store?": TEXT, "lm?": TEXT, "sequences?": COUNT},
+    "metrics": Each(METRIC),
+}
+ABOUT = {
+    "name": TEXT,
+    "config_hash": TEXT,
+    "commit?": TEXT,
+    "store": {"path": TEXT, "sha256": TEXT},
+    "versions?": OBJECT,
+    "platform?": TEXT,
+    "device_kind?": TEXT,
+    "device_count?": COUNT,
+}
+SLOT = {"_target_": TEXT}
+CONFIG = {
+    "data?": {"batch?": COUNT, "normalize?": SLOT},
+    "objective?": Each(SLOT),
+    "init?": [SLOT],
+    "weights?": OBJECT,
+    "stages?": [{"name": TEXT, "steps": COUNT, "weights?": OBJECT}],
+    "seed?": PLAIN,
+}
+LOGGED = Kind("a number, a string or null", lambda value: value is None or PLAIN.test(value))
+LATENT = {
+    "feature": COUNT,
+    "frequency": NUMBER,
+    "name?": TEXT,
+    "contexts": [{"value": NUMBER, "tokens": [TEXT], "at": COUNT}],
+}
+CONTEXTS = [LATENT | {"atoms?": [LATENT | {"atom?": COUNT}]}]
+MANIFEST = {
+    "model": PLAIN,
+    "layer": COUNT,
+    "dataset": OBJECT,
+    "rows": COUNT,
+    "embed": COUNT,
+    "dtype": TEXT,
+    "sequences": COUNT,
+    "context": COUNT,
+    "files": Each({"bytes": COUNT, "sha256": TEXT}),
+    "config?": OBJECT,
+    "config_hash?": TEXT,
+}
+CONCEPT = {"name": TEXT, "tokens": [COUNT]}
+TEACHER = {
+    "concepts": [CONCEPT | {"children": [CONCEPT]}],
+    "provenance?": OBJECT,
+    "validation?": Each(
+        Kind("a section of numbers", lambda value: value is None or isinstance(value, dict | int | float))
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -55,12 +114,12 @@ class Run:
     @cached_property
     def result(self) -> Json:
         """The newest row of results.jsonl."""
-        return json.loads(self.line)
+        return bounded.parse_json(self.line, self.folder, nan=True)
 
-    @property
+    @cached_property
     def metrics(self) -> Json:
-        """The numbers of that row."""
-        return self.result["metrics"]
+        """The numbers of that row, without those that were none."""
+        return {key: value for key, value in self.result["metrics"].items() if value is not None}
 
     @property
     def hierarchical(self) -> bool:
@@ -82,25 +141,32 @@ def read_run(folder: str) -> Run:
         if not (path / name).is_file():
             raise UserError(f"{folder} is not a run folder (no {name} in it); write one that jhsae train has made")
     results = path / "results.jsonl"
-    rows = _lines(results) if results.is_file() else []
-    if not rows:
+    lines = _lines(results) if results.is_file() else []
+    if not lines:
         raise UserError(f"{folder} has not been evaluated; run jhsae evaluate with run={folder} first")
-    about, newest = _json(path / "run.json"), json.loads(rows[-1])
+    about = bounded.read_object(path / "run.json")
+    check(about, ABOUT, path / "run.json")
+    newest = bounded.as_object(bounded.parse_json(lines[-1], results, nan=True), results)
+    check(newest, {"config_hash": TEXT}, results)
     if newest["config_hash"] != about["config_hash"]:
         raise UserError(
             f"{folder} was evaluated as config {newest['config_hash']}, but its run.json says "
             f"{about['config_hash']}: it was trained again since; run jhsae evaluate with run={folder}"
         )
-    contexts, timing = path / "contexts.json", path / "timing.jsonl"
+    check(newest, RESULT, results)
+    check(newest["metrics"], DENSITY, results)
+    density = newest["metrics"].get("density") or {"log10_edges": [0.0], "counts": []}
+    if len(density["log10_edges"]) != len(density["counts"]) + 1:
+        raise UserError(f"{results}: 'density' has no edge before and after every count; run jhsae evaluate again")
     return Run(
         folder=folder,
         name=about["name"],
         about=about,
-        config=yaml.safe_load((path / "config.yaml").read_text()),
-        steps=[json.loads(line) for line in _lines(path / "metrics.jsonl")],
-        timing=[json.loads(line) for line in _lines(timing)] if timing.is_file() else [],
-        line=rows[-1],
-        contexts=_json(contexts) if contexts.is_file() else None,
+        config=_config(path / "config.yaml"),
+        steps=_rows(path / "metrics.jsonl", {"step": COUNT}),
+        timing=_rows(path / "timing.jsonl", {"seconds": NUMBER}),
+        line=lines[-1],
+        contexts=_contexts(path / "contexts.json"),
         trained_on=read_source(about["store"]["path"]),
         evaluated_on=read_source(at(newest, "evaluation.store") or ""),
     )
@@ -109,15 +175,21 @@ def read_run(folder: str) -> Run:
 def read_source(path: str) -> Source:
     """The manifest of a store in a local folder."""
     file = Path(path) / "manifest.json"
-    return Source(path, _json(file) if path and file.is_file() else {})
+    if not path or not os.path.isfile(file):
+        return Source(path, {})
+    manifest = bounded.read_object(file)
+    check(manifest, MANIFEST, file)
+    return Source(path, manifest)
 
 
 def read_teacher(folder: str) -> Json:
     """Concepts, provenance and validation of a teacher."""
     file = Path(folder) / "teacher.json"
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise UserError(f"there is no teacher in {folder} (no teacher.json in it); write teacher=null, or its folder")
-    return _json(file)
+    found = bounded.read_object(file)
+    check(found, TEACHER, file)
+    return found
 
 
 def at(tree: Any, path: str) -> Any:
@@ -133,21 +205,39 @@ def _renamed(run: Run) -> Run:
     return Run(**{**{name: getattr(run, name) for name in Run.__dataclass_fields__}, "name": run.folder})
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); make it again") from error
+def _config(path: Path) -> Json:
+    config = bounded.load_yaml(path)
+    check(config, CONFIG, path)
+    return config
+
+
+def _contexts(path: Path) -> list[Json] | None:
+    if not path.is_file():
+        return None
+    found = bounded.read_json(path)
+    check(found, CONTEXTS, path)
+    latents = [latent for one in found for latent in (one, *(one.get("atoms") or []))]
+    for context in (context for latent in latents for context in latent["contexts"]):
+        if context["at"] >= len(context["tokens"]):
+            raise UserError(f"{path}: a context has {len(context['tokens'])} tokens, but fires at {context['at']}")
+    return found
+
+
+def _rows(path: Path, form: Json) -> list[Json]:
+    """The rows of a log, without what was no number; none where there is no such file."""
+    rows = bounded.read_lines(path) if path.is_file() else []
+    for number, row in enumerate(rows, start=1):
+        check(row, form, f"{path}, row {number}")
+        check(row, Each(LOGGED), f"{path}, row {number}")
+    return [{key: value for key, value in row.items() if value is not None} for row in rows]
 
 
 def _lines(path: Path) -> list[str]:
-    """The rows of a JSON-lines file, each of them checked."""
-    lines = [line for line in path.read_text().splitlines() if line.strip()]
+    """The rows of a JSON-lines file, each of them checked; a last one that a kill cut short is left out."""
+    text = bounded.read_bytes(path, bounded.LINES_BYTES)
+    whole = text if text.endswith(b"}") else text[: text.rfind(b"\n") + 1]
+    lines = [line for line in whole.split(b"\n") if line.strip()]
     for number, line in enumerate(lines, start=1):
-        try:
-            json.loads(line)
-        except ValueError as error:
-            raise UserError(
-                f"{path}, line {number}, is not JSON ({error}); remove the line, or make it again"
-            ) from error
-    return lines
+        place = f"{path}, line {number},"
+        bounded.as_object(bounded.parse_json(line, place, nan=True), place)
+    return [line.decode("utf-8") for line in lines]

@@ -5,7 +5,6 @@ Names are those of NLTK, ``plant.n.02``: first lemma, part of speech, rank of th
 restricted to its first `senses` senses, so that "figure" does not count as a word for a person.
 """
 
-import gzip
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from jhsae.errors import UserError, nearest
-from jhsae.wordnet import PARTS, bundled, read_wndb
+from jhsae.wordnet import PARTS, bundled, read_table, read_wndb
 
 WORD = re.compile("[A-Za-z]+")
 
@@ -122,12 +121,13 @@ def _ranks(folder: Path, part: str) -> dict[tuple[str, str], int]:
     """(lemma in lower case, synset id) -> rank of that sense, from 1; read from ``index.noun`` or its kin."""
     for path in (folder / f"index.{PARTS[part]}", folder / f"index.{PARTS[part]}.gz"):
         if path.exists():
-            opener = gzip.open if path.suffix == ".gz" else open
-            with opener(path, "rt", encoding="latin-1") as lines:
-                rows = [line.split() for line in lines if not line.startswith("  ")]
-            return {
-                (row[0].replace("_", " "), part + offset): rank
-                for row in rows
-                for rank, offset in enumerate(row[-int(row[2]) :], start=1)
-            }
+            senses: dict[tuple[str, str], int] = {}
+            for number, line in read_table(path):
+                row = line.split()
+                count = int(row[2]) if len(row) > 2 and row[2].isdecimal() else 0
+                if not 1 <= count <= len(row) - 3:
+                    raise UserError(f"{path}, line {number}, is no entry of an index (format wndb(5WN)); copy it again")
+                word = row[0].replace("_", " ")
+                senses |= {(word, part + offset): rank for rank, offset in enumerate(row[-count:], start=1)}
+            return senses
     raise UserError(f"no index.{PARTS[part]} in {folder}; it belongs beside data.{PARTS[part]}")

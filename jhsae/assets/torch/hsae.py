@@ -13,7 +13,8 @@ normalised token by token, are in f. Muchane et al., arXiv 2506.01197.
 
 import json
 import math
-import struct
+import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,24 +25,102 @@ from torch import Tensor
 
 CONFIG, WEIGHTS, FORMAT = "cfg.json", "sae_weights.safetensors", 1
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+LARGEST = {"cfg.json": 2**26, "header": 2**24}  # bytes that are read as JSON
+# the axes of every tensor; those of a tied encoder are missing, and biases may be
+AXES = {"router_dec": "ED", "up": "ESD", "atom_dec": "EAS", "router_enc": "ED", "down": "ESD", "atom_enc": "EAS"}
+AXES |= {"b_enc": "E", "b_atom": "EA", "b_dec": "D"}
+NEEDED = ("router_dec", "up", "atom_dec")
+THROUGH = {"shift": ("", "D"), "matrix": ("", "D", "DD"), "inverse": ("", "D", "DD")}
+THRESHOLDS = {"route_threshold": ("1", "E"), "pick_threshold": ("1", "A", "EA")}
+RULES = {
+    "ReLU": (),
+    "JumpReLU": (),
+    "TopK": ("k",),
+    "OffsetTopK": ("k", "offset"),
+    "LeakyOffsetTopK": ("k", "offset", "slope"),
+    "GumbelTopK": ("k",),
+    "BinaryGumbelTopK": ("k",),
+}
+FLAT, FLAT_RATIO = 2**27, 1000  # numbers of the flat view: always fine, and how many for one of the weights
+DEPTH, RANK = 64, 16  # nested lists and objects; axes of a tensor
 GATHERED = 2**26  # numbers of `down` that one pass over the atoms may gather
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file: 8 bytes of size, a JSON header of that size, then the numbers."""
-    data = bytearray(path.read_bytes())
+def opened(path: Path) -> int:
+    """The bytes of a regular file. ValueError: a folder, a FIFO or a device, from which reading may never end."""
     try:
-        start = 8 + struct.unpack_from("<Q", data)[0]
-        header = json.loads(data[8:start])
-        header.pop("__metadata__", None)
-        tensors = {}
-        for name, entry in header.items():
-            count, offset = math.prod(entry["shape"]), start + entry["data_offsets"][0]
-            flat = torch.frombuffer(data, dtype=DTYPES[entry["dtype"]], count=count, offset=offset)
-            tensors[name] = flat.reshape(entry["shape"])
-    except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no complete safetensors file of floats ({error!r}); copy it again") from error
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be opened ({error}); copy it again") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path} is a folder, a FIFO or a device, expected a file")
+    return status.st_size
+
+
+def parsed(text: bytes, where: str) -> dict[str, Any]:
+    """The object in a JSON text. ValueError: no object, NaN or infinity, nesting deeper than `DEPTH`."""
+
+    def refused(word: str) -> None:
+        raise ValueError(f"{word} is no JSON")
+
+    try:
+        value = json.loads(text.decode("utf-8"), parse_constant=refused)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} cannot be read as JSON ({error}); copy it again") from error
+    level, depth = [value], 0
+    while level := [v for v in level if isinstance(v, (dict, list))]:
+        level = [inner for v in level for inner in (v.values() if isinstance(v, dict) else v)]
+        if (depth := depth + 1) > DEPTH:
+            raise ValueError(f"{where} is nested more than {DEPTH} deep; copy it again")
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} holds no JSON object; copy it again")
+    return value
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings of an exported SAE. ValueError: no regular file, a larger one, no JSON object."""
+    if (size := opened(path)) > LARGEST["cfg.json"]:
+        raise ValueError(f"{path} has {size:,} bytes, expected at most {LARGEST['cfg.json']:,}")
+    return parsed(path.read_bytes(), str(path))
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file: 8 bytes of size, a JSON header of that size, then the numbers.
+
+    The whole header is checked against the size of the file before any number is read. ValueError: they do not fit.
+    """
+    size = opened(path)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(LARGEST["header"], size - 8):
+            raise ValueError(f"{path} is no complete safetensors file of floats; copy it again")
+        header = parsed(file.read(length), f"the header of {path}")
+    header.pop("__metadata__", None)
+    places = {name: _place(entry, name, path, size - 8 - length) for name, entry in header.items()}
+    ends = sorted((start, stop) for _, _, start, stop in places.values())
+    if [start for start, _ in ends] != [0, *(stop for _, stop in ends)][: len(ends)] or sum(b - a for a, b in ends) != (
+        size - 8 - length
+    ):
+        raise ValueError(f"{path} is no complete safetensors file of floats: its tensors overlap or leave gaps")
+    data = bytearray(path.read_bytes())
+    tensors = {}
+    for name, (dtype, shape, start, _) in places.items():
+        count = math.prod(shape)
+        flat = torch.frombuffer(data, dtype=dtype, count=count, offset=8 + length + start) if count else torch.zeros(0)
+        tensors[name] = flat.to(dtype).reshape(shape)
     return tensors
+
+
+def _place(entry: Any, name: str, path: Path, size: int) -> tuple[torch.dtype, list[int], int, int]:
+    try:
+        dtype, shape, (start, stop) = DTYPES[entry["dtype"]], list(entry["shape"]), entry["data_offsets"]
+        right = len(shape) <= RANK and all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, stop))
+        right = right and start <= stop <= size and stop - start == math.prod(shape) * dtype.itemsize
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no complete safetensors file of floats ({error!r}); copy it again") from error
+    if not right:
+        raise ValueError(f"{path} is no complete safetensors file of floats: '{name}' does not fit; copy it again")
+    return dtype, shape, start, stop
 
 
 def check(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
@@ -51,13 +130,76 @@ def check(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
             f"{CONFIG} is of format {settings.get('format')}, this module reads format {FORMAT}; take the hsae.py that "
             "was written beside it, or update jhsae"
         )
-    got, shapes = {name: list(tensor.shape) for name, tensor in weights.items()}, settings["tensors"]
+    got, shapes = {name: list(tensor.shape) for name, tensor in weights.items()}, settings.get("tensors")
+    if not isinstance(shapes, dict):
+        raise ValueError(f"{CONFIG} describes no tensors; take the one that was written beside the weights")
     for name in sorted(got.keys() | shapes.keys()):
         if got.get(name) != shapes.get(name):
             raise ValueError(
                 f"{WEIGHTS}: '{name}' has shape {got.get(name)}, but {CONFIG} describes {shapes.get(name)}; the two "
                 "files belong to different exports"
             )
+    sizes = _sizes(got)
+    for slot, features in (("route", sizes["E"]), ("pick", sizes["A"])):
+        _check_rule(settings, slot, features, got)
+    scale = settings.get("token_scale")
+    fine = scale is None
+    if isinstance(scale, dict) and _number(eps := scale.get("eps")) and _number(factor := scale.get("factor")):
+        fine = float(eps or 0) >= 0 and float(factor or 0) > 0
+    for name, right in (
+        ("token_scale", fine),
+        ("child_input", settings.get("child_input") in ("Token", "Residual")),
+        ("child_scale", settings.get("child_scale") in ("Unscaled", "ScaledByParent")),
+        ("apply_b_dec_to_input", type(settings.get("apply_b_dec_to_input")) is bool),
+    ):
+        if not right:
+            raise ValueError(f"{CONFIG}: '{name}' is {str(settings.get(name))[:100]}, which this module does not know")
+
+
+def _sizes(shapes: Mapping[str, list[int]]) -> dict[str, int]:
+    """The sizes E, D, S and A, of which every tensor must be made."""
+    found = {"1": 1}
+    for name, axes in AXES.items():
+        if name in shapes:
+            shape = shapes[name]
+            if len(shape) != len(axes) or any(
+                n < 1 or found.setdefault(a, n) != n for a, n in zip(axes, shape, strict=True)
+            ):
+                raise ValueError(
+                    f"{WEIGHTS}: '{name}' has shape {shape}, expected [{', '.join(axes)}] as of the others"
+                )
+        elif name in NEEDED:
+            raise ValueError(f"{WEIGHTS}: no tensor '{name}'; the two files belong to different exports")
+    for name in (*THROUGH, *THRESHOLDS):
+        known = THROUGH.get(name) or THRESHOLDS[name]
+        if name in shapes and shapes[name] not in [[found[a] for a in axes] for axes in known]:
+            raise ValueError(f"{WEIGHTS}: '{name}' has shape {shapes[name]}, which does not fit the other tensors")
+        if name in THROUGH and name not in shapes:
+            raise ValueError(f"{WEIGHTS}: no tensor '{name}'; the two files belong to different exports")
+    flat, held = found["E"] * (1 + found["A"]) * found["D"], sum(math.prod(shape) for shape in shapes.values())
+    if flat > max(FLAT, FLAT_RATIO * held):
+        raise ValueError(f"{WEIGHTS}: {held:,} numbers describe a dictionary of {flat:,}, which no training makes")
+    return found
+
+
+def _check_rule(settings: Mapping[str, Any], slot: str, features: int, shapes: Mapping[str, Any]) -> None:
+    given = settings.get(slot)
+    rule: dict[str, Any] = given if isinstance(given, dict) else {}
+    name = rule.get("rule")
+    if not isinstance(name, str) or name not in RULES:
+        raise ValueError(
+            f"unknown sparsifier {str(name)[:100]!r}; take the hsae.py that was written beside the weights"
+        )
+    for key in RULES[name]:
+        value = rule.get(key)
+        if not _number(value) or (key == "k" and (type(value) is not int or not 1 <= value <= features)):
+            raise ValueError(f"{CONFIG}: '{slot}.{key}' is {str(value)[:100]}, expected a number that fits {features}")
+    if name == "JumpReLU" and f"{slot}_threshold" not in shapes:
+        raise ValueError(f"{WEIGHTS}: no tensor '{slot}_threshold'; the two files belong to different exports")
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e30
 
 
 def kept(values: Tensor, by: Tensor, k: int) -> Tensor:
@@ -200,19 +342,23 @@ class HSAE(torch.nn.Module):
 
     def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Tensor]):
         super().__init__()
-        self.structure = Structure(config.get("hsae", {}), weights)
+        settings = config.get("hsae")
+        self.structure = Structure(settings if isinstance(settings, dict) else {}, weights)
         flat = self.structure.flattened()
         self.register_buffer("norms", flat.pop("norms"))
         for name, tensor in flat.items():
             self.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=False))
+        for name, kind in (("metadata", dict), ("architecture", str)):
+            if not isinstance(config.get(name), kind):
+                raise ValueError(f"{CONFIG}: '{name}' is {str(config.get(name))[:100]}, expected a {kind.__name__}")
         top = {name: value for name, value in config.items() if name not in ("metadata", "hsae")}
-        self.cfg = Config(**top, **config["metadata"], architecture_str=config["architecture"])
+        self.cfg = Config(**{**top, **config["metadata"], "architecture_str": config["architecture"]})
         self._describe()
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "HSAE":
         """The SAE of an exported folder. ValueError: files that are cut short or do not belong together."""
-        config = json.loads((Path(folder) / CONFIG).read_text())
+        config = read_config(Path(folder) / CONFIG)
         return cls(config, read_safetensors(Path(folder) / WEIGHTS)).to(device=device, dtype=dtype)
 
     def encode(self, x: Tensor) -> Tensor:
