@@ -1,6 +1,8 @@
 """A run folder, local or in a bucket: ``gs://`` and ``s3://`` through etils' epath, which Orbax uses as well.
 
-``pathlib`` would write ``gs:/bucket``. A bucket needs ``pip install gcsfs`` or ``s3fs``.
+``pathlib`` would write ``gs:/bucket``. A bucket needs ``pip install gcsfs`` or ``s3fs``. Whatever is written here is
+whole or absent after a kill or a power cut: it is written under the name `PARTIAL`, synchronised with the disk and
+renamed.
 """
 
 import os
@@ -11,6 +13,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from etils import epath
+
+from jhsae.errors import UserError
 
 Folder: TypeAlias = Path | epath.Path
 PARTIAL = ".partial"
@@ -38,14 +42,61 @@ def local_copy(path: Folder) -> Iterator[Path]:
         yield copy
 
 
-def write_whole(path: Folder, text: str) -> None:
-    """Writes a file that a kill leaves as it was or as it will be, never between; its name until then is PARTIAL."""
-    if is_bucket(path):  # where a file appears when it is complete
-        path.write_text(text)
-        return
-    partial = path.with_name(path.name + PARTIAL)
-    with partial.open("w") as file:
-        file.write(text)
+def refuse_existing(path: Folder, word: str = "out") -> None:
+    """Raises `UserError` where something has this name already, a link to nothing included."""
+    if path.exists() or (not is_bucket(path) and os.path.lexists(path)):
+        raise UserError(f"{path} exists already and is never overwritten; write another {word}=...")
+
+
+@contextmanager
+def writing(path: Folder) -> Iterator[None]:
+    """Makes the operating system's refusal to write `path` (a full disk, no permission) a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); make room or give the right to write there, or "
+            "write another path"
+        ) from error
+
+
+def write_whole(path: Folder, content: str | bytes) -> None:
+    """Writes a file that a kill leaves as it was or as it will be, never between; its name until then is PARTIAL.
+
+    Raises:
+        UserError: the disk is full, or nothing may be written there.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with writing(path):
+        if is_bucket(path):  # where a file appears when it is complete
+            path.write_bytes(data)
+            return
+        partial = path.with_name(path.name + PARTIAL)
+        write_synced(partial, data)
+        rename_synced(Path(partial), Path(path))
+
+
+def write_synced(path: Folder, data: bytes, mode: str = "wb") -> None:
+    """Writes a file; its bytes are on the disk when this returns. In mode ``ab`` they are appended in one write."""
+    with path.open(mode) as file:
+        file.write(data)
         file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+        if not is_bucket(path):
+            os.fsync(file.fileno())
+
+
+def rename_synced(partial: Path, final: Path) -> None:
+    """Renames a file or a folder whose bytes are on the disk; the new name is there too when this returns."""
+    os.replace(partial, final)
+    sync_folder(final.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """The names in a local folder are on the disk when this returns. Windows has no such call."""
+    if os.name == "nt":
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

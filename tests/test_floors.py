@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"errors", "codes", "usage", "schedule", "leaf", "folders", "bounded", "ranges", "checksums", "lock"},
+    {"errors", "codes", "usage", "schedule", "leaf", "folders", "bounded", "ranges", "checksums", "lock", "lease"},
     {"ops", "metric", "wordnet"},
     {"sparsify"},
     {"sae", "data", "teacher", "lm"},
