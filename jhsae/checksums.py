@@ -32,7 +32,7 @@ class NewFolder:
     """A folder while it is written. What `write` does not write is hashed when the folder is complete."""
 
     def __init__(self, path: Folder, last: str | None = None, within: str = "."):
-        """`last` names the file that comes at the very end where files appear one by one; `within` as in `new_folder`."""
+        """`last` and `within` as in `new_folder`."""
         self.path, self._last, self._within = path, last, PurePosixPath(within)
         self._sums: dict[str, str] = {}
         self._kept: bytes | None = None

@@ -212,7 +212,7 @@ def _check_sizes(config: Train, sae: AbstractSAE, store: Store | AbstractSource)
 def _check_teacher(config: Train, store: Store | AbstractSource) -> None:
     if config.teacher is None:
         return
-    taught = Teacher.load(config.teacher).provenance["model"]
+    taught = Teacher.load(config.teacher).provenance.get("model")
     if taught != store.manifest.model:
         raise UserError(
             f"the teacher {config.teacher} was made from {taught}, but the store {store.path} from "
