@@ -4,8 +4,6 @@ For each latent: how often and how strongly it fires on held-out text, its conte
 its neighbours; an expert opens to its atoms; typing a word lists the latents that fire on it.
 """
 
-import hashlib
-import json
 import re
 from dataclasses import dataclass
 from html import unescape
@@ -100,7 +98,6 @@ def describe(
     """What the template says around the data."""
     manifest, tree = store.manifest, isinstance(sae, HierarchicalSAE)
     facts = [f"{key} {value}" for key, value in manifest.dataset.items() if key != "source" and value is not None]
-    files = json.dumps(manifest.files, sort_keys=True)
     origin = {
         "run": name,
         "config": about.get("config_hash"),
@@ -119,7 +116,7 @@ def describe(
         "rows": data["rows"],
         "stored": store.rows,
         "partial": data["rows"] < store.rows,
-        "trained_here": (about.get("store") or {}).get("sha256") == hashlib.sha256(files.encode()).hexdigest(),
+        "trained_here": store.is_known_as((about.get("store") or {}).get("sha256")),
         "normalizer": type(normalizer).__name__,
         "shape": _shape(sae),
         "tree": tree,

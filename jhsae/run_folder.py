@@ -3,18 +3,20 @@
 config.yaml, run.json (commit, versions, store), metrics.jsonl, timing.jsonl, checkpoints/ and, in the end, sae/.
 """
 
-import json
+import os
 from dataclasses import replace
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from jhsae import config as cfg
+from jhsae.bounded import read_object, to_json
 from jhsae.data import Store
 from jhsae.data.source import AbstractSource
 from jhsae.distributed import is_main
 from jhsae.errors import UserError
-from jhsae.folders import PARTIAL, Folder, local_copy, open_folder, write_whole
+from jhsae.folders import PARTIAL, Folder, is_bucket, local_copy, open_folder, write_whole, writing
+from jhsae.lock import SUFFIX
 from jhsae.run_config import Train
 
 
@@ -24,7 +26,9 @@ def claim(folder: str | Folder, config: Train) -> None:
     A run may go on with another `mesh`: the numbers differ by rounding alone.
     """
     folder = open_folder(folder)
-    if not folder.exists() or all(file.name.endswith(PARTIAL) for file in folder.iterdir()):
+    if not is_bucket(folder) and os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"{folder} is no folder; write another out=...")
+    if not folder.exists() or all(file.name.endswith((PARTIAL, SUFFIX)) for file in folder.iterdir()):
         return
     if not (folder / "config.yaml").exists():
         raise UserError(f"{folder} exists and is not a run folder (no config.yaml in it); write another out=...")
@@ -46,13 +50,25 @@ def begin(folder: Folder, config: Train, store: Store | AbstractSource) -> dict[
     identity = {"path": store.path, "sha256": store.identity()}
     about = {"name": folder.name, "config_hash": cfg.config_hash(config), **cfg.provenance(), "store": identity}
     path = folder / "run.json"
-    if path.exists() and (before := json.loads(path.read_text()))["store"]["sha256"] != identity["sha256"]:
-        raise UserError(
-            f"the store {store.path} has changed since {folder} began ({before['store']['sha256'][:12]} then, "
-            f"{identity['sha256'][:12]} now); bring the old store back, or write another out=..."
-        )
+    if path.exists():
+        before = _stored(path)
+        if not store.is_known_as(before):
+            raise UserError(
+                f"the store {store.path} has changed since {folder} began ({before[:12]} then, "
+                f"{identity['sha256'][:12]} now); bring the old store back, or write another out=..."
+            )
     if is_main():
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(cfg.to_dict(config))))
-        write_whole(path, json.dumps(about, indent=2) + "\n")
+        write_whole(path, to_json(about, indent=2) + "\n")
     return about
+
+
+def _stored(path: Folder) -> str:
+    """The identity of the store that a run began with."""
+    store = read_object(path).get("store")
+    found = store.get("sha256") if isinstance(store, dict) else None
+    if not isinstance(found, str):
+        raise UserError(f"{path} does not say which store the run began with; bring it back, or write another out=...")
+    return found
