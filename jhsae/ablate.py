@@ -4,7 +4,6 @@ Every variant changes one axis of the base; the base itself is run too. Finished
 that an interrupted ablation continues where it stopped.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,10 @@ import numpy as np
 
 from jhsae import config as cfg
 from jhsae import evaluate, train
+from jhsae.bounded import to_json
 from jhsae.errors import UserError
+from jhsae.folders import write_whole
+from jhsae.lock import owned
 
 BASE = "base"
 
@@ -54,6 +56,11 @@ class Variant:
 def run(config: Ablate) -> Path:
     """Trains and evaluates every variant, writes results.jsonl and table.md, prints the table."""
     out = Path(config.out)
+    with owned(out, "ablate"):
+        return _run(config, out)
+
+
+def _run(config: Ablate, out: Path) -> Path:
     plan = [(variant, seed, _train_config(config, variant, seed)) for variant, seed in _grid(config)]
     for _, _, run_config in plan:
         train.claim(Path(run_config.out), run_config)  # every clash is found before anything is trained
@@ -64,9 +71,9 @@ def run(config: Ablate) -> Path:
             evaluate.Evaluate(str(folder), config.store, config.lm, rows=config.rows, sequences=config.sequences)
         )
         rows.append({"axis": variant.axis, "variant": variant.name, "seed": seed, **row})
-        (out / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        write_whole(out / "results.jsonl", "".join(to_json(r) + "\n" for r in rows))
     text = table(rows, config.table)
-    (out / "table.md").write_text(text)
+    write_whole(out / "table.md", text)
     print(text)
     return out
 

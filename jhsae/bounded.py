@@ -80,8 +80,10 @@ def read_bytes(path: str | File, limit: int) -> bytes:
     return data
 
 
-def parse_json(text: str | bytes, where: str | File) -> Any:
-    """The value of a JSON text. NaN, infinity, repeated keys and nesting deeper than `DEPTH` are refused.
+def parse_json(text: str | bytes, where: str | File, *, nan: bool = False) -> Any:
+    """The value of a JSON text. Repeated keys and nesting deeper than `DEPTH` are refused.
+
+    NaN and infinity are refused too, or become None where `nan` allows them, for logs of older versions.
 
     Raises:
         UserError: naming `where`.
@@ -89,7 +91,7 @@ def parse_json(text: str | bytes, where: str | File) -> Any:
     try:
         value = json.loads(
             text if isinstance(text, str) else text.decode("utf-8"),
-            parse_constant=_refuse_constant,
+            parse_constant=(lambda _: None) if nan else _refuse_constant,
             parse_float=_finite,
             object_pairs_hook=_unique,
         )
@@ -117,10 +119,11 @@ def as_object(value: Any, where: str | File) -> dict[str, Any]:
 
 
 def read_lines(path: str | File, limit: int = 16 * JSON_BYTES) -> list[dict[str, Any]]:
-    """The objects of a JSONL file. A last line without its end, which a kill left there, is skipped."""
+    """The objects of a JSONL file. A last line without its end, which a kill left there, is skipped; NaN is None."""
     text = read_bytes(path, limit)
     whole = text[: text.rfind(b"\n") + 1].splitlines()
-    return [as_object(parse_json(line, f"{path}, line {i}"), f"{path}, line {i}") for i, line in enumerate(whole, 1)]
+    named = [(line, f"{path}, line {number}") for number, line in enumerate(whole, 1)]
+    return [as_object(parse_json(line, where, nan=True), where) for line, where in named]
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

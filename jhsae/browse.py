@@ -19,6 +19,7 @@ from jhsae.data.normalize import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.evals.origin import check_origin, language_model
 from jhsae.evaluate import expert_names
+from jhsae.folders import write_whole, writing
 from jhsae.sae import AbstractSAE, HierarchicalSAE
 
 
@@ -67,8 +68,9 @@ def run(config: Browse) -> Path:
     names = expert_names(folder)
     data = browser.gather(sae, normalizer, store, rows, model, names, limits)
     page = browser.render(data, describe(config, name, sae, normalizer, about, store, data))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, page)
     print(f"{out}: {len(data['latents'])} latents on {rows:,} tokens, {len(page.encode()) / 1e6:.1f} MB")
     return out
 

@@ -7,7 +7,6 @@ They find damage; they prove nothing about who wrote the folder.
 """
 
 import hashlib
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -19,7 +18,7 @@ from etils import epath
 
 from jhsae.bounded import MIB, inside, read_bytes, regular_file, size_of
 from jhsae.errors import UserError
-from jhsae.folders import PARTIAL, Folder, is_bucket, refuse_existing, rename_synced, sync_folder, write_synced, writing
+from jhsae.folders import PARTIAL, Folder, is_bucket, refuse_existing, rename_synced, sync, writing
 from jhsae.lock import is_owned, owned
 
 NAME = "SHA256SUMS"
@@ -45,7 +44,7 @@ class NewFolder:
             self._kept = data
             return
         (self.path / name).parent.mkdir(parents=True, exist_ok=True)
-        write_synced(self.path / name, data)
+        (self.path / name).write_bytes(data)
 
     def seal(self) -> None:
         """Writes ``SHA256SUMS`` and then the last file."""
@@ -53,24 +52,19 @@ class NewFolder:
             for file in Path(self.path).rglob("*"):
                 name = file.relative_to(Path(self.path)).as_posix()
                 if file.is_file() and name not in self._sums:
-                    self._sums[name] = hash_file(file, sync=True)
-                elif file.is_dir():
-                    sync_folder(file)
+                    self._sums[name] = hash_file(file)
         sums = {PurePosixPath(name).relative_to(self._within).as_posix(): known for name, known in self._sums.items()}
-        write_synced(self.path / self._within / NAME, to_text(sums).encode())
+        (self.path / self._within / NAME).write_bytes(to_text(sums).encode())
         if self._last is not None and self._kept is not None:
-            write_synced(self.path / self._last, self._kept)
-        if not is_bucket(self.path):
-            sync_folder(Path(self.path))
+            (self.path / self._last).write_bytes(self._kept)
 
 
 @contextmanager
-def new_folder(folder: Folder, last: str | None = None, within: str = ".") -> Iterator[NewFolder]:
-    """A folder to write into, which appears complete, with ``SHA256SUMS``, when the block ends without an error.
+def whole_folder(folder: Folder) -> Iterator[Folder]:
+    """A folder to write into, which takes the name `folder` when the block ends without an error.
 
     It is written under the name `PARTIAL`; what a killed process left there is removed. In a bucket, where no folder
-    can be renamed, the files appear one by one, ``SHA256SUMS`` before the file `last`. It stands in the folder `within`
-    the new one, which then holds all files: for readers that take every name at the top for something of theirs.
+    can be renamed, the files appear one by one.
 
     Raises:
         UserError: `folder` exists, another process writes it, the disk is full, or nothing may be written there.
@@ -82,14 +76,27 @@ def new_folder(folder: Folder, last: str | None = None, within: str = ".") -> It
         _remove(partial)
         partial.mkdir(parents=True)
         try:
-            new = NewFolder(partial, last, within)
-            yield new
-            new.seal()
+            yield partial
         except BaseException:
             _remove(partial)
             raise
-        if partial != folder:
+        if not is_bucket(folder):
+            for path in (*Path(partial).rglob("*"), Path(partial)):
+                sync(path)
             rename_synced(Path(partial), Path(folder))
+
+
+@contextmanager
+def new_folder(folder: Folder, last: str | None = None, within: str = ".") -> Iterator[NewFolder]:
+    """A `whole_folder` with ``SHA256SUMS``, which in a bucket comes before the file `last`.
+
+    It stands in the folder `within` the new one, which then holds all files: for readers that take every name at the
+    top for something of theirs.
+    """
+    with whole_folder(folder) as partial:
+        new = NewFolder(partial, last, within)
+        yield new
+        new.seal()
 
 
 @dataclass(frozen=True)
@@ -186,15 +193,13 @@ def to_text(sums: dict[str, str]) -> str:
     return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
 
 
-def hash_file(path: Folder, sync: bool = False) -> str:
-    """The sha256 of a file, read in pieces; with `sync` the file is on the disk when this returns."""
+def hash_file(path: Folder) -> str:
+    """The sha256 of a file, read in pieces."""
     digest = hashlib.sha256()
     try:
         with regular_file(path).open("rb") as file:
             while piece := file.read(4 * MIB):
                 digest.update(piece)
-            if sync:
-                os.fsync(file.fileno())
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
     return digest.hexdigest()

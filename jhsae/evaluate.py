@@ -4,7 +4,6 @@ Appends one row to results.jsonl in the run folder (metrics, config hash, commit
 active contexts of features at evenly spaced ranks of frequency.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,9 +12,13 @@ import numpy as np
 
 from jhsae import config as cfg
 from jhsae import evals, lm
+from jhsae.bounded import read_lines, to_json
 from jhsae.checkpoint import load_sae
-from jhsae.data import Store
+from jhsae.data import AbstractNormalizer, Store
+from jhsae.errors import UserError
 from jhsae.evals.origin import check_origin, language_model
+from jhsae.folders import append_line, write_whole
+from jhsae.lock import owned
 from jhsae.metric import Euclidean, causal
 from jhsae.sae import AbstractSAE, HierarchicalSAE
 from jhsae.teacher import Teacher
@@ -43,6 +46,13 @@ def run(config: Evaluate) -> dict[str, Any]:
     sae, normalizer, about = load_sae(folder)
     if (row := _finished(folder, config)) is not None:
         return row
+    with owned(folder, "evaluate"):
+        return _finished(folder, config) or _run(config, folder, sae, normalizer, about)
+
+
+def _run(
+    config: Evaluate, folder: Path, sae: AbstractSAE, normalizer: AbstractNormalizer, about: dict[str, Any]
+) -> dict[str, Any]:
     store = Store.open(config.store)
     check_origin(sae, about, store, config.run)
     model = language_model(config.lm, store)
@@ -58,15 +68,14 @@ def run(config: Evaluate) -> dict[str, Any]:
     metrics |= _timing(folder)
     row = {
         "name": folder.name,
-        "config_hash": about["config_hash"],
-        "commit": about["commit"],
+        "config_hash": about.get("config_hash"),
+        "commit": about.get("commit"),
         "evaluation": cfg.to_dict(config) | {"hash": cfg.config_hash(config), **cfg.provenance()},
         "metrics": metrics,
     }
     contexts = _contexts(config, sae, normalizer, store, model, frequency, rows)
-    (folder / "contexts.json").write_text(json.dumps(contexts) + "\n")
-    with (folder / "results.jsonl").open("a") as file:  # last, because it says that the evaluation is complete
-        file.write(json.dumps(row) + "\n")
+    write_whole(folder / "contexts.json", to_json(contexts) + "\n")
+    append_line(folder / "results.jsonl", to_json(row))  # last, because it says that the evaluation is complete
     print(
         f"{folder.name}: " + ", ".join(f"{k} {metrics[k]:.4g}" for k in ("ev_r2", "mse", "ce_recovered", "l0", "dead"))
     )
@@ -76,8 +85,8 @@ def run(config: Evaluate) -> dict[str, Any]:
 def _finished(folder: Path, config: Evaluate) -> dict[str, Any] | None:
     """The row of this very evaluation, when the run folder has one."""
     path = folder / "results.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return next((row for row in rows if row["evaluation"]["hash"] == cfg.config_hash(config)), None)
+    made = [(row, row.get("evaluation")) for row in (read_lines(path) if path.exists() else [])]
+    return next((r for r, e in made if isinstance(e, dict) and e.get("hash") == cfg.config_hash(config)), None)
 
 
 def _geometry(sae: AbstractSAE, model: lm.LanguageModel, frequency: np.ndarray) -> dict[str, Any]:
@@ -91,9 +100,11 @@ def _geometry(sae: AbstractSAE, model: lm.LanguageModel, frequency: np.ndarray) 
 
 def _timing(folder: Path) -> dict[str, float]:
     """How long the run took; nothing for an imported SAE."""
-    if not (folder / "timing.jsonl").exists():
+    rows = read_lines(folder / "timing.jsonl") if (folder / "timing.jsonl").exists() else []
+    if not all(isinstance(row.get(key), int | float) for row in rows for key in ("seconds", "tokens_per_second")):
+        raise UserError(f"a row of {folder / 'timing.jsonl'} has no seconds or no tokens_per_second; bring it back")
+    if not rows:
         return {}
-    rows = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
     return {
         "train_seconds": rows[-1]["seconds"],
         "tokens_per_second": float(np.median([row["tokens_per_second"] for row in rows[1:]] or [0.0])),

@@ -4,7 +4,6 @@ Input norms and thresholds are folded where the format wants weights alone; what
 With a held-out store the L0 is measured, and for SAELens also that of what was written, read back.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,14 @@ import numpy as np
 from jaxtyping import Float
 
 from jhsae import evals
+from jhsae.bounded import read_lines
 from jhsae.checkpoint import load_sae
 from jhsae.data import AbstractNormalizer, Store
 from jhsae.errors import UserError
 from jhsae.evals.origin import check_origin, language_model
+from jhsae.folders import refuse_existing
 from jhsae.interop import delphi, hub, neuronpedia, plain, saelens, torch_hsae
+from jhsae.lock import owned
 from jhsae.sae import AbstractSAE
 
 READ_ROWS = 4096
@@ -67,17 +69,21 @@ class Job(NamedTuple):
 def run(config: Export) -> Path:
     """Writes the folder and returns it. Raises `UserError` before any compute for bad input."""
     out = Path(config.out)
-    if out.exists():
-        raise UserError(f"{out} exists already and is never overwritten; write another out=...")
+    with owned(out, "export"):
+        refuse_existing(out)
+        _write(config, out)
+    print(f"wrote {out}")
+    if config.push is not None:
+        print(f"pushed to {hub.push(out, config.push)}")
+    return out
+
+
+def _write(config: Export, out: Path) -> None:
     sae, normalizer, about = load_sae(config.run)
     store = None if config.store is None else Store.open(config.store)
     if store is not None:
         check_origin(sae, about, store)
     FORMATS[config.format](Job(config, sae, normalizer, about, store), out)
-    print(f"wrote {out}")
-    if config.push is not None:
-        print(f"pushed to {hub.push(out, config.push)}")
-    return out
 
 
 def _saelens(job: Job, out: Path) -> None:
@@ -101,8 +107,8 @@ def _torch(job: Job, out: Path) -> None:
 
 def _folder(job: Job, out: Path) -> None:
     path = Path(job.config.run) / "results.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else [None]
-    plain.write(out, job.sae, job.normalizer, job.about, rows[-1])
+    rows = read_lines(path) if path.exists() else []
+    plain.write(out, job.sae, job.normalizer, job.about, rows[-1] if rows else None)
 
 
 def _delphi(job: Job, out: Path) -> None:

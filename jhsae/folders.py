@@ -76,6 +76,39 @@ def write_whole(path: Folder, content: str | bytes) -> None:
         rename_synced(Path(partial), Path(path))
 
 
+def append_line(path: Folder, line: str) -> None:
+    """Appends one line, which is on the disk when this returns; what a kill left of another one is cut off first.
+
+    Raises:
+        UserError: the disk is full, or nothing may be written there.
+    """
+    data = (line + "\n").encode()
+    with writing(path):
+        if is_bucket(path):  # where nothing can be appended
+            whole = path.read_bytes() if path.exists() else b""
+            path.write_bytes(whole[: whole.rfind(b"\n") + 1] + data)
+            return
+        mend(Path(path))
+        write_synced(path, data, "ab")
+
+
+def mend(path: Path) -> None:
+    """Cuts off a last line without its end."""
+    if path.exists():
+        with path.open("r+b") as file:
+            end = size = file.seek(0, os.SEEK_END)
+            while end:
+                start = max(0, end - 65536)
+                file.seek(start)
+                if (found := file.read(end - start).rfind(b"\n")) >= 0:
+                    end = start + found + 1
+                    break
+                end = start
+            if end < size:
+                file.truncate(end)
+                os.fsync(file.fileno())
+
+
 def write_synced(path: Folder, data: bytes, mode: str = "wb") -> None:
     """Writes a file; its bytes are on the disk when this returns. In mode ``ab`` they are appended in one write."""
     with path.open(mode) as file:
@@ -88,14 +121,14 @@ def write_synced(path: Folder, data: bytes, mode: str = "wb") -> None:
 def rename_synced(partial: Path, final: Path) -> None:
     """Renames a file or a folder whose bytes are on the disk; the new name is there too when this returns."""
     os.replace(partial, final)
-    sync_folder(final.parent)
+    sync(final.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """The names in a local folder are on the disk when this returns. Windows has no such call."""
+def sync(path: Path) -> None:
+    """The bytes of a file, or the names in a folder, are on the disk when this returns; Windows has no such call."""
     if os.name == "nt":
         return
-    number = os.open(folder, os.O_RDONLY)
+    number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
     finally:

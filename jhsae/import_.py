@@ -10,9 +10,12 @@ from safetensors import SafetensorError, safe_open
 
 from jhsae import config as cfg
 from jhsae.checkpoint import load_sae
+from jhsae.checksums import whole_folder
 from jhsae.errors import UserError
+from jhsae.folders import refuse_existing
 from jhsae.interop import dictionary_learning, gemma_scope, hub, imported, openai, saelens, sparsify
 from jhsae.interop.imported import Imported
+from jhsae.lock import owned
 
 
 @dataclass(frozen=True)
@@ -34,16 +37,21 @@ class Import:
 def run(config: Import) -> Path:
     """Reads, writes ``{out}/sae`` and ``{out}/import.yaml``, and returns the run folder. `UserError` for bad input."""
     out = Path(config.out)
-    if out.exists():
-        raise UserError(f"{out} exists already and is never overwritten; write another out=...")
+    with owned(out, "import"):
+        refuse_existing(out)
+        return _run(config, out)
+
+
+def _run(config: Import, out: Path) -> Path:
     where = hub.parse(config.source)
     path = Path(config.source) if where is None else hub.pull(*where)
     if not path.exists():
         raise UserError(f"no file or folder {path}; write one, or hf://org/name for the hub")
     kind = detect(path) if config.format == "auto" else config.format
     found = _described(READERS[kind](path, config.unpickle), config)
-    imported.save(found, out / "sae")
-    cfg.write(config, out / "import.yaml")
+    with whole_folder(out) as partial:
+        imported.save(found, partial / "sae")
+        cfg.write(config, partial / "import.yaml")
     reads = found.about["reads"]
     print(f"wrote {out}: {kind}, {found.sae.features} features over {found.sae.embed} dimensions")
     if None in reads.values():

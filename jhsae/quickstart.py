@@ -12,6 +12,7 @@ from jhsae import config as cfg
 from jhsae import evaluate, harvest, report, teach, train
 from jhsae.data import Store
 from jhsae.errors import UserError
+from jhsae.lock import owned
 from jhsae.teacher.artifact import read_numbers
 
 
@@ -34,6 +35,11 @@ class Quickstart:
 def run(config: Quickstart) -> Path:
     """Runs every step and returns the path of report.html."""
     out = Path(config.out)
+    with owned(out, "quickstart"):
+        return _run(config, out)
+
+
+def _run(config: Quickstart, out: Path) -> Path:
     stores = {name: out / "store" / name for name in ("train", "heldout")}
     harvests = {
         name: cfg.load(harvest.Harvest, cfg.find(path), [f"out={stores[name]}"])

@@ -6,6 +6,7 @@ processes each reads its share of every batch and the main one writes; the folde
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from jhsae.distributed import barrier, is_main, share_of
 from jhsae.errors import UserError
 from jhsae.folders import Folder, open_folder
 from jhsae.leaf import matching
+from jhsae.lock import owned
 from jhsae.logs import NoLog, RunLog
 from jhsae.loop import DivergedError, Phase, run_phases
 from jhsae.losses import Objective
@@ -56,9 +58,16 @@ def run(config: Train) -> Folder:
 def _run(config: Train, peers: Peers) -> Folder:
     folder = open_folder(config.out)
     claim(folder, config)
-    if finished(folder):
-        _say(f"{folder} is finished; nothing to do")
-        return folder
+    with owned(folder, "train") if is_main() and not finished(folder) else nullcontext():
+        claim(folder, config)  # again: what was there may have been somebody's who has just ended
+        if finished(folder):
+            _say(f"{folder} is finished; nothing to do")
+            return folder
+        return _finish(config, folder, peers)
+
+
+def _finish(config: Train, folder: Folder, peers: Peers) -> Folder:
+    """Trains what is not done yet."""
     mesh = make_mesh(config.mesh)
     check_batch(config.data.batch, mesh)
     store = _source(config, mesh)

@@ -14,6 +14,7 @@ from typing import Annotated
 
 from jhsae.config import to_dict
 from jhsae.errors import UserError
+from jhsae.folders import write_whole, writing
 from jhsae.report.page import MARKER, render
 from jhsae.report.reading import Run, read_runs, read_teacher
 
@@ -43,9 +44,10 @@ def run(config: Report) -> Path:
     out = Path(config.out)
     claim(out, runs)
     page = render(to_dict(config), runs, teacher)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    (out.parent / "results.jsonl").write_text("".join(run.line + "\n" for run in runs))
-    out.write_text(page)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out.parent / "results.jsonl", "".join(run.line + "\n" for run in runs))
+    write_whole(out, page)
     print(f"{out}: {len(runs)} runs, {len(page.encode()) / 1e6:.1f} MB")
     return out
 
