@@ -17,6 +17,8 @@ from jhsae import evaluate, train
 from jhsae.bounded import to_json
 from jhsae.errors import UserError
 from jhsae.escaping import escaped
+from jhsae.folders import write_whole
+from jhsae.lock import owned
 from jhsae.ranges import Count, Seed, Words, ranged
 
 BASE = "base"
@@ -58,6 +60,11 @@ class Variant:
 def run(config: Ablate) -> Path:
     """Trains and evaluates every variant, writes results.jsonl and table.md, prints the table."""
     out = Path(config.out)
+    with owned(out, "ablate"):
+        return _run(config, out)
+
+
+def _run(config: Ablate, out: Path) -> Path:
     plan = [(variant, seed, _train_config(config, variant, seed)) for variant, seed in _grid(config)]
     for _, _, run_config in plan:
         train.claim(Path(run_config.out), run_config)  # every clash is found before anything is trained
@@ -75,9 +82,9 @@ def run(config: Ablate) -> Path:
             )
         )
         rows.append({"axis": variant.axis, "variant": variant.name, "seed": seed, **row})
-        (out / "results.jsonl").write_text("".join(to_json(r) + "\n" for r in rows))
+        write_whole(out / "results.jsonl", "".join(to_json(r) + "\n" for r in rows))
     text = table(rows, config.table)
-    (out / "table.md").write_text(text)
+    write_whole(out / "table.md", text)
     print(text)
     return out
 

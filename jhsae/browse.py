@@ -4,8 +4,6 @@ For each latent: how often and how strongly it fires on held-out text, its conte
 its neighbours; an expert opens to its atoms; typing a word lists the latents that fire on it.
 """
 
-import hashlib
-import json
 import re
 from dataclasses import dataclass, field
 from html import unescape
@@ -21,6 +19,7 @@ from jhsae.data.normalize import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.evals.origin import check_origin, language_model
 from jhsae.evaluate import expert_names
+from jhsae.folders import write_whole, writing
 from jhsae.ranges import Count, Natural, Words, ranged
 from jhsae.sae import AbstractSAE, HierarchicalSAE
 
@@ -70,9 +69,11 @@ def run(config: Browse) -> Path:
     names = expert_names(folder)
     data = browser.gather(sae, normalizer, store, rows, model, names, limits)
     page = browser.render(data, describe(config, name, sae, normalizer, about, store, data))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(page.encode("utf-8", "backslashreplace"))  # a lone surrogate is no text
-    print(f"{out}: {len(data['latents'])} latents on {rows:,} tokens, {out.stat().st_size / 1e6:.1f} MB")
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    content = page.encode("utf-8", "backslashreplace")  # a lone surrogate is no text
+    write_whole(out, content)
+    print(f"{out}: {len(data['latents'])} latents on {rows:,} tokens, {len(content) / 1e6:.1f} MB")
     return out
 
 
@@ -102,7 +103,6 @@ def describe(
     """What the template says around the data."""
     manifest, tree = store.manifest, isinstance(sae, HierarchicalSAE)
     facts = [f"{key} {value}" for key, value in manifest.dataset.items() if key != "source" and value is not None]
-    files = json.dumps(manifest.files, sort_keys=True)
     origin = {
         "run": name,
         "config": about.get("config_hash"),
@@ -121,7 +121,7 @@ def describe(
         "rows": data["rows"],
         "stored": store.rows,
         "partial": data["rows"] < store.rows,
-        "trained_here": (about.get("store") or {}).get("sha256") == hashlib.sha256(files.encode()).hexdigest(),
+        "trained_here": store.is_known_as((about.get("store") or {}).get("sha256")),
         "normalizer": type(normalizer).__name__,
         "shape": _shape(sae),
         "tree": tree,

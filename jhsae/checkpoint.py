@@ -22,6 +22,7 @@ from jhsae.fingerprint import fingerprints, layout
 from jhsae.finishing_loop import loops_finish
 from jhsae.outcome import no_room
 from jhsae.saved_sae import load_sae as load_sae
+from jhsae.saved_sae import sae_files as sae_files
 from jhsae.saved_sae import save_sae as save_sae
 from jhsae.step import TrainState
 

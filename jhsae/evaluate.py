@@ -16,9 +16,11 @@ from jhsae import config as cfg
 from jhsae import evals, lm
 from jhsae.bounded import read_lines, to_json
 from jhsae.checkpoint import load_sae
-from jhsae.data import Store, special_ids
+from jhsae.data import AbstractNormalizer, Store, special_ids
 from jhsae.evals.origin import check_origin, language_model
+from jhsae.folders import append_line, write_whole
 from jhsae.forms import NUMBER, OBJECT, TEXT, check
+from jhsae.lock import owned
 from jhsae.metric import Euclidean, causal
 from jhsae.ranges import Count, Natural, Words, ranged
 from jhsae.sae import AbstractSAE, HierarchicalSAE
@@ -55,6 +57,13 @@ def run(config: Evaluate) -> dict[str, Any]:
     sae, normalizer, about = load_sae(folder, trust=config.trust)
     if (row := _finished(folder, config)) is not None:
         return row
+    with owned(folder, "evaluate"):
+        return _finished(folder, config) or _run(config, folder, sae, normalizer, about)
+
+
+def _run(
+    config: Evaluate, folder: Path, sae: AbstractSAE, normalizer: AbstractNormalizer, about: dict[str, Any]
+) -> dict[str, Any]:
     store = Store.open(config.store)
     check_origin(sae, about, store, config.run)
     model = language_model(config.lm, store)
@@ -76,9 +85,8 @@ def run(config: Evaluate) -> dict[str, Any]:
         "metrics": metrics,
     }
     contexts = _contexts(config, sae, normalizer, store, model, frequency, rows)
-    (folder / "contexts.json").write_text(to_json(contexts) + "\n")
-    with (folder / "results.jsonl").open("a") as file:  # last, because it says that the evaluation is complete
-        file.write(to_json(row) + "\n")
+    write_whole(folder / "contexts.json", to_json(contexts) + "\n")
+    append_line(folder / "results.jsonl", to_json(row))  # last, because it says that the evaluation is complete
     print(
         f"{folder.name}: "
         + ", ".join(

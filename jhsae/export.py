@@ -18,8 +18,10 @@ from jhsae.checkpoint import load_sae
 from jhsae.data import AbstractNormalizer, Store
 from jhsae.errors import UserError
 from jhsae.evals.origin import check_origin, language_model
+from jhsae.folders import refuse_existing
 from jhsae.forms import check
 from jhsae.interop import delphi, hub, neuronpedia, plain, saelens, torch_hsae
+from jhsae.lock import owned
 from jhsae.ranges import Count, Words, ranged
 from jhsae.sae import AbstractSAE
 
@@ -71,17 +73,21 @@ class Job(NamedTuple):
 def run(config: Export) -> Path:
     """Writes the folder and returns it. Raises `UserError` before any compute for bad input."""
     out = Path(config.out)
-    if out.exists():
-        raise UserError(f"{out} exists already and is never overwritten; write another out=...")
+    with owned(out, "export"):
+        refuse_existing(out)
+        _write(config, out)
+    print(f"wrote {out}")
+    if config.push is not None:
+        print(f"pushed to {hub.push(out, config.push)}")
+    return out
+
+
+def _write(config: Export, out: Path) -> None:
     sae, normalizer, about = load_sae(config.run, trust=config.trust)
     store = None if config.store is None else Store.open(config.store)
     if store is not None:
         check_origin(sae, about, store)
     FORMATS[config.format](Job(config, sae, normalizer, about, store), out)
-    print(f"wrote {out}")
-    if config.push is not None:
-        print(f"pushed to {hub.push(out, config.push)}")
-    return out
 
 
 def _saelens(job: Job, out: Path) -> None:

@@ -1,6 +1,8 @@
 """A run folder, local or in a bucket: ``gs://`` and ``s3://`` through etils' epath, which Orbax uses as well.
 
-``pathlib`` would write ``gs:/bucket``. A bucket needs ``pip install gcsfs`` or ``s3fs``.
+``pathlib`` would write ``gs:/bucket``. A bucket needs ``pip install gcsfs`` or ``s3fs``. Whatever is written here is
+whole or absent after a kill or a power cut: it is written under the name `PARTIAL`, synchronised with the disk and
+renamed.
 """
 
 import os
@@ -12,7 +14,7 @@ from typing import TypeAlias
 
 from etils import epath
 
-from jhsae.errors import UserError
+from jhsae.errors import NoRoomError, UserError
 from jhsae.outcome import no_room
 
 Folder: TypeAlias = Path | epath.Path
@@ -31,12 +33,8 @@ def open_folder(path: str | Folder) -> Folder:
 
 def make_folder(folder: Folder) -> None:
     """Makes a folder and those above it, where they are not there yet. Raises `UserError` where that cannot be."""
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        if no_room(error):
-            raise
-        raise UserError(f"{folder} cannot be made ({error.strerror or error}); write another out=...") from error
 
 
 @contextmanager
@@ -51,14 +49,95 @@ def local_copy(path: Folder) -> Iterator[Path]:
         yield copy
 
 
-def write_whole(path: Folder, text: str) -> None:
-    """Writes a file that a kill leaves as it was or as it will be, never between; its name until then is PARTIAL."""
-    if is_bucket(path):  # where a file appears when it is complete
-        path.write_text(text)
-        return
-    partial = path.with_name(path.name + PARTIAL)
-    with partial.open("w") as file:
-        file.write(text)
+def refuse_existing(path: Folder, word: str = "out") -> None:
+    """Raises `UserError` where something has this name already, a link to nothing included."""
+    if path.exists() or (not is_bucket(path) and os.path.lexists(path)):
+        raise UserError(f"{path} exists already and is never overwritten; write another {word}=...")
+
+
+@contextmanager
+def writing(path: Folder) -> Iterator[None]:
+    """Makes the operating system's refusal to write `path` (a full disk, no permission) a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        kind = NoRoomError if no_room(error) else UserError
+        raise kind(
+            f"{path} cannot be written ({error.strerror or error}); make room or give the right to write there, or "
+            "write another path"
+        ) from error
+
+
+def write_whole(path: Folder, content: str | bytes) -> None:
+    """Writes a file that a kill leaves as it was or as it will be, never between; its name until then is PARTIAL.
+
+    Raises:
+        UserError: the disk is full, or nothing may be written there.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with writing(path):
+        if is_bucket(path):  # where a file appears when it is complete
+            path.write_bytes(data)
+            return
+        partial = path.with_name(path.name + PARTIAL)
+        write_synced(partial, data)
+        rename_synced(Path(partial), Path(path))
+
+
+def append_line(path: Folder, line: str) -> None:
+    """Appends one line, which is on the disk when this returns; what a kill left of another one is cut off first.
+
+    Raises:
+        UserError: the disk is full, or nothing may be written there.
+    """
+    data = (line + "\n").encode()
+    with writing(path):
+        if is_bucket(path):  # where nothing can be appended
+            whole = path.read_bytes() if path.exists() else b""
+            path.write_bytes(whole[: whole.rfind(b"\n") + 1] + data)
+            return
+        mend(Path(path))
+        write_synced(path, data, "ab")
+
+
+def mend(path: Path) -> None:
+    """Cuts off a last line without its end."""
+    if path.exists():
+        with path.open("r+b") as file:
+            end = size = file.seek(0, os.SEEK_END)
+            while end:
+                start = max(0, end - 65536)
+                file.seek(start)
+                if (found := file.read(end - start).rfind(b"\n")) >= 0:
+                    end = start + found + 1
+                    break
+                end = start
+            if end < size:
+                file.truncate(end)
+                os.fsync(file.fileno())
+
+
+def write_synced(path: Folder, data: bytes, mode: str = "wb") -> None:
+    """Writes a file; its bytes are on the disk when this returns. In mode ``ab`` they are appended in one write."""
+    with path.open(mode) as file:
+        file.write(data)
         file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+        if not is_bucket(path):
+            os.fsync(file.fileno())
+
+
+def rename_synced(partial: Path, final: Path) -> None:
+    """Renames a file or a folder whose bytes are on the disk; the new name is there too when this returns."""
+    os.replace(partial, final)
+    sync(final.parent)
+
+
+def sync(path: Path) -> None:
+    """The bytes of a file, or the names in a folder, are on the disk when this returns; Windows has no such call."""
+    if os.name == "nt":
+        return
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

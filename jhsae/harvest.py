@@ -7,6 +7,7 @@ written.
 """
 
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -29,6 +30,8 @@ from jhsae.devices import MeshShape, make_mesh
 from jhsae.distributed import barrier, is_main
 from jhsae.errors import UserError
 from jhsae.fill import WAIT_SECONDS, fill, first_rows, say
+from jhsae.lock import owned
+from jhsae.peers import Peers
 from jhsae.ranges import Count, Natural, Seed, Words, ranged
 from jhsae.room import check_context
 from jhsae.streams import Streams
@@ -94,6 +97,13 @@ class Harvest:
 def run(config: Harvest) -> Path:
     """Harvests and returns the store's folder (of the first layer). `UserError` before any compute for bad input."""
     config_hash = cfg.config_hash(config)
+    with Peers(), ExitStack() as stack:
+        for out in _unfinished(config.stores(), config_hash).values() if is_main() else ():
+            stack.enter_context(owned(out, "harvest"))
+        return _run(config, config_hash)
+
+
+def _run(config: Harvest, config_hash: str) -> Path:
     wanted = _unfinished(config.stores(), config_hash)
     mesh = make_mesh(config.mesh)
     text: AbstractText = cfg.build(config.text, AbstractText)

@@ -10,9 +10,12 @@ from typing import Annotated, ClassVar, Literal
 from jhsae import bounded
 from jhsae import config as cfg
 from jhsae.checkpoint import load_sae
+from jhsae.checksums import whole_folder
 from jhsae.errors import UserError
+from jhsae.folders import refuse_existing
 from jhsae.interop import dictionary_learning, gemma_scope, hub, imported, openai, saelens, sparsify
 from jhsae.interop.imported import Imported
+from jhsae.lock import owned
 from jhsae.ranges import Natural, Words, ranged
 
 
@@ -39,8 +42,12 @@ class Import:
 def run(config: Import) -> Path:
     """Reads, writes ``{out}/sae`` and ``{out}/import.yaml``, and returns the run folder. `UserError` for bad input."""
     out = Path(config.out)
-    if out.exists():
-        raise UserError(f"{out} exists already and is never overwritten; write another out=...")
+    with owned(out, "import"):
+        refuse_existing(out)
+        return _run(config, out)
+
+
+def _run(config: Import, out: Path) -> Path:
     where = hub.parse(config.source)
     path = Path(config.source) if where is None else hub.pull(*where)
     if not os.path.exists(path):
@@ -50,8 +57,9 @@ def run(config: Import) -> Path:
     kind = detect(path) if config.format == "auto" else config.format
     found = _jhsae(path, config.trust) if kind == "jhsae" else READERS[kind](path, config.unpickle)
     found = _described(found, config)
-    imported.save(found, out / "sae")
-    cfg.write(config, out / "import.yaml")
+    with whole_folder(out) as partial:
+        imported.save(found, partial / "sae")
+        cfg.write(config, partial / "import.yaml")
     reads = found.about["reads"]
     print(f"wrote {out}: {kind}, {found.sae.features} features over {found.sae.embed} dimensions")
     if None in reads.values():

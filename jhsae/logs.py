@@ -4,16 +4,16 @@
 ``timing.jsonl``. Only the main process of a run writes.
 """
 
-import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Literal
 
+from jhsae.bounded import JSON_BYTES, as_object, parse_json, read_bytes, to_json
 from jhsae.errors import UserError
-from jhsae.folders import Folder, is_bucket, write_whole
+from jhsae.folders import Folder, is_bucket, write_synced, write_whole, writing
 
+LINES_BYTES = 16 * JSON_BYTES
 Sink = Literal["tensorboard", "wandb"]
 Write = Callable[[int, Mapping[str, float]], None]
 
@@ -27,26 +27,35 @@ class JsonLines:
     def __init__(self, path: Folder, keep_to_step: int):
         """Rows beyond `keep_to_step` (written after the checkpoint that is resumed) are dropped, as is a torn line."""
         self._path = path
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        self._kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= keep_to_step]
+        text = read_bytes(path, LINES_BYTES) if path.exists() else b""
+        lines = text[: text.rfind(b"\n") + 1].decode(errors="replace").splitlines(keepends=True)
+        rows = [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+        kept = [(line, row) for line, row in zip(lines, rows, strict=True) if row["step"] <= keep_to_step]
+        self._kept = [to_json(row) + "\n" if "NaN" in line or "Infinity" in line else line for line, row in kept]
         write_whole(path, "".join(self._kept))
-        self.last: dict[str, Any] | None = json.loads(self._kept[-1]) if self._kept else None
+        self.last: dict[str, Any] | None = kept[-1][1] if kept else None
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Appends `row`."""
-        line = json.dumps(row) + "\n"
+        """Appends `row`; numbers that are not finite become null. `UserError`: the disk is full."""
+        line = to_json(row) + "\n"
         if is_bucket(self._path):
             self._kept.append(line)
             return
-        with self._path.open("a") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        with writing(self._path):
+            write_synced(self._path, line.encode(), "ab")
 
     def flush(self) -> None:
         """Every line written so far is stored, wherever that is."""
         if is_bucket(self._path):
-            self._path.write_text("".join(self._kept))
+            write_whole(self._path, "".join(self._kept))
+
+
+def _row(line: str, where: str) -> dict[str, Any]:
+    """A row of a log. `UserError`: the line is damaged."""
+    row = as_object(parse_json(line, where, nan=True), where)
+    if type(row.get("step")) is not int:
+        raise UserError(f"{where} names no step; bring the file back, or write another out=... to begin anew")
+    return row
 
 
 class RunLog:
@@ -63,7 +72,8 @@ class RunLog:
         self._metrics = JsonLines(folder / "metrics.jsonl", step)
         self._timing = JsonLines(folder / "timing.jsonl", step)
         self._sinks = [_SINKS[sink](folder, dict(about or {})) if isinstance(sink, str) else sink for sink in sinks]
-        before = self._timing.last["seconds"] if self._timing.last else 0.0
+        seconds = (self._timing.last or {}).get("seconds")
+        before = seconds if isinstance(seconds, int | float) else 0.0
         self._started, self._last = time.perf_counter() - before, (step, time.perf_counter())
 
     def write(self, step: int, stage: str, metrics: Mapping[str, float], tokens_per_step: int) -> None:

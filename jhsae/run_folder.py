@@ -3,17 +3,19 @@
 config.yaml, run.json (commit, versions, store), metrics.jsonl, timing.jsonl, checkpoints/ and, in the end, sae/.
 """
 
-import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from jhsae import config as cfg
+from jhsae.bounded import read_object, to_json
 from jhsae.data import Store
 from jhsae.data.source import AbstractSource
 from jhsae.distributed import is_main
 from jhsae.errors import UserError
-from jhsae.folders import PARTIAL, Folder, local_copy, make_folder, open_folder, write_whole
+from jhsae.folders import PARTIAL, Folder, is_bucket, local_copy, make_folder, open_folder, write_whole
+from jhsae.lock import SUFFIX
 from jhsae.run_config import Train
 
 
@@ -23,7 +25,9 @@ def claim(folder: str | Folder, config: Train) -> None:
     A run may go on with another `mesh`: the numbers differ by rounding alone.
     """
     folder = open_folder(folder)
-    if not folder.exists() or all(file.name.endswith(PARTIAL) for file in folder.iterdir()):
+    if not is_bucket(folder) and os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"{folder} is no folder; write another out=...")
+    if not folder.exists() or all(file.name.endswith((PARTIAL, SUFFIX)) for file in folder.iterdir()):
         return
     if not (folder / "config.yaml").exists():
         raise UserError(f"{folder} exists and is not a run folder (no config.yaml in it); write another out=...")
@@ -47,13 +51,24 @@ def begin(folder: Folder, config: Train, store: Store | AbstractSource, notes: S
     about = {"name": folder.name, "config_hash": cfg.config_hash(config), **cfg.provenance(), "store": identity}
     about |= {"notes": list(notes)} if notes else {}
     path = folder / "run.json"
-    if path.exists() and (before := json.loads(path.read_text()))["store"]["sha256"] != identity["sha256"]:
-        raise UserError(
-            f"the store {store.path} has changed since {folder} began ({before['store']['sha256'][:12]} then, "
-            f"{identity['sha256'][:12]} now); bring the old store back, or write another out=..."
-        )
+    if path.exists():
+        before = _stored(path)
+        if not store.is_known_as(before):
+            raise UserError(
+                f"the store {store.path} has changed since {folder} began ({before[:12]} then, "
+                f"{identity['sha256'][:12]} now); bring the old store back, or write another out=..."
+            )
     if is_main():
         make_folder(folder)
         write_whole(folder / "config.yaml", cfg.to_yaml(config))
-        write_whole(path, json.dumps(about, indent=2) + "\n")
+        write_whole(path, to_json(about, indent=2) + "\n")
     return about
+
+
+def _stored(path: Folder) -> str:
+    """The identity of the store that a run began with."""
+    store = read_object(path).get("store")
+    found = store.get("sha256") if isinstance(store, dict) else None
+    if not isinstance(found, str):
+        raise UserError(f"{path} does not say which store the run began with; bring it back, or write another out=...")
+    return found

@@ -1,6 +1,9 @@
-"""The saved SAE: ``sae.safetensors``, ``normalizer.safetensors`` and ``sae.json`` in a folder, local or in a bucket."""
+"""The saved SAE: ``sae.safetensors``, ``normalizer.safetensors``, ``sae.json`` and their checksums in a folder.
 
-import json
+The folder is local or in a bucket. Every file is compared with its checksum before it is used; folders of format 2 and
+older have none, which loading says.
+"""
+
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -9,23 +12,24 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jaxtyping import Array
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from jhsae import config
+from jhsae import bounded, checksums, config
+from jhsae.checksums import Sums
 from jhsae.config import Slot, Supplied
 from jhsae.data import AbstractNormalizer
 from jhsae.distributed import gathered, is_main
 from jhsae.errors import UserError
-from jhsae.folders import Folder, is_bucket, open_folder
+from jhsae.folders import Folder, is_bucket, open_folder, refuse_existing
 from jhsae.forms import COUNT, OBJECT, TEXT, check
 from jhsae.leaf import describe
 from jhsae.sae import AbstractSAE
 
 SAE, NORMALIZER = Supplied("key", kind=AbstractSAE), Supplied(kind=AbstractNormalizer)
-FORMAT = 2
+FORMAT = 3
+WITHOUT_CHECKSUMS = 2  # the last format that had none
 DESCRIPTION, PARAMETERS, STATISTICS = "sae.json", "sae.safetensors", "normalizer.safetensors"
 
 
@@ -45,8 +49,19 @@ def save_sae(
     """
     folder = open_folder(folder)
     cut_off = is_bucket(folder) and not (folder / DESCRIPTION).exists()
-    if is_main() and folder.exists() and not cut_off:
-        raise UserError(f"{folder} exists and is never overwritten; write another folder")
+    if is_main() and not cut_off:
+        refuse_existing(folder)
+    files = sae_files(sae, slot, normalize, normalizer, about)
+    if is_main():
+        with checksums.new_folder(folder, last=DESCRIPTION) as new:
+            for name, content in files.items():
+                new.write(name, content)
+
+
+def sae_files(
+    sae: AbstractSAE, slot: Slot, normalize: Slot, normalizer: AbstractNormalizer, about: dict[str, Any]
+) -> dict[str, bytes]:
+    """The content of the files of a saved SAE by name. With several processes all take part; the main one has it."""
     arrays = eqx.filter(sae, eqx.is_inexact_array)
     paths = [leaf.path for leaf in jax.tree.leaves(describe(arrays))]
     whole = {path: gathered(a) for path, a in zip(paths, jax.tree.leaves(arrays), strict=True)}
@@ -54,20 +69,8 @@ def save_sae(
     if statistics := _statistics(normalizer, sae.embed):
         files[STATISTICS] = save(statistics)
     slots = {"format": FORMAT, "sae": slot, "normalize": normalize}
-    files[DESCRIPTION] = (json.dumps(slots | about | slots, indent=2) + "\n").encode()
-    if is_main():
-        _write(folder, files)
-
-
-def _write(folder: Folder, files: dict[str, bytes]) -> None:
-    partial = folder if is_bucket(folder) else folder.with_name(folder.name + ".partial")
-    if partial.exists():  # a save was cut off
-        epath.Path(partial).rmtree()
-    partial.mkdir(parents=True)
-    for name, content in files.items():
-        (partial / name).write_bytes(content)
-    if partial != folder:
-        partial.rename(folder)
+    files[DESCRIPTION] = (bounded.to_json(slots | about | slots, indent=2) + "\n").encode()
+    return files
 
 
 def load_sae(
@@ -83,7 +86,8 @@ def load_sae(
     """
     folder = open_folder(folder)
     folder = folder / "sae" if (folder / "sae").is_dir() else folder
-    about = _description(folder)
+    sums = Sums.of(folder)
+    about = _description(sums)
     file = str(folder / DESCRIPTION)
     slot = config.checked(about["sae"], file, SAE, key="sae", trust=trust)
     normalize = config.checked(about["normalize"], file, NORMALIZER, key="normalize", trust=trust)
@@ -92,11 +96,12 @@ def load_sae(
     arrays, static = eqx.partition(structure, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
     leaves = describe(arrays)
     shapes = {leaf.path: a.shape for leaf, a in zip(jax.tree.leaves(leaves), jax.tree.leaves(arrays), strict=True)}
-    parameters = _tensors(folder / PARAMETERS, shapes)
+    parameters = _tensors(sums, PARAMETERS, shapes)
     sae = eqx.combine(jax.tree.map(lambda leaf: parameters[leaf.path], leaves), static)
     normalizer = config.build(normalize)
     if wanted := normalizer.shapes(sae.embed):
-        normalizer = replace(normalizer, **_tensors(folder / STATISTICS, wanted))
+        normalizer = replace(normalizer, **_tensors(sums, STATISTICS, wanted))
+    sums.notice((DESCRIPTION, PARAMETERS, *([STATISTICS] if wanted else [])))
     return sae, normalizer, about
 
 
@@ -110,42 +115,41 @@ def _statistics(normalizer: AbstractNormalizer, embed: int) -> dict[str, np.ndar
     return {name: np.asarray(array) for name, array in found.items()}
 
 
-def _description(folder: Folder) -> dict[str, Any]:
-    """``sae.json``, of this format."""
-    path = folder / DESCRIPTION
+def _description(sums: Sums) -> dict[str, Any]:
+    """``sae.json``, of a format that this version reads."""
+    folder, path = sums.folder, sums.folder / DESCRIPTION
     if not path.exists():
         raise UserError(f"no trained SAE in {folder} ({DESCRIPTION} is missing); write the folder of a finished run")
-    try:
-        about = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not readable JSON ({error}); train or copy it again") from error
+    about = bounded.parse_json(sums.read(DESCRIPTION, bounded.JSON_BYTES), path)
     found = about.get("format") if isinstance(about, dict) else None
-    if not isinstance(found, int):
+    if type(found) is not int:
         raise UserError(f"{path} names no format, expected format {FORMAT}; write the folder of a finished run")
     if found > FORMAT:
         raise UserError(f"{path} is of format {found}; this jhsae reads up to {FORMAT}; update jhsae")
-    if found < FORMAT:
+    if found < WITHOUT_CHECKSUMS:
         raise UserError(f"{path} is of format {found}, of an older jhsae, and this one reads {FORMAT}; train it again")
     if missing := [name for name in ("sae", "normalize") if name not in about]:
         raise UserError(f"{path}: '{missing[0]}' is missing, expected a slot; train or copy it again")
+    sums.required(found > WITHOUT_CHECKSUMS)
     return with_facts(about, path)
 
 
-def _tensors(path: Folder, shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
-    """The tensors of a file, which must be exactly those that ``sae.json`` describes."""
-    try:
-        tensors = load(path.read_bytes())
-    except (SafetensorError, FileNotFoundError) as error:
-        raise UserError(f"{path} cannot be read ({error}); train or copy it again") from error
-    for name in {**shapes, **tensors}:
-        got = tensors[name].shape if name in tensors else "missing"
-        expected = shapes.get(name, "no such tensor")
+def _tensors(sums: Sums, name: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
+    """The tensors of a file, which must be exactly those that ``sae.json`` describes; its header is read first."""
+    path = sums.folder / name
+    header = bounded.tensor_header(path)
+    for key in {**shapes, **header}:
+        got = header[key].shape if key in header else "missing"
+        expected = shapes.get(key, "no such tensor")
         if got != expected:
             raise UserError(
-                f"{path}: '{name}' is {got}, but {DESCRIPTION} describes {expected}; the two files belong to "
+                f"{path}: '{key}' is {got}, but {DESCRIPTION} describes {expected}; the two files belong to "
                 "different SAEs"
             )
-    return {name: jnp.asarray(array) for name, array in tensors.items()}
+    try:
+        return {key: jnp.asarray(array) for key, array in load(sums.read(name)).items()}
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be read ({error}); train or copy it again") from error
 
 
 STORE = {"path?": TEXT, "sha256?": TEXT}

@@ -20,6 +20,8 @@ from jhsae import config as cfg
 from jhsae import lm
 from jhsae.config import Slot, Supplied
 from jhsae.errors import UserError
+from jhsae.folders import refuse_existing
+from jhsae.lock import owned
 from jhsae.metric import causal
 from jhsae.ranges import Count, Fraction, Natural, PositiveFraction, Seed, Words, ranged
 from jhsae.teacher import (
@@ -80,8 +82,12 @@ class Teach:
 
 def run(config: Teach) -> Path:
     """Makes the teacher and returns its folder. Raises `UserError` before any compute for bad input."""
-    if Path(config.out).exists():
-        raise UserError(f"{config.out} exists and is never overwritten; write another out=...")
+    with owned(config.out, "teach"):
+        refuse_existing(Path(config.out))
+        return _run(config)
+
+
+def _run(config: Teach) -> Path:
     evidence = cfg.build(config.evidence, AbstractEvidence)
     estimator = cfg.build(config.estimator, AbstractEstimator)
     with tqdm(total=5, desc="teach: model and ontology") as bar:

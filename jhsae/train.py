@@ -5,6 +5,7 @@ is finished, sae/. Running the same config again resumes it exactly or, when fin
 processes each reads its share of every batch and the main one writes; the folder must be one that all of them see.
 """
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from jhsae.distributed import barrier, is_main, share_of
 from jhsae.errors import UserError
 from jhsae.folders import Folder, open_folder
 from jhsae.init import AbstractInit
+from jhsae.lock import owned
 from jhsae.logs import NoLog, RunLog, check_sinks, open_sinks
 from jhsae.loop import DivergedError, Phase, run_phases
 from jhsae.losses import AbstractTerm
@@ -68,9 +70,16 @@ def run(config: Train) -> Folder:
 def _run(config: Train, peers: Peers) -> Folder:
     folder = open_folder(config.out)
     claim(folder, config)
-    if finished(folder):
-        _say(f"{folder} is finished; nothing to do")
-        return folder
+    with owned(folder, "train") if is_main() and not finished(folder) else nullcontext():
+        claim(folder, config)  # again: what was there may have been somebody's who has just ended
+        if finished(folder):
+            _say(f"{folder} is finished; nothing to do")
+            return folder
+        return _finish(config, folder, peers)
+
+
+def _finish(config: Train, folder: Folder, peers: Peers) -> Folder:
+    """Trains what is not done yet."""
     mesh, store, normalizer, what, notes, phases = checked(config)
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     phases = [replace(phase, parts=on_every_device(phase.parts, mesh)) for phase in phases]

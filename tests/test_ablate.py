@@ -3,9 +3,9 @@
 import json
 
 import pytest
+import runs
 import yaml
 
-import runs
 from jhsae import ablate, config
 from jhsae.errors import UserError
 

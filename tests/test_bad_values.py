@@ -2,12 +2,12 @@
 
 import json
 
+import bad_values
 import numpy as np
 import pytest
+import runs
 from safetensors.numpy import save_file
 
-import bad_values
-import runs
 from jhsae import config, train
 from jhsae.errors import UserError
 from jhsae.run_config import Train

@@ -16,6 +16,7 @@ from jhsae import config as cfg
 from jhsae import export
 from jhsae.__main__ import main
 from jhsae.checkpoint import save_sae
+from jhsae.checksums import NAME
 from jhsae.data import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.export import Export
@@ -65,7 +66,7 @@ def test_saelens_with_the_l0_before_and_after_and_the_frequencies(place, tmp_pat
 def test_saelens_without_a_store_measures_nothing(place, tmp_path, capsys):
     export.run(Export(str(place / "flat"), "saelens", str(tmp_path / "out")))
     assert capsys.readouterr().out == f"wrote {tmp_path / 'out'}\n"
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["cfg.json", "sae_weights.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [NAME, "cfg.json", "sae_weights.safetensors"]
 
 
 def test_torch_with_the_l0_before(place, tmp_path, capsys):
@@ -102,7 +103,7 @@ def test_a_folder_to_share_loads_by_the_lines_of_its_readme(place, tmp_path, mon
     inside, token = normalizer(jnp.asarray(x))
     np.testing.assert_array_equal(lines["x_hat"], normalizer.undo(sae(inside), token))
     assert lines["about"] == about
-    names = {"README.md", "sae.json", "sae.safetensors", "normalizer.safetensors"}
+    names = {NAME, "README.md", "sae.json", "sae.safetensors", "normalizer.safetensors"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
 
 

@@ -9,8 +9,8 @@ import time
 
 import numpy as np
 import pytest
-
 import runs
+
 from jhsae import config, logs, train
 from jhsae.data import Batches, Store, write_array
 from jhsae.data.arrays import Pending

@@ -7,15 +7,15 @@ from inspect import signature
 import jax
 import numpy as np
 import pytest
-
 import runs
+
 from jhsae import config, fitting, train
 from jhsae.checkpoint import load_sae
 from jhsae.data import Batches, CenterScale, Store
 from jhsae.errors import UserError
 from jhsae.fitting import fit
-from jhsae.losses import AuxK, L1Active, Objective, SquaredError
 from jhsae.loop import DivergedError
+from jhsae.losses import AuxK, L1Active, Objective, SquaredError
 from jhsae.mesh import make_mesh
 from jhsae.optimizer import adam
 from jhsae.revival import Resample

@@ -56,7 +56,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "run.json"
     write_whole(path, "before")
     monkeypatch.setattr("jhsae.folders.os.fsync", lambda _: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(UserError, match=r"run.json cannot be written \(full\); make room"):
         write_whole(path, "after")
     assert path.read_text() == "before" and {f.name for f in tmp_path.iterdir()} == {"run.json", f"run.json{PARTIAL}"}
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 from scipy.spatial import cKDTree
 from test_harvest import EMBED, LAYER, VOCAB, save_language_model
 
-import runs
 from jhsae import config as cfg
 from jhsae import lm, train
 from jhsae.checkpoint import load_sae

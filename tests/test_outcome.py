@@ -9,9 +9,9 @@ import sys
 import jax
 import numpy as np
 import pytest
+import runs
 import yaml
 
-import runs
 from jhsae import __main__ as command
 from jhsae import loop, train
 from jhsae.__main__ import EXIT_CODES, main

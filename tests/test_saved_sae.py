@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import runs
 from safetensors.numpy import load_file, save_file
+from sealed import sealed
 
 from jhsae import config
 from jhsae.checkpoint import load_sae, save_sae
@@ -74,7 +75,7 @@ def test_every_normaliser_comes_back_bit_for_bit(tmp_path, normalize):
     np.testing.assert_array_equal(again(jnp.asarray(X))[0], normal)
     np.testing.assert_array_equal(again.undo(normal, token), normalizer.undo(normal, token))
     assert (tmp_path / "sae" / "normalizer.safetensors").exists() == bool(normalizer.shapes(runs.EMBED))
-    assert about == {"format": 2, "sae": FLAT, "normalize": normalize, **ABOUT}
+    assert about == {"format": 3, "sae": FLAT, "normalize": normalize, **ABOUT}
 
 
 @pytest.mark.parametrize("slot", [FLAT, TREE, BATCH, JUMP], ids=["flat", "tree", "batch", "jump"])
@@ -91,7 +92,7 @@ def test_about_cannot_replace_the_slots(tmp_path):
     sae, normalizer = built(FLAT, NORMALIZERS[0])
     about = ABOUT | {"format": 1, "sae": TREE, "normalize": WHITEN}
     save_sae(tmp_path / "sae", sae, FLAT, NORMALIZERS[0], normalizer, about)
-    assert load_sae(tmp_path / "sae")[2] == {"format": 2, "sae": FLAT, "normalize": NORMALIZERS[0], **ABOUT}
+    assert load_sae(tmp_path / "sae")[2] == {"format": 3, "sae": FLAT, "normalize": NORMALIZERS[0], **ABOUT}
 
 
 def test_what_a_cut_off_save_left_behind_does_not_come_along(tmp_path, saved):
@@ -104,7 +105,7 @@ def test_what_a_cut_off_save_left_behind_does_not_come_along(tmp_path, saved):
 
 def test_nothing_is_overwritten(saved):
     before = {file: file.read_bytes() for file in saved.iterdir()}
-    with pytest.raises(UserError, match="is never overwritten; write another folder"):
+    with pytest.raises(UserError, match=r"is never overwritten; write another out=\.\.\."):
         save_sae(saved, *_arguments(FLAT, WHITEN))
     assert before == {file: file.read_bytes() for file in saved.iterdir()}
 
@@ -119,9 +120,10 @@ def test_a_normaliser_without_statistics_is_not_saved(tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"format": 3}, "is of format 3; this jhsae reads up to 2; update jhsae"),
+        ({"format": 4}, "is of format 4; this jhsae reads up to 3; update jhsae"),
         ({"format": 1, "statistics": {"embed": 16}}, "is of format 1, of an older jhsae.*train it again"),
-        ({"format": "2"}, "names no format, expected format 2"),
+        ({"format": "3"}, "names no format, expected format 3"),
+        ({"format": True}, "names no format"),
         ({"format": None}, "names no format"),
         ({"sae": FLAT | {"width": 3}}, "sae.json.*width.*is not an argument of jhsae.sae.FlatSAE"),
         ({"sae": FLAT | {"features": 25}}, r"W_enc' is \(24, 16\), but sae.json describes \(25, 16\)"),
@@ -132,16 +134,22 @@ def test_a_normaliser_without_statistics_is_not_saved(tmp_path):
 def test_a_description_that_does_not_fit_is_refused(saved, change, sentence):
     about = json.loads((saved / "sae.json").read_text())
     (saved / "sae.json").write_text(json.dumps(about | change))
+    sealed(saved)
     with pytest.raises(UserError, match=sentence):
         load_sae(saved)
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("{", "is not readable JSON"), ("[]", "names no format"), ('{"format": 2}', "'sae' is missing, expected a slot")],
+    [
+        ("{", "cannot be read as JSON"),
+        ("[]", "names no format"),
+        ('{"format": 2}', "'sae' is missing, expected a slot"),
+    ],
 )
 def test_a_description_that_cannot_be_read_is_refused(saved, text, sentence):
     (saved / "sae.json").write_text(text)
+    sealed(saved)
     with pytest.raises(UserError, match=sentence):
         load_sae(saved)
 
@@ -167,6 +175,7 @@ def test_a_tensor_that_does_not_fit_is_refused(saved, file, key, value, sentence
     tensors = load_file(path)
     tensors.pop(key, None)
     save_file(tensors if value is None else tensors | {key: value}, path)
+    sealed(saved)
     with pytest.raises(UserError, match=sentence):
         load_sae(saved)
 
@@ -174,10 +183,10 @@ def test_a_tensor_that_does_not_fit_is_refused(saved, file, key, value, sentence
 @pytest.mark.parametrize("file", ["sae.safetensors", "normalizer.safetensors"])
 def test_a_file_that_is_missing_or_damaged_is_refused(saved, file):
     (saved / file).write_bytes(b"\x80\x04pickle")
-    with pytest.raises(UserError, match=rf"{file} cannot be read"):
+    with pytest.raises(UserError, match=rf"{file} is not a safetensors file, or was cut short"):
         load_sae(saved)
     (saved / file).unlink()
-    with pytest.raises(UserError, match=rf"{file} cannot be read"):
+    with pytest.raises(UserError, match=rf"there is no file .*{file}"):
         load_sae(saved)
 
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import runs
+
 from jhsae import config, train
 from jhsae.checkpoint import load_sae
 from jhsae.errors import UserError

@@ -16,8 +16,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import quick_compile
-
 import runs
+
 from jhsae import config, logs, train
 from jhsae.mesh import make_mesh
 from jhsae.run_config import Train

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import runs
+
 from jhsae import data, evals, losses, sparsify
 from jhsae.bounded import to_json
 from jhsae.data.statistics import Running

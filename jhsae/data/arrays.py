@@ -1,8 +1,4 @@
-"""The arrays of a store: sharded zarr v3 through tensorstore.
-
-A file (shard) holds `shard_rows` rows, each of its chunks `chunk_rows` rows and a crc32c, so that one chunk
-can be read and checked alone: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/
-"""
+"""The arrays of a store: sharded zarr v3 through tensorstore, whose every chunk can be read and checked alone."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,43 +6,52 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from jhsae.data.files import short
+from jhsae.data.layout import ArrayLayout
 from jhsae.data.storage import Channels
 from jhsae.errors import UserError
 
-BYTES: list[dict[str, Any]] = [
-    {"name": "bytes", "configuration": {"endian": "little"}},
-    {"name": "crc32c"},
-]
+
+def create(root: ts.KvStore, layout: ArrayLayout) -> ts.TensorStore:
+    """A new array below `root`, in place of one that a cut-off write left there."""
+    return _open(root, layout, {"create": True, "delete_existing": True})
 
 
-def create(
-    root: ts.KvStore, name: str, shape: tuple[int, int], dtype: str, shard_rows: int, chunk_rows: int
-) -> ts.TensorStore:
-    """A new array `name` below `root`, in place of one that a cut-off write left there."""
-    sharding = {"chunk_shape": [chunk_rows, shape[1]], "codecs": BYTES, "index_codecs": BYTES}
-    metadata = {
-        "shape": shape,
-        "data_type": dtype,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard_rows, shape[1]]}},
-        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-    }
-    spec: dict[str, Any] = {"driver": "zarr3", "kvstore": _below(root, name), "metadata": metadata}
-    spec["store_data_equal_to_fill_value"] = True  # so that what is not there is missing, and not zero
-    return ts.open(spec, create=True, delete_existing=True).result()
+def existing(root: ts.KvStore, layout: ArrayLayout, write: bool = False, zeros: bool = False) -> ts.TensorStore:
+    """The array below `root`, for reading, and for writing too if `write`.
 
+    Reading a chunk that is missing is an error; with `zeros` it reads as zeros, which versions before format 3 left
+    out.
 
-def existing(root: ts.KvStore, name: str, write: bool = False, whole: bool = False) -> ts.TensorStore:
-    """The array `name` below `root`, for reading, and for writing too if `write`.
-
-    Of a `whole` one, reading a file that is missing is an error; otherwise it reads as zeros.
+    Raises:
+        UserError: no array, or another one than `layout` says.
     """
-    spec = {"driver": "zarr3", "kvstore": _below(root, name), "fill_missing_data_reads": not whole}
-    return ts.open(spec, open=True, read=True, write=write).result()
+    return _open(root, layout, {"open": True, "read": True, "write": write}, zeros)
 
 
-def channels(root: ts.KvStore) -> Channels:
+def _open(root: ts.KvStore, layout: ArrayLayout, how: dict[str, Any], zeros: bool = False) -> ts.TensorStore:
+    spec: dict[str, Any] = {
+        "driver": "zarr3",
+        "kvstore": (root / f"{layout.name}/").spec().to_json(),
+        "metadata": layout.metadata(),
+        "fill_missing_data_reads": zeros,
+        "store_data_equal_to_fill_value": True,  # so that what is not there is missing, and not zero
+    }
+    try:
+        array = ts.open(spec, **how).result()
+    except ValueError as error:
+        raise UserError(
+            f"the array {layout.name} cannot be opened as the manifest describes it ({short(error)}); the store is "
+            "damaged, harvest it again"
+        ) from error
+    if array.fill_value != 0:
+        raise UserError(f"the array {layout.name} has the fill value {array.fill_value}, expected 0; harvest it again")
+    return array
+
+
+def channels(root: ts.KvStore, layout: ArrayLayout) -> Channels:
     """The mean and the standard deviation of every channel of an int8 store."""
-    return Channels(*existing(root, "channels").read().result())
+    return Channels(*Pending([existing(root, layout)], 0, 2, "channels").result())
 
 
 class Pending:
@@ -69,8 +74,6 @@ class Pending:
         try:
             return self._decode(*(future.result() for future in self._futures))
         except ValueError as error:
-            raise UserError(f"{self._what} cannot be read: {error}; the store is damaged, harvest it again") from error
-
-
-def _below(root: ts.KvStore, name: str) -> dict[str, Any]:
-    return (root / f"{name}/").spec().to_json()
+            raise UserError(
+                f"{self._what} cannot be read: {short(error)}; the store is damaged, harvest it again"
+            ) from error

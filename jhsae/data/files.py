@@ -1,13 +1,17 @@
 """A store's folder, local or in a bucket, as a key-value store; and checksums of what is in it."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import tensorstore as ts
+
+from jhsae.checksums import hash_file
+from jhsae.errors import UserError
 
 
 def is_bucket(path: str | Path) -> bool:
@@ -32,8 +36,40 @@ def checksums(root: ts.KvStore, keys: Iterable[str]) -> dict[str, dict[str, Any]
     keys = sorted(keys)
 
     def one(key: str) -> dict[str, Any]:
-        value = root.read(key).result().value
+        value = _read(root, key)
         return {"bytes": len(value), "sha256": sha256(value).hexdigest()}
 
     with ThreadPoolExecutor(4) as pool:
         return dict(zip(keys, pool.map(one, keys), strict=True))
+
+
+@contextmanager
+def writing_store(path: str | Path) -> Iterator[None]:
+    """Makes the refusal to write a store (a full disk, no permission), tensorstore's or Python's, a `UserError`."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if isinstance(error, UserError) or (isinstance(error, ValueError) and type(error) is not ValueError):
+            raise
+        raise UserError(
+            f"{path} cannot be written ({short(error)}); make room or give the right to write there, or write another "
+            "out=..."
+        ) from error
+
+
+def short(error: BaseException) -> str:
+    """What tensorstore says, in one line, without the specification that it appends."""
+    text = " ".join(str(error).split("[tensorstore_spec")[0].split("[os_error_code")[0].split()).rstrip(" [")
+    return text if len(text) <= 240 else f"{text[:240]}..."
+
+
+def hash_of(path: str | Path, root: ts.KvStore, key: str) -> str:
+    """The sha256 of one file of a store; a local one is read in pieces."""
+    return sha256(_read(root, key)).hexdigest() if is_bucket(path) else hash_file(Path(path) / key)
+
+
+def _read(root: ts.KvStore, key: str) -> bytes:
+    found = root.read(key).result()
+    if found.state != "value":
+        raise UserError(f"the store is damaged: {key} is missing; harvest it again")
+    return found.value

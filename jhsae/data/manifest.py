@@ -1,22 +1,29 @@
 """The manifest of an activation store: what it holds, where that came from, and a checksum of every file.
 
-It is written last: a folder without ``manifest.json`` is a harvest that did not finish.
+It is written last: a folder without ``manifest.json`` is a harvest that did not finish. ``SHA256SUMS`` beside it covers
+the manifest as well; stores of format 2 and older have none.
 """
 
 import json
+import os
 from dataclasses import asdict, dataclass, fields
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 from jaxtyping import Float64
 
-from jhsae.data.files import checksums, is_bucket, kvstore
+from jhsae import bounded, checksums
+from jhsae.data.files import hash_of, is_bucket, kvstore
+from jhsae.data.layout import METADATA, ArrayLayout, arrays_of
+from jhsae.data.manifest_fields import check_fields, check_files
 from jhsae.errors import UserError
 
 NAME = "manifest.json"
-FORMAT = 2
+FORMAT = 3
+WITHOUT_CHECKSUMS = 2  # the last format without SHA256SUMS; its chunks of zeros may be absent
 ADDED = {1: {"writers": [1]}}  # what a store of an older format would say of the fields that came later
 HASH_ON_OPEN_BYTES = 2 * 10**9
 PACKAGES = ("jhsae", "jax", "numpy", "tensorstore", "transformers", "datasets")
@@ -77,56 +84,97 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of ``manifest.json``; floats are written so that they read back exactly."""
-        return json.dumps(asdict(self) | {"mean": self.mean.tolist()}, indent=1)
+        return bounded.to_json(asdict(self) | {"mean": self.mean.tolist()}, indent=1)
 
     @classmethod
     def from_json(cls, text: bytes, where: str) -> "Manifest":
-        """Raises UserError when the text is not a manifest of this format."""
-        try:
-            raw = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{where} is not readable JSON ({error}); harvest again into a new folder") from error
-        raw = ADDED.get(raw.get("format"), {}) | raw
-        if raw.get("format") not in (*ADDED, FORMAT) or set(raw) != {f.name for f in fields(cls)}:
+        """Raises UserError when the text is not a manifest of this format, or one of its fields cannot be right."""
+        raw = bounded.as_object(bounded.parse_json(text, where), where)
+        found = raw.get("format")
+        raw = ADDED.get(found if isinstance(found, int) else 0, {}) | raw
+        if type(found) is not int or not 1 <= found <= FORMAT or set(raw) != {f.name for f in fields(cls)}:
             raise UserError(
-                f"{where} is a manifest of format {raw.get('format')}, this version reads formats up to {FORMAT}; "
+                f"{where} is a manifest of format {str(found)[:20]}, this version reads formats up to {FORMAT}; "
                 "harvest again into a new folder"
             )
-        return cls(**raw | {"mean": np.array(raw["mean"], np.float64)})
+        check_fields(raw, get_type_hints(cls), where)
+        manifest = cls(**raw | {"mean": np.array(raw["mean"], np.float64)})
+        check_files(manifest.files, manifest.arrays(), manifest.zeros, where)
+        return manifest
+
+    def arrays(self) -> dict[str, ArrayLayout]:
+        """The arrays of the store."""
+        tokens = (self.sequences, self.context)
+        return arrays_of(self.dtype, self.rows, self.embed, tokens, self.shard_rows, self.chunk_rows)
+
+    @property
+    def zeros(self) -> bool:
+        """Whether chunks of zeros may be absent from its files."""
+        return self.format <= WITHOUT_CHECKSUMS
+
+    def identity_of_files(self) -> str:
+        """What versions before format 3 called the identity of a store: a hash of the checksums of its files."""
+        return sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(path: str | Path) -> Manifest:
-    """The manifest of the store at `path`; UserError where there is no finished store."""
+    """The manifest of the store at `path`; UserError where there is no finished store, or it is damaged."""
+    return read_identified(path)[0]
+
+
+def read_identified(path: str | Path) -> tuple[Manifest, str]:
+    """The manifest, and the sha256 of its text, by which the store is known again."""
     if not is_bucket(path) and not Path(path).is_dir():
         cut = ": a harvest of it was cut off; run the harvest again" if Path(f"{path}.partial").exists() else ""
         raise UserError(f"the activation store {path} does not exist{cut or '; run jhsae harvest first'}")
-    found = kvstore(path).read(NAME).result()
-    if found.state != "value":
+    text, sums = (_text(path, name) for name in (NAME, checksums.NAME))
+    if text is None:
         raise UserError(f"{path} has no {NAME}: an incomplete harvest, or not a store; harvest into a new folder")
-    return Manifest.from_json(found.value, f"{path}/{NAME}")
+    found = sha256(text).hexdigest()
+    known = None if sums is None else checksums.parse(sums, f"{path}/{checksums.NAME}")
+    if known is not None and known.pop(NAME, None) != found:
+        raise UserError(f"the store {path} is damaged: the checksum of {NAME} differs; harvest it again")
+    manifest = Manifest.from_json(text, f"{path}/{NAME}")
+    if known is None and not manifest.zeros:
+        raise UserError(f"the store {path} has no {checksums.NAME}, which belongs to it; copy or harvest it again")
+    if known is None:
+        print(f"{path}: an older version wrote this store, whose manifest carries no checksum")
+    elif known != {name: file["sha256"] for name, file in manifest.files.items()}:
+        raise UserError(f"the store {path} is damaged: {checksums.NAME} and {NAME} differ; harvest it again")
+    return manifest, found
+
+
+def _text(path: str | Path, name: str) -> bytes | None:
+    if is_bucket(path):
+        found = kvstore(path).read(name).result()
+        return found.value if found.state == "value" else None
+    file = Path(path) / name
+    return bounded.read_bytes(file, bounded.JSON_BYTES) if file.exists() or file.is_symlink() else None
 
 
 def verify(path: str | Path, manifest: Manifest) -> None:
     """Compares every file with the manifest: its size, and its sha256 while all together are below 2 GB.
 
-    Larger stores rely on the crc32c of every chunk, checked as it is read. In a bucket nothing is checked
-    here.
+    Of larger stores, and of those in buckets, it is the descriptions of the arrays alone that are compared; the rest
+    relies on the crc32c of every chunk, checked as it is read.
     """
-    if is_bucket(path):
-        return
-    for name, known in manifest.files.items():
+    small = sum(known["bytes"] for known in manifest.files.values()) < HASH_ON_OPEN_BYTES
+    for name, known in [] if is_bucket(path) else manifest.files.items():
         file = Path(path) / name
         if not file.is_file():
+            if manifest.zeros and known["bytes"] == 0 and not file.exists():
+                continue  # a shard of zeros, which versions before format 3 did not write
             raise UserError(f"the store {path} is damaged: {name} is missing; harvest it again")
         if (size := file.stat().st_size) != known["bytes"]:
             raise UserError(
                 f"the store {path} is damaged: {name} has {size} bytes, not {known['bytes']}; harvest again"
             )
-    if sum(known["bytes"] for known in manifest.files.values()) < HASH_ON_OPEN_BYTES:
-        found = checksums(kvstore(path), manifest.files)
-        for name, known in manifest.files.items():
-            if found[name]["sha256"] != known["sha256"]:
-                raise UserError(f"the store {path} is damaged: the checksum of {name} differs; harvest it again")
+    few = [name for name in manifest.files if name.endswith(METADATA)]
+    root = kvstore(path)
+    for name in few if is_bucket(path) or not small else manifest.files:
+        known = manifest.files[name]
+        if known["bytes"] and known["sha256"] != hash_of(path, root, name):
+            raise UserError(f"the store {path} is damaged: the checksum of {name} differs; harvest it again")
 
 
 def refuse_existing(out: str | Path, config_hash: str) -> None:
@@ -136,7 +184,7 @@ def refuse_existing(out: str | Path, config_hash: str) -> None:
         finished = taken
     else:
         folder = Path(out)
-        taken = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
+        taken = (folder.is_dir() and any(folder.iterdir())) or (os.path.lexists(folder) and not folder.is_dir())
         finished = (folder / NAME).is_file()
     if not taken:
         return

@@ -7,7 +7,6 @@ with the groups that are missing; any number of processes may write.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -19,13 +18,18 @@ import numpy as np
 import tensorstore as ts
 from jaxtyping import Int32, UInt32
 
+from jhsae.bounded import as_object, parse_json, to_json
+from jhsae.checksums import NAME as SUMS
+from jhsae.checksums import to_text
 from jhsae.data import arrays
-from jhsae.data.files import checksums, is_bucket, kvstore, names
+from jhsae.data.files import checksums, is_bucket, kvstore, names, writing_store
+from jhsae.data.layout import ArrayLayout, arrays_of
 from jhsae.data.manifest import FORMAT, NAME, Manifest, Origin, read_manifest, versions
 from jhsae.data.shuffle import Group, groups
 from jhsae.data.statistics import Running
 from jhsae.data.storage import AbstractStorage, Channels, storage
 from jhsae.errors import UserError
+from jhsae.folders import rename_synced
 
 PLAN, PROGRESS = "plan.json", "progress-"
 _PROGRESSES = ts.KvStore.KeyRange(PROGRESS, PROGRESS + "~")
@@ -51,6 +55,11 @@ class Plan:
         about = {"layer": self.origin.layer, "config_hash": self.origin.config_hash, "seed": self.origin.seed}
         return {"format": FORMAT, **about, "tokens": tokens, **sizes}
 
+    def arrays(self) -> dict[str, ArrayLayout]:
+        """The arrays of the store."""
+        tokens = (self.tokens.shape[0], self.tokens.shape[1])
+        return arrays_of(self.dtype, self.rows, self.embed, tokens, self.shard_rows, self.chunk_rows)
+
     def groups(self) -> list[Group]:
         """Every group of rows."""
         return groups(self.rows, self.shuffle_rows, self.shard_rows)
@@ -68,30 +77,33 @@ def begin(out: str, plan: Plan, channels: Channels | None, resume: bool) -> None
     removed.
     """
     folder = folder_of(out)
+    with writing_store(out):
+        _begin(out, folder, plan, channels, resume)
+
+
+def _begin(out: str, folder: str, plan: Plan, channels: Channels | None, resume: bool) -> None:
     root = kvstore(folder)
     before = root.read(PLAN).result()
     if before.state == "value" and resume:
-        _same_plan(folder, json.loads(before.value), plan.record())
+        there = as_object(parse_json(before.value, f"{folder}/{PLAN}"), f"{folder}/{PLAN}")
+        _same_plan(folder, there, plan.record())
         return
     if not is_bucket(out):
         shutil.rmtree(folder, ignore_errors=True)
         Path(folder).mkdir(parents=True)
     root.delete_range(_PROGRESSES).result()
+    made = {name: arrays.create(root, layout) for name, layout in plan.arrays().items()}
     if plan.dtype == "int8":
         if channels is None:
-            raise ValueError("an int8 store needs the statistics of its channels: write channels=Channels.of(rows)")
-        pair = arrays.create(root, "channels", (2, plan.embed), "float32", 2, 2)
-        pair.write(np.stack([channels.mean, channels.std])).result()
-    layout = (plan.shard_rows, plan.chunk_rows)
-    for name, (width, dtype) in (storage_of(root, plan).columns(plan.embed) | {"index": (3, "int32")}).items():
-        arrays.create(root, name, (plan.rows, width), dtype, *layout)
-    arrays.create(root, "tokens", plan.tokens.shape, "uint32", *layout).write(plan.tokens).result()
-    root.write(PLAN, json.dumps(plan.record()).encode()).result()
+            raise UserError("an int8 store needs the statistics of its channels: write channels=Channels.of(rows)")
+        made["channels"].write(np.stack([channels.mean, channels.std])).result()
+    made["tokens"].write(plan.tokens).result()
+    root.write(PLAN, to_json(plan.record()).encode()).result()
 
 
 def storage_of(root: ts.KvStore, plan: Plan) -> AbstractStorage:
     """How the rows are stored; of an int8 store with the channels that were written when it was begun."""
-    return storage(plan.dtype, lambda: arrays.channels(root))
+    return storage(plan.dtype, lambda: arrays.channels(root, plan.arrays()["channels"]))
 
 
 class Partial:
@@ -106,12 +118,13 @@ class Partial:
                 "system that all of them share, or in a bucket"
             )
         self.storage = storage_of(self._root, plan)
-        self._columns = [arrays.existing(self._root, name, write=True) for name in (*self._names(), "index")]
+        layouts = plan.arrays()
+        self._columns = [arrays.existing(self._root, layouts[name], write=True) for name in (*self._names(), "index")]
 
     def missing(self) -> list[Group]:
-        """The groups whose shards are not complete."""
+        """The groups whose shards are not complete, or whose record of that is damaged."""
         done = {name for name in names(self._root) if name.startswith(PROGRESS)}
-        return [group for group in self._plan.groups() if _progress(group) not in done]
+        return [g for g in self._plan.groups() if _progress(g) not in done or self._recorded(g) is None]
 
     def start(self, first: int, values: Iterable[np.ndarray], index: Int32[np.ndarray, "rows 3"]) -> list[Any]:
         """Begins to write one shard, from row `first` on; gives futures to wait for."""
@@ -122,21 +135,35 @@ class Partial:
         """Says that the shards of `group` are complete."""
         size = self._plan.shard_rows
         shards = range(group.start // size, -(-group.stop // size))
-        files = checksums(self._root, [f"{name}/c/{i}/0" for name in (*self._names(), "index") for i in shards])
-        content = {"statistics": statistics.to_dict(), "writers": writers, "files": files}
-        self._root.write(_progress(group), json.dumps(content).encode()).result()
+        layouts = self._plan.arrays()
+        with writing_store(self._out):
+            files = checksums(self._root, [layouts[name].file(i) for name in (*self._names(), "index") for i in shards])
+            content = to_json({"statistics": statistics.to_dict(), "writers": writers, "files": files}).encode()
+            record = sha256(content).hexdigest().encode() + b"\n" + content
+            self._root.write(_progress(group), record).result()
+
+    def _recorded(self, group: Group) -> dict[str, Any] | None:
+        """What `record` wrote; None where it is not that."""
+        digest, _, content = self._root.read(_progress(group)).result().value.partition(b"\n")
+        return json.loads(content) if sha256(content).hexdigest().encode() == digest else None
 
     def seal(self) -> None:
         """Writes the manifest; from here on the store exists. ValueError when a group is missing."""
         if missing := self.missing():
             raise ValueError(f"groups {[group.number for group in missing]} of {self._out} are not written yet")
-        done = [json.loads(self._root.read(_progress(group)).result().value) for group in self._plan.groups()]
-        self._root.write(NAME, self._manifest(done).to_json().encode()).result()
-        if not is_bucket(self._out):
-            os.rename(folder_of(self._out), self._out)
-        root = kvstore(self._out)
-        root.delete_range(_PROGRESSES).result()
-        root.write(PLAN, None).result()
+        done = [found for group in self._plan.groups() if (found := self._recorded(group)) is not None]
+        with writing_store(self._out):
+            manifest = self._manifest(done)
+            text = manifest.to_json().encode()
+            sums = {name: known["sha256"] for name, known in manifest.files.items()}
+            sums[NAME] = sha256(text).hexdigest()
+            self._root.write(SUMS, to_text(sums).encode()).result()
+            self._root.write(NAME, text).result()
+            if not is_bucket(self._out):
+                rename_synced(Path(folder_of(self._out)), Path(self._out))
+            root = kvstore(self._out)
+            root.delete_range(_PROGRESSES).result()
+            root.write(PLAN, None).result()
 
     def _names(self) -> tuple[str, ...]:
         return tuple(self.storage.columns(self._plan.embed))
@@ -147,7 +174,7 @@ class Partial:
         for group in done:
             statistics = statistics.merge(Running.from_dict(group["statistics"]))
             files |= group["files"]
-        rest = {name for name in names(self._root) if not name.startswith(PROGRESS)} - files.keys() - {PLAN, NAME}
+        rest = {name for name in names(self._root) if not name.startswith(PROGRESS)} - files.keys() - {PLAN, NAME, SUMS}
         files |= checksums(self._root, rest)
         plan = self._plan
         return Manifest(

@@ -57,6 +57,10 @@ class AbstractSource(Ranged, ABC):
     def identity(self) -> str:
         """A hash of everything that decides the activations, to know the source again by."""
 
+    def is_known_as(self, identity: Any) -> bool:
+        """Whether a run that wrote down `identity` read this source."""
+        return identity == self.identity()
+
     @abstractmethod
     def batches(self, batch: int, seed: int) -> AbstractBatches:
         """Batches of `batch` rows over all devices, in an order that `seed` decides."""

@@ -56,7 +56,7 @@ class Plain(AbstractStorage):
     dtype: str
 
     def columns(self, embed: int) -> dict[str, tuple[int, str]]:
-        return {"activations": (embed, self.dtype)}
+        return columns(self.dtype, embed)
 
     def encode(self, x: Shaped[np.ndarray, "rows embed"]) -> tuple[np.ndarray, ...]:
         return (x.astype(PLAIN[self.dtype], copy=False),)
@@ -72,7 +72,7 @@ class Integers(AbstractStorage):
     channels: Channels
 
     def columns(self, embed: int) -> dict[str, tuple[int, str]]:
-        return {"activations": (embed, "int8"), "scales": (1, "float32")}
+        return columns("int8", embed)
 
     def encode(self, x: Shaped[np.ndarray, "rows embed"]) -> tuple[Int8[np.ndarray, "rows embed"], np.ndarray]:
         z = (x.astype(np.float32) - self.channels.mean) / self.channels.std
@@ -83,6 +83,13 @@ class Integers(AbstractStorage):
     def decode(self, *arrays: np.ndarray) -> Float32[np.ndarray, "rows embed"]:
         q, scale = arrays
         return self.channels.mean + self.channels.std * (q.astype(np.float32) * scale)
+
+
+def columns(dtype: str, embed: int) -> dict[str, tuple[int, str]]:
+    """Name -> width and dtype of every array that has a row for each activation."""
+    if dtype == "int8":
+        return {"activations": (embed, "int8"), "scales": (1, "float32")}
+    return {"activations": (embed, dtype)}
 
 
 def storage(dtype: str, channels: Callable[[], Channels]) -> AbstractStorage:

@@ -6,10 +6,9 @@ its sequence, its position in it and the token id there; ``tokens [sequences, co
 ``file://`` is tested, ``gs://`` and ``s3://`` take the same way and were not tried.
 """
 
-import json
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
@@ -18,7 +17,7 @@ from jaxtyping import Float32, Int32, UInt32
 from jhsae.data import arrays
 from jhsae.data.arrays import Pending
 from jhsae.data.files import kvstore
-from jhsae.data.manifest import Manifest, read_manifest, verify
+from jhsae.data.manifest import Manifest, read_identified, verify
 from jhsae.data.storage import AbstractStorage, storage
 from jhsae.errors import UserError
 
@@ -33,6 +32,7 @@ class Store:
     _columns: list[ts.TensorStore] = field(repr=False)
     _index: ts.TensorStore = field(repr=False)
     _tokens: ts.TensorStore = field(repr=False)
+    _identity: str = field(repr=False)
 
     @classmethod
     def open(cls, path: str | Path) -> "Store":
@@ -41,12 +41,13 @@ class Store:
         Raises:
             UserError: no such folder, an incomplete harvest, a file that is missing, cut short or altered.
         """
-        manifest = read_manifest(path)
+        manifest, identity = read_identified(path)
         verify(path, manifest)
-        root = kvstore(path)
-        kind = storage(manifest.dtype, lambda: arrays.channels(root))
-        columns = [arrays.existing(root, name, whole=True) for name in kind.columns(manifest.embed)]
-        return cls(str(path), manifest, kind, columns, *(arrays.existing(root, name) for name in ("index", "tokens")))
+        root, layouts = kvstore(path), manifest.arrays()
+        kind = storage(manifest.dtype, lambda: arrays.channels(root, layouts["channels"]))
+        opened = {name: arrays.existing(root, a, zeros=manifest.zeros) for name, a in layouts.items()}
+        columns = [opened[name] for name in kind.columns(manifest.embed)]
+        return cls(str(path), manifest, kind, columns, opened["index"], opened["tokens"], identity)
 
     @property
     def rows(self) -> int:
@@ -59,8 +60,12 @@ class Store:
         return self.manifest.embed
 
     def identity(self) -> str:
-        """A hash of the checksums of its files, to know the store again by."""
-        return sha256(json.dumps(self.manifest.files, sort_keys=True).encode()).hexdigest()
+        """A hash of its manifest, which has the checksums of its files, to know the store again by."""
+        return self._identity
+
+    def is_known_as(self, identity: Any) -> bool:
+        """Whether a run that wrote down `identity` read this store; versions before format 3 hashed its files alone."""
+        return identity in (self._identity, self.manifest.identity_of_files())
 
     def request(self, start: int, stop: int) -> Pending:
         """Starts to read activations `start` to `stop`; ``.result()`` waits, and gives bfloat16 where that is stored,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Shaped, UInt32
 
+from jhsae.data.files import writing_store
 from jhsae.data.manifest import Origin, refuse_existing
 from jhsae.data.partial import Partial, Plan, begin
 from jhsae.data.shuffle import Group
@@ -100,8 +101,9 @@ class Writer:
         """Waits until everything that was put is on disk, and records it."""
         if self._pending is not None:
             group, statistics, futures = self._pending
-            for future in futures:
-                future.result()
+            with writing_store(self._out):
+                for future in futures:
+                    future.result()
             self._pending = None
             self._partial.record(group, statistics, self._writers)
 

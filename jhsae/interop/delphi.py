@@ -6,19 +6,19 @@ layout is what eai-delphi 0.1.3 writes (delphi/latents/cache.py) and its `Latent
 hookpoint of experts x (1 + atoms) features: experts first, then atom a of expert e at experts + e * atoms + a.
 """
 
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float16, Float32
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from jhsae.bounded import to_json
+from jhsae.checksums import new_folder
 from jhsae.data import AbstractNormalizer, Manifest, Store
 from jhsae.errors import UserError
 from jhsae.evals.origin import check_origin
-from jhsae.interop.folders import new_folder
 from jhsae.interop.pairs import Selection, select, sparse_codes
 from jhsae.sae import AbstractSAE
 
@@ -52,17 +52,16 @@ def write(
         raise UserError(f"splits is {splits}, but the SAE has {sae.features} features; write 1 to {sae.features}")
     selection = select(store, rows)
     edges = [sae.features * i // splits for i in range(splits + 1)]
-    with new_folder(Path(folder)) as partial:
-        target = partial / hookpoint(store.manifest.layer)
-        target.mkdir()
-        with TemporaryDirectory(dir=partial) as spill:
+    target = hookpoint(store.manifest.layer)
+    with new_folder(Path(folder), within=target) as new:  # Delphi may take every name at the top for a hookpoint
+        with TemporaryDirectory(dir=new.path) as spill:
             codes = sparse_codes(sae, normalizer, selection, edges, Path(spill))
             for i, records in enumerate(codes.parts("writing")):
                 first, last = edges[i], edges[i + 1] - 1
                 tensors = _tensors(records, first, last, selection)
-                save_file(tensors, target / f"{first}_{last}.safetensors")
+                new.write(f"{target}/{first}_{last}.safetensors", save(tensors))
         config = _config(store.manifest, selection, splits) | {"jhsae": _provenance(about, store, sae)}
-        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        new.write(f"{target}/config.json", to_json(config, indent=2) + "\n")
 
 
 def hookpoint(layer: int) -> str:

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from jhsae.checksums import new_folder
 from jhsae.data import AbstractNormalizer, Store
 from jhsae.evals.origin import check_language_model, check_origin
 from jhsae.evals.rows import directions, raw_rows
 from jhsae.interop.coactivation import Links, co_activation, no_links
-from jhsae.interop.folders import new_folder
 from jhsae.interop.neuronpedia_examples import Texts, example_rows
 from jhsae.interop.neuronpedia_features import Sheet, feature_rows
 from jhsae.interop.neuronpedia_tables import Dashboard, SourceSet, identifier, now, place, short_count, tables
@@ -54,7 +54,7 @@ def write(
     selection = select(store, rows)
     sets = source_sets(sae, about, store)
     ranges = [(i, start) for i, s in enumerate(sets) for start in range(s.start, s.stop, dashboard.batch)]
-    with new_folder(Path(folder)) as partial, TemporaryDirectory(dir=partial) as spill:
+    with new_folder(Path(folder)) as new, TemporaryDirectory(dir=new.path) as spill:
         edges = [*(start for _, start in ranges), sae.features]
         codes = sparse_codes(sae, normalizer, selection, edges, Path(spill))
         texts = Texts(selection.tokens(), token_text(model.tokenizer, range(model.model.vocab)), selection.rows)
@@ -67,10 +67,10 @@ def write(
             release = identifier(dashboard.release or about["name"])
             found = tables(source_set, model, store.manifest, dashboard, release, selection.sequences, created)
             for name, row in found.items():
-                _lines(_target(partial, source_set) / f"{name}.jsonl", [row])
+                _lines(_target(Path(new.path), source_set) / f"{name}.jsonl", [row])
         for (i, start), stop, records in zip(ranges, edges[1:], codes.parts("writing"), strict=True):
             number = (start - sets[i].start) // dashboard.batch
-            _write_batch(_target(partial, sets[i]), number, sheets[i], texts, start, stop, records)
+            _write_batch(_target(Path(new.path), sets[i]), number, sheets[i], texts, start, stop, records)
 
 
 def source_sets(sae: AbstractSAE, about: dict[str, Any], store: Store) -> list[SourceSet]:

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jhsae.checkpoint import save_sae
+from jhsae.checkpoint import sae_files
+from jhsae.checksums import new_folder
 from jhsae.data import AbstractNormalizer
 from jhsae.escaping import code, escaped, literal
 from jhsae.forms import COUNT, NUMBER, TEXT
-from jhsae.interop.folders import new_folder
 from jhsae.sae import AbstractSAE
 
 # What a row of results.jsonl calls it, and what people do.
@@ -49,12 +49,11 @@ def write(
     something is there already.
     """
     folder = Path(folder)
-    with new_folder(folder) as partial:
-        save_sae(partial / "sae", sae, about["sae"], about["normalize"], normalizer, about)
-        for file in (partial / "sae").iterdir():
-            file.rename(partial / file.name)
-        (partial / "sae").rmdir()
-        (partial / "README.md").write_text(card(folder.name, sae, about, results))
+    files = sae_files(sae, about["sae"], about["normalize"], normalizer, about)
+    with new_folder(folder) as new:
+        for name, content in files.items():
+            new.write(name, content)
+        new.write("README.md", card(folder.name, sae, about, results))
 
 
 def card(name: str, sae: AbstractSAE, about: dict[str, Any], results: dict[str, Any] | None) -> str:

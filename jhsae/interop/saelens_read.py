@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jhsae.checksums import verify
 from jhsae.errors import UserError, nearest
 from jhsae.interop import imported
 from jhsae.interop.imported import Imported
@@ -70,6 +71,7 @@ def read(path: str | Path) -> Imported:
     normalisation or a version of the format that is not read here; a reshaped hook_z.
     """
     folder = Path(path)
+    verify(folder)
     config = read_json(folder / CONFIG)
     version = _version(config, folder / CONFIG)
     architecture = setting(config, "architecture", str, folder / CONFIG)

@@ -4,19 +4,19 @@ A settled BatchTopK or Matryoshka SAE is a `JumpReLU`, as SAELens itself saves i
 be folded of the normaliser goes into the weights. Codes, L0 and reconstructions are those of the SAE that is written.
 """
 
-import json
 from functools import singledispatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from jhsae.bounded import to_json
+from jhsae.checksums import new_folder
 from jhsae.config import published
 from jhsae.data import AbstractNormalizer
 from jhsae.errors import UserError
-from jhsae.interop.folders import new_folder
 from jhsae.interop.saelens_layout import CONFIG, SPARSITY, VERSION, WEIGHTS, hook_names
 from jhsae.interop.saelens_normalize import folded
 from jhsae.sae import AbstractSAE, FlatSAE, GatedSAE
@@ -69,14 +69,13 @@ def write(
         **form.keys,
         "metadata": _metadata(about),
     }
-    with new_folder(Path(folder)) as partial:
-        (partial / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+    with new_folder(Path(folder)) as new:
+        new.write(CONFIG, to_json(settings, indent=2) + "\n")
         tensors = {k: np.ascontiguousarray(v, np.float32) for k, v in (shared | form.tensors).items()}
-        save_file(tensors, partial / WEIGHTS)
+        new.write(WEIGHTS, save(tensors))
         if frequency is not None:
-            save_file(
-                {"sparsity": np.log10(np.asarray(frequency, np.float64) + 1e-10).astype(np.float32)}, partial / SPARSITY
-            )
+            rates = np.log10(np.asarray(frequency, np.float64) + 1e-10).astype(np.float32)
+            new.write(SPARSITY, save({"sparsity": rates}))
 
 
 def check(sae: AbstractSAE, normalizer: AbstractNormalizer) -> None:

@@ -6,8 +6,6 @@ over experts x (1 + atoms) latents with unit decoder rows, in the units of the l
 token by token, the scale is in the codes. L0 does not change.
 """
 
-import json
-import shutil
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from jhsae.bounded import to_json
+from jhsae.checksums import new_folder
 from jhsae.data import AbstractNormalizer, Affine, CenteredUnitNorm, ConstantNorm, LayerNorm, UnitNorm
 from jhsae.errors import UserError
 from jhsae.escaping import escaped
-from jhsae.interop.folders import new_folder
 from jhsae.interop.saelens_layout import CONFIG, VERSION, WEIGHTS, hook_names
 from jhsae.leaf import describe
 from jhsae.sae import AbstractSAE, HierarchicalSAE, Residual, ScaledByParent, Token, Unscaled
@@ -61,11 +60,11 @@ def write(folder: str | Path, sae: AbstractSAE, normalizer: AbstractNormalizer, 
     affine, scale = _normalizer(sae, normalizer)
     tensors = _tensors(sae) | {name: _array(getattr(affine, name)) for name in ("shift", "matrix", "inverse")}
     config = _config(sae, tensors, scale, about)
-    with new_folder(Path(folder)) as partial:
-        save_file(tensors, partial / WEIGHTS)
-        (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        shutil.copyfile(source(), partial / "hsae.py")
-        (partial / "README.md").write_text(_readme(config))
+    with new_folder(Path(folder)) as new:
+        new.write(WEIGHTS, save(tensors))
+        new.write(CONFIG, to_json(config, indent=2) + "\n")
+        new.write("hsae.py", source().read_bytes())
+        new.write("README.md", _readme(config))
 
 
 def source() -> Path:

@@ -17,6 +17,7 @@ from annotated_types import MinLen
 from jhsae import bounded
 from jhsae.config import to_dict
 from jhsae.errors import UserError
+from jhsae.folders import write_whole, writing
 from jhsae.ranges import Words, ranged
 from jhsae.report.page import MARKER, render
 from jhsae.report.reading import Run, read_runs, read_teacher
@@ -46,10 +47,12 @@ def run(config: Report) -> Path:
     out = Path(config.out)
     claim(out, runs)
     page = render(to_dict(config), runs, teacher)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    (out.parent / "results.jsonl").write_text("".join(run.line + "\n" for run in runs))
-    out.write_bytes(page.encode("utf-8", "backslashreplace"))  # a lone surrogate is no text
-    print(f"{out}: {len(runs)} runs, {out.stat().st_size / 1e6:.1f} MB")
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out.parent / "results.jsonl", "".join(run.line + "\n" for run in runs))
+    content = page.encode("utf-8", "backslashreplace")  # a lone surrogate is no text
+    write_whole(out, content)
+    print(f"{out}: {len(runs)} runs, {len(content) / 1e6:.1f} MB")
     return out
 
 

@@ -76,9 +76,9 @@ def cautions(runs: list[Run], table: list[Match]) -> list[str]:
 
 def _doubts(run: Run) -> Iterable[str]:
     metrics = run.metrics
-    if run.about["store"]["sha256"] == run.evaluated_on.sha256:
+    if run.evaluated_on.is_known_as(run.about["store"]["sha256"]):
         yield f"{run.name} was evaluated on the very activations that it was trained on: nothing of it is held out."
-    if run.trained_on.sha256 not in (None, run.about["store"]["sha256"]):
+    if run.trained_on.manifest and not run.trained_on.is_known_as(run.about["store"]["sha256"]):
         yield f"The store at {run.trained_on.path} is no longer the one that {run.name} was trained on."
     if (metrics.get("dead") or 0) > 0.5:
         yield (

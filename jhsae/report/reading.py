@@ -91,9 +91,14 @@ class Source:
 
     @property
     def sha256(self) -> str | None:
-        """Of the list of files with their checksums, as training writes it into run.json."""
-        files = json.dumps(self.manifest["files"], sort_keys=True) if self.manifest else None
-        return hashlib.sha256(files.encode()).hexdigest() if files else None
+        """Of the manifest, as training writes it into run.json."""
+        file = Path(self.path) / "manifest.json"
+        return hashlib.sha256(file.read_bytes()).hexdigest() if self.manifest else None
+
+    def is_known_as(self, identity: str) -> bool:
+        """Whether a run that wrote down `identity` read this store; older versions hashed the list of its files."""
+        files = json.dumps(self.manifest["files"], sort_keys=True) if self.manifest else ""
+        return identity in (self.sha256, hashlib.sha256(files.encode()).hexdigest())
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ covariance of the unembedding:
     parents  Σ^(-1/2) l_p   readouts  Σ^(1/2) l_p   so that readout_p · parent_p = 1
     up       Q_p Σ^(-1/2)   down      Q_p Σ^(1/2)   so that down_p up_pᵀ = I
 
-A child's atom is its delta in the coordinates of Q_p, at unit length. A folder holds teacher.safetensors and
-teacher.json (names, token ids, provenance, validation).
+A child's atom is its delta in the coordinates of Q_p, at unit length. A folder holds teacher.safetensors,
+teacher.json (names, token ids, provenance, validation) and their checksums, which those of format 1 lack.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int32
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 
+from jhsae import bounded
+from jhsae.checksums import Sums, new_folder
 from jhsae.errors import UserError
 from jhsae.metric import CausalGeometry, from_covariance
 from jhsae.teacher.estimate import Directions
@@ -27,7 +28,9 @@ from jhsae.teacher.numbers import check_numbers
 from jhsae.teacher.select import Concept
 from jhsae.teacher.subspace import subspace, unit
 
-FORMAT = 1
+FORMAT = 2
+WITHOUT_CHECKSUMS = 1  # the last format that had none
+AGAIN = "make the teacher again with jhsae teach"
 ARRAYS, NUMBERS = "teacher.safetensors", "teacher.json"
 SHAPES = {
     "parents": ("parents", "embed"),
@@ -68,34 +71,35 @@ class Teacher:
         folder = Path(folder)
         if (folder / NUMBERS).exists():
             raise UserError(f"{folder} holds a teacher already; write another folder, or remove that one")
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: np.ascontiguousarray(getattr(self, name)) for name in SHAPES}, folder / ARRAYS)
         numbers = {
             "format": FORMAT,
             "concepts": [asdict(c) for c in self.concepts],
             "provenance": self.provenance,
             "validation": self.validation,
         }
-        # Last, because it marks the folder as complete.
-        (folder / NUMBERS).write_text(json.dumps(numbers, indent=1) + "\n")
+        with new_folder(folder) as new:
+            new.write(ARRAYS, save({name: np.ascontiguousarray(getattr(self, name)) for name in SHAPES}))
+            new.write(NUMBERS, bounded.to_json(numbers, indent=1) + "\n")
         return folder
 
     @classmethod
     def load(cls, folder: str | Path) -> "Teacher":
-        """Read a folder that `save` wrote; a missing, cut or inconsistent one is a `UserError`."""
+        """Read a folder that `save` wrote; a missing, damaged or inconsistent one is a `UserError`."""
         folder = Path(folder)
-        numbers = _read_numbers(folder)
+        sums = Sums.of(folder)
+        numbers = read_numbers(folder, sums)
+        concepts = tuple(_concept(c, folder / NUMBERS) for c in numbers["concepts"])
+        sums.required(numbers["format"] > WITHOUT_CHECKSUMS)
+        header = bounded.tensor_header(folder / ARRAYS)
+        _check_sizes(header, concepts, folder)
         try:
-            arrays = load_file(folder / ARRAYS)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{folder / ARRAYS} cannot be read ({error}); make the teacher again with jhsae teach"
-            ) from error
-        _check_sizes(arrays, numbers["concepts"], folder)
-        check_numbers({name: arrays[name] for name in SHAPES}, folder / ARRAYS)
+            arrays = load(sums.read(ARRAYS))
+        except SafetensorError as error:
+            raise UserError(f"{folder / ARRAYS} cannot be read ({error}); {AGAIN}") from error
+        _check_numbers(arrays, concepts, folder)
         return cls(
             **{name: arrays[name] for name in SHAPES},
-            concepts=tuple(_concept(c) for c in numbers["concepts"]),
+            concepts=concepts,
             provenance=numbers["provenance"],
             validation=numbers["validation"],
         )
@@ -142,35 +146,51 @@ def build(
     )
 
 
-def _concept(values: dict[str, Any]) -> Concept:
-    children = tuple(_concept(c) for c in values["children"])
-    return Concept(values["id"], values["name"], tuple(values["tokens"]), children)
-
-
-def _read_numbers(folder: Path) -> dict[str, Any]:
+def read_numbers(folder: Path, sums: Sums | None = None) -> dict[str, Any]:
+    """What ``teacher.json`` holds: format, concepts (as JSON), provenance, validation."""
     path = folder / NUMBERS
     if not path.exists():
         raise UserError(f"no teacher in {folder} ({NUMBERS} is not there); make one with jhsae teach")
-    try:
-        numbers = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); make the teacher again with jhsae teach") from error
-    wanted = {"format", "concepts", "provenance", "validation"}
-    if not isinstance(numbers, dict) or not wanted <= numbers.keys() or numbers["format"] != FORMAT:
+    text = (sums or Sums.of(folder)).read(NUMBERS, bounded.JSON_BYTES)
+    numbers = bounded.as_object(bounded.parse_json(text, path), path)
+    kinds = {"format": int, "concepts": list, "provenance": dict, "validation": dict}
+    known = all(type(numbers.get(key)) is kind for key, kind in kinds.items())
+    if not known or not WITHOUT_CHECKSUMS <= numbers["format"] <= FORMAT:
         raise UserError(f"{path} is not a teacher of format {FORMAT}; make it again with jhsae teach")
     return numbers
 
 
-def _check_sizes(arrays: dict[str, np.ndarray], concepts: list[dict[str, Any]], folder: Path) -> None:
-    sizes: dict[str, int] = {}
+def _concept(values: Any, path: Path) -> Concept:
+    tokens: Any = values.get("tokens") if isinstance(values, dict) else None
+    right = (
+        isinstance(tokens, list)
+        and all(type(token) is int and token >= 0 for token in tokens)
+        and all(isinstance(values.get(key), str) for key in ("id", "name"))
+        and isinstance(values.get("children"), list)
+    )
+    if not right:
+        raise UserError(f"{path}: {str(values)[:100]} is no concept (id, name, tokens, children); {AGAIN}")
+    return Concept(values["id"], values["name"], tuple(tokens), tuple(_concept(c, path) for c in values["children"]))
+
+
+def _check_sizes(header: dict[str, bounded.TensorInfo], concepts: tuple[Concept, ...], folder: Path) -> None:
+    """Compares what the header promises with itself and with the concepts, before any number is read."""
+    counts = [len(c.children) for c in concepts]
+    if not counts or not all(counts):
+        raise UserError(f"{folder / NUMBERS} names {len(counts)} parents, {counts.count(0)} without a child; {AGAIN}")
+    sizes = {"parents": len(counts), "children": max(counts)}
     for name, axes in SHAPES.items():
-        if name not in arrays or arrays[name].ndim != len(axes):
-            raise UserError(f"{folder / ARRAYS} has no {name} {list(axes)}; make it again with jhsae teach")
-        for axis, size in zip(axes, arrays[name].shape, strict=True):
-            if sizes.setdefault(axis, size) != size:
+        dtype = "I32" if name == "counts" else "F32"
+        if name not in header or len(header[name].shape) != len(axes) or header[name].dtype != dtype:
+            raise UserError(f"{folder / ARRAYS} has no {name} {list(axes)} {dtype}; make it again with jhsae teach")
+        for axis, size in zip(axes, header[name].shape, strict=True):
+            if sizes.setdefault(axis, size) != size or size < 1:
                 raise UserError(
-                    f"{folder / ARRAYS}: {name} has {size} {axis} where {sizes[axis]} are expected; "
-                    "make the teacher again with jhsae teach"
+                    f"{folder / ARRAYS}: {name} has {size} {axis} where {max(1, sizes[axis])} are expected; {AGAIN}"
                 )
-    if [len(c["children"]) for c in concepts] != arrays["counts"].tolist():
-        raise UserError(f"{folder}: {NUMBERS} names other concepts than {ARRAYS} holds; make it again")
+
+
+def _check_numbers(arrays: dict[str, np.ndarray], concepts: tuple[Concept, ...], folder: Path) -> None:
+    if [len(c.children) for c in concepts] != arrays["counts"].tolist():
+        raise UserError(f"{folder}: {NUMBERS} names other concepts than {ARRAYS} holds; {AGAIN}")
+    check_numbers({name: arrays[name] for name in SHAPES}, folder / ARRAYS)

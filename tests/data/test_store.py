@@ -3,6 +3,7 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+from sealed import sealed
 from small_stores import numbered
 
 from jhsae.data import Origin, Store, Writer, manifest, write_array
@@ -50,7 +51,7 @@ def test_the_manifest_says_what_is_there(tmp_path):
     np.testing.assert_allclose(m.mean, x.astype(np.float64).mean(0), rtol=1e-13)
     np.testing.assert_allclose(m.rms_norm**2, np.mean(np.sum(x.astype(np.float64) ** 2, 1)), rtol=1e-13)
     on_disk = {str(p.relative_to(tmp_path / "s")) for p in (tmp_path / "s").rglob("*") if p.is_file()}
-    assert on_disk == set(m.files) | {"manifest.json"}
+    assert on_disk == set(m.files) | {"manifest.json", "SHA256SUMS"}
     assert {"jax", "tensorstore", "numpy"} <= set(m.versions)
 
 
@@ -146,11 +147,14 @@ def test_a_manifest_of_another_format_is_named(tmp_path):
     path = tmp_path / "s" / "manifest.json"
     known = json.loads(path.read_text())
     for text, message in (
-        (json.dumps(known | {"format": 3}), "manifest of format 3, this version reads formats up to 2"),
+        (json.dumps(known | {"format": 4}), "manifest of format 4, this version reads formats up to 3"),
         (json.dumps(known | {"surprise": 1}), "harvest again into a new folder"),
-        ("{", "is not readable JSON"),
+        ("{", "cannot be read as JSON"),
     ):
         path.write_text(text)
+        with pytest.raises(UserError, match=r"is damaged: the checksum of manifest\.json differs"):
+            Store.open(tmp_path / "s")
+        sealed(tmp_path / "s")
         with pytest.raises(UserError, match=message):
             Store.open(tmp_path / "s")
 

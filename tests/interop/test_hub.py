@@ -81,7 +81,7 @@ def test_pickles_are_never_pulled(remote: Path):
         (remote / "org/name" / name).write_bytes(b"\x80\x04.")
     (remote / "org/name/params.npz").write_bytes(b"")
     pulled = {path.name for path in hub.pull("org/name").rglob("*") if path.is_file()}
-    assert pulled == {"sae.json", "sae.safetensors", "params.npz"}
+    assert pulled == {"sae.json", "sae.safetensors", "SHA256SUMS", "params.npz"}
 
 
 def test_only_pickles_there(remote: Path):

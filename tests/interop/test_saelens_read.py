@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from sealed import sealed
 from small_saes import ABOUT, EMBED, change, configure, flat, jump, rows, run, same
 
+from jhsae.checksums import NAME
 from jhsae.data import Identity, Scale
 from jhsae.errors import UserError
 from jhsae.interop import saelens
@@ -48,7 +50,9 @@ BAD_KEYS = {
 
 @pytest.fixture
 def written(tmp_path) -> Path:
+    """A directory as SAELens itself writes it: without checksums."""
     saelens.write(tmp_path / "out", jump(), Identity(), ABOUT)
+    (tmp_path / "out" / NAME).unlink()
     return tmp_path / "out"
 
 
@@ -71,6 +75,7 @@ def test_a_bad_config_is_refused_with_file_and_key(written, case):
 def test_a_k_above_the_number_of_features_is_refused(tmp_path):
     saelens.write(tmp_path / "out", flat(TopK(5)), Identity(), ABOUT)
     configure(tmp_path / "out", k=41)
+    sealed(tmp_path / "out")
     with pytest.raises(UserError, match="k is 41 but there are 40 features"):
         saelens.read(tmp_path / "out")
 

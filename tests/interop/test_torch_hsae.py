@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hsaes import ABOUT, AFFINE, ATOMS, EMBED, EXPERTS, PER_TOKEN, case, combinations, inputs
+from sealed import sealed
 
 from jhsae import data
+from jhsae.checksums import NAME
 from jhsae.errors import UserError
 from jhsae.interop import torch_hsae
 from jhsae.sae import FlatSAE, Token
@@ -188,6 +190,7 @@ def test_the_written_folder_loads_with_torch_alone(tmp_path: Path):
     assert (folder / "hsae.py").read_bytes() == torch_hsae.source().read_bytes()
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md",
+        NAME,
         "cfg.json",
         "hsae.py",
         "sae_weights.safetensors",
@@ -231,9 +234,13 @@ def test_files_that_are_damaged_or_do_not_belong_together_are_refused(tmp_path: 
     whole = weights.read_bytes()
     for broken in (whole[:-4], whole[:20], b"", b"PK\x03\x04" + bytes(100)):
         weights.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"sae_weights.safetensors is damaged or was changed"):
+            load(folder)
+        sealed(folder)
         with pytest.raises(ValueError, match=r"sae_weights.safetensors is no complete safetensors file"):
             load(folder)
     weights.write_bytes((case(biases=("encoder",)).write(tmp_path / "b") / "sae_weights.safetensors").read_bytes())
+    sealed(folder)
     with pytest.raises(ValueError, match=r"'b_atom' has shape \[6, 4\], but cfg.json describes None"):
         load(folder)
 
@@ -244,5 +251,6 @@ def test_another_format_is_refused(change, tmp_path: Path):
     config = json.loads((folder / "cfg.json").read_text())
     change(config)
     (folder / "cfg.json").write_text(json.dumps(config))
+    sealed(folder)
     with pytest.raises(ValueError, match=r"cfg.json is of format (2|None), this module reads format 1"):
         load(folder)

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from sealed import sealed
 
+from jhsae.checksums import NAME
 from jhsae.errors import UserError
 from jhsae.teacher import ParkEstimator, Teacher, Unembedding, build, estimate
 from jhsae.teacher.artifact import SHAPES
@@ -95,21 +97,60 @@ def break_format(folder):
     (folder / "teacher.json").write_text('{"format": 99}')
 
 
+def changed(name, change):
+    def damage(folder):
+        arrays = load_file(folder / "teacher.safetensors")
+        save_file(arrays | {name: np.ascontiguousarray(change(arrays[name]))}, folder / "teacher.safetensors")
+
+    return damage
+
+
+def renamed(change):
+    def damage(folder):
+        numbers = json.loads((folder / "teacher.json").read_text())
+        first, *rest = numbers["concepts"]
+        (folder / "teacher.json").write_text(json.dumps(numbers | {"concepts": [change(first), *rest]}))
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (break_missing, "no teacher in"),
-        (break_truncated, "cannot be read"),
-        (break_array, "cannot be read"),
+        (break_truncated, "do not fit the file"),
+        (break_array, "there is no file"),
         (break_size, "up has 23 embed where 24"),
         (break_absent, "has no sigma"),
-        (break_names, "names other concepts"),
-        (break_json, "is not JSON"),
-        (break_format, "not a teacher of format 1"),
+        (break_names, "lengths has 4 parents where 3|parents has 4 parents where 3"),
+        (break_json, "cannot be read as JSON"),
+        (break_format, "not a teacher of format 2"),
+        (changed("lengths", lambda a: a * np.nan), "lengths holds numbers that are not finite"),
+        (changed("parents", lambda a: a * 0), "row 0 of parents is zero"),
+        (changed("counts", lambda a: a + 1), "names other concepts"),
+        (changed("sigma", lambda a: a[None]), r"has no sigma \['embed', 'embed'\] F32"),
+        (changed("atoms", lambda a: a[:, :, :0]), "atoms has 0 sub where 5"),
+        (changed("lengths", lambda a: a.astype(np.float64)), "has no lengths"),
+        (renamed(lambda c: c | {"tokens": "all"}), "is no concept"),
+        (renamed(lambda c: c | {"tokens": [-1]}), "is no concept"),
+        (renamed(lambda c: c | {"children": []}), "names 4 parents, 1 without a child"),
+        (renamed(lambda c: [c]), "is no concept"),
     ],
 )
 def test_a_damaged_folder_is_named(teacher, tmp_path, damage, message):
     folder = teacher.save(tmp_path / "teacher")
     damage(folder)
+    sealed(folder)
     with pytest.raises(UserError, match=message):
         Teacher.load(folder)
+
+
+def test_a_teacher_of_the_format_before_has_no_checksums_and_says_so(teacher, tmp_path, capsys):
+    folder = teacher.save(tmp_path / "teacher")
+    (folder / NAME).unlink()
+    with pytest.raises(UserError, match="has no SHA256SUMS, which belongs to it"):
+        Teacher.load(folder)
+    numbers = json.loads((folder / "teacher.json").read_text())
+    (folder / "teacher.json").write_text(json.dumps(numbers | {"format": 1}))
+    np.testing.assert_array_equal(Teacher.load(folder).up, teacher.up)
+    assert "carries no checksums" in capsys.readouterr().out

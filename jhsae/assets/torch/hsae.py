@@ -11,6 +11,7 @@ x' is the normalised token. The rows of `W_dec` have norm 1: their norms, and th
 normalised token by token, are in f. Muchane et al., arXiv 2506.01197.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -121,6 +122,16 @@ def _place(entry: Any, name: str, path: Path, size: int) -> tuple[torch.dtype, l
     if not right:
         raise ValueError(f"{path} is no complete safetensors file of floats: '{name}' does not fit; copy it again")
     return dtype, shape, start, stop
+
+
+def verify(folder: Path, names: tuple[str, ...]) -> None:
+    """ValueError for a file whose sha256 is not the one in the folder's SHA256SUMS, where it has one."""
+    if (folder / "SHA256SUMS").exists():
+        lines = (folder / "SHA256SUMS").read_text(errors="replace").splitlines()
+        known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        for name in names:
+            if known.get(name) != hashlib.sha256((folder / name).read_bytes()).hexdigest():
+                raise ValueError(f"{folder / name} is damaged or was changed (see SHA256SUMS); copy it again")
 
 
 def check(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
@@ -357,7 +368,8 @@ class HSAE(torch.nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "HSAE":
-        """The SAE of an exported folder. ValueError: files that are cut short or do not belong together."""
+        """The SAE of an exported folder. ValueError: files that are damaged or do not belong together."""
+        verify(Path(folder), (CONFIG, WEIGHTS))
         config = read_config(Path(folder) / CONFIG)
         return cls(config, read_safetensors(Path(folder) / WEIGHTS)).to(device=device, dtype=dtype)
 

@@ -1,0 +1,163 @@
+"""An owner object: who writes a folder, where there is no flock (see `lock`).
+
+It is written on the condition that none is there, renewed by a heartbeat, and taken over by another process when the
+heartbeat stood still for `LEASE` seconds. The clocks of the machines must agree to a part of that. A process whose
+object was taken over, or cannot be renewed, ends at once: what it would still write belongs to another one.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import tensorstore as ts
+from etils import epath
+
+from jhsae.errors import UserError
+
+LEASE = 300.0
+SETTLE = 1.0
+BEATS = 10  # heartbeats in a lease
+LOST = 75  # the exit code of what may be tried again, as in `peers`
+
+
+def busy(folder: object, owner: dict[str, Any]) -> UserError:
+    """The error of a process that finds `owner` at a folder."""
+    who = f"process {owner['process']} on {owner['host']}" if {"process", "host"} <= owner.keys() else "another process"
+    details = [f"jhsae {owner['verb']}"] if owner.get("verb") else []
+    details += [f"since {owner['since']}"] if owner.get("since") else []
+    named = f" ({', '.join(details)})" if details else ""
+    return UserError(f"{folder} is being written by {who}{named}; wait for it to end, or write another path")
+
+
+def parsed(value: bytes) -> dict[str, Any]:
+    """What an owner wrote of itself; nothing where it has not done so yet."""
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+class AbstractObject(ABC):
+    """One object of a store, with what is needed to write it on a condition."""
+
+    @abstractmethod
+    def read(self) -> tuple[bytes, Any]:
+        """What it holds (nothing where there is none), and which version that is."""
+
+    @abstractmethod
+    def write(self, value: bytes | None, before: Any) -> Any:
+        """Writes it, or removes it (None), where it is still the version `before`; the new version, or None."""
+
+
+class Conditional(AbstractObject):
+    """Through tensorstore, whose stores write on a condition."""
+
+    def __init__(self, store: ts.KvStore, key: str):
+        self._store, self._key = store, key
+
+    def read(self) -> tuple[bytes, Any]:
+        found = self._store.read(self._key).result()
+        return found.value, found.stamp.generation
+
+    def write(self, value: bytes | None, before: Any) -> Any:
+        return self._store.write(self._key, value, if_equal=before).result().generation or None
+
+
+class Settling(AbstractObject):
+    """Through epath, which knows no condition: of several that write at a time the last one has it.
+
+    So each waits for `SETTLE` seconds and looks whether its own is still there.
+    """
+
+    def __init__(self, path: epath.Path):
+        self._path = path
+
+    def read(self) -> tuple[bytes, Any]:
+        value = self._path.read_bytes() if self._path.exists() else b""
+        return value, value
+
+    def write(self, value: bytes | None, before: Any) -> Any:
+        if self.read()[0] != before:
+            return None
+        if value is None:
+            self._path.unlink()
+            return b""
+        self._path.write_bytes(value)
+        if not before:
+            time.sleep(SETTLE)
+        return value if self.read()[0] == value else None
+
+
+@contextmanager
+def leased(folder: object, place: AbstractObject, record: dict[str, Any]) -> Iterator[None]:
+    """Holds the owner object at `place`, which a thread renews. `UserError`: another process holds it."""
+    record = record | {"id": uuid.uuid4().hex}
+    try:
+        value, version = place.read()
+        if abs(time.time() - _beat(value)) < LEASE:
+            raise busy(folder, parsed(value))
+        version = place.write(_text(record), version)
+        if version is None:
+            raise busy(folder, parsed(place.read()[0]))
+    except (ValueError, OSError) as error:  # tensorstore's and epath's
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{folder} cannot be written ({' '.join(str(error).split())[:200]})") from error
+    heart = _Heart(folder, place, record, version)
+    heart.start()
+    try:
+        yield
+    finally:
+        heart.stop()
+
+
+class _Heart(threading.Thread):
+    """Renews an owner object. Where another process has taken it over, or it cannot be renewed, it ends this one."""
+
+    def __init__(self, folder: object, place: AbstractObject, record: dict[str, Any], version: Any):
+        super().__init__(name="jhsae owner", daemon=True)
+        self._folder, self._place, self._record, self._version = folder, place, record, version
+        self._stop_now, self._last = threading.Event(), time.monotonic()
+
+    def run(self) -> None:
+        while not self._stop_now.wait(LEASE / BEATS):
+            reason = "another process has taken it over"
+            try:
+                self._version = self._place.write(_text(self._record), self._version)
+                self._last = time.monotonic()
+            except (ValueError, OSError) as error:  # a network may fail for some beats
+                reason = f"the owner object cannot be renewed ({' '.join(str(error).split())[:200]})"
+            if self._version is None or time.monotonic() - self._last > LEASE * (1 - 2 / BEATS):
+                print(f"jhsae: error: {self._folder} is no longer owned by this process: {reason}", file=sys.stderr)
+                _end(LOST)
+                return
+
+    def stop(self) -> None:
+        """Removes the object, where it is still this process's."""
+        self._stop_now.set()
+        self.join()
+        if self._version is not None:
+            self._place.write(None, self._version)
+
+
+def _end(code: int) -> None:
+    """Ends the process at once: whatever it would still write belongs to another one now."""
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _text(record: dict[str, Any]) -> bytes:
+    return json.dumps(record | {"beat": time.time()}).encode()
+
+
+def _beat(value: bytes) -> float:
+    beat = parsed(value).get("beat")
+    return float(beat) if isinstance(beat, int | float) else 0.0
