@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -38,8 +39,8 @@ def test_a_store_opens_and_holds_its_rows(expected):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_an_sae_reconstructs_as_it_did(name, expected):
-    sae, normalizer, about = jhsae.load_sae(SAVED / name)
-    rows, token = normalizer(expected["x"])
+    sae, normalizer, _ = jhsae.load_sae(SAVED / name)
+    rows, token = normalizer(jnp.asarray(expected["x"]))
     codes = sae.encode(rows)
     assert np.array_equal(codes.l0(), expected[f"{name}.l0"])
     np.testing.assert_allclose(normalizer.undo(sae.decode(codes), token), expected[f"{name}.x_hat"], rtol=0, atol=2e-6)
