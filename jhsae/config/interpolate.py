@@ -13,7 +13,8 @@ from jhsae.config.place import Place, list_index, override_keys, shortened
 from jhsae.errors import nearest
 
 LONGEST = 10_000  # characters of a text that holds ${...}
-CHAIN = 60  # references and sections inside each other
+CHAIN = 16  # references that follow each other
+LEVELS = 80  # sections inside each other, those of references included
 Keys = tuple[str, ...]
 
 
@@ -36,14 +37,15 @@ class _Resolver:
         self.tree, self.place = tree, place
         self.done: dict[Keys, Any] = {}
         self.open: list[Keys] = []
+        self.chain = 0
 
     def at(self, keys: Keys, written: Any = None) -> Any:
         """The value at `keys`, resolved; `written` is what stands there."""
         if keys not in self.done:
             if keys in self.open:
-                raise self.error(keys, "it refers to itself")
-            if len(self.open) > 2 * CHAIN:
-                raise self.error(keys, f"more than {CHAIN} references follow each other")
+                raise self.error(self.open[-1], "it refers to itself")
+            if len(self.open) > LEVELS:
+                raise self.error(self.open[-1], f"more than {LEVELS} sections lie inside each other")
             self.open.append(keys)
             if isinstance(written, dict):
                 written = {key: self.at((*keys, str(key)), value) for key, value in written.items()}
@@ -57,6 +59,9 @@ class _Resolver:
 
     def referred(self, keys: Keys, by: Keys) -> Any:
         """The value at `keys`, which the text at `by` refers to, through references in its sections."""
+        if self.chain == CHAIN:
+            raise self.error(by, f"more than {CHAIN} references follow each other")
+        self.chain += 1
         node: Any = self.tree
         for depth, key in enumerate(keys, 1):
             if isinstance(node, dict) and key in node:
@@ -68,7 +73,9 @@ class _Resolver:
                 raise self.error(by, f"there is no key '{shortened('.'.join(keys))}'{nearest(key, known)}")
             if isinstance(node, str) and "${" in node:
                 node = self.at(keys[:depth], node)
-        return self.at(keys, node)
+        value = self.at(keys, node)
+        self.chain -= 1
+        return value
 
     def text(self, text: str, keys: Keys, depth: int = 0) -> Any:
         """A text with its references replaced; one that is a reference and no more is the value itself."""
