@@ -223,7 +223,7 @@ def _wrong_items(value: Any, origin: Any, args: tuple[Any, ...], notes: tuple[An
 def _wrong_entries(value: Any, args: tuple[Any, ...], notes: tuple[Any, ...]) -> _Wrong | None:
     if not isinstance(value, Mapping):
         # a slot may be built already: its note says of which class the part is
-        kinds = tuple(k for k in (getattr(note, "kind", object) for note in notes) if k is not object)
+        kinds = tuple(k for k in (getattr(note, "kind", None) for note in notes) if inspect.isclass(k))
         return None if isinstance(value, kinds) else _other_kind(value, "a mapping")
     return _wrong_length(value, notes) or _first((k, v, args[1] if args else Any) for k, v in value.items())
 
