@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jhsae.bench import arguments as bench
-from jhsae.errors import UserError
+from jhsae.errors import UserError, sentence
 from jhsae.plan import arguments as plan
 
 
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return words[arguments.verb].run(arguments)
         return _parity(arguments) if arguments.verb == "parity" else _run(arguments.verb, arguments.words)
     except UserError as error:
-        print(f"jhsae: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"jhsae: error: {sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("jhsae: interrupted", file=sys.stderr)
