@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST = 1000
+
 
 class UserError(ValueError):
     """Input that the user can mend. The command line prints it alone and exits with `exit_code`."""
@@ -14,6 +16,16 @@ class NoRoomError(UserError):
     """No room on a disk or in memory for what was asked for; the same command may go on when there is."""
 
     exit_code = 4
+
+
+def sentence(error: BaseException) -> str:
+    """The text of an error as a terminal shows it: one line of at most `LONGEST` characters.
+
+    Characters that have no shape, such as those that steer a terminal, are written out: the text may quote a file.
+    """
+    text = " ".join(str(error).split())
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 3 :]}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -7,6 +7,8 @@ up can be met anywhere and are known by the system's number or words. Anything e
 import errno
 import re
 
+from jhsae.errors import sentence
+
 WRONG, DIVERGED, NO_ROOM, PIPE = 2, 3, 4, 141
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EIO}
@@ -54,7 +56,7 @@ def system_error(error: BaseException | None) -> int | None:
 
 def one_line(error: BaseException) -> str:
     """An error's text in one line, the beginning of a long one."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = sentence(error) or type(error).__name__
     return text if getattr(error, "exit_code", None) or len(text) <= 300 else f"{text[:297]}..."
 
 

@@ -1,0 +1,23 @@
+"""500 changed training configs: each is right, or refused with one sentence before anything is computed."""
+
+from pathlib import Path
+
+import pytest
+from small_configs import FILES, Configs
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory) -> Configs:
+    return Configs(tmp_path_factory.mktemp("made"))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_what_is_right_passes(configs: Configs, file: str, tmp_path: Path):
+    outcome = configs.untouched(file, tmp_path)
+    assert outcome.word == "right", outcome
+
+
+@pytest.mark.parametrize("number", range(500))
+def test_a_changed_config_is_right_or_refused(configs: Configs, number: int, tmp_path: Path):
+    case = configs.run(number, tmp_path)
+    assert case.outcome.fine, str(case)

@@ -1,0 +1,24 @@
+"""300 changed files over all readers, each read by a command: it ends well, or with one sentence and exit code 2."""
+
+from pathlib import Path
+
+import pytest
+from artifacts import KINDS
+from cases import Cases
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory) -> Cases:
+    return Cases(tmp_path_factory.mktemp("made"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_right_is_read(cases: Cases, kind: str, tmp_path: Path):
+    outcome = cases.untouched(kind, tmp_path)
+    assert outcome.word == "right", outcome
+
+
+@pytest.mark.parametrize("number", range(300))
+def test_a_changed_file_is_read_or_refused(cases: Cases, number: int, tmp_path: Path):
+    case = cases.run(number, tmp_path)
+    assert case.outcome.fine, str(case)
