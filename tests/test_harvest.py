@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,6 +115,17 @@ def test_a_text_that_is_too_short_for_rows_gives_what_it_holds(config, store, ca
     assert store.rows < config.rows
     run(replace(config, out=str(tmp_path / "s")))
     assert f"the text holds {store.rows} tokens in whole sequences, fewer than rows=10000" in capsys.readouterr().out
+
+
+def test_rows_without_text_are_counted_and_change_nothing(config, store, capsys, tmp_path):
+    documents = (Path(config.text["paths"])).read_text().split("\n\n")
+    lines = [{"text": None}, *({"text": text, "other": i % 2 or "x"} for i, text in enumerate(documents)), {}]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = config.text | {"paths": str(tmp_path / "text.jsonl")}
+    again = Store.open(run(replace(config, out=str(tmp_path / "again"), text=text)))
+    assert again.manifest.files == store.manifest.files
+    assert again.manifest.dataset["skipped"] == {"null or missing": 2} and "skipped" not in store.manifest.dataset
+    assert "skipped rows of the text: 2 null or missing" in capsys.readouterr().out
 
 
 def test_an_existing_store_is_not_overwritten(config, store):
