@@ -26,7 +26,7 @@ from torch import Tensor
 
 CONFIG, WEIGHTS, FORMAT = "cfg.json", "sae_weights.safetensors", 1
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-LARGEST = {"cfg.json": 2**26, "header": 2**24}  # bytes that are read as JSON
+LARGEST = {"SHA256SUMS": 2**20, "cfg.json": 2**26, "header": 2**24}  # bytes that are read as JSON
 # the axes of every tensor; those of a tied encoder are missing, and biases may be
 AXES = {"router_dec": "ED", "up": "ESD", "atom_dec": "EAS", "router_enc": "ED", "down": "ESD", "atom_enc": "EAS"}
 AXES |= {"b_enc": "E", "b_atom": "EA", "b_dec": "D"}
@@ -126,12 +126,21 @@ def _place(entry: Any, name: str, path: Path, size: int) -> tuple[torch.dtype, l
 
 def verify(folder: Path, names: tuple[str, ...]) -> None:
     """ValueError for a file whose sha256 is not the one in the folder's SHA256SUMS, where it has one."""
-    if (folder / "SHA256SUMS").exists():
-        lines = (folder / "SHA256SUMS").read_text(errors="replace").splitlines()
-        known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-        for name in names:
-            if known.get(name) != hashlib.sha256((folder / name).read_bytes()).hexdigest():
-                raise ValueError(f"{folder / name} is damaged or was changed (see SHA256SUMS); copy it again")
+    sums = folder / "SHA256SUMS"
+    if not sums.exists():
+        return
+    if (size := opened(sums)) > LARGEST["SHA256SUMS"]:
+        raise ValueError(f"{sums} has {size:,} bytes, expected at most {LARGEST['SHA256SUMS']:,}")
+    lines = sums.read_text(errors="replace").splitlines()
+    known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for name in names:
+        opened(folder / name)
+        found = hashlib.sha256()
+        with (folder / name).open("rb") as file:
+            while block := file.read(2**20):
+                found.update(block)
+        if known.get(name) != found.hexdigest():
+            raise ValueError(f"{folder / name} is damaged or was changed (see SHA256SUMS); copy it again")
 
 
 def check(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
