@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,3 +163,42 @@ def test_the_shipped_configs_load(name):
     loaded = cfg.load(Harvest, path)
     cfg.build(loaded.text)
     assert path.read_text().startswith("#")
+
+
+def changed_model(config: Harvest, folder: Path, settings: dict | None = None, **special: str | None) -> str:
+    """A copy of the model with other settings and special tokens."""
+    shutil.copytree(config.lm.path, folder)
+    for name, changes in (("config.json", settings or {}), ("tokenizer_config.json", special)):
+        found = json.loads((folder / name).read_text()) | changes
+        (folder / name).write_text(json.dumps({key: value for key, value in found.items() if value is not None}))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("special", "first", "between"),
+    [({"bos_token": None}, None, 1), ({"bos_token": "<eos>"}, 1, 1), ({"eos_token": None}, 2, 2)],
+)
+def test_tokenizers_without_bos_or_with_one_token_for_both(config, store, tmp_path, special, first, between):
+    model = changed_model(config, tmp_path / "lm", **special)
+    made = Store.open(run(replace(config, out=str(tmp_path / "s"), lm=Source(model, LAYER))))
+    tokens, about = made.tokens(), made.manifest.tokenizer
+    assert (about["first"], about["between"]) == (first, between)
+    body = tokens if first is None else tokens[:, 1:]
+    assert first is None or (tokens[:, 0] == first).all()
+    assert made.manifest.documents == (body == between).sum() > 20
+    reader = lm.load(model)
+    sequence, position = np.nonzero(ordinary(tokens, reader.tokenizer))
+    x, index = rows_in_order(made)
+    np.testing.assert_array_equal(index[:, :2], np.stack([sequence, position], axis=1))
+    expected = np.asarray(reader.model.residual(jnp.asarray(tokens.astype(np.int32)), LAYER))
+    np.testing.assert_allclose(x, expected[sequence, position], rtol=0, atol=1e-5)
+
+
+def test_a_context_or_a_token_that_the_model_does_not_have(config, tmp_path):
+    short = changed_model(config, tmp_path / "short", {"max_position_embeddings": CONTEXT - 1})
+    with pytest.raises(UserError, match="context is 10, but the model was made for at most 9 tokens"):
+        run(replace(config, out=str(tmp_path / "s"), lm=Source(short, LAYER)))
+    added = changed_model(config, tmp_path / "added", bos_token="<start>")  # gets the number after the last
+    with pytest.raises(UserError, match=r"every sequence with token 40 \('<start>'\), but the model has 40"):
+        run(replace(config, out=str(tmp_path / "s"), lm=Source(added, LAYER)))
+    assert not (tmp_path / "s").exists() and not (tmp_path / "s.partial").exists()

@@ -66,6 +66,8 @@ def packed(
         raise UserError(f"context is {context}, expected at least 2: BOS and one token")
     framing = Framing.of(tokenizer)
     body = context if framing.first is None else context - 1
+    if vocab is not None and framing.first is not None and framing.first >= vocab:
+        raise _unknown_token(tokenizer, "opens every sequence with", framing.first, vocab)
     blocks: list[np.ndarray] = []
     ends: list[np.ndarray] = []  # True at the last token of a document, in the shape of the blocks
     rest, rest_ends = np.empty(0, np.uint32), np.empty(0, bool)
@@ -134,14 +136,18 @@ def _tokenise(
     parts = [np.array([*document, *after], np.uint32) for document in ids]
     tokens = np.concatenate(parts)
     if vocab is not None and len(tokens) and (largest := int(tokens.max())) >= vocab:
-        raise UserError(
-            f"the tokenizer {tokenizer.name_or_path} gives token {largest} "
-            f"({str(tokenizer.convert_ids_to_tokens(largest))[:40]!r}), but the model has {vocab} tokens; copy the "
-            "tokenizer that belongs to the model"
-        )
+        raise _unknown_token(tokenizer, "gives", largest, vocab)
     ends = np.zeros(len(tokens), bool)
     ends[np.cumsum([len(part) for part in parts if len(part)]) - 1] = True
     return tokens, ends
+
+
+def _unknown_token(tokenizer: Any, does: str, token: int, vocab: int) -> UserError:
+    word = str(tokenizer.convert_ids_to_tokens(token))[:40]
+    return UserError(
+        f"the tokenizer {tokenizer.name_or_path} {does} token {token} ({word!r}), but the model has {vocab} tokens; "
+        "copy the tokenizer that belongs to the model"
+    )
 
 
 def _sequences_for(rows: int, tokens: np.ndarray, tokenizer: Any) -> int:

@@ -66,7 +66,9 @@ class Weights:
     def companions(self, name: str) -> set[str]:
         """The tensors beside a weight that are used together with it, or needed for activations alone."""
         name = self._other.get(name, name)
-        if name not in self or not name.endswith(".weight"):
+        if not name.endswith(".weight") or (
+            self.tensors.present(name) and self.tensors.info(name).dtype not in EIGHT_BITS
+        ):
             return set()
         stem = name.removesuffix("weight")
         there = {stem + word for word in COMPANIONS if stem + word in self}

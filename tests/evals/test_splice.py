@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from jhsae import evals, lm
-from jhsae.data import WordNetGlosses, pack
+from jhsae.data import WordNetGlosses, pack, special_ids
+from jhsae.data.stream import Stream
+from jhsae.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,31 @@ def test_special_tokens_keep_their_residual(embedded):
     everything = list(range(model.model.vocab))
     results = evals.splice(model.model, 2, {"zeros": jnp.zeros_like}, tokens[:4], everything, batch=4)
     assert results["zeros"]["ce"] == pytest.approx(results["model"]["ce"], abs=1e-6)
+
+
+def test_exactly_the_positions_that_a_harvest_stores_are_replaced(embedded):
+    model, _ = embedded
+    text = [f"日本語 water 😀 is naïve 漢字 a place {i}" for i in range(40)]  # a quarter of the tokens are unknown
+    tokens = pack(text, model.tokenizer, 32, seed=0)[:4]
+    unknown = tokens == model.tokenizer.unk_token_id
+    stored = Stream.of(tokens, model.tokenizer, seed=0).keep
+    assert unknown.mean() > 0.2 and stored[unknown].all() and not stored[:, 0].any()
+    special = list(special_ids(model.tokenizer))
+    results = evals.splice(model.model, 2, {"zeros": jnp.zeros_like}, tokens.astype(np.int64), special, batch=4)
+    ids = jnp.asarray(tokens.astype(np.int32))
+    x = jnp.where(stored[..., None], 0.0, model.model.residual(ids, 2))
+    expected = float(jnp.mean(lm.cross_entropy(model.model.logits_from(x, 2), ids)))
+    assert results["zeros"]["ce"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_nothing_to_recover_and_nothing_to_predict(embedded):
+    model, tokens = embedded
+    same = {name: {"ce": 1.0, "kl": 0.0} for name in ("model", "zero", "a")}
+    scores = evals.recovered(same, "a")
+    assert np.isnan(scores["ce_recovered"]) and np.isnan(scores["kl_recovered"]) and scores["ce"] == 1
+    for part in (tokens[:0], tokens[:, :1]):
+        with pytest.raises(UserError, match="predict no token"):
+            evals.splice(model.model, 2, {}, part, [], batch=4)
 
 
 def test_kl_is_that_of_the_two_distributions(embedded):

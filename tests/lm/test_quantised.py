@@ -197,6 +197,8 @@ MORE = torch.ones(3, 3, dtype=torch.int32)
         (companion("weight._data"), "quantised by quanto"),
         (companion("weight_scales"), "quantised by EETQ"),
         (companion("weight_scale_2"), "belongs to quantised weights"),
+        (companion("weight_scale", torch.ones(48, 1)), "weight_scale belongs to quantised weights"),  # beside floats
+        (companion("SCB", torch.ones(48)), "SCB belongs to weights quantised by bitsandbytes in 8 bits"),
         (typed(torch.int8), "holds I8 numbers and has no scales"),
         (typed(torch.float8_e4m3fn), "holds F8_E4M3 numbers and has no scales"),
         (typed(torch.uint8), "holds U8 numbers, expected a float type"),
