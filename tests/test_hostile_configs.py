@@ -249,6 +249,33 @@ def test_an_optimizer_of_another_package_is_a_class(good: Path):
         config.build(slot | {"b1": "x"}, supplied)
 
 
+class Fussy(AbstractPick):
+    """Its constructor fails in the way it is told."""
+
+    def __init__(self, how: str = "") -> None:
+        raise {"type": TypeError, "value": ValueError, "range": OverflowError, "bug": KeyError}[how]("no\nway")
+
+
+def test_of_a_slot_that_was_read_a_constructor_that_fails_is_one_sentence():
+    supplied = Supplied(kind=AbstractPick)
+    for how in ("type", "value", "range"):
+        slot = {"_target_": f"{__name__}.Fussy", "how": how}
+        read = config.checked(slot, "x/sae.json", supplied, key="sae", trust=__name__)
+        with pytest.raises(UserError, match=r"^x/sae\.json: sae: "):
+            config.build(read)
+    with pytest.raises(TypeError):
+        config.build({"_target_": f"{__name__}.Fussy", "how": "type"}, AbstractPick)
+
+
+def test_a_slot_that_was_read_is_bounded():
+    deep: Any = 1
+    for _ in range(5000):
+        deep = [deep]
+    for slot in ({"_target_": f"{HERE}.Top", "k": deep}, deep, {"_target_": f"{HERE}.Top", "k": [0] * 300_000}):
+        found = sentence(lambda slot=slot: config.checked(slot, "x/sae.json", Supplied(kind=AbstractPick), trust=HERE))
+        assert found.startswith("x/sae.json is ")
+
+
 class Lion(optax.GradientTransformation):
     """Its constructor is `__new__`, as in every named tuple."""
 
