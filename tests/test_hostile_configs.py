@@ -271,7 +271,7 @@ def test_a_slot_that_was_read_is_bounded():
     deep: Any = 1
     for _ in range(5000):
         deep = [deep]
-    for slot in ({"_target_": f"{HERE}.Top", "k": deep}, deep, {"_target_": f"{HERE}.Top", "k": [0] * 300_000}):
+    for slot in ({"_target_": f"{HERE}.Top", "k": deep}, {"_target_": f"{HERE}.Top", "k": [0] * 300_000}):
         found = sentence(lambda slot=slot: config.checked(slot, "x/sae.json", Supplied(kind=AbstractPick), trust=HERE))
         assert found.startswith("x/sae.json is ")
 
