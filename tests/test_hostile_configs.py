@@ -75,6 +75,7 @@ OVERRIDES = {
     "x" * 3_000_000 + "=1": "is not a key of Run",
     "out=" + "x" * 3_000_000: "3,000,000 characters",
     "log_every=" + "9" * 5000: "4300 digits",
+    "weight=" + "9" * 400: r"weight is 9+\.\.\. \(int\), expected float",
     "out=&a [*a]": r"uses \*a before &a",
     "__class__=1": "__class__ is not a key of Run",
     "__class__.__init__.__globals__=1": "__class__ is not a key of Run",
