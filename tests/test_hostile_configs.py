@@ -75,6 +75,7 @@ OVERRIDES = {
     "x" * 3_000_000 + "=1": "is not a key of Run",
     "out=" + "x" * 3_000_000: "3,000,000 characters",
     "log_every=" + "9" * 5000: "4300 digits",
+    "weight=" + "9" * 400: r"weight is 9+\.\.\. \(int\), expected float",
     "out=&a [*a]": r"uses \*a before &a",
     "__class__=1": "__class__ is not a key of Run",
     "__class__.__init__.__globals__=1": "__class__ is not a key of Run",
@@ -247,6 +248,33 @@ def test_an_optimizer_of_another_package_is_a_class(good: Path):
     assert isinstance(config.build(slot, supplied), optax.GradientTransformation)
     with pytest.raises(UserError, match="b1 is 'x'"):
         config.build(slot | {"b1": "x"}, supplied)
+
+
+class Fussy(AbstractPick):
+    """Its constructor fails in the way it is told."""
+
+    def __init__(self, how: str = "") -> None:
+        raise {"type": TypeError, "value": ValueError, "range": OverflowError, "bug": KeyError}[how]("no\nway")
+
+
+def test_of_a_slot_that_was_read_a_constructor_that_fails_is_one_sentence():
+    supplied = Supplied(kind=AbstractPick)
+    for how in ("type", "value", "range"):
+        slot = {"_target_": f"{__name__}.Fussy", "how": how}
+        read = config.checked(slot, "x/sae.json", supplied, key="sae", trust=__name__)
+        with pytest.raises(UserError, match=r"^x/sae\.json: sae: "):
+            config.build(read)
+    with pytest.raises(TypeError):
+        config.build({"_target_": f"{__name__}.Fussy", "how": "type"}, AbstractPick)
+
+
+def test_a_slot_that_was_read_is_bounded():
+    deep: Any = 1
+    for _ in range(5000):
+        deep = [deep]
+    for slot in ({"_target_": f"{HERE}.Top", "k": deep}, {"_target_": f"{HERE}.Top", "k": [0] * 300_000}):
+        found = sentence(lambda slot=slot: config.checked(slot, "x/sae.json", Supplied(kind=AbstractPick), trust=HERE))
+        assert found.startswith("x/sae.json is ")
 
 
 class Lion(optax.GradientTransformation):

@@ -85,7 +85,7 @@ def test_a_read_file_names_another_package_with_the_word_of_the_user_alone(tmp_p
         assert (said.count("\n") == 1 and "importing their_parts" in said) if number == 0 else not said
 
 
-@pytest.mark.parametrize("trust", ["a.b", "", "a b", ["x", 3], "os.path", "-x"])
+@pytest.mark.parametrize("trust", ["a.b", "", "a b", ["x", "3"], "os.path", "-x"])
 def test_trust_is_the_name_of_a_package(trust):
     with pytest.raises(UserError, match=r"trust is .*expected the name of a package without dots"):
         trusted(trust)

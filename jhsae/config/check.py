@@ -113,7 +113,7 @@ def _fit_scalar(value: Any, options: list[Member]) -> Any:
         warnings.simplefilter("ignore", BeartypeDecorHintPep585DeprecationWarning)
         if any(is_bearable(value, h) for h in hints):
             return value
-    if type(value) is int and float in hints:
+    if type(value) is int and float in hints and abs(value) < 10**308:
         return float(value)
     return Path(value) if isinstance(value, str) and Path in hints else MISFIT
 

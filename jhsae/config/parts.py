@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jhsae.bounded import check_size
 from jhsae.config.check import CheckedSlot, fit
 from jhsae.config.place import Place
 from jhsae.config.schema import Slot, Supplied
@@ -22,7 +23,7 @@ def build(slot: Slot, kind: type | Supplied | None = None, /, **extra: Any) -> A
 
     Raises:
         UserError: the slot does not fit, or a constructor refuses its arguments (`ValueError`), with the slot's place
-            in its file. Any other error of a constructor is a bug and comes through as it is.
+            in its file. Any other error of a constructor is a bug and comes through as it is, unless the slot was read.
         TypeError: a slot that nothing has checked, and no kind.
     """
     if not isinstance(slot, CheckedSlot):
@@ -52,6 +53,7 @@ def checked(
         UserError: with file and key.
     """
     place = Place(((Path(where), {key: slot} if key else slot),), keys=(key,) if key else (), trust=trusted(trust))
+    check_size(slot, str(place))
     return fit(slot, Slot, place, supplied)
 
 
@@ -61,6 +63,11 @@ def _called(slot: CheckedSlot, extra: Mapping[str, Any]) -> Any:
         return slot.target(**given, **extra)
     except ValueError as error:
         raise UserError(f"{slot.place}: {error}") from error
+    except (TypeError, ArithmeticError) as error:
+        if slot.place.trust.written:  # a bug, which its author wants to see
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{slot.place}: {slot['_target_']} cannot be built of these arguments ({reason})") from error
 
 
 def _built(value: Any) -> Any:

@@ -84,15 +84,22 @@ def _import(full: str, name: str, place: Place) -> None:
     try:
         import_inside(full)
     except (Exception, SystemExit) as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise place.error(f"is {name}, but importing {full} failed ({text}); mend that module or the name") from error
+        raise _failed(full, name, place, error) from error
+
+
+def _failed(module: str, name: str, place: Place, error: BaseException) -> Exception:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return place.error(f"is {name}, but importing {module} failed ({reason}); mend that module or the name")
 
 
 def _member(module: ModuleType, word: str, name: str, place: Place) -> Any:
     """The public member of a module; of its submodules only those that something else has imported."""
     known = {n for n in dir(module) if not n.startswith("_")}
     if word in known:
-        return getattr(module, word)
+        try:
+            return getattr(module, word)
+        except Exception as error:  # of a module that imports its names when they are asked for
+            raise _failed(module.__name__, name, place, error) from error
     if word in (inside := _submodules(module)):
         raise place.error(f"is {name}, which is a module; write one of its classes")
     raise _absent(module.__name__, word, known | inside, name, place)

@@ -103,10 +103,10 @@ def _search_path() -> list[str]:
     """
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     # the interpreter makes relative entries of PYTHONPATH absolute, so that sys.path does not tell them apart
-    implied = {os.path.realpath(entry) for entry in ("", *entries) if not os.path.isabs(entry)}
-    chosen = {os.path.realpath(entry) for entry in entries if os.path.isabs(entry)} | _installed()
+    implied = {_real(entry) for entry in ("", *entries) if not os.path.isabs(entry)}
+    chosen = {_real(entry) for entry in entries if os.path.isabs(entry)} | _installed()
     absolute = [entry for entry in sys.path if isinstance(entry, str) and os.path.isabs(entry)]
-    return [entry for entry in absolute if os.path.realpath(entry) not in implied - chosen]
+    return [entry for entry in absolute if _real(entry) not in implied - chosen]
 
 
 def _installed() -> set[str]:
@@ -116,4 +116,11 @@ def _installed() -> set[str]:
     for file in (file for folder in folders if Path(folder).is_dir() for file in Path(folder).glob("*.pth")):
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
         found |= {os.path.join(file.parent, line) for line in lines if line and not line.startswith(("#", "import"))}
-    return {os.path.realpath(folder) for folder in found}
+    return {_real(folder) for folder in found}
+
+
+def _real(folder: str) -> str:
+    try:
+        return os.path.realpath(folder)
+    except OSError:  # the working directory is gone, and nothing can be found in it
+        return folder
