@@ -68,7 +68,7 @@ def _run(config: Train, peers: Peers) -> Folder:
     phases = [what.phase(stage, shapes, mesh) for stage in config.stages]
     phases = [replace(phase, parts=on_every_device(phase.parts, mesh)) for phase in phases]
     loader = _loader(config, store, mesh)
-    check_sinks(config.loggers)
+    check_sinks(config.loggers if is_main() else [])
 
     def start() -> TrainState:
         return TrainState.init(build_sae(config, init_key), what.direction, train_key)
