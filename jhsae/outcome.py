@@ -6,6 +6,7 @@ up can be met anywhere and are known by the system's number or words. Anything e
 
 import errno
 import re
+import traceback
 
 from jhsae.errors import sentence
 
@@ -15,7 +16,6 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, err
 DENIED = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP
 }  # fmt: skip
-NAMES = {"ENOSPC": errno.ENOSPC, "EDQUOT": errno.EDQUOT, "EFBIG": errno.EFBIG, "EROFS": errno.EROFS}
 WORDS = {"No space left on device": errno.ENOSPC, "Disk quota exceeded": errno.EDQUOT, "File too large": errno.EFBIG}
 
 
@@ -30,11 +30,11 @@ def outcome(error: BaseException) -> tuple[str, int] | None:
         return f"the memory of a device is used up ({one_line(error)}); {_LESS}", NO_ROOM
     if isinstance(error, UnicodeEncodeError) or (isinstance(error, ValueError) and "embedded null" in str(error)):
         return f"a path or a name has characters that no file can have ({one_line(error)}); write another", WRONG
-    number = system_error(error)
+    number, reason = system_error(error), getattr(error, "strerror", None) or one_line(error)
     if number in FULL:
-        return f"{_place(error)} cannot be written ({one_line(error)}); make room, then run the same command", NO_ROOM
-    if number in DENIED:
-        return f"{_place(error)} cannot be used ({one_line(error)}); write another path, or change its rights", WRONG
+        return f"{_place(error)} cannot be written ({reason}); make room, then run the same command", NO_ROOM
+    if number in DENIED or (number == errno.ENOENT and _raised_in(error) == "mkdir"):  # /proc takes no folder
+        return f"{_place(error)} cannot be used ({reason}); write another path, or change its rights", WRONG
     return None
 
 
@@ -44,13 +44,13 @@ def no_room(error: BaseException) -> bool:
 
 
 def system_error(error: BaseException | None) -> int | None:
-    """The operating system's number of an error, from the error, its words (those of TensorStore) or its cause."""
+    """The operating system's number of an error, from itself, its words (TensorStore, safetensors) or its cause."""
     if error is None:
         return None
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    named = re.search(r"\[OS error \d+: (E[A-Z]+)", str(error))
-    found = NAMES.get(named[1]) if named else next((n for words, n in WORDS.items() if words in str(error)), None)
+    named = re.search(r"(?:OS error |os error |os_error_code=')(\d+)", str(error))
+    found = int(named[1]) if named else next((n for words, n in WORDS.items() if words in str(error)), None)
     return system_error(error.__cause__) if found is None else found
 
 
@@ -58,6 +58,12 @@ def one_line(error: BaseException) -> str:
     """An error's text in one line, the beginning of a long one."""
     text = sentence(error) or type(error).__name__
     return text if getattr(error, "exit_code", None) or len(text) <= 300 else f"{text[:297]}..."
+
+
+def _raised_in(error: BaseException) -> str:
+    """The name of the function that raised an error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return frames[-1].name if frames else ""
 
 
 def _place(error: BaseException) -> str:

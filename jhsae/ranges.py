@@ -279,4 +279,5 @@ def _is_plain_class(hint: Any) -> bool:
         and get_origin(hint) is None
         and hint.__module__.partition(".")[0] not in ("jaxtyping", "jax", "numpy", "optax")
         and not getattr(hint, "_is_protocol", False)
+        and not typing.is_typeddict(hint)
     )

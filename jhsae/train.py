@@ -84,7 +84,7 @@ def _finish(config: Train, folder: Folder, peers: Peers) -> Folder:
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     phases = [replace(phase, parts=on_every_device(phase.parts, mesh)) for phase in phases]
     loader = _loader(config, store, mesh)
-    check_sinks(config.loggers)
+    check_sinks(config.loggers if is_main() else [])
 
     def start() -> TrainState:
         return TrainState.init(build_sae(config, init_key), what.direction, train_key)

@@ -259,7 +259,7 @@ def test_a_broken_run_is_named(two, name, text, message):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"runs": []}, "runs is empty"),
+        ({"runs": []}, r"runs is \[\], expected at least one entry"),
         ({"runs": ["nowhere"]}, "nowhere is not a run folder"),
         ({"out": "report"}, "write out=report/report.html"),
         ({"teacher": "nowhere"}, "no teacher in nowhere"),
