@@ -5,6 +5,7 @@ active contexts of features at evenly spaced ranks of frequency.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,7 +79,7 @@ def run(config: Evaluate) -> dict[str, Any]:
 def _finished(folder: Path, config: Evaluate) -> dict[str, Any] | None:
     """The row of this very evaluation, when the run folder has one."""
     path, wanted = folder / "results.jsonl", cfg.config_hash(config)
-    rows = read_lines(path) if path.exists() else []
+    rows = read_lines(path) if os.path.lexists(path) else []
     for number, row in enumerate(rows, start=1):
         check(row, {"evaluation": {"hash?": TEXT}, "metrics": OBJECT}, f"{path}, row {number}")
     return next((row for row in rows if row["evaluation"].get("hash") == wanted), None)
@@ -96,7 +97,7 @@ def _geometry(sae: AbstractSAE, model: lm.LanguageModel, frequency: np.ndarray) 
 def _timing(folder: Path) -> dict[str, float]:
     """How long the run took; nothing for an imported SAE."""
     path = folder / "timing.jsonl"
-    rows = read_lines(path) if path.exists() else []
+    rows = read_lines(path) if os.path.lexists(path) else []
     for number, row in enumerate(rows, start=1):
         check(row, {"seconds": NUMBER, "tokens_per_second": NUMBER}, f"{path}, row {number}")
     if not rows:
