@@ -5,7 +5,6 @@ active contexts of features at evenly spaced ranks of frequency.
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,11 +13,9 @@ import numpy as np
 
 from jhsae import config as cfg
 from jhsae import evals, lm
-from jhsae.bounded import read_lines
 from jhsae.checkpoint import load_sae
 from jhsae.data import Store
 from jhsae.evals.origin import check_origin, language_model
-from jhsae.forms import NUMBER, OBJECT, TEXT, check
 from jhsae.metric import Euclidean, causal
 from jhsae.sae import AbstractSAE, HierarchicalSAE
 from jhsae.teacher import Teacher
@@ -61,8 +58,8 @@ def run(config: Evaluate) -> dict[str, Any]:
     metrics |= _timing(folder)
     row = {
         "name": folder.name,
-        "config_hash": about.get("config_hash"),
-        "commit": about.get("commit"),
+        "config_hash": about["config_hash"],
+        "commit": about["commit"],
         "evaluation": cfg.to_dict(config) | {"hash": cfg.config_hash(config), **cfg.provenance()},
         "metrics": metrics,
     }
@@ -78,11 +75,9 @@ def run(config: Evaluate) -> dict[str, Any]:
 
 def _finished(folder: Path, config: Evaluate) -> dict[str, Any] | None:
     """The row of this very evaluation, when the run folder has one."""
-    path, wanted = folder / "results.jsonl", cfg.config_hash(config)
-    rows = read_lines(path) if os.path.lexists(path) else []
-    for number, row in enumerate(rows, start=1):
-        check(row, {"evaluation": {"hash?": TEXT}, "metrics": OBJECT}, f"{path}, row {number}")
-    return next((row for row in rows if row["evaluation"].get("hash") == wanted), None)
+    path = folder / "results.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return next((row for row in rows if row["evaluation"]["hash"] == cfg.config_hash(config)), None)
 
 
 def _geometry(sae: AbstractSAE, model: lm.LanguageModel, frequency: np.ndarray) -> dict[str, Any]:
@@ -96,12 +91,9 @@ def _geometry(sae: AbstractSAE, model: lm.LanguageModel, frequency: np.ndarray) 
 
 def _timing(folder: Path) -> dict[str, float]:
     """How long the run took; nothing for an imported SAE."""
-    path = folder / "timing.jsonl"
-    rows = read_lines(path) if os.path.lexists(path) else []
-    for number, row in enumerate(rows, start=1):
-        check(row, {"seconds": NUMBER, "tokens_per_second": NUMBER}, f"{path}, row {number}")
-    if not rows:
+    if not (folder / "timing.jsonl").exists():
         return {}
+    rows = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
     return {
         "train_seconds": rows[-1]["seconds"],
         "tokens_per_second": float(np.median([row["tokens_per_second"] for row in rows[1:]] or [0.0])),

@@ -4,7 +4,6 @@ Input norms and thresholds are folded where the format wants weights alone; what
 With a held-out store the L0 is measured, and for SAELens also that of what was written, read back.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +102,7 @@ def _torch(job: Job, out: Path) -> None:
 
 def _folder(job: Job, out: Path) -> None:
     path = Path(job.config.run) / "results.jsonl"
-    rows = read_lines(path) if os.path.lexists(path) else []
+    rows = read_lines(path) if path.exists() else []
     if rows:
         check(rows[-1], plain.RESULTS, path)
     plain.write(out, job.sae, job.normalizer, job.about, rows[-1] if rows else None)

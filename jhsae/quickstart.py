@@ -4,15 +4,15 @@ harvest (two stores: train and held-out text) -> teach -> train the scale and ge
 the same data -> evaluate each on the held-out store -> report. Finished steps are kept and reused.
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from jhsae import bounded, evaluate, harvest, report, teach, train
 from jhsae import config as cfg
+from jhsae import evaluate, harvest, report, teach, train
 from jhsae.data import Store
 from jhsae.errors import UserError
-from jhsae.forms import TEXT, check
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,8 @@ def _harvest(folder: Path, config: harvest.Harvest) -> None:
 
 def _teach(folder: Path, config: teach.Teach) -> None:
     if (folder / "teacher.json").exists():
-        found = bounded.read_object(folder / "teacher.json")
-        check(found, {"provenance": {"config_hash": TEXT}}, folder / "teacher.json")
-        _same(folder, found["provenance"]["config_hash"], cfg.config_hash(config))
+        provenance = json.loads((folder / "teacher.json").read_text())["provenance"]
+        _same(folder, provenance["config_hash"], cfg.config_hash(config))
     else:
         teach.run(config)
 

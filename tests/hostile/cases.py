@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from artifacts import KINDS, quick
-from mutations import mutated_file, pick
+from mutations import mutated_file, pick, sealed_again
 from outcomes import Outcome, judged
 
 SEED = 11
@@ -51,6 +51,8 @@ class Cases:
             pattern = pick(rng, KINDS[kind].files)
             file = pick(rng, sorted(path for path in Path().glob(pattern) if path.is_file()))
             change = mutated_file(file, rng, place / "aside")
+            if rng.integers(2):
+                sealed_again(file)
             return Case(kind, str(file), change, self.judged(kind, place))
 
     def untouched(self, kind: str, place: Path) -> Outcome:
