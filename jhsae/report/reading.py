@@ -146,7 +146,7 @@ def read_run(folder: str) -> Run:
         if not (path / name).is_file():
             raise UserError(f"{folder} is not a run folder (no {name} in it); write one that jhsae train has made")
     results = path / "results.jsonl"
-    lines = _lines(results) if results.is_file() else []
+    lines = _lines(results) if os.path.lexists(results) else []
     if not lines:
         raise UserError(f"{folder} has not been evaluated; run jhsae evaluate with run={folder} first")
     about = bounded.read_object(path / "run.json")
@@ -217,7 +217,7 @@ def _config(path: Path) -> Json:
 
 
 def _contexts(path: Path) -> list[Json] | None:
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     found = bounded.read_json(path)
     check(found, CONTEXTS, path)
@@ -230,7 +230,7 @@ def _contexts(path: Path) -> list[Json] | None:
 
 def _rows(path: Path, form: Json) -> list[Json]:
     """The rows of a log, without what was no number; none where there is no such file."""
-    rows = bounded.read_lines(path) if path.is_file() else []
+    rows = bounded.read_lines(path) if os.path.lexists(path) else []
     for number, row in enumerate(rows, start=1):
         check(row, form, f"{path}, row {number}")
         check(row, Each(LOGGED), f"{path}, row {number}")

@@ -399,8 +399,8 @@ KINDS = {
     "resumed run": Kind(
         run, ("run/config.yaml", "run/run.json", "run/metrics.jsonl", "run/timing.jsonl"), resumed, "run"
     ),
-    "checkpoint": Kind(checkpoint, ("checkpoints/2/**",), restored, "checkpoints"),
-    "store": Kind(store, ("store/manifest.json", "store/**"), checked),
+    "checkpoint": Kind(checkpoint, ("checkpoints/2/**/*",), restored, "checkpoints"),
+    "store": Kind(store, ("store/manifest.json", "store/**/*"), checked),
     "teacher": Kind(teacher, ("teacher/teacher.json", "teacher/teacher.safetensors"), taught),
     "SAELens": Kind(saelens_files, ("sae/cfg.json", "sae/sae_weights.safetensors"), imports("sae")),
     "dictionary_learning": Kind(dictionary, ("sae/config.json", "sae/ae.safetensors"), imports("sae")),

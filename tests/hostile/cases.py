@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from artifacts import KINDS, quick
-from mutations import mutated_file, pick
+from mutations import mutated_file, pick, sealed_again
 from outcomes import Outcome, judged
 
 SEED = 11
@@ -51,15 +51,18 @@ class Cases:
             pattern = pick(rng, KINDS[kind].files)
             file = pick(rng, sorted(path for path in Path().glob(pattern) if path.is_file()))
             change = mutated_file(file, rng, place / "aside")
-            return Case(kind, str(file), change, self._judged(kind, place))
+            if rng.integers(2):
+                sealed_again(file)
+            return Case(kind, str(file), change, self.judged(kind, place))
 
     def untouched(self, kind: str, place: Path) -> Outcome:
         """The same with nothing changed: it must be right, or no other outcome means anything."""
         shutil.copytree(self.artifact(kind), place / "case")
         with inside(place / "case"):
-            return self._judged(kind, place)
+            return self.judged(kind, place)
 
-    def _judged(self, kind: str, place: Path) -> Outcome:
+    def judged(self, kind: str, place: Path) -> Outcome:
+        """The outcome for the artifact in the working directory."""
         return judged(KINDS[kind].door(), place, Path.cwd() / KINDS[kind].out)
 
 

@@ -21,3 +21,13 @@ def test_what_is_right_passes(configs: Configs, file: str, tmp_path: Path):
 def test_a_changed_config_is_right_or_refused(configs: Configs, number: int, tmp_path: Path):
     case = configs.run(number, tmp_path)
     assert case.outcome.fine, str(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(500, 2500, 100))
+def test_a_hundred_more(configs: Configs, start: int, tmp_path: Path):
+    found = []
+    for number in range(start, start + 100):
+        (tmp_path / str(number)).mkdir()
+        found.append(configs.run(number, tmp_path / str(number)))
+    assert not [str(case) for case in found if not case.outcome.fine]

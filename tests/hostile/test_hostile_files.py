@@ -22,3 +22,13 @@ def test_what_is_right_is_read(cases: Cases, kind: str, tmp_path: Path):
 def test_a_changed_file_is_read_or_refused(cases: Cases, number: int, tmp_path: Path):
     case = cases.run(number, tmp_path)
     assert case.outcome.fine, str(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(300, 2300, 100))
+def test_a_hundred_more(cases: Cases, start: int, tmp_path: Path):
+    found = []
+    for number in range(start, start + 100):
+        (tmp_path / str(number)).mkdir()
+        found.append(cases.run(number, tmp_path / str(number)))
+    assert not [str(case) for case in found if not case.outcome.fine]

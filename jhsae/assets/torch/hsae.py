@@ -26,7 +26,8 @@ from torch import Tensor
 
 CONFIG, WEIGHTS, FORMAT = "cfg.json", "sae_weights.safetensors", 1
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-LARGEST = {"SHA256SUMS": 2**20, "cfg.json": 2**26, "header": 2**24}  # bytes that are read as JSON
+LARGEST = 2**22  # bytes that are read as JSON
+WRITTEN = 2**28  # from this size on, half of a file must have been written
 # the axes of every tensor; those of a tied encoder are missing, and biases may be
 AXES = {"router_dec": "ED", "up": "ESD", "atom_dec": "EAS", "router_enc": "ED", "down": "ESD", "atom_enc": "EAS"}
 AXES |= {"b_enc": "E", "b_atom": "EA", "b_dec": "D"}
@@ -55,6 +56,8 @@ def opened(path: Path) -> int:
         raise ValueError(f"{path} cannot be opened ({error}); copy it again") from error
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path} is a folder, a FIFO or a device, expected a file")
+    if status.st_size > WRITTEN and 0 < 512 * getattr(status, "st_blocks", 0) < status.st_size / 2:
+        raise ValueError(f"{path} has {status.st_size:,} bytes, of which most were never written; copy it again")
     return status.st_size
 
 
@@ -80,8 +83,8 @@ def parsed(text: bytes, where: str) -> dict[str, Any]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The settings of an exported SAE. ValueError: no regular file, a larger one, no JSON object."""
-    if (size := opened(path)) > LARGEST["cfg.json"]:
-        raise ValueError(f"{path} has {size:,} bytes, expected at most {LARGEST['cfg.json']:,}")
+    if (size := opened(path)) > LARGEST:
+        raise ValueError(f"{path} has {size:,} bytes, expected at most {LARGEST:,}")
     return parsed(path.read_bytes(), str(path))
 
 
@@ -93,7 +96,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     size = opened(path)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(LARGEST["header"], size - 8):
+        if size < 8 or length > min(LARGEST, size - 8):
             raise ValueError(f"{path} is no complete safetensors file of floats; copy it again")
         header = parsed(file.read(length), f"the header of {path}")
     header.pop("__metadata__", None)
@@ -129,8 +132,8 @@ def verify(folder: Path, names: tuple[str, ...]) -> None:
     sums = folder / "SHA256SUMS"
     if not sums.exists():
         return
-    if (size := opened(sums)) > LARGEST["SHA256SUMS"]:
-        raise ValueError(f"{sums} has {size:,} bytes, expected at most {LARGEST['SHA256SUMS']:,}")
+    if (size := opened(sums)) > LARGEST:
+        raise ValueError(f"{sums} has {size:,} bytes, expected at most {LARGEST:,}")
     lines = sums.read_text(errors="replace").splitlines()
     known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name in names:
