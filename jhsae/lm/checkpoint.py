@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from jhsae.bounded import to_json
 from jhsae.errors import UserError
 from jhsae.leaf import describe
 from jhsae.lm.base import AbstractLM
@@ -95,7 +96,7 @@ def save(
     config = model.config
     settings = {"model_type": config.model_type, "dtype": dtype.name, "num_hidden_layers": config.layers}
     settings |= config.to_hugging_face() | ids
-    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / "config.json").write_text(to_json(settings, indent=2) + "\n")
 
 
 def _folder(path_or_hub_name: str | Path) -> Path:
