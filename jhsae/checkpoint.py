@@ -5,6 +5,8 @@ saved from, a run continues from it bit for bit. One that cannot be read, or cam
 aside and the one before it is taken.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -71,7 +73,8 @@ class Checkpoints:
         """
         step = int(jax.device_get(state.step))
         arrays = eqx.filter(state, eqx.is_array)
-        about = {"loader": loader, "arrays": fingerprints(arrays)}
+        about: dict[str, Any] = {"loader": loader, "arrays": fingerprints(arrays)}
+        about["sha256"] = _digest(about)
         items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about))
         with self._writing():
             saved = self._manager.save(step, args=items)
@@ -168,10 +171,26 @@ def _together(read: Any) -> Any:
 
 
 def _read_about(path: epath.Path) -> dict[str, Any]:
+    """The position of the loader and what is said of every array. Checkpoints of older versions have no sha256."""
     about = ocp.JsonCheckpointHandler().restore(path)
-    if not isinstance(about, dict) or about.keys() != {"loader", "arrays"}:
+    if not isinstance(about, dict) or about.keys() - {"sha256"} != {"loader", "arrays"}:
         raise ValueError(f"{path} does not describe a checkpoint")
+    if "sha256" in about:
+        if about.pop("sha256") != _digest(about):
+            raise ValueError(f"{path} is not what was written: its checksum differs")
+        return about
+    loader, arrays = about["loader"], about["arrays"]
+    whole = isinstance(loader, dict) and all(type(value) is int and value >= 0 for value in loader.values())
+    if not whole or "next_index" not in loader or loader.keys() - {"next_index", "lanes"}:
+        raise ValueError(f"{path} holds the position {str(loader)[:100]}, expected numbers of at least 0")
+    for name, entry in arrays.items() if isinstance(arrays, dict) else [("arrays", arrays)]:
+        if not isinstance(entry, dict) or not {"dtype", "shape", "fingerprint"} <= entry.keys():
+            raise ValueError(f"{path} does not describe the array {name}")
     return about
+
+
+def _digest(about: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def _words(leaf: dict[str, Any] | None) -> str:

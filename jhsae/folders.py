@@ -61,9 +61,10 @@ def writing(path: Folder) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        at = f": {error.filename}" if error.filename not in (None, path, str(path)) else ""
         kind = NoRoomError if no_room(error) else UserError
         raise kind(
-            f"{path} cannot be written ({error.strerror or error}); make room or give the right to write there, or "
+            f"{path} cannot be written ({error.strerror or error}{at}); make room or give the right to write there, or "
             "write another path"
         ) from error
 

@@ -97,7 +97,7 @@ def test_a_harvest_that_was_cut_off_goes_on_to_the_same_bytes(place, both, monke
         assert (
             left
             == {path.name for path in Path(whole.path).iterdir()}
-            == {"activations", "index", "tokens", "manifest.json"}
+            == {"activations", "index", "tokens", "manifest.json", "SHA256SUMS"}
         )
 
 
@@ -172,3 +172,19 @@ def test_several_layers_need_several_names(place):
             config(place, "x-{layer}", layer)
     with pytest.raises(UserError, match="mesh: data 3 x expert 1 is 3 devices, but there are 8"):
         run(replace(config(place, "x"), mesh=harvest.MeshShape(3)))
+
+
+def test_a_record_of_finished_rows_that_is_damaged_counts_for_nothing(place, both, monkeypatch):
+    out = str(place / "damaged-{layer}")
+    with monkeypatch.context() as patch:
+        cut(patch, 6)
+        with pytest.raises(KeyboardInterrupt):
+            run(config(place, out, [1, 2]))
+    records = sorted((place / "damaged-2.partial").glob("progress-*"))
+    assert records
+    whole = records[0].read_bytes()
+    records[0].write_bytes(whole.replace(b'"rows": ', b'"rows": 1', 1))
+    run(config(place, out, [1, 2]))
+    for layer, other in both.items():
+        assert Store.open(place / f"damaged-{layer}").manifest.files == other.manifest.files
+        assert Store.open(place / f"damaged-{layer}").manifest.rms_norm == other.manifest.rms_norm

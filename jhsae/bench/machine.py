@@ -1,12 +1,13 @@
 """What a benchmark writes down, and about the machine: processors, load, commit and versions."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from jhsae import config as cfg
+from jhsae.bounded import to_json
 from jhsae.errors import UserError
+from jhsae.folders import write_whole
 
 
 def load_average() -> list[float]:
@@ -30,4 +31,4 @@ def check_writable(path: Path | None) -> None:
 def write(result: dict[str, Any], path: Path | None) -> None:
     """Writes a result as JSON where a path is given."""
     if path is not None:
-        path.write_text(json.dumps(result, indent=2) + "\n")
+        write_whole(path, to_json(result, indent=2) + "\n")

@@ -41,11 +41,13 @@ def _open(root: ts.KvStore, layout: ArrayLayout, how: dict[str, Any], zeros: boo
         array = ts.open(spec, **how).result()
     except ValueError as error:
         raise UserError(
-            f"the array {layout.name} cannot be opened as the manifest describes it ({short(error)}); the store is "
-            "damaged, harvest it again"
+            f"the array {root.url}{layout.name} cannot be opened as the manifest describes it ({short(error)}); the "
+            "store is damaged, harvest it again"
         ) from error
     if array.fill_value != 0:
-        raise UserError(f"the array {layout.name} has the fill value {array.fill_value}, expected 0; harvest it again")
+        raise UserError(
+            f"the array {root.url}{layout.name} has the fill value {array.fill_value}, expected 0; harvest it again"
+        )
     return array
 
 

@@ -25,17 +25,19 @@ def check_fields(raw: dict[str, Any], kinds: dict[str, Any], where: str) -> None
 
     for name, kind in kinds.items():
         value = raw[name]
-        wanted: Any = {"mean": list[float | int]}.get(name, float | int if kind is float else kind)
+        wanted: Any = {"mean": list}.get(name, float | int if kind is float else kind)
         if isinstance(value, bool) or not is_bearable(value, wanted):
             raise refuse(name, f"{getattr(wanted, '__name__', wanted)}")
         if name in LEAST and value < LEAST[name]:
             raise refuse(name, f"at least {LEAST[name]}")
     if raw["dtype"] not in DTYPES:
         raise refuse("dtype", f"one of {', '.join(DTYPES)}")
-    if len(raw["mean"]) != raw["embed"]:
+    if len(raw["mean"]) != raw["embed"] or not all(type(number) in (int, float) for number in raw["mean"]):
         raise refuse("mean", f"{raw['embed']} numbers, embed")
     if raw["shard_rows"] % raw["chunk_rows"]:
         raise refuse("shard_rows", f"a multiple of chunk_rows, {raw['chunk_rows']}")
+    if not all(isinstance(number, str) for number in raw["versions"].values()):
+        raise refuse("versions", "strings")
     if not raw["writers"] or not all(type(n) is int and n > 0 for n in raw["writers"]):
         raise refuse("writers", "numbers of at least 1")
 

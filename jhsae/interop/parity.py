@@ -1,11 +1,12 @@
 """``jhsae parity FILE.npz``: recomputes a file of golden numbers and prints one row per quantity."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
+from jhsae.bounded import to_json
 from jhsae.errors import UserError
+from jhsae.folders import write_whole
 from jhsae.interop import parity_moe, parity_polytope, parity_saelens
 from jhsae.interop.golden import Golden, Row, read
 
@@ -21,7 +22,7 @@ def run(path: str | Path, json_path: str | Path | None = None) -> bool:
     failed = sum(not row.passed for row in found)
     print(f"{len(found) - failed} of {len(found)} pass")
     if json_path is not None:
-        Path(json_path).write_text(json.dumps([row.to_dict() for row in found], indent=2) + "\n")
+        write_whole(Path(json_path), to_json([row.to_dict() for row in found], indent=2) + "\n")
     return failed == 0
 
 

@@ -3,7 +3,6 @@
 Nothing here needs torch. `load("embedded")` is the small model that ships with the package.
 """
 
-import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +17,7 @@ from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
-from jhsae.bounded import read_object
+from jhsae.bounded import read_object, to_json
 from jhsae.errors import UserError
 from jhsae.leaf import describe
 from jhsae.lm.accounting import account
@@ -114,7 +113,7 @@ def save(
     config = model.config
     settings = {"model_type": config.model_type, "dtype": dtype.name, "num_hidden_layers": config.layers}
     settings |= config.to_hugging_face() | ids
-    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / "config.json").write_text(to_json(settings, indent=2) + "\n")
 
 
 def _folder(path_or_hub_name: str | Path) -> Path:

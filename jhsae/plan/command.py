@@ -5,7 +5,6 @@ it needs, and its text what it computes and exchanges (`cost`). A roofline makes
 """
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from math import ceil
@@ -15,8 +14,10 @@ import equinox as eqx
 import jax
 
 from jhsae import config as cfg
+from jhsae.bounded import to_json
 from jhsae.devices import MeshShape, make_mesh
 from jhsae.errors import UserError
+from jhsae.folders import write_whole
 from jhsae.harvest import Harvest
 from jhsae.plan import meshes, training
 from jhsae.plan.harvesting import plan_harvest, settings_of
@@ -64,7 +65,7 @@ def command(arguments: argparse.Namespace) -> bool:
         result["harvest"] = about | plan_harvest(harvest, make_mesh(MeshShape(**result["mesh"]), where.devices), where)
     print(page(result))
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(result, indent=2) + "\n")
+        write_whole(Path(arguments.json), to_json(result, indent=2) + "\n")
     return bool(result["fits"])
 
 

@@ -71,8 +71,11 @@ class AbstractSparsifier(Ranged, eqx.Module):
         """The running threshold after a training step that gave `codes`; unchanged unless it keeps one."""
         return threshold
 
-    def settled(self, threshold: Float[Array, ""]) -> "AbstractSparsifier":
-        """What replaces it when training is over: itself, or a rule that needs no batch and no schedule."""
+    def settled(self, threshold: Float[Array, ""], steps: int | None = None) -> "AbstractSparsifier":
+        """What replaces it when training is over: itself, or a rule that needs no batch and no schedule.
+
+        `steps` is the number of training steps that `track` has seen; None for many.
+        """
         return self
 
 

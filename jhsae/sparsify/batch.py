@@ -2,6 +2,8 @@
 
 A token's code then depends on the other tokens, so a threshold is tracked beside it, and takes its place when
 training is over: the SAE settles as a `JumpReLU`. ``threshold <- (1 - rate) threshold + rate * least positive code``.
+It starts at 0, as in SAELens, so after n steps it is ``1 - (1 - rate)^n`` of a weighted mean of what it has seen; it is
+divided by that when the SAE settles (the bias correction of Adam).
 """
 
 import math
@@ -25,7 +27,7 @@ from jhsae.usage import Context
 class BatchTopK(AbstractSparsifier):
     """The ``int(k * batch)`` largest of ``max(pre, 0)`` over the whole batch; `k` may follow a schedule.
 
-    The running threshold starts at 0, as in SAELens; it is far from settled for ``1 / threshold_rate`` steps.
+    The threshold with which it settles is a mean over about the last ``1 / threshold_rate`` steps.
     """
 
     k: Annotated[AbstractSchedule, Gt(0)]
@@ -56,5 +58,8 @@ class BatchTopK(AbstractSparsifier):
         moved = (1 - self.threshold_rate) * threshold + self.threshold_rate * least
         return jnp.where(jnp.isfinite(least), moved, threshold)
 
-    def settled(self, threshold: Float[Array, ""]) -> AbstractSparsifier:
+    def settled(self, threshold: Float[Array, ""], steps: int | None = None) -> AbstractSparsifier:
+        """Steps without a positive code, in which the threshold stays, count as well: the threshold is then too low."""
+        if steps:
+            threshold = threshold / (1 - (1 - self.threshold_rate) ** steps)
         return eqx.tree_at(lambda s: s.threshold, JumpReLU(0.0), threshold[None])
