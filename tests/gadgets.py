@@ -80,6 +80,7 @@ def gadgets(trap: Path) -> dict[str, Slot]:
         "through jhsae": call("jhsae.saved_sae.json.loads", s="[1]"),
         "through jhsae's equinox": call("jhsae.sae.base.eqx.Module"),
         "through jhsae's config": call("jhsae.config.parts.build", slot=call("os.mkdir", path=file)),
+        "slow import": call("jhsae.interop.saelens_plugin.SAE"),
         "dunder": call("jhsae.sae.FlatSAE.__init__.__globals__"),
         "class of a class": call("jhsae.sae.FlatSAE.__class__", "X", [], {}),
         "property": call("jhsae.sae.FlatSAE.dictionary"),

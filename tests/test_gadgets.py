@@ -1,8 +1,11 @@
 """No name in a file is called: every gadget, through every reader, is one sentence and leaves no trace."""
 
+import ast
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,6 +135,29 @@ def test_there_are_enough_gadgets_and_they_fire_if_called(tmp_path: Path):
     with WATCH.watching() as seen:
         open(**{key: value for key, value in found["open"].items() if key != "_target_"}).close()
     assert seen and [*tmp_path.iterdir()]
+
+
+def test_no_gadget_imports_another_library():
+    code = """
+import sys
+from gadgets import gadgets
+from pathlib import Path
+from jhsae.config import Supplied, checked
+from jhsae.errors import UserError
+from jhsae.sae import AbstractSAE
+before = {name.partition(".")[0] for name in sys.modules}
+for slot in gadgets(Path("none")).values():
+    try:
+        checked(slot, "sae.json", Supplied("key", kind=AbstractSAE))
+    except UserError:
+        continue
+    raise AssertionError(slot)
+print(sorted({name.partition(".")[0] for name in sys.modules} - before - sys.stdlib_module_names))
+"""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
+    found = set(ast.literal_eval(done.stdout)) if done.returncode == 0 else {done.stderr}
+    assert not found & {"torch", "sae_lens", "hydra", "antigravity", "tensorflow"} and done.returncode == 0, found
 
 
 def test_load_sae(place: Path, sae: FlatSAE):

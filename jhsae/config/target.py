@@ -18,6 +18,8 @@ from jhsae.config.place import Place, shortened
 from jhsae.config.trust import OURS, import_inside, refusal
 from jhsae.errors import nearest
 
+NO_PARTS = [OURS, "interop"]  # whose modules may import the libraries that they are for, which takes long
+
 
 class Argument(NamedTuple):
     """One argument of a target. A hint that cannot be resolved is `Any`."""
@@ -51,6 +53,8 @@ def locate(name: Any, place: Place, wanted: Wanted) -> Callable[..., Any]:
     *path, word = current(name).split(".")
     if reason := refusal(path[0], place.trust):
         raise place.error(f"is {name}, {reason}")
+    if path[:2] == NO_PARTS:
+        raise place.error(f"is {name}, but {'.'.join(NO_PARTS)} holds no parts; write one such as jhsae.sparsify.TopK")
     module = _module(path, name, place)
     found = _member(module, word, name, place)
     if current(name) in map(current, wanted.functions) and inspect.isfunction(found):
