@@ -5,9 +5,10 @@ is finished, sae/. Running the same config again resumes it exactly or, when fin
 processes each reads its share of every batch and the main one writes; the folder must be one that all of them see.
 """
 
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import equinox as eqx
 import jax
@@ -92,7 +93,7 @@ def _finish(config: Train, folder: Folder, peers: Peers) -> Folder:
     check_state(described(start, mesh), mesh)
     about = begin(folder, config, store, notes)
     for note in notes:
-        _say(f"{folder}: {note}")
+        _say(f"{folder}: {note}", sys.stderr)
     sinks = open_sinks(folder, config.loggers, cfg.to_dict(config)) if is_main() else []
 
     with StopRequest() as stop, Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
@@ -152,9 +153,9 @@ def checked(config: Train) -> Checked:
     return Checked(mesh, store, normalizer, what, notes, phases)
 
 
-def _say(sentence: str) -> None:
+def _say(sentence: str, file: TextIO | None = None) -> None:
     if is_main():
-        print(sentence)
+        print(sentence, file=file)
 
 
 def _bad_rows(config: Train, store: Store | AbstractSource, step: int) -> str:

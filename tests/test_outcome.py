@@ -158,7 +158,7 @@ def test_a_dead_window_that_is_longer_than_the_run_is_said_once_and_recorded(con
     tree["objective"]["auxk"] = {"_target_": "jhsae.losses.AuxK"}
     config.write_text(yaml.safe_dump(tree))
     assert main(["train", str(config)]) == 0
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert said.count("no feature can be dead in 6 steps with a dead window of 1000, so that auxk will do nothing") == 1
     assert "no feature can be dead" in (config.parent / "run" / "run.json").read_text()
 
