@@ -2,6 +2,7 @@
 
 import gc
 import json
+import random
 import resource
 import shutil
 from types import SimpleNamespace
@@ -136,6 +137,61 @@ def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(saved, copied
     with Checkpoints(copied) as checkpoints:  # and that step can be saved again
         checkpoints.save(at(state, 6), {"next_index": 6})
         assert checkpoints.steps() == [3, 6]
+
+
+def test_a_bit_changed_or_a_file_replaced_anywhere_costs_one_checkpoint_at_most(saved, copied, capsys):
+    """The newest comes back as it was, or the one before it does."""
+    chance = random.Random(0)
+    files = sorted(file.relative_to(copied) for file in (copied / "6").rglob("*") if file.is_file())
+    metadata = [file for file in files if file.parts[1] != "state" or file.name[:2] in ("_M", "_s", "ma")]
+    whole, fell_back = copied.with_name("whole"), 0
+    shutil.copytree(copied, whole)
+    for number in range(12):
+        file = copied / chance.choice(metadata if number % 2 else files)
+        content = bytearray(file.read_bytes())
+        if number < 9:
+            content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+            file.write_bytes(bytes(content))
+        else:
+            file.unlink()
+            file.mkdir()
+        state, loader = resumed(copied)
+        assert bits(state) == saved.bits[loader["next_index"]], file
+        fell_back += loader["next_index"] == 3
+        shutil.rmtree(copied)
+        shutil.copytree(whole, copied)
+    assert 0 < fell_back < 12
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"loader": {"next_index": "6"}},
+        {"loader": {"next_index": -1}},
+        {"loader": {"nextindex": 6}},
+        {"loader": [6]},
+        {"arrays": []},
+        {"arrays": {".step": {"shape": []}}},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_what_a_checkpoint_says_of_itself_must_be_possible(saved, copied, change):
+    """In one of an older version, which has no checksum of that."""
+    path = copied / "6" / ABOUT
+    about = json.loads(path.read_text())
+    del about["sha256"]
+    path.write_text(json.dumps(about | change))
+    state, loader = resumed(copied)
+    assert loader == {"next_index": 3} and bits(state) == saved.bits[3]
+
+
+def test_a_checkpoint_of_an_older_version_is_read(saved, copied):
+    path = copied / "6" / ABOUT
+    about = json.loads(path.read_text())
+    del about["sha256"]
+    path.write_text(json.dumps(about))
+    assert resumed(copied)[1] == {"next_index": 6}
 
 
 def test_when_all_are_damaged_it_does_not_begin_anew(copied):

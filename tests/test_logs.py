@@ -1,8 +1,10 @@
 import json
+import resource
 
 import pytest
 
 from jhsae.errors import UserError
+from jhsae.folders import append_line, write_whole
 from jhsae.logs import JsonLines, NoLog, RunLog
 
 METRICS = {"loss": 0.5, "l0": 3.0}
@@ -103,3 +105,55 @@ def test_a_missing_logger_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(UserError, match=r"wandb is not installed; pip install 'jhsae\[log\]'"):
         RunLog(tmp_path, sinks=("wandb",))
+
+
+@pytest.mark.parametrize("line", ["{", '{"loss": 1.0}', "[]", '{"step": "2"}', "\x00"])
+def test_a_damaged_line_in_the_middle_is_named(tmp_path, line):
+    path = tmp_path / "m.jsonl"
+    write_steps(path, 1, 2)
+    first, second = path.read_text().splitlines(keepends=True)
+    path.write_text(first + line + "\n" + second)
+    with pytest.raises(UserError, match=r"m\.jsonl, line 2"):
+        JsonLines(path, 100)
+
+
+def test_not_a_number_is_null_also_in_what_an_older_version_wrote(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1, "a": NaN}\n{"step": 2, "a": 0.5}\n')
+    JsonLines(path, 100).write({"step": 3, "a": float("inf"), "b": [float("nan")]})
+    assert path.read_text() == '{"step": 1, "a": null}\n{"step": 2, "a": 0.5}\n{"step": 3, "a": null, "b": [null]}\n'
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"),
+    [
+        (b"", b""),
+        (b'{"a": 1}\n', b'{"a": 1}\n'),
+        (b'{"a": 1}\n{"b', b'{"a": 1}\n'),
+        (b"torn " * 50_000, b""),
+        (b"1\n" + b"torn " * 50_000, b"1\n"),
+    ],
+)
+def test_a_row_is_appended_behind_whole_rows_alone(tmp_path, left, expected):
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(left)
+    append_line(path, '{"c": 2}')
+    assert path.read_bytes() == expected + b'{"c": 2}\n'
+
+
+def test_a_disk_that_is_full_is_a_sentence(tmp_path):
+    """No file may grow beyond 100 bytes: the system refuses, as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / "m.jsonl"
+    lines = JsonLines(path, 0)
+    lines.write({"step": 1})
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        with pytest.raises(UserError, match=r"m\.jsonl cannot be written \(File too large"):
+            lines.write({"step": 2, "a": "x" * 200})
+        with pytest.raises(UserError, match=r"other cannot be written \(File too large"):
+            write_whole(tmp_path / "other", "x" * 200)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    JsonLines(path, 100).write({"step": 3})
+    assert [row["step"] for row in rows(path)] == [1, 3]

@@ -40,6 +40,8 @@ def _open(root: ts.KvStore, layout: ArrayLayout, how: dict[str, Any], zeros: boo
     try:
         array = ts.open(spec, **how).result()
     except ValueError as error:
+        if how.get("create"):  # whoever writes says so
+            raise
         raise UserError(
             f"the array {root.url}{layout.name} cannot be opened as the manifest describes it ({short(error)}); the "
             "store is damaged, harvest it again"

@@ -58,9 +58,9 @@ def writing_store(path: str | Path) -> Iterator[None]:
 
 
 def short(error: BaseException) -> str:
-    """What tensorstore says, in one line, without the specification that it appends."""
+    """The end of what tensorstore says, where the cause stands, without the specification that it appends."""
     text = " ".join(str(error).split("[tensorstore_spec")[0].split("[os_error_code")[0].split()).rstrip(" [")
-    return text if len(text) <= 240 else f"{text[:240]}..."
+    return text if len(text) <= 240 else f"...{text[-240:]}"
 
 
 def hash_of(path: str | Path, root: ts.KvStore, key: str) -> str:

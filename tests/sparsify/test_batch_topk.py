@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from reference.filled import filled
 
+import runs
 from jhsae.codes import Codes
+from jhsae.fitting import fit
 from jhsae.sae import FlatSAE, HierarchicalSAE, ScaledByParent, Unscaled
 from jhsae.schedule import Linear
 from jhsae.sparsify import BatchTopK, JumpReLU, ReLU, TopK
@@ -157,3 +159,24 @@ def test_what_cannot_work_is_refused_by_name(k, rate):
 def test_not_a_number_reaches_the_codes():
     pre = pre_activations().at[0, 3].set(jnp.nan)
     assert np.isnan(encode(BatchTopK(1.0), pre, Context())[0, 3])
+
+
+@pytest.mark.parametrize("steps", [20, 100, 300])
+def test_after_a_short_training_the_threshold_keeps_the_sparsity_too(steps):
+    """It starts at 0, where it would let through several times as many codes as training did."""
+    sae = FlatSAE(runs.EMBED, 24, BatchTopK(4.0), key=jax.random.key(0))
+    x = runs.activations(2048)
+    settled, rows = fit(sae, x, steps=steps, batch=128)
+    assert abs(rows[-1]["l0"] - 4.0) < 0.1
+    assert abs(float(settled.encode(x).l0().mean()) - 4.0) < 0.5
+
+
+@pytest.mark.parametrize(("rate", "steps"), [(0.01, 1), (0.01, 50), (0.3, 2), (1.0, 3)])
+def test_the_correction_undoes_the_start_at_zero(rate, steps):
+    """Equal batches: whatever the number of steps, the threshold is their least code."""
+    part, threshold = BatchTopK(1.0, rate), jnp.zeros(())
+    for _ in range(steps):
+        threshold = part.track(threshold, Codes(jnp.asarray([[0.0, 3.0, 5.0]]), None, 3))
+    np.testing.assert_allclose(part.settled(threshold, steps).threshold, 3.0, rtol=1e-5)
+    assert part.settled(threshold, None).threshold[0] == threshold
+    assert part.settled(jnp.zeros(()), 0).threshold[0] == 0
