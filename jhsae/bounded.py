@@ -26,7 +26,7 @@ from jhsae.errors import UserError
 MIB = 2**20
 JSON_BYTES = 64 * MIB
 JSON_VALUES = 3_000_000  # the tokenizer of Gemma 3 has two million
-LINES_BYTES = 4 * JSON_BYTES
+LINES_BYTES, LINES_VALUES = 4 * JSON_BYTES, 6_000_000  # some 300,000 rows of a log
 LARGEST = 10**38  # of integers: tokenizers write 10^30 for "no limit"
 YAML_BYTES = MIB
 YAML_NODES = 20_000  # nodes after aliases are expanded
@@ -162,7 +162,7 @@ def read_lines(path: str | File, limit: int = LINES_BYTES, nan: bool = True) -> 
     NaN, which logs of older versions hold, becomes None unless `nan` is False.
     """
     text = read_bytes(path, limit)
-    _check_values(text, path)
+    _check_values(text, path, LINES_VALUES)
     whole = text[: text.rfind(b"\n") + 1].split(b"\n")
     places = [(line, f"{path}, line {i}") for i, line in enumerate(whole, 1) if line.strip()]
     return [as_object(parse_json(line, place, nan=nan), place) for line, place in places]
@@ -307,12 +307,12 @@ def reason(error: BaseException) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def _check_values(text: str | bytes, where: str | File) -> None:
+def _check_values(text: str | bytes, where: str | File, most: int = JSON_VALUES) -> None:
     found = (
         sum(text.count(m) for m in "[{,") if isinstance(text, str) else sum(text.count(m) for m in (b"[", b"{", b","))
     )
-    if found > JSON_VALUES:
-        raise UserError(f"{where} has about {found:,} values, expected at most {JSON_VALUES:,}; it was not read")
+    if found > most:
+        raise UserError(f"{where} has about {found:,} values, expected at most {most:,}; it was not read")
 
 
 def _refuse_constant(word: str) -> Any:

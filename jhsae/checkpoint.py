@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -109,6 +110,7 @@ class Checkpoints:
         """
         wanted, static = eqx.partition(like, lambda a: eqx.is_array(a) or isinstance(a, jax.ShapeDtypeStruct))
         self._manager.wait_until_finished()  # it may be being written
+        _together(lambda: _check_files(self._folder / str(step)))
         about = _together(lambda: _read_about(self._folder / str(step) / "about"))
         self._check_layout(about["arrays"], wanted, step)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
@@ -168,6 +170,13 @@ def _together(read: Any) -> Any:
     if anywhere:
         raise DamagedError(failed or "another process cannot read its part")
     return found
+
+
+def _check_files(path: epath.Path) -> None:
+    """ValueError for anything in a local checkpoint but folders and files: tensorstore waits for a FIFO for ever."""
+    for file in [] if "://" in str(path) else Path(path).rglob("*"):
+        if not file.is_dir() and not file.is_file():
+            raise ValueError(f"{file} is no file")
 
 
 def _read_about(path: epath.Path) -> dict[str, Any]:

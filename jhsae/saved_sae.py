@@ -164,7 +164,7 @@ FACTS = {
 }
 
 
-def with_facts(about: dict[str, Any], path: Folder) -> dict[str, Any]:
+def with_facts(about: dict[str, Any], path: str | Folder) -> dict[str, Any]:
     """`about` with what its readers look up in ``reads``; `UserError` for a value of another type."""
     check(about, FACTS, str(path))
     return about | {"reads": {"model": None, "layer": None} | (about.get("reads") or {})}

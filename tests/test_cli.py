@@ -9,6 +9,7 @@ from typing import Annotated
 
 import pytest
 
+import jhsae.train
 from jhsae.__main__ import VERBS, main
 from jhsae.errors import UserError
 
@@ -63,6 +64,24 @@ def test_a_user_error_is_one_line_and_code_2(ran: list, yaml: str, capsys):
 def test_a_missing_config_says_what_to_write(ran: list, capsys):
     assert main(["train"]) == 2
     assert "expected one: jhsae train" in capsys.readouterr().err
+
+
+def test_a_sentence_that_quotes_a_file_steers_no_terminal_and_ends(yaml: str, monkeypatch, capsys):
+    def fail(_: object) -> None:
+        raise UserError("f holds \x1b[2J\u202e" + "a" * 5000 + "; write b")
+
+    monkeypatch.setattr(jhsae.train, "run", fail)
+    assert main(["train", "flat/topk.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(r"jhsae: error: f holds \x1b[2J\u202eaaa") and said.endswith("aaa; write b\n")
+    assert len(said) < 1000
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "/dev/zero", "/"])
+def test_a_config_that_is_no_file(name: str, capsys):
+    assert main(["train", name]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and len(said) < 1500
 
 
 def test_a_user_error_from_the_run_itself_is_told_the_same_way(yaml: str, monkeypatch, capsys):

@@ -17,6 +17,7 @@ from jhsae.checkpoint import load_sae, save_sae
 from jhsae.data import AbstractNormalizer, ArrayRows, Identity
 from jhsae.errors import UserError
 from jhsae.sae import AbstractSAE
+from jhsae.saved_sae import with_facts
 
 FLAT = {
     "_target_": "jhsae.sae.FlatSAE",
@@ -197,3 +198,20 @@ def test_a_folder_without_an_sae_is_refused(tmp_path):
 
 def test_identity_needs_no_file_and_is_never_fitted():
     assert Identity().shapes(16) == {}
+
+
+def test_what_is_said_beside_the_slots_has_a_type_or_is_refused():
+    path = "sae.json"
+    assert with_facts({"sae": FLAT}, path) == {"sae": FLAT, "reads": {"model": None, "layer": None}}
+    assert with_facts({"reads": {"model": "m"}, "commit": None}, path)["reads"] == {"model": "m", "layer": None}
+    for wrong, key in (
+        ({"name": 3}, "name"),
+        ({"reads": []}, "reads"),
+        ({"reads": {"layer": -1}}, "reads.layer"),
+        ({"reads": {"model": {}}}, "reads.model"),
+        ({"store": {"sha256": 5}}, "store.sha256"),
+        ({"versions": "1"}, "versions"),
+        ({"config_hash": True}, "config_hash"),
+    ):
+        with pytest.raises(UserError, match=f"sae.json: '{key}' is .*; make it again"):
+            with_facts(wrong, path)

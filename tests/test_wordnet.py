@@ -49,3 +49,34 @@ def test_the_bundled_subset_comes_with_its_licence():
     for path in bundled().glob("*.gz"):
         assert b"WordNet 3.0 Copyright 2006 by Princeton University" in gzip.decompress(path.read_bytes())[:2000]
     assert "Princeton University makes no representations".lower() in licence.replace("\n", " ").lower()
+
+
+ENTRY = "00000001 03 n 01 entity 0 000 | that which is  \n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x",
+        "00000001 03 n 01 entity 0",
+        "00000001 03 n zz entity 0 000 | a",
+        "00000001 03 n 00 000 | a",
+        "00000001 03 n 09 entity 0 000 | a",
+        "00000001 03 n 01 entity 0 999999999 @ 1 n 0 | a",
+        "00000001 03 n 01 entity 0 -01 | a",
+        "00000001 03 n 01 entity 0 001 @ 00000001 | a",
+    ],
+)
+def test_a_line_that_is_no_synset(tmp_path, line):
+    (tmp_path / "data.noun").write_text("  1 licence\n" + ENTRY + line + "\n")
+    with pytest.raises(UserError, match=r"data\.noun, line 3, is no synset"):
+        read_wndb(tmp_path, "n")
+
+
+def test_a_gzip_file_that_is_damaged_and_one_that_is_no_file(tmp_path):
+    (tmp_path / "data.noun.gz").write_bytes(gzip.compress(ENTRY.encode())[:-5])
+    with pytest.raises(UserError, match="cannot be read as gzip"):
+        read_wndb(tmp_path, "n")
+    (tmp_path / "data.noun").mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        read_wndb(tmp_path, "n")

@@ -14,7 +14,8 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,10 @@ class Cases:
     seed: int
 
 
-def batch(task: tuple[str, int, int]) -> list[dict[str, Any]]:
+Task = tuple[str, int, int]  # files or configs, the first case, and the one behind the last
+
+
+def batch(task: Task) -> list[dict[str, Any]]:
     """The outcomes of a few cases, in this process."""
     from cases import Cases as Files
     from small_configs import Configs
@@ -52,6 +56,19 @@ def batch(task: tuple[str, int, int]) -> list[dict[str, Any]]:
         row = {"case": number, "kind": case.kind, "file": case.file, "change": case.change, "outcome": word}
         rows.append(row | {"detail": detail, "megabytes": megabytes})
     return rows
+
+
+def run_all(tasks: list[Task], jobs: int) -> tuple[list[dict[str, Any]], list[Task]]:
+    """The rows of the tasks that came back, and the tasks that did not."""
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        running = {pool.submit(batch, task): task for task in tasks}
+        wait(running)
+    ended = [(future, task) for future, task in running.items()]
+    whole = [future.result() for future, _ in ended if future.exception() is None]
+    broken = [task for future, task in ended if isinstance(future.exception(), BrokenProcessPool)]
+    if len(whole) + len(broken) < len(ended):
+        raise RuntimeError([future.exception() for future, _ in ended])
+    return [row for rows in whole for row in rows], broken
 
 
 def table(found: list[dict[str, Any]]) -> str:
@@ -86,8 +103,13 @@ def main() -> int:
         for what, count in (("files", given.files), ("configs", given.configs))
         for start in range(given.first, given.first + count, BATCH)
     ]
-    with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn")) as pool:
-        found = [row for rows in pool.map(batch, tasks) for row in rows]
+    found, broken = run_all(tasks, given.jobs)
+    singles = [(what, number, number + 1) for what, start, stop in broken for number in range(start, stop)]
+    for task in singles:  # one of these ended its process, and the others with it
+        rows, dead = run_all([task], 1)
+        found += rows or [{"case": task[1], "kind": task[0], "outcome": "ended the process", "megabytes": 0}] * len(
+            dead
+        )
     config = Cases(given.files, given.configs, given.first, SEED)
     about = asdict(config) | {"config_hash": cfg.config_hash(config)}
     about |= {key: cfg.provenance()[key] for key in ("commit", "versions")}
@@ -99,7 +121,7 @@ def main() -> int:
     (given.out / "hostile.md").write_text(f"{head}\n\n{table(found)}")
     print(table(found))
     for row in faults:
-        print(" | ".join(str(row[key]) for key in ("case", "kind", "file", "change", "outcome", "detail")))
+        print(" | ".join(str(row.get(key)) for key in ("case", "kind", "file", "change", "outcome", "detail")))
     return 1 if faults else 0
 
 

@@ -48,7 +48,10 @@ class HSAEInSAELens(SAE[HSAEConfig]):
         def empty(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
-        tensors = {name: empty(*shape) for name, shape in self.cfg.hsae["tensors"].items()}
+        shapes = self.cfg.hsae.get("tensors")
+        if not isinstance(shapes, dict) or not all(map(_is_shape, shapes.values())):
+            raise ValueError("cfg.json describes no tensors under hsae.tensors; copy the folder again")
+        tensors = {name: empty(*shape) for name, shape in shapes.items()}
         self.structure = Structure(self.cfg.hsae, tensors)
         for name, shape in self._flat_shapes().items():
             setattr(self, name, nn.Parameter(empty(*shape), requires_grad=False))
@@ -91,6 +94,10 @@ class HSAEInSAELens(SAE[HSAEConfig]):
     def _flat_shapes(self) -> dict[str, tuple[int, ...]]:
         d_in, d_sae = self.cfg.d_in, self.cfg.d_sae
         return {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,), "norms": (d_sae,)}
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(type(size) is int and 0 <= size < 2**40 for size in value)
 
 
 register_sae_class(ARCHITECTURE, HSAEInSAELens, HSAEConfig)

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import faulthandler
 import io
 import os
 import resource
@@ -112,9 +113,11 @@ def _at_most(seconds: float) -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
+    faulthandler.dump_traceback_later(3 * seconds, exit=True)  # a wait in C++ hears no alarm
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 

@@ -93,7 +93,29 @@ def test_only_pickles_there(remote: Path):
         hub.pull("org/name")
 
 
-@pytest.mark.parametrize("subfolder", ["../other", "a/../../b", "/etc"])
+def test_a_link_out_of_the_cache_of_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Inside it links are how the cache is made: snapshots/COMMIT/file -> blobs/HASH."""
+    cache = tmp_path / "models--org--name"
+    snapshot = saved(cache / "snapshots" / "abc")
+    (cache / "blobs").mkdir()
+    for path in list(snapshot.iterdir()):
+        path.rename(cache / "blobs" / path.name)
+        path.symlink_to(f"../../blobs/{path.name}")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(snapshot))
+    assert jhsae.load_sae(hub.pull("org/name"))[0].features == FEATURES
+    (tmp_path / "secret.json").write_text("{}")
+    (snapshot / "more.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(UserError, match=r"more\.json is a link out of the cache of org/name"):
+        hub.pull("org/name")
+
+
+@pytest.mark.parametrize("revision", ["../x", "a/../b", "/etc", "", "a b", "a\nb"])
+def test_a_revision_that_is_none(remote: Path, revision: str):
+    with pytest.raises(UserError, match="expected a branch, tag or commit of org/name"):
+        hub.pull("org/name", revision=revision)
+
+
+@pytest.mark.parametrize("subfolder", ["../other", "a/../../b", "/etc", "a\0b"])
 def test_a_subfolder_outside(remote: Path, subfolder: str):
     with pytest.raises(UserError, match="expected a folder inside of org/name"):
         hub.pull("org/name", subfolder)
@@ -154,6 +176,10 @@ def response(status: int) -> Any:
             "could not be fetched from or sent to the hub (Offline mode);",
         ),
         (errors.LocalEntryNotFoundError("Not here.\nMore"), "could not be fetched from or sent to the hub (Not here);"),
+        (
+            ValueError("Invalid pointer path.\nMore"),
+            "could not be fetched from or sent to the hub (Invalid pointer path);",
+        ),
         (errors.HTTPError("Connection refused"), "could not be fetched from or sent to the hub (Connection refused);"),
     ],
     ids=lambda value: type(value).__name__,
