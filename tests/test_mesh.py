@@ -149,10 +149,20 @@ def test_a_mesh_of_one_device_leaves_the_others_alone():
 
 
 @pytest.mark.parametrize(
-    "data, expert", [(3, 1), (4, 4), (None, 3), (None, 16), (0, 1), (None, 0), (None, -1), (-2, -4)]
+    "data, expert, words",
+    [
+        (3, 1, "expert 1.*8"),
+        (4, 4, "expert 4.*8"),
+        (None, 3, "expert 3.*8"),
+        (None, 16, "expert 16.*8"),
+        (0, 1, "data is 0, expected at least 1"),
+        (None, 0, "expert is 0, expected at least 1"),
+        (None, -1, "expert is -1, expected at least 1"),
+        (-2, -4, "data is -2, expected at least 1"),
+    ],
 )
-def test_sizes_that_do_not_fit_are_an_error_before_any_compute(data, expert):
-    with pytest.raises(UserError, match=f"expert {expert}.*8"):
+def test_sizes_that_do_not_fit_are_an_error_before_any_compute(data, expert, words):
+    with pytest.raises(UserError, match=words):
         make_mesh(MeshShape(data, expert))
 
 
