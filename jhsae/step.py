@@ -21,7 +21,7 @@ from jhsae.data.normalize import AbstractNormalizer
 from jhsae.losses import Objective
 from jhsae.mesh import shard_state
 from jhsae.optimizer import chain
-from jhsae.ranges import Ranged
+from jhsae.ranges import Count, Positive, Ranged, ranged
 from jhsae.revival import AbstractRevival, Never
 from jhsae.sae import AbstractSAE, Forward
 from jhsae.schedule import AbstractSchedule
@@ -58,12 +58,13 @@ class Parts(Ranged, eqx.Module):
     revival: AbstractRevival = Never()
 
 
+@ranged
 def make_step(
     direction: optax.GradientTransformation,
     frozen: PyTree[bool] | None = None,
-    clip: float | None = 1.0,
-    dead_window: int = 1000,
-    sampling_window: int = 2000,
+    clip: Positive | None = 1.0,
+    dead_window: Count = 1000,
+    sampling_window: Count = 2000,
     mesh: Mesh | None = None,
     precision: ops.Precision = "float32",
 ) -> Callable[[tuple[Parts, Array], TrainState], tuple[TrainState, Metrics]]:
