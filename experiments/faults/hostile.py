@@ -63,7 +63,7 @@ def run_all(tasks: list[Task], jobs: int) -> tuple[list[dict[str, Any]], list[Ta
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         running = {pool.submit(batch, task): task for task in tasks}
         wait(running)
-    ended = [(future, task) for future, task in running.items()]
+    ended = list(running.items())
     whole = [future.result() for future, _ in ended if future.exception() is None]
     broken = [task for future, task in ended if isinstance(future.exception(), BrokenProcessPool)]
     if len(whole) + len(broken) < len(ended):

@@ -81,6 +81,40 @@ def mutated_tree(tree: Any, rng: Rng, wild: tuple[Any, ...] = WILD) -> tuple[Any
     return tree, f"{named} twice"
 
 
+NUMBERS = (
+    0,
+    1,
+    2,
+    -1,
+    -2,
+    7,
+    10**9,
+    10**15,
+    -(10**9),
+    0.0,
+    -0.0,
+    0.5,
+    1.5,
+    -1e-3,
+    1e-12,
+    1e12,
+    1e308,
+    float("nan"),
+    float("inf"),
+)
+
+
+def mutated_number(tree: Any, rng: Rng) -> tuple[Any, str]:
+    """A copy of `tree` with another number, of the same kind or of the other, in place of one."""
+    tree = copy.deepcopy(tree)
+    places = [path for path in nodes(tree) if type(_parent(tree, path)[path[-1]]) in (int, float)]
+    if not places:
+        return mutated_tree(tree, rng)
+    path = pick(rng, places)
+    _parent(tree, path)[path[-1]] = value = pick(rng, NUMBERS)
+    return tree, f"{'.'.join(map(str, path))[:60]} = {value}"
+
+
 def json_text(value: Any, rng: Rng) -> str:
     """JSON as Python writes it, NaN and lone surrogates included; now and then with a key that stands there twice."""
     text = json.dumps(value)

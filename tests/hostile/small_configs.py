@@ -8,7 +8,7 @@ import numpy as np
 import yaml
 from artifacts import EMBED, teacher
 from cases import SEED, Case, inside
-from mutations import WILD, mutated_bytes, mutated_tree, pick
+from mutations import WILD, mutated_bytes, mutated_number, mutated_tree, pick
 from outcomes import Outcome, judged
 
 from jhsae import config as cfg
@@ -77,7 +77,7 @@ class Configs:
         file = FILES[number % len(FILES)]
         tree, changes = self.trees[file], []
         for _ in range(pick(rng, (1, 1, 1, 2, 3))):
-            tree, words = mutated_tree(tree, rng, CONFIG_WILD)
+            tree, words = mutated_number(tree, rng) if rng.integers(3) == 0 else mutated_tree(tree, rng, CONFIG_WILD)
             changes.append(words)
         text = written(tree)
         if rng.integers(12) == 0:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 import struct
 import zipfile
@@ -243,6 +244,16 @@ def test_numbers_of_foreign_configs(cases: Cases, kind: str, key: str, number: A
     if (kind, key, number) == ("sparsify", "num_latents", 0):
         pytest.skip("0 is expansion_factor * d_in")
     assert key in refused(cases, kind, JSON[kind], put, tmp_path) or isinstance(number, int)
+
+
+@pytest.mark.parametrize("file", ["state/manifest.ocdbt", "state/_METADATA", "about/metadata"])
+def test_a_checkpoint_with_a_fifo_gives_way_to_the_one_before(cases: Cases, file: str, tmp_path: Path):
+    shutil.copytree(cases.artifact("checkpoint"), tmp_path / "case")
+    with inside(tmp_path / "case"):
+        Path("checkpoints/2", file).unlink()
+        os.mkfifo(Path("checkpoints/2", file))
+        assert cases.judged("checkpoint", tmp_path).word == "right"
+        assert Path("checkpoints/2.damaged").is_dir()
 
 
 def test_every_kind_with_a_file_of_tensors_or_json_is_tried():
