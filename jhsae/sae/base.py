@@ -131,10 +131,9 @@ class AbstractSAE(eqx.Module):
         if not self.sparsifiers:
             return self
         thresholds = usage.thresholds if usage else (jnp.zeros(()),) * len(self.sparsifiers)
-        parts = [
-            part.settled(t, steps).sized(n)
-            for part, t, n in zip(self.sparsifiers, thresholds, self._sizes, strict=True)
-        ]
+        if steps is not None:
+            thresholds = tuple(p.corrected(t, steps) for p, t in zip(self.sparsifiers, thresholds, strict=True))
+        parts = [part.settled(t).sized(n) for part, t, n in zip(self.sparsifiers, thresholds, self._sizes, strict=True)]
         return eqx.tree_at(lambda sae: sae.sparsifiers, self, tuple(parts))
 
     def _selected(self, codes: Codes | TreeCodes) -> tuple[Codes, ...]:
