@@ -61,7 +61,7 @@ def fit(
     state = run_phases(
         state, [phase], _shuffled(rows, batch, seed), devices, log, log_every=max(1, steps // 20), label="fit"
     )
-    return state.sae.settled(state.usage, steps), log.rows
+    return state.sae.settled(state.sae.corrected(state.usage, steps)), log.rows
 
 
 def default_objective(sae: AbstractSAE) -> Objective:
