@@ -110,7 +110,7 @@ def fit(
     log = NoLog()
     every = log_every or max(1, total // 20)
     state = run_phases(state, phases, _shuffled(rows, batch, seed), devices, log, log_every=every, label="fit")
-    return state.sae.settled(state.usage, total), log.rows
+    return state.sae.settled(state.sae.corrected(state.usage, total)), log.rows
 
 
 def default_objective(sae: AbstractSAE) -> Objective:

@@ -128,7 +128,7 @@ def _finish(config: Train, folder: Folder, peers: Peers) -> Folder:
         _say(f"{folder}: stopped by {stop.signal.name} after step {step}, which is saved; the same command continues")
         raise SystemExit(128 + stop.signal)
     about |= {"reads": ModelName.recorded(store.manifest).reads(store.manifest.layer)}
-    settled = state.sae.settled(state.usage, int(jax.device_get(state.step)))
+    settled = state.sae.settled(state.sae.corrected(state.usage, int(jax.device_get(state.step))))
     save_sae(folder / "sae", settled, config.sae, config.data.normalize, normalizer, about)
     barrier("sae written", EXPORT_SECONDS)  # until then the main process serves the others
     return folder

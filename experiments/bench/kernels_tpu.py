@@ -9,7 +9,6 @@ programs without kernels; memory is whole. Exit code 1: a program does not compi
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +22,9 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from jhsae import ops
+from jhsae.bounded import to_json
 from jhsae.errors import UserError
+from jhsae.folders import append_line
 from jhsae.ops import expert_major
 from jhsae.ops.chunks import sized_for
 from jhsae.ops.pallas import experts_tpu, topk_tpu
@@ -94,8 +95,7 @@ def main() -> int:
         compiled &= "error" not in row
         print(line(row), flush=True)
         if arguments.json:
-            with arguments.json.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_line(arguments.json, to_json(row))
     return 0 if compiled else 1
 
 

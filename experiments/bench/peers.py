@@ -10,7 +10,6 @@ Words a.b=c override configs/flat/topk.yaml. Take numbers on a quiet machine: Py
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -23,7 +22,9 @@ import numpy as np
 from peer_sides import ALPHA, LIKE_DICTIONARY_LEARNING, DictionaryLearning, Ours, Outcome, SAELens, Setting, Side
 
 from jhsae import config as cfg
+from jhsae.bounded import to_json
 from jhsae.errors import UserError
+from jhsae.folders import append_line
 
 PAIRS = {"SAELens": "jhsae as SAELens", "dictionary_learning": "jhsae as dictionary_learning"}
 DEAD = (0.0, 0.25, 0.05)  # fractions of the features
@@ -46,8 +47,7 @@ def main() -> int:
             row = compared(arguments, fraction)
             print(table(row), flush=True)
             if arguments.json:
-                with arguments.json.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                append_line(arguments.json, to_json(row))
     except UserError as error:
         print(f"peers: error: {error}", file=sys.stderr)
         return 2

@@ -11,7 +11,6 @@ Exit code 1: a program does not fit its chip.
 
 import argparse
 import itertools
-import json
 import math
 import re
 import sys
@@ -21,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from jhsae import config as cfg
+from jhsae.bounded import to_json
 from jhsae.errors import UserError
+from jhsae.folders import append_line
 from jhsae.mesh import MeshShape, make_mesh
 from jhsae.plan.program import compile_program, sizes_of
 from jhsae.plan.topology import topology
@@ -133,8 +134,7 @@ def report(row: dict[str, Any], path: Path | None) -> bool:
     else:
         print(f"  does not fit: {row['total_gib']:.2f} GiB of {row['chip_gib']:.2f} GiB", flush=True)
     if path:
-        with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_line(path, to_json(row))
     return row["fits"]
 
 

@@ -10,12 +10,13 @@ of the configs and the table into README.md.
 """
 
 import argparse
-import json
 import re
 from pathlib import Path
 
 from jhsae import config as cfg
 from jhsae import evaluate
+from jhsae.bounded import read_lines, to_json
+from jhsae.folders import write_whole
 from jhsae.train import Train
 from jhsae.train import run as train
 
@@ -39,12 +40,12 @@ def main() -> None:
         folder = train(cfg.load(Train, CONFIGS / f"{name}.yaml", [f"out={arguments.runs / name}"]))
         row = evaluate.run(evaluate.Evaluate(str(folder), HELD_OUT, "embedded", sequences=128))
         kept = [old for old in rows() if old["name"] != name]
-        RESULTS.write_text("".join(json.dumps(one) + "\n" for one in [*kept, row]))
+        write_whole(RESULTS, "".join(to_json(one) + "\n" for one in [*kept, row]))
 
 
 def rows() -> list[dict]:
     """The rows there are; one per config."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    return read_lines(RESULTS) if RESULTS.exists() else []
 
 
 def write_comments() -> None:

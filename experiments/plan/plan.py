@@ -17,6 +17,8 @@ from tempfile import TemporaryDirectory
 
 from jhsae import config as cfg
 from jhsae.__main__ import main as jhsae
+from jhsae.bounded import to_json
+from jhsae.folders import append_line
 from jhsae.plan.topology import use_libtpu
 from jhsae.run_config import Train
 
@@ -70,8 +72,7 @@ def plan(topology: str, experts: int, meshes: list[str]) -> int:
         if (code := jhsae([*words, "--json", str(file)])) > 1:
             return code
         row = json.loads(file.read_text()) | {"experts": experts, "libtpu": version("libtpu")}
-    with RESULTS.open("a") as results:
-        results.write(json.dumps(row) + "\n")
+    append_line(RESULTS, to_json(row))
     return 0
 
 

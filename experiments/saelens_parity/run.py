@@ -10,7 +10,6 @@ README's table. Needs ``pip install torch==2.13.0`` and then ``pip install -e '.
 """
 
 import argparse
-import json
 import shutil
 import time
 from pathlib import Path
@@ -20,8 +19,10 @@ import numpy as np
 
 from jhsae import config as cfg
 from jhsae import evals
+from jhsae.bounded import read_lines, to_json
 from jhsae.checkpoint import load_sae
 from jhsae.data import Store, make_loader
+from jhsae.folders import append_line
 from jhsae.interop import saelens
 from jhsae.train import Train
 from jhsae.train import run as train
@@ -93,8 +94,7 @@ def measured(side: str, architecture: str, rate: float, seed: int, arguments: ar
         "seconds": seconds,
         "metrics": metrics,
     }
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    append_line(RESULTS, to_json(row))
     print(
         f"{folder.name}: EV {metrics['ev_r2']:.4f}, L0 {metrics['l0']:.2f}, dead {metrics['dead']:.4f}, {seconds:.0f} s"
     )
@@ -151,7 +151,7 @@ def heldout(sae, normalizer, store: Store) -> dict:
 
 
 def rows() -> list[dict]:
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    return read_lines(RESULTS) if RESULTS.exists() else []
 
 
 def write_table() -> None:

@@ -5,6 +5,7 @@ leaf is a parameter; hyperparameters are static; running statistics live in `Usa
 """
 
 import abc
+import dataclasses
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -124,19 +125,21 @@ class AbstractSAE(Ranged, eqx.Module):
         levels = zip(self.sparsifiers, usage.thresholds, self._selected(codes), strict=True) if self.sparsifiers else ()
         return usage.update(codes, tuple(part.track(t, c) for part, t, c in levels), window)
 
-    def settled(self, usage: Usage | None, steps: int | None = None) -> "AbstractSAE":
+    def corrected(self, usage: Usage, steps: int) -> Usage:
+        """The usage with running thresholds that are right after a short training of `steps` steps too."""
+        pairs = zip(self.sparsifiers, usage.thresholds, strict=True) if self.sparsifiers else ()
+        return dataclasses.replace(usage, thresholds=tuple(part.corrected(t, steps) for part, t in pairs))
+
+    def settled(self, usage: Usage | None) -> "AbstractSAE":
         """The SAE as it is used after training: rules that need a batch or a schedule give way to those that do not.
 
-        `usage` holds the running thresholds; without it they are 0 (a structure into which a saved SAE is read).
-        `steps` is the number of training steps, by which those of a short training are corrected; None for many.
+        `usage` holds the running thresholds, `corrected`; without it they are 0 (a structure into which a saved SAE is
+        read).
         """
         if not self.sparsifiers:
             return self
         thresholds = usage.thresholds if usage else (jnp.zeros(()),) * len(self.sparsifiers)
-        parts = [
-            part.settled(t, steps).sized(n)
-            for part, t, n in zip(self.sparsifiers, thresholds, self._sizes, strict=True)
-        ]
+        parts = [part.settled(t).sized(n) for part, t, n in zip(self.sparsifiers, thresholds, self._sizes, strict=True)]
         return eqx.tree_at(lambda sae: sae.sparsifiers, self, tuple(parts))
 
     def _selected(self, codes: Codes | TreeCodes) -> tuple[Codes, ...]:

@@ -71,11 +71,12 @@ class AbstractSparsifier(Ranged, eqx.Module):
         """The running threshold after a training step that gave `codes`; unchanged unless it keeps one."""
         return threshold
 
-    def settled(self, threshold: Float[Array, ""], steps: int | None = None) -> "AbstractSparsifier":
-        """What replaces it when training is over: itself, or a rule that needs no batch and no schedule.
+    def corrected(self, threshold: Float[Array, ""], steps: int) -> Float[Array, ""]:
+        """The running threshold without the influence of its start, after `steps` training steps."""
+        return threshold
 
-        `steps` is the number of training steps that `track` has seen; None for many.
-        """
+    def settled(self, threshold: Float[Array, ""]) -> "AbstractSparsifier":
+        """What replaces it when training is over: itself, or a rule that needs no batch and no schedule."""
         return self
 
 

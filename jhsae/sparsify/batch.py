@@ -58,8 +58,9 @@ class BatchTopK(AbstractSparsifier):
         moved = (1 - self.threshold_rate) * threshold + self.threshold_rate * least
         return jnp.where(jnp.isfinite(least), moved, threshold)
 
-    def settled(self, threshold: Float[Array, ""], steps: int | None = None) -> AbstractSparsifier:
+    def corrected(self, threshold: Float[Array, ""], steps: int) -> Float[Array, ""]:
         """Steps without a positive code, in which the threshold stays, count as well: the threshold is then too low."""
-        if steps:
-            threshold = threshold / (1 - (1 - self.threshold_rate) ** steps)
+        return threshold / (1 - (1 - self.threshold_rate) ** steps) if steps else threshold
+
+    def settled(self, threshold: Float[Array, ""]) -> AbstractSparsifier:
         return eqx.tree_at(lambda s: s.threshold, JumpReLU(0.0), threshold[None])

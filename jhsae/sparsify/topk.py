@@ -73,7 +73,7 @@ class AnnealedTopK(AbstractTopK):
     def most_active(self, size: int) -> int:
         return self.start
 
-    def settled(self, threshold: Float[Array, ""], steps: int | None = None) -> AbstractSparsifier:
+    def settled(self, threshold: Float[Array, ""]) -> AbstractSparsifier:
         return TopK(self.k, self.topk)
 
 

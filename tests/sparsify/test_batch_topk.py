@@ -177,6 +177,5 @@ def test_the_correction_undoes_the_start_at_zero(rate, steps):
     part, threshold = BatchTopK(1.0, rate), jnp.zeros(())
     for _ in range(steps):
         threshold = part.track(threshold, Codes(jnp.asarray([[0.0, 3.0, 5.0]]), None, 3))
-    np.testing.assert_allclose(part.settled(threshold, steps).threshold, 3.0, rtol=1e-5)
-    assert part.settled(threshold, None).threshold[0] == threshold
-    assert part.settled(jnp.zeros(()), 0).threshold[0] == 0
+    np.testing.assert_allclose(part.corrected(threshold, steps), 3.0, rtol=1e-5)
+    assert part.corrected(jnp.zeros(()), 0) == 0
