@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental.multihost_utils import process_allgather
 
+from jhsae.bounded import MIB, read_bytes
 from jhsae.distributed import barrier, is_main, several
 from jhsae.errors import NoRoomError, UserError
 from jhsae.fingerprint import fingerprints, layout
@@ -42,6 +43,8 @@ class Checkpoints:
     def __init__(self, folder: epath.PathLike, keep: int | None = 2):
         """`keep` checkpoints are kept, the newest; null keeps all. What a killed save left behind is removed."""
         self._folder = epath.Path(folder) if "://" in str(folder) else epath.Path(folder).absolute()
+        for file in [] if "://" in str(folder) else Path(folder).glob("*/_CHECKPOINT_METADATA"):
+            read_bytes(file, MIB)  # Orbax reads each as soon as it is made, and would wait for a FIFO
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 

@@ -9,13 +9,12 @@ fault with its case, and the table hostile.md. CPU, one device.
 
 import argparse
 import json
-import multiprocessing
 import os
+import subprocess
 import sys
 import tempfile
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 os.environ |= {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "hostile")]
-BATCH = 50  # cases of one task: a worker makes its artifacts once
-MADE: dict[str, Any] = {}
+BATCH = 250  # cases of one process, which makes its artifacts once
 
 
 @dataclass(frozen=True)
@@ -40,35 +38,47 @@ class Cases:
 Task = tuple[str, int, int]  # files or configs, the first case, and the one behind the last
 
 
-def batch(task: Task) -> list[dict[str, Any]]:
-    """The outcomes of a few cases, in this process."""
+def child(task: Task, rows: Path) -> None:
+    """Runs the cases of a task in this process, and appends a row for each when it is over."""
     from cases import Cases as Files
     from small_configs import Configs
 
     what, start, stop = task
-    if what not in MADE:
-        MADE[what] = (Files if what == "files" else Configs)(Path(tempfile.mkdtemp(prefix="made")))
-    rows = []
-    for number in range(start, stop):
-        with tempfile.TemporaryDirectory() as place:
-            case = MADE[what].run(number, Path(place).resolve())
-        word, detail, megabytes = case.outcome
-        row = {"case": number, "kind": case.kind, "file": case.file, "change": case.change, "outcome": word}
-        rows.append(row | {"detail": detail, "megabytes": megabytes})
-    return rows
+    with tempfile.TemporaryDirectory() as made, rows.open("a") as file:
+        cases = (Files if what == "files" else Configs)(Path(made).resolve())
+        for number in range(start, stop):
+            with tempfile.TemporaryDirectory() as place:
+                case = cases.run(number, Path(place).resolve())
+            word, detail, megabytes = case.outcome
+            row = {"case": number, "kind": case.kind, "file": case.file, "change": case.change, "outcome": word}
+            file.write(json.dumps(row | {"detail": detail, "megabytes": megabytes}) + "\n")
+            file.flush()
 
 
-def run_all(tasks: list[Task], jobs: int) -> tuple[list[dict[str, Any]], list[Task]]:
-    """The rows of the tasks that came back, and the tasks that did not."""
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        running = {pool.submit(batch, task): task for task in tasks}
-        wait(running)
-    ended = list(running.items())
-    whole = [future.result() for future, _ in ended if future.exception() is None]
-    broken = [task for future, task in ended if isinstance(future.exception(), BrokenProcessPool)]
-    if len(whole) + len(broken) < len(ended):
-        raise RuntimeError([future.exception() for future, _ in ended])
-    return [row for rows in whole for row in rows], broken
+def batch(task: Task) -> list[dict[str, Any]]:
+    """The rows of a task. A case that ends its process is a row too, and the next process begins behind it."""
+    what, start, stop = task
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        rows, log = Path(folder, "rows.jsonl"), Path(folder, "log")
+        while start < stop:
+            words = ["--child", what, str(start), str(stop), str(rows)]
+            rows.write_text("")
+            with log.open("w") as file:
+                code = subprocess.run([sys.executable, __file__, *words], stdout=file, stderr=file).returncode
+            found += [json.loads(row) for row in rows.read_text().splitlines()]
+            if code == 0:
+                break
+            start = found[-1]["case"] + 1 if found and found[-1]["case"] >= start else start
+            if "Traceback" in log.read_text(errors="replace").rpartition("\n\n")[2]:
+                raise RuntimeError(log.read_text(errors="replace")[-3000:])
+            detail = next(
+                (line.strip() for line in log.read_text(errors="replace").splitlines() if "/jhsae/" in line), ""
+            )
+            ended = {"case": start, "kind": what, "file": "", "change": "", "outcome": "ended the process"}
+            found.append(ended | {"detail": f"code {code}: {detail}", "megabytes": 0})
+            start += 1
+    return found
 
 
 def table(found: list[dict[str, Any]]) -> str:
@@ -93,7 +103,11 @@ def main() -> int:
     words.add_argument("--first", type=int, default=0, help="number of the first case")
     words.add_argument("--jobs", type=int, default=2, help="processes")
     words.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the results")
+    words.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     given = words.parse_args()
+    if given.child:
+        child((given.child[0], int(given.child[1]), int(given.child[2])), Path(given.child[3]))
+        return 0
     from cases import SEED
 
     from jhsae import config as cfg
@@ -103,13 +117,8 @@ def main() -> int:
         for what, count in (("files", given.files), ("configs", given.configs))
         for start in range(given.first, given.first + count, BATCH)
     ]
-    found, broken = run_all(tasks, given.jobs)
-    singles = [(what, number, number + 1) for what, start, stop in broken for number in range(start, stop)]
-    for task in singles:  # one of these ended its process, and the others with it
-        rows, dead = run_all([task], 1)
-        found += rows or [{"case": task[1], "kind": task[0], "outcome": "ended the process", "megabytes": 0}] * len(
-            dead
-        )
+    with ThreadPoolExecutor(given.jobs) as pool:
+        found = [row for rows in pool.map(batch, tasks) for row in rows]
     config = Cases(given.files, given.configs, given.first, SEED)
     about = asdict(config) | {"config_hash": cfg.config_hash(config)}
     about |= {key: cfg.provenance()[key] for key in ("commit", "versions")}

@@ -31,6 +31,8 @@ def rows(arrays: Golden) -> list[Row]:
     """Every quantity of a ``saelens`` golden file, architecture by architecture."""
     sizes(arrays, {"x": "batch embed", "dead_mask": "features"})
     names = sorted({key.split("/")[0] for key in arrays if key.endswith("/config")})
+    if not names:
+        raise UserError("the golden file has no array 'NAME/config', expected one for every architecture")
     for name in names:
         sizes(arrays, {"x": "batch embed", "dead_mask": "features", f"{name}/param/W_enc": "embed features"})
     x, dead = jnp.asarray(arrays["x"]), jnp.asarray(arrays["dead_mask"], jnp.float32)

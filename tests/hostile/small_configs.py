@@ -69,7 +69,8 @@ class Configs:
         self.trees = {file: self._tree(file) for file in FILES}
 
     def _tree(self, file: str) -> dict[str, Any]:
-        return small(cfg.to_dict(cfg.load(Train, CONFIGS / file, ["data.store=store", "out=out/run"])))
+        words = ["data.store=store", "out=out/run"] + ["teacher=teacher"] * ("geometry" in file)
+        return small(cfg.to_dict(cfg.load(Train, CONFIGS / file, words)))
 
     def run(self, number: int, place: Path) -> Case:
         """Case `number`, in the empty folder `place`."""

@@ -256,6 +256,16 @@ def test_a_checkpoint_with_a_fifo_gives_way_to_the_one_before(cases: Cases, file
         assert Path("checkpoints/2.damaged").is_dir()
 
 
+@pytest.mark.parametrize("spoil", [endless, large, os.mkfifo])
+def test_what_orbax_reads_of_a_checkpoint_at_once(cases: Cases, spoil: Callable[[Path], None], tmp_path: Path):
+    def instead(path: Path) -> None:
+        if spoil is os.mkfifo:
+            path.unlink()
+        spoil(path)
+
+    refused(cases, "checkpoint", "checkpoints/2/_CHECKPOINT_METADATA", instead, tmp_path)
+
+
 def test_every_kind_with_a_file_of_tensors_or_json_is_tried():
     named = {*SAFETENSORS, *JSON, "Gemma Scope", "golden numbers", "pickle", "WordNet", "page", "checkpoint"}
     assert named | {"evaluated run"} == set(KINDS)
