@@ -81,15 +81,18 @@ def write_whole(path: Folder, content: str | bytes) -> None:
             path.write_bytes(data)
             return
         partial = path.with_name(path.name + PARTIAL)
-        write_synced(partial, data)
+        Path(partial).unlink(missing_ok=True)  # a link that somebody put there would be followed
+        write_synced(partial, data, "xb")
         rename_synced(Path(partial), Path(path))
 
 
 def append_line(path: Folder, line: str) -> None:
     """Appends one line, which is on the disk when this returns; what a kill left of another one is cut off first.
 
+    A file of several names (a hard link) is replaced by its own copy, so that nothing outside of the folder changes.
+
     Raises:
-        UserError: the disk is full, or nothing may be written there.
+        UserError: the disk is full, nothing may be written there, or `path` is a link or no file.
     """
     data = (line + "\n").encode()
     with writing(path):
@@ -97,8 +100,21 @@ def append_line(path: Folder, line: str) -> None:
             whole = path.read_bytes() if path.exists() else b""
             path.write_bytes(whole[: whole.rfind(b"\n") + 1] + data)
             return
+        _refuse_link(Path(path))
+        if path.exists() and os.stat(path).st_nlink > 1:
+            whole = path.read_bytes()
+            write_whole(path, whole[: whole.rfind(b"\n") + 1] + data)
+            return
         mend(Path(path))
         write_synced(path, data, "ab")
+
+
+def _refuse_link(path: Path) -> None:
+    """Raises `UserError` where appending to `path` would write to another place, or wait for a reader for ever."""
+    if path.is_symlink():
+        raise UserError(f"{path} is a link to {os.readlink(path)}, expected a file of its folder; put a copy there")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is a folder, a FIFO or a device, expected a file; remove it")
 
 
 def mend(path: Path) -> None:

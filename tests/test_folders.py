@@ -1,6 +1,7 @@
 """Run folders in a bucket, as far as that can be tried without one: a file system in memory answers for s3://."""
 
 import json
+import os
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from jhsae import config
 from jhsae.checkpoint import load_sae, save_sae
 from jhsae.data import Identity
 from jhsae.errors import UserError
-from jhsae.folders import PARTIAL, is_bucket, local_copy, open_folder, write_whole
+from jhsae.folders import PARTIAL, append_line, is_bucket, local_copy, open_folder, write_whole
 from jhsae.logs import RunLog
 from jhsae.run_config import Train
 from jhsae.run_folder import begin, claim, finished
@@ -50,6 +51,33 @@ def test_a_local_path_is_a_path(tmp_path):
     assert open_folder(str(tmp_path)) == tmp_path and not is_bucket(tmp_path)
     with local_copy(tmp_path / "a") as same:
         assert same == tmp_path / "a"
+
+
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_a_link_in_a_folder_of_somebody_else_is_not_written_through(tmp_path, link):
+    outside, folder = tmp_path / "outside", tmp_path / "run"
+    outside.write_text("a line\nand what follows it")
+    folder.mkdir()
+    getattr(folder / f"run.json{PARTIAL}", link)(outside)
+    write_whole(folder / "run.json", "new")
+    assert (folder / "run.json").read_text() == "new" and not (folder / "run.json").is_symlink()
+    getattr(folder / "results.jsonl", link)(outside)
+    if link == "symlink_to":
+        with pytest.raises(UserError, match="results.jsonl is a link to .*, expected a file of its folder"):
+            append_line(folder / "results.jsonl", "{}")
+    else:
+        append_line(folder / "results.jsonl", "{}")
+        assert (folder / "results.jsonl").read_text() == "a line\n{}\n"
+    assert outside.read_text() == "a line\nand what follows it"
+
+
+def test_a_fifo_is_neither_appended_to_nor_waited_for(tmp_path):
+    os.mkfifo(tmp_path / f"run.json{PARTIAL}")
+    write_whole(tmp_path / "run.json", "new")
+    assert (tmp_path / "run.json").read_text() == "new"
+    os.mkfifo(tmp_path / "results.jsonl")
+    with pytest.raises(UserError, match="is a folder, a FIFO or a device, expected a file"):
+        append_line(tmp_path / "results.jsonl", "{}")
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
