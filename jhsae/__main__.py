@@ -6,6 +6,7 @@ expected is one line on stderr and an exit code of `EXIT_CODES`; a traceback is 
 
 import argparse
 import importlib
+import io
 import os
 import shutil
 import sys
@@ -127,11 +128,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (default: the process's) and returns the exit code."""
     # transformers would say that PyTorch is missing, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a locale without UTF-8 cannot show every name
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             return _outcome(argv)
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # closed by whoever started us
+                sys.stdout.flush()
     except BrokenPipeError:  # such as `jhsae train --help | head -1`; what is left goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE
@@ -139,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _outcome(argv: Sequence[str] | None) -> int:
     try:
+        _check_place()
         arguments = _arguments(argv)
         if arguments.verb in (words := {"bench": bench, "plan": plan}):
             return words[arguments.verb].run(arguments)
@@ -154,6 +159,14 @@ def _outcome(argv: Sequence[str] | None) -> int:
             raise
         print(f"jhsae: error: {expected[0]}", file=sys.stderr)
         return expected[1]
+
+
+def _check_place() -> None:
+    """Raises `UserError` where the working directory is gone, without which no import and no path works."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("the working directory was removed; change into one that exists") from error
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -17,7 +17,7 @@ from jhsae import evaluate, train
 from jhsae.bounded import to_json
 from jhsae.errors import UserError
 from jhsae.escaping import escaped
-from jhsae.folders import write_whole
+from jhsae.folders import local_folder, write_whole
 from jhsae.lock import owned
 from jhsae.ranges import Count, Seed, Words, ranged
 
@@ -59,7 +59,7 @@ class Variant:
 
 def run(config: Ablate) -> Path:
     """Trains and evaluates every variant, writes results.jsonl and table.md, prints the table."""
-    out = Path(config.out)
+    out = local_folder(config.out)
     with owned(out, "ablate"):
         return _run(config, out)
 

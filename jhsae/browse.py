@@ -19,7 +19,7 @@ from jhsae.data.normalize import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.evals.origin import check_origin, language_model
 from jhsae.evaluate import expert_names
-from jhsae.folders import write_whole, writing
+from jhsae.folders import local_folder, write_whole, writing
 from jhsae.ranges import Count, Natural, Words, ranged
 from jhsae.sae import AbstractSAE, HierarchicalSAE
 
@@ -54,7 +54,7 @@ class Browse:
 
 def run(config: Browse) -> Path:
     """Writes the page and returns its path. Raises `UserError` before any compute for bad input."""
-    folder, out = Path(config.run), Path(config.out)
+    folder, out = Path(config.run), local_folder(config.out)
     sae, normalizer, about = load_sae(folder, trust=config.trust)
     name = about.get("name") or folder.name
     claim(out, name)

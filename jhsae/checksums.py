@@ -12,17 +12,19 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from etils import epath
 
 from jhsae.bounded import MIB, inside, read_bytes, regular_file, size_of
-from jhsae.errors import UserError
+from jhsae.errors import UserError, sentence
 from jhsae.folders import PARTIAL, Folder, is_bucket, refuse_existing, rename_synced, sync, writing
 from jhsae.lock import is_owned, owned
 
 NAME = "SHA256SUMS"
 LIMIT = 64 * MIB
+NOTICES = 10
 LINE = re.compile(r"([0-9a-f]{64}) [ *](\S.*)")
 AGAIN = "copy or make it again"
 
@@ -141,10 +143,16 @@ class Sums:
 
     def notice(self, read: Iterable[str]) -> None:
         """Says of files that were not read (a README) that they are not what was written: they may be edited."""
-        for name in sorted((self.known or {}).keys() - set(read)):
-            path = self.folder / name
-            if not path.is_file() or hash_file(path) != (self.known or {})[name]:
-                print(f"{path} is not the file that was written (its checksum in {NAME} differs); it was not used")
+        changed = (name for name in sorted((self.known or {}).keys() - set(read)) if self._is_changed(name))
+        for name in islice(changed, NOTICES):
+            text = f"{self.folder / name} is not the file that was written (its checksum in {NAME} differs)"
+            print(sentence(f"{text}; it was not used"))
+        if next(changed, None) is not None:
+            print(f"{self.folder} has more such files")
+
+    def _is_changed(self, name: str) -> bool:
+        path = self.folder / name
+        return not path.is_file() or hash_file(path) != (self.known or {})[name]
 
     def _listed(self, name: str) -> None:
         if self.known is not None and name not in self.known:
@@ -181,7 +189,8 @@ def parse(text: bytes, where: Folder | str) -> dict[str, str]:
     for number, line in enumerate(lines, 1):
         if (match := LINE.fullmatch(line)) is None:
             raise UserError(f"{where}, line {number}: got {line[:80]!r}, expected a sha256 and a file; {AGAIN}")
-        name = inside("", match[2], where).as_posix()
+        inside(str(where).rpartition("/")[0] or ".", match[2], where)
+        name = PurePosixPath(match[2]).as_posix()
         if name in found:
             raise UserError(f"{where}, line {number}: {name} stands there twice; {AGAIN}")
         found[name] = match[1]

@@ -71,10 +71,10 @@ class TreeCodes(eqx.Module):
         experts, atoms = self.parents.size, self.children.size
         p_index = self.parents.slot_indices()
         c_index = experts + p_index[..., None] * atoms + self.children.slot_indices()
-        batch = p_index.shape[:-1]
+        shape = (*p_index.shape[:-1], c_index.shape[-2] * c_index.shape[-1])  # -1 is no size where there are no tokens
         return Codes(
-            jnp.concatenate([self.parents.values, self.children.values.reshape(*batch, -1)], axis=-1),
-            jnp.concatenate([p_index, c_index.reshape(*batch, -1)], axis=-1),
+            jnp.concatenate([self.parents.values, self.children.values.reshape(shape)], axis=-1),
+            jnp.concatenate([p_index, c_index.reshape(shape)], axis=-1),
             experts * (1 + atoms),
         )
 

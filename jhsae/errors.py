@@ -18,8 +18,8 @@ class NoRoomError(UserError):
     exit_code = 4
 
 
-def sentence(error: BaseException) -> str:
-    """The text of an error as a terminal shows it: one line of at most `LONGEST` characters.
+def sentence(error: BaseException | str) -> str:
+    """The text of an error, or a note, as a terminal shows it: one line of at most `LONGEST` characters.
 
     Characters that have no shape, such as those that steer a terminal, are written out: the text may quote a file.
     """

@@ -18,7 +18,7 @@ from jhsae.checkpoint import load_sae
 from jhsae.data import AbstractNormalizer, Store
 from jhsae.errors import UserError
 from jhsae.evals.origin import check_origin, language_model
-from jhsae.folders import refuse_existing
+from jhsae.folders import local_folder, refuse_existing
 from jhsae.forms import check
 from jhsae.interop import delphi, hub, neuronpedia, plain, saelens, torch_hsae
 from jhsae.lock import owned
@@ -72,7 +72,7 @@ class Job(NamedTuple):
 
 def run(config: Export) -> Path:
     """Writes the folder and returns it. Raises `UserError` before any compute for bad input."""
-    out = Path(config.out)
+    out = local_folder(config.out)
     with owned(out, "export"):
         refuse_existing(out)
         _write(config, out)

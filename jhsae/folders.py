@@ -19,6 +19,7 @@ from jhsae.outcome import no_room
 
 Folder: TypeAlias = Path | epath.Path
 PARTIAL = ".partial"
+BUCKETS = ("gs://", "s3://")
 
 
 def is_bucket(path: str | Folder) -> bool:
@@ -27,8 +28,21 @@ def is_bucket(path: str | Folder) -> bool:
 
 
 def open_folder(path: str | Folder) -> Folder:
-    """The path as an object with the methods of `pathlib.Path`."""
-    return epath.Path(path) if is_bucket(path) else Path(path)
+    """The path as an object with the methods of `pathlib.Path`. `UserError`: a URL of no bucket, a ``~``."""
+    if not is_bucket(path):
+        return local_folder(path)
+    if not str(path).startswith(BUCKETS):
+        raise UserError(f"{path} is no folder that can be opened, expected a path or one of {', '.join(BUCKETS)}")
+    return epath.Path(path)
+
+
+def local_folder(path: str | Folder, word: str = "out") -> Path:
+    """A path of this machine. `UserError`: a URL, of which pathlib makes a path, or a ``~`` that no shell replaced."""
+    if is_bucket(path):
+        raise UserError(f"{word} is {path}, expected a path of this machine; write a local path and copy it from there")
+    if str(path).split("/")[0].startswith("~"):
+        raise UserError(f"{path} begins with ~, which stands for no folder here; write the path out: $HOME/...")
+    return Path(path)
 
 
 def make_folder(folder: Folder) -> None:

@@ -12,7 +12,7 @@ from jhsae import config as cfg
 from jhsae.checkpoint import load_sae
 from jhsae.checksums import whole_folder
 from jhsae.errors import UserError
-from jhsae.folders import refuse_existing
+from jhsae.folders import local_folder, refuse_existing
 from jhsae.interop import dictionary_learning, gemma_scope, hub, imported, openai, saelens, sparsify
 from jhsae.interop.imported import Imported
 from jhsae.lock import owned
@@ -41,7 +41,7 @@ class Import:
 
 def run(config: Import) -> Path:
     """Reads, writes ``{out}/sae`` and ``{out}/import.yaml``, and returns the run folder. `UserError` for bad input."""
-    out = Path(config.out)
+    out = local_folder(config.out)
     with owned(out, "import"):
         refuse_existing(out)
         return _run(config, out)

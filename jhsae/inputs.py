@@ -21,12 +21,9 @@ def as_rows(x: Any, embed: int | None, name: str = "x") -> Float[Array, "rows em
 
     Lists, NumPy, JAX and torch arrays are taken. Raises `UserError` as `host_rows` does.
     """
-    if isinstance(x, jax.core.Tracer):
-        check_rows(x, embed, name)
-        return x
-    found = x if isinstance(x, jax.Array) else jnp.asarray(host_rows(x, embed, name))
+    found = x if isinstance(x, jax.Array | jax.core.Tracer) else jnp.asarray(host_rows(x, embed, name))
     check_rows(found, embed, name)
-    return _all_finite(found, name)
+    return found if isinstance(found, jax.core.Tracer) else _all_finite(found, name)
 
 
 def host_rows(x: Any, embed: int | None = None, name: str = "x") -> Float[np.ndarray, "rows embed"]:
@@ -36,6 +33,8 @@ def host_rows(x: Any, embed: int | None = None, name: str = "x") -> Float[np.nda
         UserError: not numbers, not floats, not two axes, another width than `embed`, or rows that are not finite.
     """
     x = x.detach().cpu().float() if hasattr(x, "detach") else x  # torch, of which NumPy takes no bfloat16
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise UserError(f"{name} has masked numbers, expected whole rows; leave them out, or write {name}.filled(0)")
     try:
         found = np.asarray(x)
         if found.dtype.kind in "iu" and not hasattr(x, "dtype"):  # whole numbers in a list, as in [[0, 1]]
@@ -43,6 +42,7 @@ def host_rows(x: Any, embed: int | None = None, name: str = "x") -> Float[np.nda
         check_rows(found, embed, name)
         with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite and is named below
             found = found.astype(np.float32) if found.dtype.itemsize > 4 else found
+        found = found.astype(found.dtype.newbyteorder("="), copy=False)  # of another machine, which JAX does not take
     except (ValueError, TypeError) as error:
         if isinstance(error, UserError):
             raise

@@ -109,6 +109,8 @@ def _locked(folder: Path, real: Path, record: dict[str, Any]) -> Iterator[None]:
     """Holds the lock file of a local folder."""
     if folder.is_symlink() and not folder.exists():
         raise UserError(f"{folder} is a link to {os.readlink(folder)}, which does not exist; write another path")
+    if not real.name:
+        raise UserError(f"{folder} is the root of all files; write the path of a folder in it")
     beside, inside = real.with_name(_hidden(real.name)), real / SUFFIX
     with _parents(folder, real.parent):
         try:

@@ -30,6 +30,8 @@ def outcome(error: BaseException) -> tuple[str, int] | None:
         return f"the memory of a device is used up ({one_line(error)}); {_LESS}", NO_ROOM
     if isinstance(error, UnicodeEncodeError) or (isinstance(error, ValueError) and "embedded null" in str(error)):
         return f"a path or a name has characters that no file can have ({one_line(error)}); write another", WRONG
+    if isinstance(error, ImportError) and "install" in str(error).lower():  # what fsspec says of a bucket
+        return f"a library is missing ({one_line(error)})", WRONG
     number, reason = system_error(error), getattr(error, "strerror", None) or one_line(error)
     if number in FULL:
         return f"{_place(error)} cannot be written ({reason}); make room, then run the same command", NO_ROOM

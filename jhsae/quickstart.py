@@ -14,6 +14,7 @@ from jhsae import config as cfg
 from jhsae import evaluate, harvest, report, teach, train
 from jhsae.data import Store
 from jhsae.errors import UserError
+from jhsae.folders import local_folder
 from jhsae.lock import owned
 from jhsae.ranges import Count, Words, ranged
 from jhsae.teacher.artifact import read_numbers
@@ -38,7 +39,7 @@ class Quickstart:
 
 def run(config: Quickstart) -> Path:
     """Runs every step and returns the path of report.html."""
-    out = Path(config.out)
+    out = local_folder(config.out)
     with owned(out, "quickstart"):
         return _run(config, out)
 

@@ -20,7 +20,7 @@ from jhsae import config as cfg
 from jhsae import lm
 from jhsae.config import Slot, Supplied
 from jhsae.errors import UserError
-from jhsae.folders import refuse_existing
+from jhsae.folders import local_folder, refuse_existing
 from jhsae.lock import owned
 from jhsae.metric import causal
 from jhsae.ranges import Count, Fraction, Natural, PositiveFraction, Seed, Words, ranged
@@ -82,8 +82,9 @@ class Teach:
 
 def run(config: Teach) -> Path:
     """Makes the teacher and returns its folder. Raises `UserError` before any compute for bad input."""
-    with owned(config.out, "teach"):
-        refuse_existing(Path(config.out))
+    out = local_folder(config.out)
+    with owned(out, "teach"):
+        refuse_existing(out)
         return _run(config)
 
 

@@ -186,3 +186,18 @@ def test_what_cannot_be_made_is_a_sentence(tmp_path, in_the_way):
         (tmp_path / "b").symlink_to(tmp_path / "nothing" / "here")
         with pytest.raises(UserError, match=r"b is a link to .*, which does not exist"):
             teacher().save(tmp_path / "b")
+
+
+def test_notes_of_a_hostile_list_are_few_and_steer_no_terminal(tmp_path, capsys):
+    """A list of files that are not there, some with names that a terminal would obey."""
+    save_sae(tmp_path / "a", *arguments())
+    with (tmp_path / "a" / NAME).open("a") as file:
+        file.writelines(f"{A}  \x1b[31m{i}\n" for i in range(1000))
+    load_sae(tmp_path / "a")
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and len(said.splitlines()) < 20 and "has more such files" in said
+
+
+def test_a_list_names_the_folder_that_its_names_must_stay_in():
+    with pytest.raises(UserError, match="expected a path inside of run/sae; it was not opened"):
+        parse(f"{A}  /etc/passwd\n".encode(), "run/sae/SHA256SUMS")

@@ -11,8 +11,9 @@ from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
 from jhsae import config
+from jhsae.__main__ import main
 from jhsae.checkpoint import load_sae, save_sae
-from jhsae.data import Identity
+from jhsae.data import Identity, Store
 from jhsae.errors import UserError
 from jhsae.folders import PARTIAL, append_line, is_bucket, local_copy, open_folder, write_whole
 from jhsae.logs import RunLog
@@ -47,6 +48,20 @@ def test_the_path_of_a_bucket_stays_as_it_is(path):
     assert str(open_folder(folder)) == path
 
 
+@pytest.mark.parametrize("path", ["http://127.0.0.1:9/run", "memory://run", "file:///run", "hf://a/b", "://", "x://y"])
+def test_another_url_is_no_folder_and_no_store(path):
+    with pytest.raises(UserError, match="is no folder that can be opened, expected a path or one of gs://, s3://"):
+        load_sae(path)
+    if not path.startswith("file"):
+        with pytest.raises(UserError, match="is no store that can be opened, expected a folder or one of file://"):
+            Store.open(path)
+
+
+def test_the_url_of_a_store_that_cannot_be_parsed():
+    with pytest.raises(UserError, match=r"cannot be opened .*Query string not supported"):
+        Store.open("file:///store?x=1")
+
+
 def test_a_local_path_is_a_path(tmp_path):
     assert open_folder(str(tmp_path)) == tmp_path and not is_bucket(tmp_path)
     with local_copy(tmp_path / "a") as same:
@@ -63,7 +78,7 @@ def test_a_link_in_a_folder_of_somebody_else_is_not_written_through(tmp_path, li
     assert (folder / "run.json").read_text() == "new" and not (folder / "run.json").is_symlink()
     getattr(folder / "results.jsonl", link)(outside)
     if link == "symlink_to":
-        with pytest.raises(UserError, match="results.jsonl is a link to .*, expected a file of its folder"):
+        with pytest.raises(UserError, match=r"results.jsonl is a link to .*, expected a file of its folder"):
             append_line(folder / "results.jsonl", "{}")
     else:
         append_line(folder / "results.jsonl", "{}")
@@ -124,3 +139,34 @@ def test_an_sae_is_written_to_a_bucket_and_read_from_it(bucket):
     assert about["sae"] == FLAT and finished(bucket)
     with pytest.raises(UserError, match="is never overwritten"):
         save_sae(bucket / "sae", sae, FLAT, IDENTITY, Identity(), {})
+
+
+@pytest.mark.parametrize("verb", ["export", "import", "teach", "quickstart", "browse"])
+def test_what_is_written_on_this_machine_alone_takes_no_url(tmp_path, monkeypatch, capsys, verb):
+    """pathlib would make the folder gs:/ of it."""
+    monkeypatch.chdir(tmp_path)
+    save_sae("run", *small())
+    words = {
+        "export": ["run=run", "format=folder"],
+        "import": ["source=run"],
+        "teach": ["teacher/embedded.yaml"],
+        "quickstart": [],
+        "browse": ["run=run", "store=none", "lm=none"],
+    }[verb]
+    assert main([verb, *words, "out=gs://bucket/page.html"]) == 2
+    assert "out is gs://bucket/page.html, expected a path of this machine" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def small():
+    sae = config.build(FLAT, AbstractSAE, key=jax.random.key(0))
+    return sae, FLAT, IDENTITY, Identity(), {"name": "a"}
+
+
+def test_a_tilde_that_the_shell_left_is_no_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_sae("run", *small())
+    assert main(["export", "run=run", "format=folder", "out=~/x"]) == 2
+    assert "begins with ~, which stands for no folder here; write the path out: $HOME/..." in capsys.readouterr().err
+    assert main(["export", "run=run", "format=folder", "out=/"]) == 2
+    assert "/ is the root of all files" in capsys.readouterr().err

@@ -42,6 +42,20 @@ def test_arrays_of_any_float_are_taken(x):
     np.testing.assert_allclose(np.asarray(as_rows(x, EMBED), np.float32), X[: len(x)], rtol=1e-2)
 
 
+@each
+def test_no_rows_have_no_codes(sae):
+    assert sae.encode(X[:0]).dense().shape == (0, sae.features) and sae(X[:0]).shape == (0, EMBED)
+
+
+def test_bytes_in_the_order_of_another_machine_are_taken():
+    np.testing.assert_array_equal(as_rows(X.astype(">f4"), EMBED), X)
+
+
+def test_masked_numbers_are_no_numbers():
+    with pytest.raises(UserError, match=r"x has masked numbers, expected whole rows"):
+        host_rows(np.ma.masked_greater(X, 0))
+
+
 def test_a_tensor_of_torch_is_taken():
     torch = pytest.importorskip("torch")
     for tensor in (torch.tensor(X), torch.tensor(X, requires_grad=True), torch.tensor(X).to(torch.bfloat16)):

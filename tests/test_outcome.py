@@ -47,6 +47,7 @@ def caused(outer: Exception, cause: Exception) -> Exception:
             4,
             "cannot be",
         ),
+        (ImportError("Please install gcsfs to access Google Storage"), 2, "a library is missing .*gcsfs"),
         (MemoryError("Unable to allocate 9 TiB"), 4, "memory is used up .*9 TiB"),
         (OOM, 4, "the memory of a device is used up .*data.batch"),
         (ValueError("embedded null byte"), 2, "characters that no file can have"),
@@ -125,7 +126,7 @@ def test_an_sae_that_no_memory_holds_is_refused_before_it_is_made(config, capsys
 def test_a_folder_that_cannot_be_made(config, capsys, out):
     (config.parent / "file").write_text("x")
     code, said = ends(config, capsys, f"out={config.parent / out.format(long='x' * 300)}")
-    assert code == 2 and any(words in said for words in ("cannot be used", "cannot be made", "not a run folder"))
+    assert code == 2 and any(words in said for words in ("cannot be used", "cannot be written", "not a run folder"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -170,6 +171,15 @@ def test_a_reader_that_goes_away():
         process.stdout.close()
         said = process.stderr.read()
     assert process.returncode == 141 and said == b""
+
+
+@pytest.mark.parametrize("how", ["cd $(mktemp -d) && rmdir $PWD &&", "", "LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0"])
+def test_a_place_gone_a_closed_output_and_a_locale_without_utf8(how):
+    """Each is one line: the shell removes the directory, closes stdout, or names a locale that has ASCII alone."""
+    closed = "" if how else ">&-"
+    line = f"{how} {sys.executable} -m jhsae report runs=[é] out=page.html {closed}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and re.fullmatch(r"jhsae: error: .*\n", done.stderr), done.stderr
 
 
 def test_help_lists_every_exit_code(capsys):

@@ -13,6 +13,8 @@ import tensorstore as ts
 from jhsae.checksums import hash_file
 from jhsae.errors import UserError
 
+SCHEMES = ("file://", "gs://", "s3://")
+
 
 def is_bucket(path: str | Path) -> bool:
     """True for ``gs://``, ``s3://`` and other URLs that tensorstore opens."""
@@ -20,9 +22,14 @@ def is_bucket(path: str | Path) -> bool:
 
 
 def kvstore(path: str | Path) -> ts.KvStore:
-    """The key-value view of a store's folder, local or in a bucket."""
+    """The key-value view of a store's folder, local or in a bucket. `UserError`: another URL than `SCHEMES`."""
     if is_bucket(path):
-        return ts.KvStore.open(str(path).rstrip("/") + "/").result()
+        if not str(path).startswith(SCHEMES):
+            raise UserError(f"{path} is no store that can be opened, expected a folder or one of {', '.join(SCHEMES)}")
+        try:
+            return ts.KvStore.open(str(path).rstrip("/") + "/").result()
+        except ValueError as error:
+            raise UserError(f"{path} cannot be opened ({short(error)}); write a folder, or the URL of one") from error
     return ts.KvStore.open({"driver": "file", "path": os.path.abspath(path) + "/"}).result()
 
 

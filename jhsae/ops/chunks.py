@@ -32,7 +32,7 @@ def on_cpu() -> bool:
 def chunk_size(batch: int, bytes_per_token: int, at_least: int = 1) -> int:
     """How many tokens a chunk holds: what the memory allows, and a divisor of the batch where one is near."""
     budget = CPU_BYTES if on_cpu() else ACCELERATOR_BYTES
-    most = min(batch, max(at_least, budget // max(bytes_per_token, 1)))
+    most = min(max(batch, 1), max(at_least, budget // max(bytes_per_token, 1)))
     divisor = next(size for size in range(most, 0, -1) if batch % size == 0)
     return divisor if 2 * divisor >= most else most
 

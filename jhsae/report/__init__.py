@@ -17,7 +17,7 @@ from annotated_types import MinLen
 from jhsae import bounded
 from jhsae.config import to_dict
 from jhsae.errors import UserError
-from jhsae.folders import write_whole, writing
+from jhsae.folders import local_folder, write_whole, writing
 from jhsae.ranges import Words, ranged
 from jhsae.report.page import MARKER, render
 from jhsae.report.reading import Run, read_runs, read_teacher
@@ -44,7 +44,7 @@ def run(config: Report) -> Path:
     """Writes the page and returns its path. Raises `UserError` before anything is written."""
     runs = read_runs(config.runs)
     teacher = read_teacher(config.teacher) if config.teacher else None
-    out = Path(config.out)
+    out = local_folder(config.out)
     claim(out, runs)
     page = render(to_dict(config), runs, teacher)
     with writing(out):
