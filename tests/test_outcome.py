@@ -125,7 +125,7 @@ def test_an_sae_that_no_memory_holds_is_refused_before_it_is_made(config, capsys
 def test_a_folder_that_cannot_be_made(config, capsys, out):
     (config.parent / "file").write_text("x")
     code, said = ends(config, capsys, f"out={config.parent / out.format(long='x' * 300)}")
-    assert code == 2 and any(words in said for words in ("cannot be used", "cannot be made", "not a run folder"))
+    assert code == 2 and any(words in said for words in ("cannot be written", "not a run folder"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
