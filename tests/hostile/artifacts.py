@@ -20,11 +20,11 @@ from outcomes import as_command
 from safetensors.numpy import save_file
 
 from jhsae import config as cfg
-from jhsae import lm, train
+from jhsae import lm, optimizer, train
 from jhsae.__main__ import main
 from jhsae.assets.torch.hsae import HSAE
 from jhsae.checkpoint import Checkpoints, save_sae
-from jhsae.data import ConstantNorm, Identity, Store, write_array
+from jhsae.data import AbstractNormalizer, ConstantNorm, Identity, Store, write_array
 from jhsae.errors import UserError
 from jhsae.evaluate import Evaluate
 from jhsae.interop import saelens, torch_hsae
@@ -101,7 +101,7 @@ def sae() -> None:
     """A hierarchical SAE with a fitted normaliser."""
     made = HierarchicalSAE(EMBED, EXPERTS, SUB, ATOMS, TopK(2), TopK(1), key=jax.random.key(0))
     store()
-    normalizer = cfg.build(SCALE).fit(Store.open("store"))
+    normalizer = cfg.build(SCALE, AbstractNormalizer).fit(Store.open("store"))
     shutil.rmtree("store")
     save_sae("run/sae", made, TREE, SCALE, normalizer, ABOUT)
 
@@ -189,7 +189,7 @@ def checkpoint() -> None:
 
 def state_of() -> TrainState:
     sae = FlatSAE(EMBED, FEATURES, TopK(3), key=jax.random.key(0))
-    return TrainState.init(sae, cfg.build({"_target_": "jhsae.optimizer.adam"}), jax.random.key(1))
+    return TrainState.init(sae, optimizer.adam(), jax.random.key(1))
 
 
 def restored() -> Callable[[], int]:
