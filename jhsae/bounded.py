@@ -384,7 +384,9 @@ def _check_events(events: Iterator[Any], where: str | File) -> None:
             elif event.anchor:
                 sizes[event.anchor] = 1
             if isinstance(event, yaml.ScalarEvent) and _long_number(event):
-                raise UserError(f"{where} holds a number of {len(event.value):,} digits; it was not read")
+                raise UserError(
+                    f"{where} holds a number of {len(event.value):,} digits, expected at most {YAML_NUMBER:,}"
+                )
             total += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, before = open_nodes.pop()

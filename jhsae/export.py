@@ -73,21 +73,24 @@ class Job(NamedTuple):
 def run(config: Export) -> Path:
     """Writes the folder and returns it. Raises `UserError` before any compute for bad input."""
     out = local_folder(config.out)
+    refuse_existing(out)
+    job = _read(config)
     with owned(out, "export"):
-        refuse_existing(out)
-        _write(config, out)
+        refuse_existing(out)  # again: somebody may have written it meanwhile
+        FORMATS[config.format](job, out)
     print(f"wrote {out}")
     if config.push is not None:
         print(f"pushed to {hub.push(out, config.push)}")
     return out
 
 
-def _write(config: Export, out: Path) -> None:
+def _read(config: Export) -> Job:
+    """What is exported; bad input ends here, before anything is written, a lock included."""
     sae, normalizer, about = load_sae(config.run, trust=config.trust)
     store = None if config.store is None else Store.open(config.store)
     if store is not None:
         check_origin(sae, about, store)
-    FORMATS[config.format](Job(config, sae, normalizer, about, store), out)
+    return Job(config, sae, normalizer, about, store)
 
 
 def _saelens(job: Job, out: Path) -> None:

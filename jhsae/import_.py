@@ -42,24 +42,13 @@ class Import:
 def run(config: Import) -> Path:
     """Reads, writes ``{out}/sae`` and ``{out}/import.yaml``, and returns the run folder. `UserError` for bad input."""
     out = local_folder(config.out)
+    refuse_existing(out)
+    kind, found = _read(config)
     with owned(out, "import"):
-        refuse_existing(out)
-        return _run(config, out)
-
-
-def _run(config: Import, out: Path) -> Path:
-    where = hub.parse(config.source)
-    path = Path(config.source) if where is None else hub.pull(*where)
-    if not os.path.exists(path):
-        raise UserError(f"no file or folder {path}; write one, or hf://org/name for the hub")
-    if not os.path.isdir(path):
-        bounded.regular_file(path)
-    kind = detect(path) if config.format == "auto" else config.format
-    found = _jhsae(path, config.trust) if kind == "jhsae" else READERS[kind](path, config.unpickle)
-    found = _described(found, config)
-    with whole_folder(out) as partial:
-        imported.save(found, partial / "sae")
-        cfg.write(config, partial / "import.yaml")
+        refuse_existing(out)  # again: somebody may have written it meanwhile
+        with whole_folder(out) as partial:
+            imported.save(found, partial / "sae")
+            cfg.write(config, partial / "import.yaml")
     reads = found.about["reads"]
     print(f"wrote {out}: {kind}, {found.sae.features} features over {found.sae.embed} dimensions")
     if None in reads.values():
@@ -68,6 +57,19 @@ def _run(config: Import, out: Path) -> Path:
             "it with model=... and layer=..."
         )
     return out
+
+
+def _read(config: Import) -> tuple[str, Imported]:
+    """The format and what is imported; bad input ends here, before anything is written, a lock included."""
+    where = hub.parse(config.source)
+    path = Path(config.source) if where is None else hub.pull(*where)
+    if not os.path.exists(path):
+        raise UserError(f"no file or folder {path}; write one, or hf://org/name for the hub")
+    if not os.path.isdir(path):
+        bounded.regular_file(path)
+    kind = detect(path) if config.format == "auto" else config.format
+    found = _jhsae(path, config.trust) if kind == "jhsae" else READERS[kind](path, config.unpickle)
+    return kind, _described(found, config)
 
 
 def _described(found: Imported, config: Import) -> Imported:

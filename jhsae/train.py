@@ -93,7 +93,7 @@ def _finish(config: Train, folder: Folder, peers: Peers) -> Folder:
     check_state(described(start, mesh), mesh)
     about = begin(folder, config, store, notes)
     for note in notes:
-        _say(f"{folder}: {note}", beside=True)
+        _say(f"{folder}: {note}", note=True)
     sinks = open_sinks(folder, config.loggers, cfg.to_dict(config)) if is_main() else []
 
     with StopRequest() as stop, Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
@@ -153,10 +153,10 @@ def checked(config: Train) -> Checked:
     return Checked(mesh, store, normalizer, what, notes, phases)
 
 
-def _say(sentence: str, beside: bool = False) -> None:
-    """Prints it once, on standard error where it is said `beside` the output."""
+def _say(sentence: str, note: bool = False) -> None:
+    """Prints, on standard error where it is a `note`. The main process alone does."""
     if is_main():
-        print(sentence, file=sys.stderr if beside else sys.stdout)
+        print(sentence, file=sys.stderr if note else sys.stdout)
 
 
 def _bad_rows(config: Train, store: Store | AbstractSource, step: int) -> str:

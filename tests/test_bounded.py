@@ -162,7 +162,7 @@ ALIASES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     ("text", "message"),
     [
         (ALIASES, "more than 20,000 nodes"),
-        ("a: &a [*a]", "more than 20,000 nodes"),
+        ("a: &a [*a]", "uses *a before &a or inside of it"),
         ("- " * 100 + "a", "nested more than 64 deep"),
         ("[" * 100_000, "nested more than 64 deep"),
         ("[" + "a, " * 20_001 + "]", "more than 20,000 nodes"),

@@ -167,8 +167,11 @@ def test_the_mesh_decides_no_row(place, both):
 def test_several_layers_need_several_names(place):
     with pytest.raises(UserError, match=r"lm.layer names 2 layers, but out=.*/x one store; write \{layer\}"):
         config(place, "x", [1, 2])
-    for layer in ([], [1, 1]):
-        with pytest.raises(UserError, match="expected one layer or a list of different ones"):
+    for layer, sentence in (
+        ([], "layer is .., expected at least one entry"),
+        ([1, 1], "layer is .1, 1., expected one layer or a list of different ones"),
+    ):
+        with pytest.raises(UserError, match=sentence):
             config(place, "x-{layer}", layer)
     with pytest.raises(UserError, match="mesh: data 3 x expert 1 is 3 devices, but there are 8"):
         run(replace(config(place, "x"), mesh=harvest.MeshShape(3)))

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+import runs
 import yaml
 from test_lock import holder
 from test_saved_sae import FLAT, WHITEN, built
 
-import runs
 from jhsae import ablate, config, evaluate, export, harvest, import_, quickstart, teach, train
 from jhsae.checkpoint import save_sae
 from jhsae.errors import UserError
@@ -42,9 +42,9 @@ def begin(verb: str, place: Path, out: Path) -> None:
 @pytest.mark.parametrize("verb", ["train", "harvest", "teach", "evaluate", "export", "import", "ablate", "quickstart"])
 def test_a_folder_that_another_process_writes_is_left_alone(tmp_path, verb):
     out = tmp_path / "out"
-    if verb == "evaluate":
+    if verb in ("evaluate", "export", "import"):
         sae, normalizer = built(FLAT, WHITEN)
-        save_sae(out / "sae", sae, FLAT, WHITEN, normalizer, ABOUT)
+        save_sae((out if verb == "evaluate" else tmp_path / "other") / "sae", sae, FLAT, WHITEN, normalizer, ABOUT)
     process = holder(str(out))
     before = {path for path in tmp_path.rglob("*") if "jhsae" in path.name or out in path.parents}
     with pytest.raises(UserError, match=rf"out is being written by process {process.pid}"):

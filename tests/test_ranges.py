@@ -137,10 +137,12 @@ def test_a_new_part_states_its_range_once_and_has_both_doors(name, value, words,
     given = {"factor": 2.0, name: value}
     with pytest.raises(UserError, match=rf"^Twice: {name} is {given[name]}, expected {words}$"):
         Twice(**given)
+    slot, kind = {"_target_": f"{__name__}.Twice"}, config.Supplied(kind=sparsify.AbstractSparsifier)
+    file, trust = tmp_path / "part.yaml", __name__
     with pytest.raises(UserError, match=rf"part.yaml: {name} is {given[name]}, expected {words}$"):
-        config.checked({"_target_": f"{__name__}.Twice"} | given, tmp_path / "part.yaml")
+        config.checked(slot | given, file, kind, trust=trust)
     assert Twice(2.0).steps == 3
-    assert config.checked({"_target_": f"{__name__}.Twice", "factor": 2}, tmp_path / "part.yaml")["factor"] == 2.0
+    assert config.checked(slot | {"factor": 2}, file, kind, trust=trust)["factor"] == 2.0
 
 
 def test_a_part_with_a_constructor_of_its_own_is_checked_before_it_runs():

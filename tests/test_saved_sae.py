@@ -184,7 +184,7 @@ def test_a_tensor_that_does_not_fit_is_refused(saved, file, key, value, sentence
 @pytest.mark.parametrize("file", ["sae.safetensors", "normalizer.safetensors"])
 def test_a_file_that_is_missing_or_damaged_is_refused(saved, file):
     (saved / file).write_bytes(b"\x80\x04pickle")
-    with pytest.raises(UserError, match=rf"{file} is not a safetensors file, or was cut short"):
+    with pytest.raises(UserError, match=rf"{file} cannot be read as safetensors: its header is cut short"):
         load_sae(saved)
     (saved / file).unlink()
     with pytest.raises(UserError, match=rf"there is no file .*{file}"):

@@ -40,11 +40,12 @@ Task = tuple[str, int, int]  # files or configs, the first case, and the one beh
 
 def child(task: Task, rows: Path) -> None:
     """Runs the cases of a task in this process, and appends a row for each when it is over."""
+    from artifacts import quick
     from cases import Cases as Files
     from small_configs import Configs
 
     what, start, stop = task
-    with tempfile.TemporaryDirectory() as made, rows.open("a") as file:
+    with quick(), tempfile.TemporaryDirectory() as made, rows.open("a") as file:
         cases = (Files if what == "files" else Configs)(Path(made).resolve())
         for number in range(start, stop):
             with tempfile.TemporaryDirectory() as place:

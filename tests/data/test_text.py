@@ -218,7 +218,7 @@ def test_only_regular_files_are_opened(tmp_path):
         TextFiles(str(tmp_path / "zero.txt")),
         HuggingFaceText(str(tmp_path)),
     ):
-        with pytest.raises(UserError, match="expected a regular file"):
+        with pytest.raises(UserError, match="is a FIFO, a device or a socket, expected a file"):
             source.documents()
 
 

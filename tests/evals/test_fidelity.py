@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import runs
+
 from jhsae import evals
 from jhsae.data import ArrayRows, CenterScale, Identity, LayerNorm, UnitNorm
 from jhsae.evals.fidelity import density

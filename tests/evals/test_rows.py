@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import runs
+
 from jhsae.codes import Codes
 from jhsae.data import CenterScale, Identity, Scale, Standardize, UnitNorm, Whiten
 from jhsae.evals import rows

@@ -1,8 +1,8 @@
 import jax
 import numpy as np
 import pytest
-
 import runs
+
 from jhsae.data import Identity
 from jhsae.evals import sparse_codes
 from jhsae.sae import FlatSAE

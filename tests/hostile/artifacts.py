@@ -7,7 +7,8 @@ line itself wherever it reads files before it computes, else the function that t
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -424,6 +425,12 @@ def undrawn(figure: Any, name: str) -> str:
     return "<svg></svg>"
 
 
-def quick() -> None:
-    """Lets reports be made without their figures."""
+@contextmanager
+def quick() -> Iterator[None]:
+    """Lets reports be made without their figures, for a while."""
+    drawn = drawing._svg
     drawing._svg = undrawn
+    try:
+        yield
+    finally:
+        drawing._svg = drawn

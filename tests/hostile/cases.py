@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from artifacts import KINDS, quick
+from artifacts import KINDS
 from mutations import mutated_file, pick, sealed_again
 from outcomes import Outcome, judged
 
@@ -30,7 +30,6 @@ class Cases:
 
     def __init__(self, made: Path):
         self._made = made
-        quick()
 
     def artifact(self, kind: str) -> Path:
         """The folder of an artifact as it is right."""

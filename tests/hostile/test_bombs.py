@@ -6,21 +6,22 @@ import os
 import shutil
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from artifacts import EMBED, FEATURES, KINDS
+from artifacts import EMBED, FEATURES, KINDS, quick
 from cases import Cases, inside
 
 GIGABYTES = 10 * 2**30
 
 
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory) -> Cases:
-    return Cases(tmp_path_factory.mktemp("made"))
+def cases(tmp_path_factory) -> Iterator[Cases]:
+    with quick():
+        yield Cases(tmp_path_factory.mktemp("made"))
 
 
 def refused(cases: Cases, kind: str, file: str, spoil: Callable[[Path], object], place: Path) -> str:

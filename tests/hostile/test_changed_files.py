@@ -1,15 +1,17 @@
 """300 changed files over all readers, each read by a command: it ends well, or with one sentence and exit code 2."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from artifacts import KINDS
+from artifacts import KINDS, quick
 from cases import Cases
 
 
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory) -> Cases:
-    return Cases(tmp_path_factory.mktemp("made"))
+def cases(tmp_path_factory) -> Iterator[Cases]:
+    with quick():
+        yield Cases(tmp_path_factory.mktemp("made"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -92,7 +92,9 @@ class Large:
         return torch.Tensor, (10**10,)
 
 
-@pytest.mark.parametrize("value", [Bytes(), Large(), [Bytes()], {"b": Large()}], ids=["bytes", "tensor", "list", "dict"])
+@pytest.mark.parametrize(
+    "value", [Bytes(), Large(), [Bytes()], {"b": Large()}], ids=["bytes", "tensor", "list", "dict"]
+)
 def test_pickles_that_would_fill_the_memory(tmp_path: Path, value: object):
     file = saved(tmp_path / "ae.pt", {"a": torch.zeros(2)})
     refused(repacked(file, {"data.pkl": pickle.dumps({"a": value}, protocol=2)}))

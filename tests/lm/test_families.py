@@ -136,7 +136,7 @@ def test_a_damaged_shard_is_named(written, tmp_path):
     half = shard.read_bytes()[:100]
     shard.unlink()
     shard.write_bytes(half)
-    with pytest.raises(UserError, match=f"{shard.name} is not a safetensors file, or was cut short"):
+    with pytest.raises(UserError, match=f"{shard.name} cannot be read as safetensors: its header is cut short"):
         lm.load(folder)
 
 

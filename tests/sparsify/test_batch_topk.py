@@ -3,9 +3,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 from reference.filled import filled
 
-import runs
 from jhsae.codes import Codes
 from jhsae.fitting import fit
 from jhsae.sae import FlatSAE, HierarchicalSAE, ScaledByParent, Unscaled
