@@ -23,13 +23,13 @@ from jhsae import lm, train
 from jhsae.__main__ import main
 from jhsae.assets.torch.hsae import HSAE
 from jhsae.checkpoint import Checkpoints, save_sae
-from jhsae.data import ConstantNorm, Identity, Store, write_array
+from jhsae.data import AbstractNormalizer, ConstantNorm, Identity, Store, write_array
 from jhsae.errors import UserError
 from jhsae.evaluate import Evaluate
 from jhsae.interop import saelens, torch_hsae
 from jhsae.logs import RunLog
 from jhsae.report import drawing
-from jhsae.run_config import Train
+from jhsae.run_config import OPTIMIZER, Train
 from jhsae.run_folder import begin, claim
 from jhsae.sae import FlatSAE, HierarchicalSAE
 from jhsae.sparsify import ReLU, TopK
@@ -100,7 +100,7 @@ def sae() -> None:
     """A hierarchical SAE with a fitted normaliser."""
     made = HierarchicalSAE(EMBED, EXPERTS, SUB, ATOMS, TopK(2), TopK(1), key=jax.random.key(0))
     store()
-    normalizer = cfg.build(SCALE).fit(Store.open("store"))
+    normalizer = cfg.build(SCALE, AbstractNormalizer).fit(Store.open("store"))
     shutil.rmtree("store")
     save_sae("run/sae", made, TREE, SCALE, normalizer, ABOUT)
 
@@ -188,7 +188,7 @@ def checkpoint() -> None:
 
 def state_of() -> TrainState:
     sae = FlatSAE(EMBED, FEATURES, TopK(3), key=jax.random.key(0))
-    return TrainState.init(sae, cfg.build({"_target_": "jhsae.optimizer.adam"}), jax.random.key(1))
+    return TrainState.init(sae, cfg.build({"_target_": "jhsae.optimizer.adam"}, OPTIMIZER), jax.random.key(1))
 
 
 def restored() -> Callable[[], int]:
