@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from etils import epath
 
-from jhsae.bounded import MIB, inside, read_bytes, regular_file, size_of
+from jhsae.bounded import JSON_BYTES, MIB, check_written, inside, read_bytes, regular_file, size_of, tensor_header
 from jhsae.errors import UserError, sentence
 from jhsae.folders import PARTIAL, Folder, is_bucket, refuse_existing, rename_synced, sync, writing
 from jhsae.lock import is_owned, owned
@@ -136,13 +136,17 @@ class Sums:
         return data
 
     def check(self, names: Iterable[str]) -> None:
-        """Compares files without keeping them in memory. `UserError` as of `read`."""
+        """Compares files without keeping them in memory, once their sizes are plausible. `UserError` as of `read`."""
         for name in names:
             self._listed(name)
+            _check_size(self.folder / name)
             self._compare(name, "" if self.known is None else hash_file(self.folder / name))
 
     def notice(self, read: Iterable[str]) -> None:
-        """Says of files that were not read (a README) that they are not what was written: they may be edited."""
+        """Says of files that were not read (a README) that they are not what was written: they may be edited.
+
+        One beyond `LIMIT`, which would take long to hash, is passed over.
+        """
         changed = (name for name in sorted((self.known or {}).keys() - set(read)) if self._is_changed(name))
         for name in islice(changed, NOTICES):
             text = f"{self.folder / name} is not the file that was written (its checksum in {NAME} differs)"
@@ -152,6 +156,8 @@ class Sums:
 
     def _is_changed(self, name: str) -> bool:
         path = self.folder / name
+        if path.is_file() and size_of(path) > LIMIT:
+            return False
         return not path.is_file() or hash_file(path) != (self.known or {})[name]
 
     def _listed(self, name: str) -> None:
@@ -200,6 +206,17 @@ def parse(text: bytes, where: Folder | str) -> dict[str, str]:
 def to_text(sums: dict[str, str]) -> str:
     """The content of ``SHA256SUMS``."""
     return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
+
+
+def _check_size(path: Folder) -> None:
+    """Raises `UserError` for a file whose size or header is wrong, so that its bytes need not be hashed to say so."""
+    suffix = PurePosixPath(path).suffix
+    if suffix == ".safetensors":
+        tensor_header(path)
+    elif suffix == ".json" and (size := size_of(path)) > JSON_BYTES:
+        raise UserError(f"{path} has {size:,} bytes, expected at most {JSON_BYTES:,}; {AGAIN}")
+    else:
+        check_written(path)
 
 
 def hash_file(path: Folder) -> str:

@@ -25,7 +25,10 @@ FILES = (
     "flat/gated.yaml", "flat/jumprelu.yaml", "flat/jumprelu_quadratic.yaml", "flat/jumprelu_tanh.yaml",
     "flat/matryoshka.yaml", "flat/standard.yaml", "flat/standard_annealed.yaml", "flat/topk.yaml",
 )  # fmt: skip
-SMALL = {"embed": EMBED, "features": 12, "experts": 2, "sub": 2, "atoms": 2, "batch": 8, "k": 1, "widths": [4, 8]}
+SMALL = {
+    "embed": EMBED, "features": 12, "experts": 2, "sub": 2, "atoms": 2, "batch": 8, "k": 1, "widths": [4, 8],
+    "target": 4.0,
+}  # fmt: skip
 PARTS = (
     "jhsae.sae.FlatSAE", "jhsae.sae.GatedSAE", "jhsae.sae.HierarchicalSAE", "jhsae.sparsify.TopK",
     "jhsae.sparsify.ReLU", "jhsae.sparsify.BatchTopK", "jhsae.sparsify.JumpReLU", "jhsae.losses.SquaredError",
