@@ -146,3 +146,42 @@ def test_settings_have_types():
     ]:
         with refused(message):
             tensors.setting(config, key, kind, "f")
+
+
+def test_a_tensor_is_read_when_it_is_taken_and_not_before(tmp_path: Path):
+    file = tmp_path / "w.safetensors"
+    save_file({"a": VALUES, "b": VALUES.T.copy()}, file)
+    held = tensors.load(file)
+    file.unlink()
+    assert "a" in held and len(held) == 2 and held.shapes == {"a": (2, 3), "b": (3, 2)}
+    assert tensors.fits(held, "a", (None, 3), file) == (2, 3)
+    with refused("'b' has shape [3, 2], expected [2, 2]"):
+        tensors.take_all(held, {"a": (2, 3), "b": (2, 2)}, file)
+    with refused("cannot be read as safetensors"):
+        tensors.take_all(held, {"a": (2, 3), "b": (3, 2)}, file)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64, np.bool_])
+def test_weights_of_integers_may_be_quantised_and_are_no_weights(tmp_path: Path, dtype: type):
+    file = tmp_path / "w.safetensors"
+    save_file({"w": np.ones((2, 3), dtype), "sizes": np.array([1, 2], dtype)}, file)
+    with refused("'w' holds integers, which may be quantised, expected floats"):
+        tensors.take(tensors.load(file), "w", (2, 3), file)
+    sizes = tensors.take(tensors.load(file), "sizes", (2,), file, whole=True)
+    np.testing.assert_array_equal(sizes, np.array([1, 2], dtype).astype(np.float32))
+
+
+def test_counts_texts_and_layers():
+    config = {"k": 3, "zero": 0, "name": "a", "none": None, "list": []}
+    assert tensors.count(config, "k", "f", 3) == 3 and tensors.text(config, "name", "f") == "a"
+    assert tensors.text(config, "none", "f") is None and tensors.text(config, "absent", "f") is None
+    assert tensors.layer_number("12", "f") == 12
+    for call, message in (
+        (lambda: tensors.count(config, "zero", "f"), "f: 'zero' is 0, expected at least 1"),
+        (lambda: tensors.count(config, "k", "f", 2), "f: k is 3 but there are 2 features"),
+        (lambda: tensors.text(config, "list", "f"), "f: 'list' is [], expected str"),
+        (lambda: tensors.layer_number("9" * 5000, "f"), "expected a number of at most"),
+        (lambda: tensors.layer_number("٣", "f"), "expected a number of at most"),
+    ):
+        with refused(message):
+            call()
