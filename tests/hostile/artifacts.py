@@ -16,54 +16,43 @@ import equinox as eqx
 import jax
 import numpy as np
 import yaml
+from basics import (
+    ABOUT,
+    ATOMS,
+    EMBED,
+    EXPERTS,
+    FEATURES,
+    FLAT,
+    IDENTITY,
+    ROWS,
+    SCALE,
+    SUB,
+    TREE,
+    command,
+    lines,
+    normal,
+    write_json,
+)
+from foreign_files import dictionary, eleuther, gemma, imports, in_torch, openai, pickled, saelens_files, torch_files
 from outcomes import as_command
 from safetensors.numpy import save_file
 
 from jhsae import config as cfg
 from jhsae import lm, train
-from jhsae.__main__ import main
-from jhsae.assets.torch.hsae import HSAE
 from jhsae.checkpoint import Checkpoints, save_sae
-from jhsae.data import AbstractNormalizer, ConstantNorm, Identity, Store, write_array
-from jhsae.errors import UserError
+from jhsae.data import Identity, Store, write_array
 from jhsae.evaluate import Evaluate
-from jhsae.interop import saelens, torch_hsae
 from jhsae.logs import RunLog
 from jhsae.optimizer import adam
 from jhsae.report import drawing
 from jhsae.run_config import Train
 from jhsae.run_folder import begin, claim
 from jhsae.sae import FlatSAE, HierarchicalSAE
-from jhsae.sparsify import ReLU, TopK
+from jhsae.sparsify import TopK
 from jhsae.step import TrainState
 from jhsae.teacher import Concept, Teacher
 from jhsae.teacher.ontology import from_wordnet
 
-EMBED, FEATURES, EXPERTS, SUB, ATOMS, ROWS = 8, 12, 4, 2, 3, 64
-FLAT = {
-    "_target_": "jhsae.sae.FlatSAE",
-    "embed": EMBED,
-    "features": FEATURES,
-    "sparsifier": {"_target_": "jhsae.sparsify.TopK", "k": 3},
-}
-TREE = {
-    "_target_": "jhsae.sae.HierarchicalSAE",
-    "embed": EMBED,
-    "experts": EXPERTS,
-    "sub": SUB,
-    "atoms": ATOMS,
-    "route": {"_target_": "jhsae.sparsify.TopK", "k": 2},
-    "pick": {"_target_": "jhsae.sparsify.TopK", "k": 1},
-}
-IDENTITY, SCALE = {"_target_": "jhsae.data.Identity"}, {"_target_": "jhsae.data.CenterScale"}
-ABOUT = {
-    "name": "small",
-    "config_hash": "abcdefabcdef",
-    "commit": "c0ffee",
-    "reads": {"model": "tiny", "layer": 1},
-    "store": {"path": "store", "sha256": "ab" * 32},
-    "versions": {"jhsae": "0"},
-}
 NODE = '{:08d} 03 n 01 {} 0 {} | a thing; "an example"  \n'
 
 
@@ -78,21 +67,6 @@ class Kind(NamedTuple):
     files: tuple[str, ...]
     door: Callable[[], Callable[[], Any]]
     out: str = "out"
-
-
-def normal(*shape: int, seed: int = 0) -> np.ndarray:
-    """Small random weights."""
-    return (0.3 * np.random.default_rng(seed).normal(size=shape)).astype(np.float32)
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
-
-
-def command(*words: str) -> Callable[[], int]:
-    """The command line."""
-    return lambda: main(list(words))
 
 
 # saved SAEs and runs
@@ -147,10 +121,6 @@ def run() -> None:
     contexts = [{"value": 1.5, "tokens": ["<bos>", " a", "b"], "at": 1}]
     latent = {"feature": 3, "frequency": 0.1, "name": None, "contexts": contexts}
     write_json(Path("run/contexts.json"), [latent | {"atoms": [latent | {"atom": 1}]}])
-
-
-def lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 EVALUATE = Evaluate("run", "none", "none")
@@ -234,88 +204,6 @@ def taught() -> Callable[[], int]:
     tree = TREE | {"experts": 2, "atoms": 2, "route": {"_target_": "jhsae.sparsify.TopK", "k": 1}}
     init = [{"_target_": "jhsae.init.FromTeacher", "path": path}, {"_target_": "jhsae.init.UnitDecoder"}]
     return checked(teacher=path, sae=tree, init=init)
-
-
-# other libraries
-
-
-def saelens_files() -> None:
-    """A SAELens directory."""
-    sae = FlatSAE(EMBED, FEATURES, ReLU(), key=jax.random.key(0))
-    saelens.write(Path("sae"), sae, Identity(), ABOUT, np.full(FEATURES, 0.1))
-
-
-def dictionary() -> None:
-    """A TopK SAE of dictionary_learning."""
-    tensors = {
-        "encoder.weight": normal(FEATURES, EMBED), "decoder.weight": normal(EMBED, FEATURES),
-        "encoder.bias": normal(FEATURES), "b_dec": normal(EMBED), "k": np.array(3), "threshold": np.float32(0.1),
-    }  # fmt: skip
-    trainer = {"dict_class": "AutoEncoderTopK", "k": 3, "activation_dim": EMBED, "dict_size": FEATURES, "layer": 3}
-    write_json(Path("sae/config.json"), {"trainer": trainer | {"lm_name": "a/b"}, "buffer": {"io": "out"}})
-    save_file({key: np.asarray(tensor) for key, tensor in tensors.items()}, Path("sae/ae.safetensors"))
-
-
-def pickled() -> None:
-    """The same as a pickle of torch."""
-    import torch
-    from safetensors.numpy import load_file
-
-    dictionary()
-    tensors = load_file(Path("sae/ae.safetensors"))
-    torch.save({key: torch.tensor(tensor) for key, tensor in tensors.items()}, Path("sae/ae.pt"))
-    (Path("sae/ae.safetensors")).unlink()
-
-
-def eleuther() -> None:
-    """An SAE of EleutherAI sparsify."""
-    hookpoint = Path("sae/layers.3")
-    write_json(hookpoint / "cfg.json", {"d_in": EMBED, "k": 3, "num_latents": FEATURES, "activation": "topk"})
-    write_json(Path("sae/config.json"), {"model": "a/b"})
-    tensors = {"encoder.weight": normal(FEATURES, EMBED), "W_dec": normal(FEATURES, EMBED)}
-    save_file(tensors | {"encoder.bias": normal(FEATURES), "b_dec": normal(EMBED)}, hookpoint / "sae.safetensors")
-
-
-def openai() -> None:
-    """An SAE of openai/sparse_autoencoder, as safetensors."""
-    tensors = {"pre_bias": normal(EMBED), "latent_bias": normal(FEATURES), "encoder.weight": normal(FEATURES, EMBED)}
-    tensors["decoder.weight"] = normal(EMBED, FEATURES)
-    save_file(tensors, Path("sae.safetensors"), {"activation": "TopK", "k": "3"})
-
-
-def gemma() -> None:
-    """An SAE of Gemma Scope, first edition."""
-    place = Path("layer_3/width")
-    place.mkdir(parents=True)
-    arrays = {"W_enc": normal(EMBED, FEATURES), "W_dec": normal(FEATURES, EMBED), "b_enc": normal(FEATURES)}
-    np.savez(place / "params.npz", **arrays, b_dec=normal(EMBED), threshold=np.full(FEATURES, 0.1, np.float32))
-
-
-def imports(place: str, *words: str) -> Callable[[], Callable[[], int]]:
-    """``jhsae import`` of a file or folder of the artifact."""
-    return lambda: command("import", f"source={place}", "out=out/imported", *words)
-
-
-def torch_files() -> None:
-    """An H-SAE for torch."""
-    made = HierarchicalSAE(EMBED, EXPERTS, SUB, ATOMS, TopK(2), TopK(1), key=jax.random.key(0))
-    torch_hsae.write(Path("sae"), made, ConstantNorm(), ABOUT)
-
-
-def in_torch() -> Callable[[], int]:
-    """The shipped module stands alone: its sentences are ValueErrors that name one of its files."""
-
-    def load() -> None:
-        import torch
-
-        try:
-            HSAE.load("sae").encode(torch.ones(2, EMBED))
-        except ValueError as error:
-            if not any(name in str(error) for name in ("cfg.json", "sae_weights.safetensors", "unknown sparsifier")):
-                raise
-            raise UserError(str(error)) from error
-
-    return as_command(load)
 
 
 # language models, ontologies, golden numbers, pages

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import yaml
-from artifacts import EMBED, teacher
+from artifacts import teacher
+from basics import EMBED
 from cases import SEED, Case, inside
 from mutations import WILD, mutated_bytes, mutated_number, mutated_tree, pick
 from outcomes import Outcome, judged

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from artifacts import EMBED, FEATURES, KINDS, quick
+from artifacts import KINDS
+from basics import EMBED, FEATURES
 from cases import Cases, inside
 from mutations import sealed_again
 
