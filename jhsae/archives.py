@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jhsae.bounded import MIB, RANK, File, check_written, reason, regular_file, size_of
+from jhsae.bounded import MIB, File, reason, regular_file, size_of
 from jhsae.errors import UserError
+from jhsae.tensor_files import RANK, check_written
 
 ZIP_BYTES = 256 * MIB  # of a small archive, expanded; a larger one may expand to
 ZIP_RATIO = 4  # times its own size: numbers hardly compress

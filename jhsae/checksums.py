@@ -17,10 +17,11 @@ from pathlib import Path, PurePosixPath
 
 from etils import epath
 
-from jhsae.bounded import JSON_BYTES, MIB, check_written, inside, read_bytes, regular_file, size_of, tensor_header
+from jhsae.bounded import JSON_BYTES, MIB, inside, read_bytes, regular_file, size_of
 from jhsae.errors import UserError, sentence
 from jhsae.folders import PARTIAL, Folder, is_bucket, refuse_existing, rename_synced, sync, writing
 from jhsae.lock import is_owned, owned
+from jhsae.tensor_files import check_written, tensor_header
 
 NAME = "SHA256SUMS"
 LIMIT = 64 * MIB

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from jhsae import bounded
+from jhsae import bounded, tensor_files
 from jhsae import config as cfg
 from jhsae.checkpoint import load_sae
 from jhsae.checksums import whole_folder
@@ -126,4 +126,4 @@ def detect(path: Path) -> str:
 def _names_its_activation(file: Path) -> bool:
     if file.suffix != ".safetensors":
         return False
-    return "activation" in bounded.tensor_metadata(file)
+    return "activation" in tensor_files.tensor_metadata(file)

@@ -16,7 +16,7 @@ from jaxtyping import Array
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from jhsae import bounded, checksums, config
+from jhsae import bounded, checksums, config, tensor_files
 from jhsae.checksums import Sums
 from jhsae.config import Slot, Supplied
 from jhsae.data import AbstractNormalizer
@@ -137,7 +137,7 @@ def _description(sums: Sums) -> dict[str, Any]:
 def _tensors(sums: Sums, name: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
     """The tensors of a file, which must be exactly those that ``sae.json`` describes; its header is read first."""
     path = sums.folder / name
-    header = bounded.tensor_header(path)
+    header = tensor_files.tensor_header(path)
     for key in {**shapes, **header}:
         got = header[key].shape if key in header else "missing"
         expected = shapes.get(key, "no such tensor")

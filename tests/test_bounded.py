@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from jhsae import archives, bounded, forms
+from jhsae import archives, bounded, forms, tensor_files
 from jhsae.errors import UserError
 
 
@@ -42,7 +42,8 @@ def written(path: Path, content: bytes | str) -> Path:
 )
 def test_only_regular_files_are_read(tmp_path: Path, make, message: str):
     make(tmp_path / "file")
-    for read in (bounded.read_object, bounded.read_lines, bounded.load_yaml, bounded.tensor_header, archives.load_npz):
+    readers = (bounded.read_object, bounded.read_lines, bounded.load_yaml, tensor_files.tensor_header, archives.load_npz)
+    for read in readers:
         with refused(message):
             read(tmp_path / "file")
     for call in (bounded.size_of, lambda p: bounded.read_start(p, 4), lambda p: bounded.read_gzip(p, 4)):
@@ -227,18 +228,18 @@ def tensor(shape: object, start: object, stop: object, dtype: object = "F32") ->
 )
 def test_safetensors_headers_that_do_not_fit(tmp_path: Path, content: bytes):
     with pytest.raises(UserError, match="safetensors") as caught:
-        bounded.tensor_header(written(tmp_path / "w.safetensors", content))
+        tensor_files.tensor_header(written(tmp_path / "w.safetensors", content))
     assert len(str(caught.value)) < 600
 
 
 def test_a_safetensors_header(tmp_path: Path):
     file = tmp_path / "w.safetensors"
     save_file({"a": np.ones((2, 3), np.float32), "b": np.zeros(0, np.int8)}, file, metadata={"activation": "TopK"})
-    found = bounded.tensor_header(file)
+    found = tensor_files.tensor_header(file)
     assert found["a"][:2] == ("F32", (2, 3)) and found["b"].shape == (0,)
-    assert bounded.tensor_metadata(file) == {"activation": "TopK"}
+    assert tensor_files.tensor_metadata(file) == {"activation": "TopK"}
     with refused("has the metadata"):
-        bounded.tensor_metadata(written(file, header({"__metadata__": {"k": 3}})))
+        tensor_files.tensor_metadata(written(file, header({"__metadata__": {"k": 3}})))
 
 
 def test_a_large_file_of_holes_is_refused(tmp_path: Path):
@@ -246,7 +247,7 @@ def test_a_large_file_of_holes_is_refused(tmp_path: Path):
     with written(tmp_path / "w.safetensors", text).open("r+b") as file:
         file.truncate(len(text) + 10 * 2**30)
     with refused("were ever written"):
-        bounded.tensor_header(tmp_path / "w.safetensors")
+        tensor_files.tensor_header(tmp_path / "w.safetensors")
 
 
 # npz

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"errors", "codes", "usage", "schedule", "leaf", "folders", "bounded", "ranges", "checksums", "lock", "inputs"}
-    | {"outcome", "lease", "archives", "forms", "token_text", "escaping"},
+    | {"outcome", "lease", "archives", "tensor_files", "forms", "token_text", "escaping"},
     {"ops", "metric", "wordnet"},
     {"sparsify"},
     {"sae", "data", "teacher", "lm"},

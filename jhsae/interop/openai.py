@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from jhsae import bounded
+from jhsae import tensor_files
 from jhsae.config import Slot
 from jhsae.errors import UserError, nearest
 from jhsae.interop import imported
@@ -73,7 +73,7 @@ def _sparsifier(activation: Any, settings: Any, features: int, file: Path) -> Sl
 
 def _with_metadata(file: Path) -> Tensors:
     """A safetensors file in the form of their state dict."""
-    tensors, said = load(file), bounded.tensor_metadata(file)
+    tensors, said = load(file), tensor_files.tensor_metadata(file)
     if "activation" not in said:
         raise UserError(f"{file}: no 'activation' in the metadata of its header, expected 'ReLU' or 'TopK' (with 'k')")
     others: dict[str, Any] = {"activation": said["activation"]}

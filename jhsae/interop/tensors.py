@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from jhsae import archives, bounded
+from jhsae import archives, bounded, tensor_files
 from jhsae.bounded import MIB
 from jhsae.errors import UserError, nearest
 
@@ -70,7 +70,7 @@ def load(path: str | Path) -> Tensors:
     """
     path = existing(path)
     try:
-        header = bounded.tensor_header(path)
+        header = tensor_files.tensor_header(path)
     except UserError:
         _refuse_pickle(path)  # only now: a safetensors file too may start with these bytes
         raise

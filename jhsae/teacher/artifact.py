@@ -19,7 +19,7 @@ from jaxtyping import Float32, Int32
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from jhsae import bounded
+from jhsae import bounded, tensor_files
 from jhsae.checksums import Sums, new_folder
 from jhsae.errors import UserError
 from jhsae.metric import CausalGeometry, from_covariance
@@ -90,7 +90,7 @@ class Teacher:
         numbers = read_numbers(folder, sums)
         concepts = tuple(_concept(c, folder / NUMBERS) for c in numbers["concepts"])
         sums.required(numbers["format"] > WITHOUT_CHECKSUMS)
-        header = bounded.tensor_header(folder / ARRAYS)
+        header = tensor_files.tensor_header(folder / ARRAYS)
         _check_sizes(header, concepts, folder)
         try:
             arrays = load(sums.read(ARRAYS))
@@ -173,7 +173,7 @@ def _concept(values: Any, path: Path) -> Concept:
     return Concept(values["id"], values["name"], tuple(tokens), tuple(_concept(c, path) for c in values["children"]))
 
 
-def _check_sizes(header: dict[str, bounded.TensorInfo], concepts: tuple[Concept, ...], folder: Path) -> None:
+def _check_sizes(header: dict[str, tensor_files.TensorInfo], concepts: tuple[Concept, ...], folder: Path) -> None:
     """Compares what the header promises with itself and with the concepts, before any number is read."""
     counts = [len(c.children) for c in concepts]
     if not counts or not all(counts):
