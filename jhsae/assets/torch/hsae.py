@@ -26,23 +26,15 @@ from torch import Tensor
 
 CONFIG, WEIGHTS, FORMAT = "cfg.json", "sae_weights.safetensors", 1
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-LARGEST = 2**22  # bytes that are read as JSON
-WRITTEN = 2**28  # from this size on, half of a file must have been written
+LARGEST, WRITTEN = 2**22, 2**28  # bytes read as JSON; size from which on half of a file must have been written
 # the axes of every tensor; those of a tied encoder are missing, and biases may be
 AXES = {"router_dec": "ED", "up": "ESD", "atom_dec": "EAS", "router_enc": "ED", "down": "ESD", "atom_enc": "EAS"}
 AXES |= {"b_enc": "E", "b_atom": "EA", "b_dec": "D"}
 NEEDED = ("router_dec", "up", "atom_dec")
 THROUGH = {"shift": ("", "D"), "matrix": ("", "D", "DD"), "inverse": ("", "D", "DD")}
 THRESHOLDS = {"route_threshold": ("1", "E"), "pick_threshold": ("1", "A", "EA")}
-RULES = {
-    "ReLU": (),
-    "JumpReLU": (),
-    "TopK": ("k",),
-    "OffsetTopK": ("k", "offset"),
-    "LeakyOffsetTopK": ("k", "offset", "slope"),
-    "GumbelTopK": ("k",),
-    "BinaryGumbelTopK": ("k",),
-}
+RULES = {"ReLU": (), "JumpReLU": (), "TopK": ("k",), "GumbelTopK": ("k",), "BinaryGumbelTopK": ("k",)}
+RULES |= {"OffsetTopK": ("k", "offset"), "LeakyOffsetTopK": ("k", "offset", "slope")}
 FLAT, FLAT_RATIO = 2**27, 1000  # numbers of the flat view: always fine, and how many for one of the weights
 DEPTH, RANK = 64, 16  # nested lists and objects; axes of a tensor
 GATHERED = 2**26  # numbers of `down` that one pass over the atoms may gather
@@ -59,6 +51,13 @@ def opened(path: Path) -> int:
     if status.st_size > WRITTEN and 0 < 512 * getattr(status, "st_blocks", 0) < status.st_size / 2:
         raise ValueError(f"{path} has {status.st_size:,} bytes, of which most were never written; copy it again")
     return status.st_size
+
+
+def small(path: Path) -> bytes:
+    """A regular file of at most `LARGEST` bytes. ValueError for anything else."""
+    if (size := opened(path)) > LARGEST:
+        raise ValueError(f"{path} has {size:,} bytes, expected at most {LARGEST:,}")
+    return path.read_bytes()
 
 
 def parsed(text: bytes, where: str) -> dict[str, Any]:
@@ -83,9 +82,7 @@ def parsed(text: bytes, where: str) -> dict[str, Any]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The settings of an exported SAE. ValueError: no regular file, a larger one, no JSON object."""
-    if (size := opened(path)) > LARGEST:
-        raise ValueError(f"{path} has {size:,} bytes, expected at most {LARGEST:,}")
-    return parsed(path.read_bytes(), str(path))
+    return parsed(small(path), str(path))
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -102,9 +99,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     header.pop("__metadata__", None)
     places = {name: _place(entry, name, path, size - 8 - length) for name, entry in header.items()}
     ends = sorted((start, stop) for _, _, start, stop in places.values())
-    if [start for start, _ in ends] != [0, *(stop for _, stop in ends)][: len(ends)] or sum(b - a for a, b in ends) != (
-        size - 8 - length
-    ):
+    starts, stops = [start for start, _ in ends], [0, *(stop for _, stop in ends)]
+    if starts != stops[:-1] or stops[-1] != size - 8 - length:
         raise ValueError(f"{path} is no complete safetensors file of floats: its tensors overlap or leave gaps")
     data = bytearray(path.read_bytes())
     tensors = {}
@@ -132,17 +128,11 @@ def verify(folder: Path, names: tuple[str, ...]) -> None:
     sums = folder / "SHA256SUMS"
     if not sums.exists():
         return
-    if (size := opened(sums)) > LARGEST:
-        raise ValueError(f"{sums} has {size:,} bytes, expected at most {LARGEST:,}")
-    lines = sums.read_text(errors="replace").splitlines()
+    lines = small(sums).decode(errors="replace").splitlines()
     known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name in names:
         opened(folder / name)
-        found = hashlib.sha256()
-        with (folder / name).open("rb") as file:
-            while block := file.read(2**20):
-                found.update(block)
-        if known.get(name) != found.hexdigest():
+        if known.get(name) != hashlib.sha256((folder / name).read_bytes()).hexdigest():
             raise ValueError(f"{folder / name} is damaged or was changed (see SHA256SUMS); copy it again")
 
 
@@ -185,12 +175,9 @@ def _sizes(shapes: Mapping[str, list[int]]) -> dict[str, int]:
     for name, axes in AXES.items():
         if name in shapes:
             shape = shapes[name]
-            if len(shape) != len(axes) or any(
-                n < 1 or found.setdefault(a, n) != n for a, n in zip(axes, shape, strict=True)
-            ):
-                raise ValueError(
-                    f"{WEIGHTS}: '{name}' has shape {shape}, expected [{', '.join(axes)}] as of the others"
-                )
+            fits = (n > 0 and found.setdefault(a, n) == n for a, n in zip(axes, shape, strict=True))
+            if len(shape) != len(axes) or not all(fits):
+                raise ValueError(f"{WEIGHTS}: '{name}' has shape {shape}, expected [{', '.join(axes)}] as elsewhere")
         elif name in NEEDED:
             raise ValueError(f"{WEIGHTS}: no tensor '{name}'; the two files belong to different exports")
     for name in (*THROUGH, *THRESHOLDS):
@@ -206,13 +193,10 @@ def _sizes(shapes: Mapping[str, list[int]]) -> dict[str, int]:
 
 
 def _check_rule(settings: Mapping[str, Any], slot: str, features: int, shapes: Mapping[str, Any]) -> None:
-    given = settings.get(slot)
-    rule: dict[str, Any] = given if isinstance(given, dict) else {}
+    rule: dict[str, Any] = settings[slot] if isinstance(settings.get(slot), dict) else {}
     name = rule.get("rule")
     if not isinstance(name, str) or name not in RULES:
-        raise ValueError(
-            f"unknown sparsifier {str(name)[:100]!r}; take the hsae.py that was written beside the weights"
-        )
+        raise ValueError(f"unknown sparsifier {str(name)[:99]!r}; take the hsae.py that was written beside the weights")
     for key in RULES[name]:
         value = rule.get(key)
         if not _number(value) or (key == "k" and (type(value) is not int or not 1 <= value <= features)):
@@ -245,9 +229,8 @@ class Structure(torch.nn.Module):
         super().__init__()
         check(settings, weights)
         self.settings = dict(settings)
-        self.weights = torch.nn.ParameterDict(
-            {name: torch.nn.Parameter(tensor, requires_grad=False) for name, tensor in weights.items()}
-        )
+        frozen = {name: torch.nn.Parameter(tensor, requires_grad=False) for name, tensor in weights.items()}
+        self.weights = torch.nn.ParameterDict(frozen)
 
     def encoders(self) -> list[Tensor]:
         """[router_enc [E, D], down [E, S, D], atom_enc [E, A, S]]; a tied one is its decoder."""
@@ -283,8 +266,7 @@ class Structure(torch.nn.Module):
                 return kept(pre.relu(), pre, rule["k"])
             case "BinaryGumbelTopK":
                 return kept(torch.ones_like(pre), pre, rule["k"])
-            case other:
-                raise ValueError(f"unknown sparsifier {other!r}; take the hsae.py that was written beside the weights")
+        raise AssertionError("`check` lets no other rule pass")
 
     def forward(self, x: Tensor) -> Tensor:
         """Codes [batch, F] of tokens [batch, D], in the units of the dictionary as trained, times the token's scale."""
@@ -307,8 +289,8 @@ class Structure(torch.nn.Module):
             child_pre = torch.einsum("ns,nas->na", hidden, atom_enc[e])
             child_pre = child_pre if b_atom is None else child_pre + b_atom[e]
             values = self.sparsified("pick", child_pre)
-            by_parent = self.settings["child_scale"] == "ScaledByParent"
-            children[t, e] = values * parents[t, e, None] if by_parent else values
+            scaled = self.settings["child_scale"] == "ScaledByParent"
+            children[t, e] = values * parents[t, e, None] if scaled else values
         return torch.cat([parents, children.flatten(-2)], dim=-1) * scale
 
     @torch.no_grad()
