@@ -9,9 +9,18 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick_compile.on_
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import jax
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("jhsae", "beartype.beartype")
 
-# traces leave millions of objects that live as long as the process; to look through them again and again takes minutes
-gc.set_threshold(200_000, 50, 1_000)
+gc.set_threshold(100_000, 20, 20)  # traces leave millions of objects; looking through them at each turn takes minutes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_end_with_their_file():
+    """Frees what a file has compiled: XLA ended a process that kept the programs of all files with a segmentation fault."""
+    yield
+    jax.clear_caches()
+    gc.collect()

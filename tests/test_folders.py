@@ -169,4 +169,4 @@ def test_a_tilde_that_the_shell_left_is_no_folder(tmp_path, monkeypatch, capsys)
     assert main(["export", "run=run", "format=folder", "out=~/x"]) == 2
     assert "begins with ~, which stands for no folder here; write the path out: $HOME/..." in capsys.readouterr().err
     assert main(["export", "run=run", "format=folder", "out=/"]) == 2
-    assert "/ is the root of all files" in capsys.readouterr().err
+    assert "/ exists already and is never overwritten" in capsys.readouterr().err

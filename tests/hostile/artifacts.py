@@ -40,7 +40,7 @@ from safetensors.numpy import save_file
 from jhsae import config as cfg
 from jhsae import lm, train
 from jhsae.checkpoint import Checkpoints, save_sae
-from jhsae.data import Identity, Store, write_array
+from jhsae.data import AbstractNormalizer, Identity, Store, write_array
 from jhsae.evaluate import Evaluate
 from jhsae.logs import RunLog
 from jhsae.optimizer import adam

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from artifacts import KINDS
+from artifacts import KINDS, quick
 from basics import EMBED, FEATURES
 from cases import Cases, inside
 from mutations import sealed_again
