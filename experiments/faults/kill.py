@@ -89,8 +89,10 @@ def whole(case: Case, folder: Path, cache: Path) -> tuple[dict[str, str], float]
         if not first and files(again) > before:
             first = time.perf_counter()
         time.sleep(POLL)
-    if result(again / case.out) != (expected := result(folder / case.out)):
-        raise RuntimeError(f"{case.name}: two runs that nobody killed differ")
+    expected, found = (result(place / case.out) for place in (folder, again))
+    if found != expected:
+        names = sorted(name for name in {**found, **expected} if found.get(name) != expected.get(name))
+        raise RuntimeError(f"{case.name}: two runs that nobody killed differ in {', '.join(names)}")
     return expected, time.perf_counter() - first
 
 

@@ -3,7 +3,9 @@
 Every command runs in a working directory of its own with relative outputs, so that paths in the files are equal too.
 """
 
+import gzip
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ STEPS, EVERY = 60, 4
 CLOCKED = {"train_seconds", "tokens_per_second"}  # wall-clock measurements within rows of results
 # timing.jsonl and the report's page hold wall-clock times; checkpoints are the means, not the result
 NOT_COMPARED = ("timing.jsonl", "report.html", "checkpoints")
+CREATED = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.000Z")  # of a Neuronpedia bundle
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def train_config(shared: Path, name: str) -> dict[str, Any]:
 
 
 def result(folder: Path) -> dict[str, str]:
-    """File -> sha256 of its content, without wall-clock times; the report's page by its being there."""
+    """File -> sha256 of its content, without wall-clock times; of the report's page, that it is there."""
     found = {}
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
@@ -109,7 +112,10 @@ def result(folder: Path) -> dict[str, str]:
         if file.name == "results.jsonl":
             rows = [json.loads(line) for line in content.splitlines()]
             content = json.dumps([_unclocked(row) for row in rows]).encode()
-        found[name] = sha256(content).hexdigest()
+        if file.name == "SHA256SUMS":  # the files themselves are compared
+            content = b"\n".join(line[64:] for line in content.splitlines())
+        content = gzip.decompress(content) if file.suffix == ".gz" else content
+        found[name] = sha256(CREATED.sub(b"", content)).hexdigest()
     return found
 
 
