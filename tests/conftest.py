@@ -2,6 +2,8 @@
 
 import gc
 import os
+from collections import Counter
+from zlib import crc32
 
 import quick_compile
 
@@ -20,7 +22,23 @@ gc.set_threshold(100_000, 20, 20)  # traces leave millions of objects; looking t
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_end_with_their_file():
-    """Frees what a file has compiled: XLA ended a process that kept the programs of all files with a segmentation fault."""
+    """Frees what a file has compiled: a process that kept the programs of all files ended in a segmentation fault."""
     yield
     jax.clear_caches()
     gc.collect()
+
+
+PRODUCT, SHARE = 24, 3  # of a test with more cases than PRODUCT, one in SHARE runs without -m slow
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks most cases of long products as slow; their names decide which, so that each value of each axis stays.
+
+    `tests/hostile` states its counts itself.
+    """
+    counts = Counter(item.nodeid.partition("[")[0] for item in items)
+    for item in items:
+        name = item.nodeid.partition("[")[0]
+        if counts[name] > PRODUCT and "hostile" not in name and crc32(item.nodeid.encode()) % SHARE:
+            item.add_marker(pytest.mark.slow)

@@ -109,7 +109,11 @@ def one(case: Case, folder: Path, rng: np.random.Generator, expected: dict[str, 
     checkpoints = [f.name for f in (out / "checkpoints").glob("*")]
     logged, saved = rows(out), max((int(name) for name in checkpoints if name.isdecimal()), default=0)
     saving = any("tmp" in name for name in checkpoints) or any(folder.rglob("*.partial"))
-    finish(folder, case.words, cache)
+    complete = (
+        result(out) == expected
+    )  # killed on its way out: verbs that overwrite nothing would refuse to start again
+    if not complete:
+        finish(folder, case.words, cache)
     found = result(out)
     left = [p.name for p in folder.rglob("*") if p.name.endswith(".partial") or "orbax-checkpoint-tmp" in p.name]
     return {
@@ -118,6 +122,7 @@ def one(case: Case, folder: Path, rng: np.random.Generator, expected: dict[str, 
         "logged": logged,
         "lost": logged - saved if case.words[0] == "train" else None,
         "during_save": saving,
+        "complete_before": complete,
         "equal": found == expected,
         "differ": sorted(n for n in {**found, **expected} if found.get(n) != expected.get(n)),
         "leftovers": left,

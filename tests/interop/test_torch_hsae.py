@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hsaes import ABOUT, AFFINE, ATOMS, EMBED, EXPERTS, PER_TOKEN, case, combinations, inputs
-from sampled import sampled
 from sealed import sealed
 
 from jhsae import data
@@ -41,7 +40,7 @@ def equals_ours(case, folder: Path, x: np.ndarray) -> None:
     np.testing.assert_array_equal(exported(torch.tensor(x)).numpy(), got)
 
 
-@pytest.mark.parametrize("name", sampled(COMBINATIONS, 5))
+@pytest.mark.parametrize("name", COMBINATIONS)
 def test_every_combination_of_parts_equals_ours(name: str, tmp_path: Path):
     equals_ours(COMBINATIONS[name], tmp_path / "sae", inputs())
 
