@@ -135,10 +135,11 @@ def table(found: list[dict]) -> str:
     for row in found:
         by_case[row["case"]].append(row)
     killed, equal = (sum(row[key] for row in found) for key in ("killed", "equal"))
+    late = sum(row["killed"] and row["complete_before"] for row in found)
     lines = [
-        f"{killed} of {len(found)} commands were killed before they ended; {equal} of {len(found)}, started again, "
-        f"ended with the files of the command that nobody killed, byte for byte. `train`: {STEPS} steps or more, a "
-        f"checkpoint every {EVERY}.",
+        f"{killed} of {len(found)} commands were killed before they ended, {late} of these when their files were complete; "
+        f"the others that were killed were started again. {equal} of {len(found)} ended with the files of the command "
+        f"that nobody killed, byte for byte. `train`: {STEPS} steps or more, a checkpoint every {EVERY}.",
         "",
         "| command | kills | with something half-written | most steps done again | equal at the end |",
         "|---|---|---|---|---|",
