@@ -137,8 +137,8 @@ def table(found: list[dict]) -> str:
     killed, equal = (sum(row[key] for row in found) for key in ("killed", "equal"))
     late = sum(row["killed"] and row["complete_before"] for row in found)
     lines = [
-        f"{killed} of {len(found)} commands were killed before they ended, {late} of these when their files were complete; "
-        f"the others that were killed were started again. {equal} of {len(found)} ended with the files of the command "
+        f"{killed} of {len(found)} commands were killed before they ended, {late} of these when their files were "
+        f"complete; the others that were killed were started again. {equal} of {len(found)} ended with the files of the command "
         f"that nobody killed, byte for byte. `train`: {STEPS} steps or more, a checkpoint every {EVERY}.",
         "",
         "| command | kills | with something half-written | most steps done again | equal at the end |",
