@@ -138,8 +138,8 @@ def table(found: list[dict]) -> str:
     late = sum(row["killed"] and row["complete_before"] for row in found)
     lines = [
         f"{killed} of {len(found)} commands were killed before they ended, {late} of these when their files were "
-        f"complete; the others that were killed were started again. {equal} of {len(found)} ended with the files of the command "
-        f"that nobody killed, byte for byte. `train`: {STEPS} steps or more, a checkpoint every {EVERY}.",
+        f"complete; the others that were killed were started again. {equal} of {len(found)} ended with the files of "
+        f"the command that nobody killed, byte for byte. `train`: {STEPS} steps or more, a checkpoint every {EVERY}.",
         "",
         "| command | kills | with something half-written | most steps done again | equal at the end |",
         "|---|---|---|---|---|",
