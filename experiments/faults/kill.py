@@ -1,4 +1,4 @@
-"""60 commands, each killed with SIGKILL at a random moment and started again: compared with ones that nobody killed.
+"""Commands, each killed with SIGKILL at a random moment and started again: compared with ones that nobody killed.
 
     python experiments/faults/kill.py [--kills 60] [--seed 0] [--jobs 2] [--only WORDS]
 

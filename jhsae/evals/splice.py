@@ -94,9 +94,8 @@ def splice(
 
 
 def recovered(results: dict[str, dict[str, float]], name: str) -> dict[str, Any]:
-    """The scores of one replacement, in SAEBench's definitions; NaN where zeros lose nothing either."""
+    """The scores of one replacement, in SAEBench's definitions; None where zeros lose nothing either."""
     model, zero, ours = results["model"], results["zero"], results[name]
-
     return {
         "ce": ours["ce"],
         "ce_model": model["ce"],
