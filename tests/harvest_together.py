@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from jhsae import distributed, harvest
+from jhsae.activations.live import LiveActivations
+from jhsae.commands import harvest
 from jhsae.config import load
 from jhsae.data import CenterScale, TextFiles, Writer
-from jhsae.devices import MeshShape, make_mesh
-from jhsae.live import LiveActivations
+from jhsae.parallel import distributed
+from jhsae.parallel.mesh import MeshShape, make_mesh
 
 
 class SmallShards(Writer):

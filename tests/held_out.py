@@ -10,8 +10,9 @@ import numpy as np
 from test_harvest import CONTEXT, EMBED, LAYER, VOCAB, save_language_model
 
 from jhsae import lm
+from jhsae.activations.config import Harvest, Source
+from jhsae.commands.harvest import run
 from jhsae.data import AbstractNormalizer, Store
-from jhsae.harvest import Harvest, Source, run
 from jhsae.sae import AbstractSAE, FlatSAE, HierarchicalSAE
 from jhsae.sparsify import JumpReLU, ReLU, TopK
 

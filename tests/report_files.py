@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 
 import yaml
 
-from jhsae.report import Report, reading
+from jhsae.commands.report import Report
+from jhsae.report import reading
 
 FIDELITY = {"ev_r2": 0.71234567891, "mse": 31.87654, "l0": 16.25, "dead": 0.125, "rows": 4096, "parameters": 123456}
 LOSSES = {"ce": 4.8125, "ce_model": 4.37, "ce_zero": 9.01, "ce_recovered": 0.9047}

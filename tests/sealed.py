@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from jhsae.checksums import NAME
+from jhsae.files.checksums import NAME
 
 
 def sealed(folder: Path) -> Path:

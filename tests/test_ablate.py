@@ -6,7 +6,8 @@ import pytest
 import runs
 import yaml
 
-from jhsae import ablate, config
+from jhsae import config
+from jhsae.commands import ablate
 from jhsae.errors import UserError
 
 

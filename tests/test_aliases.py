@@ -11,10 +11,13 @@ import optax
 import pytest
 import runs
 import yaml
+from jhsae.checkpoint import load_sae, save_sae
+from jhsae.evaluate import expert_names
+from jhsae.revival import AbstractRevival
+from jhsae.run_config import OPTIMIZER, Train
 from test_configs import CONFIGS, FILES, name_of, verb_of
 
 from jhsae import config, init, sae, sparsify
-from jhsae.checkpoint import load_sae, save_sae
 from jhsae.config import aliases
 from jhsae.config.place import Place
 from jhsae.config.schema import wanted
@@ -25,13 +28,10 @@ from jhsae.data import AbstractNormalizer, Identity
 from jhsae.data.source import AbstractSource
 from jhsae.data.text import AbstractText
 from jhsae.errors import UserError
-from jhsae.evaluate import expert_names
 from jhsae.init import AbstractInit
 from jhsae.interop import saelens_write
 from jhsae.losses import AbstractTerm
 from jhsae.metric import AbstractMetric
-from jhsae.revival import AbstractRevival
-from jhsae.run_config import OPTIMIZER, Train
 from jhsae.sae.children import AbstractChildInput, AbstractChildScale
 from jhsae.sae.units import AbstractCodeUnit
 from jhsae.schedule import AbstractSchedule

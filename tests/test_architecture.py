@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 import runs
 
-from jhsae import config, evals, train
-from jhsae.checkpoint import Checkpoints, load_sae, save_sae
+from jhsae import config, evals
+from jhsae.commands import train
 from jhsae.config import Supplied
 from jhsae.constraint import ProjectAndRenormalize
 from jhsae.data import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.losses import AbstractTerm, Objective, SquaredError
 from jhsae.optimizer import adam
-from jhsae.revival import Never, Resample
-from jhsae.run_config import Train
+from jhsae.resampling import Never, Resample
 from jhsae.sae import AbstractSAE
 from jhsae.schedule import Constant
 from jhsae.sparsify import JumpReLU, ReLU, TopK
-from jhsae.step import Parts, TrainState, make_step
+from jhsae.training.checkpoint import Checkpoints, load_sae, save_sae
+from jhsae.training.config import Train
+from jhsae.training.step import Parts, TrainState, make_step
 from jhsae.usage import Context
 
 FEATURES, BATCH, STEPS = 24, 32, 8

@@ -8,10 +8,11 @@ import pytest
 import runs
 from safetensors.numpy import save_file
 
-from jhsae import config, train
+from jhsae import config
+from jhsae.commands import train
 from jhsae.errors import UserError
-from jhsae.run_config import Train
 from jhsae.teacher.artifact import SHAPES
+from jhsae.training.config import Train
 
 
 class ReachedError(Exception):

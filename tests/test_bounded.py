@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from jhsae import archives, bounded, forms, tensor_files
 from jhsae.errors import UserError
+from jhsae.files import archives, bounded, forms, tensor_files
 
 
 def refused(message: str) -> pytest.RaisesExc:

@@ -9,18 +9,19 @@ import pytest
 import runs
 from browser.pages import Page
 
-from jhsae import browse, evals, harvest
-from jhsae.browse import Browse
+from jhsae import evals
 from jhsae.browser import Limits, contexts, gather, page
-from jhsae.checkpoint import load_sae, save_sae
+from jhsae.commands import browse, harvest
+from jhsae.commands.browse import Browse
 from jhsae.config import build, find, load
 from jhsae.data import AbstractNormalizer, Identity, Store
 from jhsae.errors import UserError
-from jhsae.evals.origin import check_origin
-from jhsae.evals.search import search_by_token, token_ids, token_profile
+from jhsae.features.origin import check_origin
+from jhsae.features.search import search_by_token, token_ids, token_profile
+from jhsae.features.token_text import token_text, visible
 from jhsae.lm import load as load_lm
 from jhsae.sae import AbstractSAE, HierarchicalSAE, mixture_of_experts_v2
-from jhsae.token_text import token_text, visible
+from jhsae.training.checkpoint import load_sae, save_sae
 
 ROWS = 900
 EVIL = "</script><script>alert('&')</script><!--"

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jhsae.checkpoint import Checkpoints, DamagedError
 from jhsae.errors import UserError
-from jhsae.fingerprint import fingerprints
-from jhsae.mesh import MeshShape, make_mesh
 from jhsae.optimizer import adam
+from jhsae.parallel.mesh import MeshShape, make_mesh
 from jhsae.sae import FlatSAE
-from jhsae.sharded import described, made
 from jhsae.sparsify import TopK
-from jhsae.step import TrainState
+from jhsae.training.checkpoint import Checkpoints, DamagedError
+from jhsae.training.fingerprint import fingerprints
+from jhsae.training.sharding import abstract_state, init_sharded
+from jhsae.training.step import TrainState
 
 MESH = make_mesh(MeshShape(data=2, expert=4))
 ONE = make_mesh(MeshShape(), devices=1)
@@ -50,7 +50,7 @@ def bits(state):
 def saved(tmp_path_factory):
     """Checkpoints of steps 3 and 6, saved on 2 x 4 devices, and what was saved in them."""
     folder = tmp_path_factory.mktemp("saved") / "checkpoints"
-    states = {step: at(made(start, MESH), step) for step in (3, 6)}
+    states = {step: at(init_sharded(start, MESH), step) for step in (3, 6)}
     with Checkpoints(folder) as checkpoints:
         for step, state in states.items():
             checkpoints.save(state, {"next_index": step})
@@ -64,7 +64,7 @@ def copied(saved, tmp_path):
 
 def resumed(folder, mesh=MESH, make=start):
     with Checkpoints(folder) as checkpoints:
-        return checkpoints.resume(described(make, mesh))
+        return checkpoints.resume(abstract_state(make, mesh))
 
 
 @pytest.mark.parametrize(("data", "expert", "devices"), [(2, 4, 8), (8, 1, 8), (1, 8, 8), (4, 1, 4), (1, 1, 1)])
@@ -231,7 +231,7 @@ def test_what_a_killed_save_left_behind_is_removed(copied):
 def test_a_step_is_not_saved_twice(copied):
     with Checkpoints(copied) as checkpoints:
         with pytest.raises(RuntimeError, match="the checkpoint of step 6 was not written"):
-            checkpoints.save(at(made(start, ONE), 6), {})
+            checkpoints.save(at(init_sharded(start, ONE), 6), {})
         assert checkpoints.latest() == 6
 
 
@@ -243,7 +243,7 @@ def test_a_full_disk_loses_no_complete_checkpoint(tmp_path, capfd):
     def big():
         return start(features=2048)
 
-    state, limits = made(big, ONE), resource.getrlimit(resource.RLIMIT_FSIZE)
+    state, limits = init_sharded(big, ONE), resource.getrlimit(resource.RLIMIT_FSIZE)
     sentence = r"cannot be written to .* \(.*too large.*\); the newest complete one is that of step 1; make room there"
     try:
         with pytest.raises(UserError, match=sentence), Checkpoints(tmp_path / "c", keep=1) as checkpoints:
@@ -262,7 +262,7 @@ def test_a_full_disk_loses_no_complete_checkpoint(tmp_path, capfd):
 def test_a_checkpoint_names_the_array_that_came_back_otherwise(copied):
     another_number(copied / "6")
     with Checkpoints(copied) as checkpoints, pytest.raises(DamagedError, match="W_dec came back with other numbers"):
-        checkpoints.restore(described(start, MESH), 6)
+        checkpoints.restore(abstract_state(start, MESH), 6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])
@@ -284,6 +284,6 @@ def test_one_damaged_file_does_not_leave_the_other_reads_hanging(copied, caplog)
     with caplog.at_level("ERROR", logger="asyncio"):
         for _ in range(5):  # which reads are under way when the first one fails is a matter of luck
             with pytest.raises(DamagedError), Checkpoints(copied) as checkpoints:
-                checkpoints.restore(described(start, MESH), 6)
+                checkpoints.restore(abstract_state(start, MESH), 6)
             gc.collect()  # a read that was left behind would be an error here
     assert not [record for record in caplog.records if "reading" in str(record.exc_info)]

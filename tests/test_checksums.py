@@ -11,11 +11,11 @@ import pytest
 from sealed import sealed
 from test_saved_sae import FLAT, WHITEN, built
 
-from jhsae.checksums import NAME, Sums, new_folder, parse, verify, whole_folder
 from jhsae.data import Store, write_array
 from jhsae.errors import UserError
+from jhsae.files.checksums import NAME, Sums, new_folder, parse, verify, whole_folder
 from jhsae.interop import plain, saelens
-from jhsae.saved_sae import load_sae, save_sae
+from jhsae.sae.io import load_sae, save_sae
 from jhsae.teacher import Teacher
 from jhsae.teacher.artifact import SHAPES
 from jhsae.teacher.select import Concept

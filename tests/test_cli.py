@@ -9,8 +9,9 @@ from typing import Annotated
 
 import pytest
 
-import jhsae.train
-from jhsae.__main__ import VERBS, main
+import jhsae.commands.train
+from jhsae.__main__ import main
+from jhsae.commands.table import VERBS
 from jhsae.errors import UserError
 
 
@@ -29,8 +30,10 @@ class Quickstart:
 def ran(monkeypatch) -> list:
     """The configs that the dummy verbs were run with."""
     runs: list = []
-    monkeypatch.setitem(sys.modules, "jhsae.train", SimpleNamespace(Train=Train, run=runs.append))
-    monkeypatch.setitem(sys.modules, "jhsae.quickstart", SimpleNamespace(Quickstart=Quickstart, run=runs.append))
+    monkeypatch.setitem(sys.modules, "jhsae.commands.train", SimpleNamespace(Train=Train, run=runs.append))
+    monkeypatch.setitem(
+        sys.modules, "jhsae.commands.quickstart", SimpleNamespace(Quickstart=Quickstart, run=runs.append)
+    )
     return runs
 
 
@@ -70,7 +73,7 @@ def test_a_sentence_that_quotes_a_file_steers_no_terminal_and_ends(yaml: str, mo
     def fail(_: object) -> None:
         raise UserError("f holds \x1b[2J\u202e" + "a" * 5000 + "; write b")
 
-    monkeypatch.setattr(jhsae.train, "run", fail)
+    monkeypatch.setattr(jhsae.commands.train, "run", fail)
     assert main(["train", "flat/topk.yaml"]) == 2
     said = capsys.readouterr().err
     assert said.startswith(r"jhsae: error: f holds \x1b[2J\u202eaaa") and said.endswith("aaa; write b\n")
@@ -88,7 +91,7 @@ def test_a_user_error_from_the_run_itself_is_told_the_same_way(yaml: str, monkey
     def run(config: Train) -> None:
         raise UserError("runs/x holds\nanother config")
 
-    monkeypatch.setitem(sys.modules, "jhsae.train", SimpleNamespace(Train=Train, run=run))
+    monkeypatch.setitem(sys.modules, "jhsae.commands.train", SimpleNamespace(Train=Train, run=run))
     assert main(["train", yaml]) == 2
     assert capsys.readouterr().err == "jhsae: error: runs/x holds another config\n"
 
@@ -97,7 +100,7 @@ def test_a_bug_keeps_its_traceback_and_an_interrupt_is_code_130(yaml: str, monke
     def run(config: Train) -> None:
         raise error
 
-    monkeypatch.setitem(sys.modules, "jhsae.train", SimpleNamespace(Train=Train, run=run))
+    monkeypatch.setitem(sys.modules, "jhsae.commands.train", SimpleNamespace(Train=Train, run=run))
     error: BaseException = ValueError("a bug")
     with pytest.raises(ValueError, match="a bug"):
         main(["train", yaml])
@@ -114,7 +117,7 @@ def test_parity_fails_with_code_1(monkeypatch, passed: bool, code: int):
         calls.append(given)
         return passed
 
-    monkeypatch.setitem(sys.modules, "jhsae.interop.parity", SimpleNamespace(run=run))
+    monkeypatch.setitem(sys.modules, "jhsae.parity.compare", SimpleNamespace(run=run))
     assert main(["parity", "g.npz", "--json", "rows.json"]) == code
     assert calls == [(Path("g.npz"), Path("rows.json"))]
 

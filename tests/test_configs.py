@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jhsae import config, train
+from jhsae import config
+from jhsae.commands import train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from jhsae import distributed
-from jhsae.distributed import NAMES, Share, share_of, shares
 from jhsae.errors import UserError
+from jhsae.parallel import distributed
+from jhsae.parallel.distributed import NAMES, Share, share_of, shares
 
 SLURM = {
     "SLURM_JOB_ID": "4097",

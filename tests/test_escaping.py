@@ -15,18 +15,19 @@ from browser.pages import Page as BrowserPage
 from markdown_it import MarkdownIt
 from report_files import TEACHER, TREE_ROW, context, feature, write_run
 
-from jhsae.ablate import table
 from jhsae.browser import page as browser_page
+from jhsae.commands.ablate import table
+from jhsae.commands.report import Report, run
 from jhsae.config import to_dict
-from jhsae.escaping import code, escaped, literal
+from jhsae.features.token_text import visible
+from jhsae.files.escaping import code, escaped, literal
 from jhsae.interop.plain import card
-from jhsae.report import Report, drawing, run
+from jhsae.report import drawing
 from jhsae.report.overview import commands
 from jhsae.report.page import render
 from jhsae.report.reading import read_run
 from jhsae.sae import FlatSAE
 from jhsae.sparsify import ReLU
-from jhsae.token_text import visible
 
 HOSTILE = [
     "</script><script>document.title='ran'</script>",

@@ -13,15 +13,15 @@ from safetensors.numpy import load_file
 
 import jhsae
 from jhsae import config as cfg
-from jhsae import export
 from jhsae.__main__ import main
-from jhsae.checkpoint import save_sae
-from jhsae.checksums import NAME
+from jhsae.commands import export
+from jhsae.commands.export import Export
 from jhsae.data import AbstractNormalizer
 from jhsae.errors import UserError
-from jhsae.export import Export
+from jhsae.files.checksums import NAME
 from jhsae.interop import hub
 from jhsae.sae import AbstractSAE
+from jhsae.training.checkpoint import save_sae
 
 FLAT = {"_target_": "jhsae.sae.FlatSAE", "embed": 16, "features": 24}
 FLAT |= {"sparsifier": {"_target_": "jhsae.sparsify.ReLU"}}

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import runs
 
-from jhsae import config, logs, train
+from jhsae import config
+from jhsae.commands import train
 from jhsae.data import Batches, Store, write_array
 from jhsae.data.arrays import Pending
 from jhsae.errors import UserError
-from jhsae.loop import DivergedError
-from jhsae.run_config import Train
+from jhsae.training import logs
+from jhsae.training.config import Train
+from jhsae.training.loop import DivergedError
 
 FLAT = {
     "_target_": "jhsae.sae.FlatSAE",

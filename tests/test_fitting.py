@@ -9,21 +9,23 @@ import numpy as np
 import pytest
 import runs
 
-from jhsae import config, fitting, train
-from jhsae.checkpoint import load_sae
+from jhsae import config
+from jhsae.commands import train
 from jhsae.data import Batches, CenterScale, Store
 from jhsae.errors import UserError
-from jhsae.fitting import fit
-from jhsae.loop import DivergedError
 from jhsae.losses import AuxK, L1Active, Objective, SquaredError
-from jhsae.mesh import make_mesh
 from jhsae.optimizer import adam
-from jhsae.revival import Resample
-from jhsae.run_config import Stage, Train
+from jhsae.parallel.mesh import make_mesh
+from jhsae.resampling import Resample
 from jhsae.sae import FlatSAE
 from jhsae.schedule import Constant, Linear
-from jhsae.sharded import made
 from jhsae.sparsify import TopK
+from jhsae.training import fit as fitting
+from jhsae.training.checkpoint import load_sae
+from jhsae.training.config import Stage, Train
+from jhsae.training.fit import fit
+from jhsae.training.loop import DivergedError
+from jhsae.training.sharding import init_sharded
 
 FEATURES, BATCH = 24, 64
 
@@ -66,7 +68,7 @@ def test_fit_and_train_are_the_same_steps(tmp_path, monkeypatch):
     )
     settings = config.load(Train, path)
     init_key, _ = jax.random.split(jax.random.key(0))
-    start = made(lambda: train.build_sae(settings, init_key), make_mesh(settings.mesh))
+    start = init_sharded(lambda: train.build_sae(settings, init_key), make_mesh(settings.mesh))
     train.run(settings)
     rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     batches = Batches(Store.open(tmp_path / "store"), BATCH, 0)

@@ -12,14 +12,14 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from jhsae import config
 from jhsae.__main__ import main
-from jhsae.checkpoint import load_sae, save_sae
 from jhsae.data import Identity, Store
 from jhsae.errors import UserError
-from jhsae.folders import PARTIAL, append_line, is_bucket, local_copy, open_folder, write_whole
-from jhsae.logs import RunLog
-from jhsae.run_config import Train
-from jhsae.run_folder import begin, claim, finished
+from jhsae.files.folders import PARTIAL, append_line, is_bucket, local_copy, open_folder, write_whole
 from jhsae.sae import AbstractSAE
+from jhsae.training.checkpoint import load_sae, save_sae
+from jhsae.training.config import Train
+from jhsae.training.logs import RunLog
+from jhsae.training.run_folder import begin, claim, finished
 
 FLAT = {
     "_target_": "jhsae.sae.FlatSAE",
@@ -98,7 +98,7 @@ def test_a_fifo_is_neither_appended_to_nor_waited_for(tmp_path):
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "run.json"
     write_whole(path, "before")
-    monkeypatch.setattr("jhsae.folders.os.fsync", lambda _: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr("jhsae.files.folders.os.fsync", lambda _: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(UserError, match=r"run.json cannot be written \(full\); make room"):
         write_whole(path, "after")
     assert path.read_text() == "before" and {f.name for f in tmp_path.iterdir()} == {"run.json", f"run.json{PARTIAL}"}

@@ -16,16 +16,17 @@ import runs
 import yaml
 from gadgets import Watch, gadgets
 
-from jhsae import config, train
+from jhsae import config
 from jhsae.__main__ import main
-from jhsae.checkpoint import load_sae, save_sae
+from jhsae.commands import train
+from jhsae.commands.evaluate import expert_names
 from jhsae.data import Identity
 from jhsae.errors import UserError
-from jhsae.evaluate import expert_names
 from jhsae.interop import hub
-from jhsae.run_config import Train
 from jhsae.sae import FlatSAE
 from jhsae.sparsify import TopK
+from jhsae.training.checkpoint import load_sae, save_sae
+from jhsae.training.config import Train
 
 WATCH = Watch()
 TOP = {"_target_": "jhsae.sparsify.TopK", "k": 3}
@@ -59,7 +60,13 @@ def of_saved(gadget: Any) -> list[dict[str, Any]]:
 
 def of_training(gadget: Any) -> list[dict[str, Any]]:
     """Where it may stand in a training config, as changes of one."""
-    live = {"_target_": "jhsae.live.LiveActivations", "path": "embedded", "layer": 1, "text": gadget, "rows": 9}
+    live = {
+        "_target_": "jhsae.activations.live.LiveActivations",
+        "path": "embedded",
+        "layer": 1,
+        "text": gadget,
+        "rows": 9,
+    }
     metric = {"_target_": "jhsae.constraint.Renormalize", "metric": gadget}
     return [
         *({"sae": slots["sae"]} for slots in of_saved(gadget)[:-2]),

@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from jhsae import config as cfg
 from jhsae import lm
+from jhsae.activations.config import Harvest, Source
+from jhsae.commands.harvest import run
 from jhsae.data import Store, ordinary
 from jhsae.errors import UserError
-from jhsae.harvest import Harvest, Source, run
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
 VOCAB, EMBED, LAYER, CONTEXT = 40, 16, 1, 10

@@ -14,10 +14,10 @@ from test_harvest import VOCAB, save_language_model
 from test_harvest_resume import SmallShards, config, cut
 
 from jhsae import config as cfg
-from jhsae import harvest
+from jhsae.activations.live import LiveActivations
+from jhsae.commands import harvest
 from jhsae.data import CenterScale, Store, TextFiles
-from jhsae.devices import MeshShape, make_mesh
-from jhsae.live import LiveActivations
+from jhsae.parallel.mesh import MeshShape, make_mesh
 
 TESTS = Path(__file__).parent
 

@@ -8,11 +8,12 @@ import pytest
 from test_harvest import CONTEXT, LAYER, VOCAB, rows_in_order, save_language_model
 
 from jhsae import config as cfg
-from jhsae import harvest
+from jhsae.activations.config import Harvest, Source
+from jhsae.commands import harvest
+from jhsae.commands.harvest import run
 from jhsae.data import Store, Writer
 from jhsae.data.partial import Partial
 from jhsae.errors import UserError
-from jhsae.harvest import Harvest, Source, run
 
 
 class SmallShards(Writer):

@@ -9,16 +9,16 @@ from reference.filled import filled
 
 from jhsae.constraint import ProjectAndRenormalize
 from jhsae.data import Identity, make_loader, write_array
-from jhsae.logs import NoLog
-from jhsae.loop import Phase, run_phases
 from jhsae.losses import Objective, SquaredError
-from jhsae.mesh import MeshShape, make_mesh
 from jhsae.optimizer import adam
+from jhsae.parallel.mesh import MeshShape, make_mesh
 from jhsae.sae import FlatSAE
 from jhsae.schedule import Constant
-from jhsae.sharded import made, on_every_device
 from jhsae.sparsify import TopK
-from jhsae.step import Parts, TrainState, make_step
+from jhsae.training.logs import NoLog
+from jhsae.training.loop import Phase, run_phases
+from jhsae.training.sharding import init_sharded, replicate
+from jhsae.training.step import Parts, TrainState, make_step
 
 EMBED, BATCH = 4, 8
 
@@ -86,12 +86,12 @@ def guarded(tmp_path, monkeypatch, devices, spoil=lambda step: step):
     store, mesh = write_array(tmp_path / "store", rows), make_mesh(MeshShape(data=devices), devices=devices)
     step = make_step(adam(), mesh=mesh)
     parts = Parts(Objective({"reconstruction": SquaredError()}), Constant(0.1), ProjectAndRenormalize(), Identity())
-    parts = on_every_device(parts, mesh)
+    parts = replicate(parts, mesh)
 
     sae = filled(lambda: FlatSAE(EMBED, 8, TopK(2), key=jax.random.key(0)))
 
     def fresh():
-        state = made(lambda: TrainState.init(sae, adam(), jax.random.key(0)), mesh)
+        state = init_sharded(lambda: TrainState.init(sae, adam(), jax.random.key(0)), mesh)
         return state, make_loader(store, BATCH, seed=0)
 
     def run(state, loader, step, log):

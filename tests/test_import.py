@@ -11,14 +11,14 @@ from safetensors.numpy import save_file
 
 import jhsae
 from jhsae import config as cfg
-from jhsae import import_
 from jhsae.__main__ import main
-from jhsae.checkpoint import save_sae
+from jhsae.commands import import_
+from jhsae.commands.import_ import Import, detect
 from jhsae.data import CenterScale, ConstantNorm
 from jhsae.errors import UserError
-from jhsae.import_ import Import, detect
 from jhsae.interop import hub, saelens
 from jhsae.sparsify import ReLU
+from jhsae.training.checkpoint import save_sae
 
 SLOT = {"_target_": "jhsae.sae.FlatSAE", "embed": EMBED, "features": FEATURES}
 SLOT |= {"sparsifier": {"_target_": "jhsae.sparsify.ReLU"}}

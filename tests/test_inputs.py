@@ -9,11 +9,11 @@ import pytest
 
 from jhsae.codes import Codes
 from jhsae.errors import UserError
-from jhsae.fitting import fit
-from jhsae.inputs import as_rows, host_rows
+from jhsae.ops.inputs import as_rows, host_rows
 from jhsae.sae import FlatSAE, GatedSAE, HierarchicalSAE
 from jhsae.sae.base import check_codes
 from jhsae.sparsify import TopK
+from jhsae.training.fit import fit
 from jhsae.usage import Context
 
 EMBED, FEATURES = 6, 10

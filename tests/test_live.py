@@ -14,14 +14,15 @@ from scipy.spatial import cKDTree
 from test_harvest import EMBED, LAYER, VOCAB, save_language_model
 
 from jhsae import config as cfg
-from jhsae import lm, train
-from jhsae.checkpoint import load_sae
+from jhsae import lm
+from jhsae.activations.buffer import SEGMENTS
+from jhsae.activations.live import LiveActivations
+from jhsae.commands import train
 from jhsae.data import ModelName, TextFiles
-from jhsae.devices import MeshShape, make_mesh
 from jhsae.errors import UserError
-from jhsae.live import LiveActivations
-from jhsae.live_buffer import SEGMENTS
-from jhsae.run_config import Train
+from jhsae.parallel.mesh import MeshShape, make_mesh
+from jhsae.training.checkpoint import load_sae
+from jhsae.training.config import Train
 
 CONTEXT, BATCH = 10, 32
 
@@ -139,7 +140,7 @@ def test_what_does_not_fit_is_a_sentence(place, source):
 
 def _config(place: Path, out: str, *overrides: str, **data) -> Train:
     slot = {
-        "_target_": "jhsae.live.LiveActivations",
+        "_target_": "jhsae.activations.live.LiveActivations",
         "path": str(place / "lm"),
         "layer": LAYER,
         "text": {"_target_": "jhsae.data.TextFiles", "paths": str(place / "text.txt")},

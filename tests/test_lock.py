@@ -15,13 +15,13 @@ from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
 import jhsae
-from jhsae import lease, lock
 from jhsae.errors import UserError
-from jhsae.lock import is_owned, owned
+from jhsae.files import lease, lock
+from jhsae.files.lock import is_owned, owned
 
 HOLD = """
 import sys
-from jhsae.lock import owned
+from jhsae.files.lock import owned
 with owned(sys.argv[1], "train"):
     print("mine", flush=True)
     sys.stdin.read()
@@ -124,7 +124,7 @@ def test_without_flock_an_owner_object_takes_its_place(tmp_path, monkeypatch):
             [
                 sys.executable,
                 "-c",
-                HOLD.replace("from", "import jhsae.lock as l; l.fcntl = None\nfrom"),
+                HOLD.replace("from", "import jhsae.files.lock as l; l.fcntl = None\nfrom"),
                 f"{tmp_path}/a",
             ],
             env=os.environ | {"PYTHONPATH": str(Path(jhsae.__file__).parents[1])},

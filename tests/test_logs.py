@@ -4,8 +4,8 @@ import resource
 import pytest
 
 from jhsae.errors import UserError
-from jhsae.folders import append_line, write_whole
-from jhsae.logs import JsonLines, NoLog, RunLog
+from jhsae.files.folders import append_line, write_whole
+from jhsae.training.logs import JsonLines, NoLog, RunLog
 
 METRICS = {"loss": 0.5, "l0": 3.0}
 
@@ -63,7 +63,7 @@ def test_metrics_hold_no_time_and_timing_holds_nothing_else(tmp_path):
 
 def test_the_rate_counts_the_tokens_since_the_last_row(tmp_path, monkeypatch):
     clock = iter([0.0, 0.0, 2.0, 6.0])
-    monkeypatch.setattr("jhsae.logs.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("jhsae.training.logs.time.perf_counter", lambda: next(clock))
     log = RunLog(tmp_path, step=100)
     log.write(110, "a", METRICS, 32)
     log.write(120, "a", METRICS, 32)

@@ -7,15 +7,15 @@ from reference.filled import filled
 
 from jhsae.constraint import ProjectAndRenormalize
 from jhsae.data import Identity
-from jhsae.loop import DivergedError, Phase, run_phases
 from jhsae.losses import Objective, SquaredError
 from jhsae.losses.base import AbstractTerm
-from jhsae.mesh import MeshShape, make_mesh
 from jhsae.optimizer import adam
+from jhsae.parallel.mesh import MeshShape, make_mesh
 from jhsae.sae import FlatSAE
 from jhsae.schedule import Constant
 from jhsae.sparsify import GumbelTopK, TopK
-from jhsae.step import Parts, TrainState, make_step
+from jhsae.training.loop import DivergedError, Phase, run_phases
+from jhsae.training.step import Parts, TrainState, make_step
 
 EMBED, BATCH = 4, 8
 MESH = make_mesh(MeshShape(data=1), devices=1)

@@ -9,12 +9,13 @@ from jhsae.constraint import ProjectAndRenormalize
 from jhsae.data import UnitNorm
 from jhsae.errors import UserError
 from jhsae.losses import CrossOrthogonality, L1All, Objective, ParentsOnly, SquaredError
-from jhsae.mesh import MeshShape, check_batch, make_mesh, shard_batch, shard_state
 from jhsae.optimizer import adam
+from jhsae.parallel.mesh import MeshShape, check_batch, make_mesh, shard_batch
 from jhsae.sae import FlatSAE, HierarchicalSAE
 from jhsae.schedule import Constant
 from jhsae.sparsify import GumbelTopK, TopK
-from jhsae.step import Parts, TrainState, make_step
+from jhsae.training.sharding import shard_state
+from jhsae.training.step import Parts, TrainState, make_step
 
 BATCH, EMBED, EXPERTS, SUB, ATOMS = 16, 8, 8, 2, 3
 MESHES = {"data 8": MeshShape(), "data 4 x expert 2": MeshShape(4, 2)}

@@ -12,8 +12,8 @@ import jhsae
 from jhsae import config as cfg
 from jhsae.__main__ import main
 from jhsae.data import Store
-from jhsae.run_config import Train
 from jhsae.teacher import Teacher
+from jhsae.training.config import Train
 
 SAVED = Path(__file__).parent / "golden" / "saved"
 RUNS = ("scale", "geometry", "batchtopk", "jumprelu", "gated")

@@ -13,12 +13,12 @@ import runs
 import yaml
 
 from jhsae import __main__ as command
-from jhsae import loop, train
 from jhsae.__main__ import EXIT_CODES, main
-from jhsae.errors import NoRoomError, UserError
-from jhsae.logs import JsonLines
-from jhsae.loop import DivergedError
-from jhsae.outcome import outcome
+from jhsae.commands import train
+from jhsae.errors import NoRoomError, UserError, outcome
+from jhsae.training import loop
+from jhsae.training.logs import JsonLines
+from jhsae.training.loop import DivergedError
 
 OOM = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9999999999 bytes.")
 TENSORSTORE = ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device [OS error 28: ENOSPC No space]")

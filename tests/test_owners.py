@@ -8,10 +8,11 @@ import yaml
 from test_lock import holder
 from test_saved_sae import FLAT, WHITEN, built
 
-from jhsae import ablate, config, evaluate, export, harvest, import_, quickstart, teach, train
-from jhsae.checkpoint import save_sae
+from jhsae import config
+from jhsae.commands import ablate, evaluate, export, harvest, import_, quickstart, teach, train
 from jhsae.errors import UserError
-from jhsae.run_config import Train
+from jhsae.training.checkpoint import save_sae
+from jhsae.training.config import Train
 
 ABOUT = {"name": "a", "reads": {"model": "array", "layer": 0}}
 

@@ -5,9 +5,9 @@ import time
 import jax
 import pytest
 
-from jhsae import peers
 from jhsae.errors import UserError
-from jhsae.peers import LOST, Peers
+from jhsae.parallel import watchdog as peers
+from jhsae.parallel.watchdog import LOST, Peers
 
 
 class Coordinator:

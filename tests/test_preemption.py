@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from jhsae import preemption
-from jhsae.preemption import StopRequest
+from jhsae.parallel import preemption
+from jhsae.parallel.preemption import StopRequest
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])

@@ -13,17 +13,17 @@ import pytest
 from annotated_types import Ge, Gt, Interval, Le, MinLen
 
 from jhsae import config, losses, schedule, sparsify
+from jhsae.activations.config import Harvest, Source
+from jhsae.commands.evaluate import Evaluate
 from jhsae.config.schema import is_config
 from jhsae.data import LayerNorm, Standardize, UnitNorm
 from jhsae.errors import UserError
-from jhsae.evaluate import Evaluate
-from jhsae.harvest import Harvest, Source
 from jhsae.init import ScaleEncoder
 from jhsae.optimizer import adam
 from jhsae.ranges import Count, Fraction, Infinite, Positive, Ranged, hints_of, ranged, violation
-from jhsae.revival import Resample
-from jhsae.run_config import Stage, Train
+from jhsae.resampling import Resample
 from jhsae.sae import FlatSAE, HierarchicalSAE
+from jhsae.training.config import Stage, Train
 
 KEY = jax.random.key(0)
 

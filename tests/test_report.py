@@ -8,8 +8,9 @@ from collections import Counter
 import pytest
 from report_files import FIDELITY, FLAT_ROW, TEACHER, TREE_ROW, Page, context, feature, two_runs, write_run, write_store
 
+from jhsae.commands.report import Report, run
 from jhsae.errors import UserError
-from jhsae.report import Report, drawing, judging, reading, run
+from jhsae.report import drawing, judging, reading
 from jhsae.report.cards import cards
 from jhsae.report.figures import asked_for, boundaries, terms, weights
 

@@ -10,11 +10,11 @@ from jhsae.data import Identity
 from jhsae.leaf import matching
 from jhsae.losses import Objective, SquaredError
 from jhsae.optimizer import adam, chain
-from jhsae.revival import Never, Resample
+from jhsae.resampling import Never, Resample
 from jhsae.sae import FlatSAE, GatedSAE, HierarchicalSAE
 from jhsae.schedule import Constant
 from jhsae.sparsify import JumpReLU, ReLU, TopK
-from jhsae.step import Parts, TrainState, make_step
+from jhsae.training.step import Parts, TrainState, make_step
 from jhsae.usage import Context
 
 BATCH, EMBED, TOP, EVERY, UNTIL = 32, 8, 12, 5, 20

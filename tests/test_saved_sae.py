@@ -13,11 +13,11 @@ from safetensors.numpy import load_file, save_file
 from sealed import sealed
 
 from jhsae import config
-from jhsae.checkpoint import load_sae, save_sae
 from jhsae.data import AbstractNormalizer, ArrayRows, Identity
 from jhsae.errors import UserError
 from jhsae.sae import AbstractSAE
-from jhsae.saved_sae import with_facts
+from jhsae.sae.io import with_facts
+from jhsae.training.checkpoint import load_sae, save_sae
 
 FLAT = {
     "_target_": "jhsae.sae.FlatSAE",

@@ -8,14 +8,15 @@ from reference.filled import filled
 from jhsae.constraint import ProjectAndRenormalize
 from jhsae.data import UnitNorm
 from jhsae.errors import UserError
-from jhsae.fitting import fit
 from jhsae.losses import AuxK, CrossOrthogonality, L1All, Objective, ParentsOnly, SquaredError
-from jhsae.mesh import MeshShape, make_mesh, shard_batch, shard_state
 from jhsae.optimizer import adam
+from jhsae.parallel.mesh import MeshShape, make_mesh, shard_batch
 from jhsae.sae import FlatSAE, HierarchicalSAE
 from jhsae.schedule import Constant
 from jhsae.sparsify import BatchTopK, GumbelTopK, TopK
-from jhsae.step import Parts, TrainState, make_step
+from jhsae.training.fit import fit
+from jhsae.training.sharding import shard_state
+from jhsae.training.step import Parts, TrainState, make_step
 
 EMBED, BATCH, STEPS = 16, 32, 50
 MESHES = {"1": (1, 1), "2 x 1": (2, 1), "8 x 1": (8, 1), "4 x 2": (4, 2), "2 x 4": (2, 4), "1 x 8": (1, 8)}

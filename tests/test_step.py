@@ -16,7 +16,7 @@ from jhsae.optimizer import adam
 from jhsae.sae import FlatSAE, HierarchicalSAE
 from jhsae.schedule import Linear
 from jhsae.sparsify import GumbelTopK, TopK
-from jhsae.step import Parts, TrainState, make_step
+from jhsae.training.step import Parts, TrainState, make_step
 from jhsae.usage import Context
 
 BATCH, EMBED, EXPERTS, SUB, ATOMS, WINDOW = 16, 8, 6, 2, 3, 3

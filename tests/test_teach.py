@@ -9,7 +9,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from jhsae import lm, teach
+from jhsae import lm
+from jhsae.commands import teach
 from jhsae.errors import UserError
 from jhsae.teacher import Teacher
 

@@ -11,10 +11,10 @@ import pytest
 from tokenizers_of_families import FAMILIES, SPECIAL, TEXT, byte_level, sentencepiece, wordpiece
 
 from jhsae.browser.pieces import Pieces
-from jhsae.evals.logits import feature_logits
-from jhsae.evals.search import token_ids, word_ids
-from jhsae.evaluate import _pieces
-from jhsae.token_text import token_text, visible, word
+from jhsae.commands.evaluate import _pieces
+from jhsae.features.logits import feature_logits
+from jhsae.features.search import token_ids, word_ids
+from jhsae.features.token_text import token_text, visible, word
 
 SEARCH = Path(__file__).parents[1] / "jhsae" / "browser" / "search.js"
 

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import runs
 
-from jhsae import config, train
-from jhsae.checkpoint import load_sae
+from jhsae import config
+from jhsae.commands import train
 from jhsae.errors import UserError
-from jhsae.mesh import make_mesh
-from jhsae.run_config import Train
-from jhsae.sharded import made
+from jhsae.parallel.mesh import make_mesh
+from jhsae.training.checkpoint import load_sae
+from jhsae.training.config import Train
+from jhsae.training.sharding import init_sharded
 from jhsae.usage import Context
 
 FLAT = "sae={_target_: jhsae.sae.FlatSAE, embed: 16, features: 24, sparsifier: {_target_: jhsae.sparsify.TopK, k: 3}}"
@@ -89,7 +90,7 @@ def test_killed_at_a_random_step_and_resumed_it_gives_the_same_metrics_bit_for_b
 
 
 def _start(path: Path) -> subprocess.Popen:
-    slow = "import time, jhsae.logs as l, jhsae.__main__ as m; w = l.JsonLines.write\n"
+    slow = "import time, jhsae.training.logs as l, jhsae.__main__ as m; w = l.JsonLines.write\n"
     slow += "l.JsonLines.write = lambda s, r: (time.sleep(0.05), w(s, r))[1]\n"  # so that there is time to kill it
     slow += f"raise SystemExit(m.main(['train', {str(path)!r}]))"
     environment = os.environ | {"PYTHONPATH": str(Path(train.__file__).parents[1])}
@@ -110,7 +111,7 @@ def test_frozen_leaves_stay_bit_identical(place):
     path = runs.train_config(place, place / "store", place / "frozen", stages=stages)
     loaded = config.load(Train, path)
     mesh = make_mesh(loaded.mesh)
-    before = made(lambda: train.build_sae(loaded, jax.random.split(jax.random.key(0))[0]), mesh)
+    before = init_sharded(lambda: train.build_sae(loaded, jax.random.split(jax.random.key(0))[0]), mesh)
     train.run(loaded)
     after, _, _ = load_sae(place / "frozen")
     assert np.array_equal(before.router_dec, after.router_dec) and np.array_equal(before.atom_dec, after.atom_dec)

@@ -11,13 +11,13 @@ import runs
 
 import jhsae
 from jhsae import config
-from jhsae.checkpoint import load_sae, save_sae
 from jhsae.config.trust import trusted
 from jhsae.data import Identity
 from jhsae.errors import UserError
-from jhsae.run_config import Train
 from jhsae.sae import FlatSAE
 from jhsae.sparsify import TopK
+from jhsae.training.checkpoint import load_sae, save_sae
+from jhsae.training.config import Train
 
 ABOUT = {"reads": {"model": None, "layer": None}}
 PART = """
@@ -38,7 +38,7 @@ TRY = """
 import sys
 from jhsae import config
 from jhsae.errors import UserError
-from jhsae.run_config import Train
+from jhsae.training.config import Train
 BEFORE
 try:
     print(config.build(config.load(Train, sys.argv[1]).sae["sparsifier"]))
@@ -147,9 +147,9 @@ def test_the_command_line_takes_the_word(tmp_path: Path, theirs: str, capsys):
 
 
 def test_what_is_trusted_leaves_hashes_as_they_were():
-    from jhsae.browse import Browse
-    from jhsae.evaluate import Evaluate
-    from jhsae.import_ import Import
+    from jhsae.commands.browse import Browse
+    from jhsae.commands.evaluate import Evaluate
+    from jhsae.commands.import_ import Import
 
     for make in (
         lambda t: Evaluate("r", "s", "l", trust=t),

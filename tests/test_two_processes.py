@@ -18,9 +18,11 @@ import pytest
 import quick_compile
 import runs
 
-from jhsae import config, logs, train
-from jhsae.mesh import make_mesh
-from jhsae.run_config import Train
+from jhsae import config
+from jhsae.commands import train
+from jhsae.parallel.mesh import make_mesh
+from jhsae.training import logs
+from jhsae.training.config import Train
 
 STEPS, PATIENCE = 50, 10
 START = "import sys, jhsae.__main__ as m; sys.exit(max(m.main(['train', path]) for path in sys.argv[1:]))"

@@ -10,16 +10,16 @@ import pytest
 import runs
 
 from jhsae import data, evals, losses, sparsify
-from jhsae.bounded import to_json
 from jhsae.data.statistics import Running
 from jhsae.errors import UserError
+from jhsae.files.bounded import to_json
 from jhsae.metric import Euclidean, causal
 from jhsae.sae import FlatSAE, mixture_of_experts_v2
 from jhsae.schedule import Constant, Linear
-from jhsae.step import _fidelity
 from jhsae.teacher.estimate import LDAEstimator, MeanEstimator, ParkEstimator
 from jhsae.teacher.subspace import delta_span
 from jhsae.teacher.validate import auc, off_right_angle, spread
+from jhsae.training.step import _fidelity
 from jhsae.usage import Context, Usage
 
 EMBED = runs.EMBED

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from jhsae import ops
-from jhsae.bounded import to_json
 from jhsae.errors import UserError
-from jhsae.folders import append_line
+from jhsae.files.bounded import to_json
+from jhsae.files.folders import append_line
 from jhsae.ops import expert_major
 from jhsae.ops.chunks import sized_for
 from jhsae.ops.pallas import experts_tpu, topk_tpu

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jhsae import config as cfg
-from jhsae import train
+from jhsae.commands import train
 from jhsae.errors import UserError
-from jhsae.mesh import MeshShape, make_mesh
-from jhsae.run_config import Train
-from jhsae.step import TrainState
+from jhsae.parallel.mesh import MeshShape, make_mesh
+from jhsae.training.config import Train
+from jhsae.training.step import TrainState
 
 SILENT = 1e-2  # what the encoder rows of dead features are multiplied by
 ALPHA = 1 / 32  # dictionary_learning's default weight of AuxK; SAELens's is 1

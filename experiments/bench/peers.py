@@ -22,9 +22,9 @@ import numpy as np
 from peer_sides import ALPHA, LIKE_DICTIONARY_LEARNING, DictionaryLearning, Ours, Outcome, SAELens, Setting, Side
 
 from jhsae import config as cfg
-from jhsae.bounded import to_json
 from jhsae.errors import UserError
-from jhsae.folders import append_line
+from jhsae.files.bounded import to_json
+from jhsae.files.folders import append_line
 
 PAIRS = {"SAELens": "jhsae as SAELens", "dictionary_learning": "jhsae as dictionary_learning"}
 DEAD = (0.0, 0.25, 0.05)  # fractions of the features

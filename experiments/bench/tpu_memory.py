@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from jhsae import config as cfg
-from jhsae.bounded import to_json
 from jhsae.errors import UserError
-from jhsae.folders import append_line
-from jhsae.mesh import MeshShape, make_mesh
+from jhsae.files.bounded import to_json
+from jhsae.files.folders import append_line
+from jhsae.parallel.mesh import MeshShape, make_mesh
 from jhsae.plan.program import compile_program, sizes_of
 from jhsae.plan.topology import topology
 from jhsae.plan.training import lower, stage_of
-from jhsae.run_config import Stage, Train
+from jhsae.training.config import Stage, Train
 
 GIB = 2**30
 TOPOLOGIES = {"v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}  # the smallest that libtpu names; one chip of it is used

@@ -94,7 +94,7 @@ def train_config(shared: Path, name: str) -> dict[str, Any]:
         sae = flat | {"sparsifier": _part("BatchTopK", k=4)}
         return _train(shared / "store", sae, [_stage("a", STEPS)]) | {"objective": _terms("SquaredError", "AuxK")}
     sae = flat | {"sparsifier": _part("TopK", k=2)}
-    resample = {"_target_": "jhsae.revival.Resample", "every": 10, "until": STEPS - 10}
+    resample = {"_target_": "jhsae.resampling.Resample", "every": 10, "until": STEPS - 10}
     return _train(shared / "store", sae, [_stage("a", STEPS)]) | {"revival": resample, "dead_window": 5}
 
 

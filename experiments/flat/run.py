@@ -14,11 +14,11 @@ import re
 from pathlib import Path
 
 from jhsae import config as cfg
-from jhsae import evaluate
-from jhsae.bounded import read_lines, to_json
-from jhsae.folders import write_whole
-from jhsae.train import Train
-from jhsae.train import run as train
+from jhsae.commands import evaluate
+from jhsae.commands.train import Train
+from jhsae.commands.train import run as train
+from jhsae.files.bounded import read_lines, to_json
+from jhsae.files.folders import write_whole
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs" / "flat"

@@ -16,12 +16,12 @@ import numpy as np
 
 from jhsae import config as cfg
 from jhsae import evals
-from jhsae.checkpoint import load_sae
+from jhsae.activations.config import Harvest
+from jhsae.commands.harvest import run as harvest
+from jhsae.commands.train import Train
+from jhsae.commands.train import run as train
 from jhsae.data import Store
-from jhsae.harvest import Harvest
-from jhsae.harvest import run as harvest
-from jhsae.train import Train
-from jhsae.train import run as train
+from jhsae.training.checkpoint import load_sae
 
 HERE = Path(__file__).parent
 DTYPES = ("float32", "bfloat16", "int8")

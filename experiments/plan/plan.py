@@ -17,10 +17,10 @@ from tempfile import TemporaryDirectory
 
 from jhsae import config as cfg
 from jhsae.__main__ import main as jhsae
-from jhsae.bounded import to_json
-from jhsae.folders import append_line
+from jhsae.files.bounded import to_json
+from jhsae.files.folders import append_line
 from jhsae.plan.topology import use_libtpu
-from jhsae.run_config import Train
+from jhsae.training.config import Train
 
 HERE = Path(__file__).parent
 RESULTS, PAGE, README = HERE / "results.jsonl", HERE / "README.md", HERE.parents[1] / "README.md"

@@ -29,13 +29,13 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions import convert_gemma_weights
 from transformers import Gemma2ForCausalLM
 
-import jhsae.interop.saelens_plugin  # noqa: F401  (registers the architecture)
+import jhsae.interop.saelens.plugin  # noqa: F401  (registers the architecture)
 from jhsae import config, evals, lm
 from jhsae.assets.torch.hsae import HSAE
-from jhsae.checkpoint import load_sae
 from jhsae.data import AbstractNormalizer, Store
 from jhsae.interop import torch_hsae
 from jhsae.sae import AbstractSAE
+from jhsae.training.checkpoint import load_sae
 
 RESULTS = Path(__file__).parent / "results.jsonl"
 BOUND = 1e-3  # of the differences that must vanish

@@ -23,7 +23,7 @@ from jhsae.bench.table import loader_table
 from jhsae.bench.timing import Times, check_rounds, interleave
 from jhsae.data import Store, UnitNorm, make_loader, write_array
 from jhsae.errors import UserError
-from jhsae.mesh import MeshShape, make_mesh, shard_batch
+from jhsae.parallel.mesh import MeshShape, make_mesh, shard_batch
 
 BATCHES = 8  # drawn in one timing
 READY = 3  # what the loader has ready, at most, is drawn before the clock starts

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from jhsae import config as cfg
-from jhsae.bounded import to_json
 from jhsae.errors import UserError
-from jhsae.folders import write_whole
+from jhsae.files.bounded import to_json
+from jhsae.files.folders import write_whole
 
 
 def load_average() -> list[float]:

@@ -29,7 +29,7 @@ from jhsae.optimizer import adam
 from jhsae.sae import AbstractSAE, FlatSAE, HierarchicalSAE
 from jhsae.schedule import Constant
 from jhsae.sparsify import AbstractSparsifier, LeakyOffsetTopK, OffsetTopK, TopK
-from jhsae.step import Parts, TrainState, make_step
+from jhsae.training.step import Parts, TrainState, make_step
 
 
 def faithful(shape: Shape, build: Build) -> tuple[HierarchicalSAE, Objective]:

@@ -10,9 +10,9 @@ from jhsae.browser.contexts import Context, Reader
 from jhsae.browser.members import Members
 from jhsae.browser.pieces import Pieces, Sequences
 from jhsae.browser.tables import Json, logit_pairs, main_token, nearest, numbers, rounded
-from jhsae.evals.firings import Firings
-from jhsae.evals.latents import LatentStatistics, latent_logits
-from jhsae.evals.search import TokenProfile, main_tokens
+from jhsae.features.firings import Firings
+from jhsae.features.latents import LatentStatistics, latent_logits
+from jhsae.features.search import TokenProfile, main_tokens
 from jhsae.sae import HierarchicalSAE
 
 TOKENS = 8

@@ -16,11 +16,11 @@ from jhsae.browser.tables import Json, density, rounded, search_index
 from jhsae.data import Store
 from jhsae.data.normalize import AbstractNormalizer
 from jhsae.errors import UserError
-from jhsae.evals.firings import firings
-from jhsae.evals.latents import latent_statistics, raw_dictionary
-from jhsae.evals.search import token_profile, word_ids
+from jhsae.features.firings import firings
+from jhsae.features.latents import latent_statistics, raw_dictionary
+from jhsae.features.search import token_profile, word_ids
+from jhsae.features.token_text import visible
 from jhsae.sae import AbstractSAE, HierarchicalSAE
-from jhsae.token_text import visible
 
 BINS, TYPICAL_ROWS = 24, 4096
 

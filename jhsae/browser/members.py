@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jhsae.evals.firings import Firings
+from jhsae.features.firings import Firings
 from jhsae.sae import HierarchicalSAE
 
 

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from jhsae.browser.tables import MOST_BY_MEAN, MOST_BY_SHARE
-from jhsae.escaping import script_hash
+from jhsae.files.escaping import script_hash
 
 MARKER = "jhsae-browser"
 FOLDER = Path(__file__).parent

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, Int64
 
 from jhsae.browser.pieces import Pieces
-from jhsae.evals.latents import LatentStatistics, decoder_neighbours, density_histogram
-from jhsae.evals.search import TokenProfile
+from jhsae.features.latents import LatentStatistics, decoder_neighbours, density_histogram
+from jhsae.features.search import TokenProfile
 
 Json = dict[str, Any]
 MOST_BY_MEAN, MOST_BY_SHARE = 40, 20

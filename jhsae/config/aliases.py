@@ -1,16 +1,72 @@
-"""Parts that moved: one table from the name that was published to where the part is now.
+"""Parts and keys that were renamed: one table from the name that was published to the name now.
 
-Saved runs, exported SAEs and configs name their parts by import path, and config hashes cover those names. A file may
-move all the same: its old name goes into `MOVED`, every reader follows it, and hashes and comparisons are taken over
-the published name, so that nothing that was saved or printed changes.
+Saved runs, exported SAEs and configs name their parts by import path, and config hashes cover those names and their
+keys. A file may move all the same: its old name goes into `MOVED`, a renamed key into `KEYS`, every reader follows
+them, and hashes are taken over the published names, so that nothing that was saved or printed changes. Scripts may
+import a module by its old name as well (`jhsae.moved`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 # Published name -> import path now, the oldest name first: a row per name, so that what moves again changes its rows.
-# A module or package stands for every name in it: {"jhsae.revival": "jhsae.resampling"}
-MOVED: dict[str, str] = {}
+# A module or package stands for every name in it.
+MOVED: dict[str, str] = {
+    "jhsae.ablate": "jhsae.commands.ablate",
+    "jhsae.browse": "jhsae.commands.browse",
+    "jhsae.evaluate": "jhsae.commands.evaluate",
+    "jhsae.export": "jhsae.commands.export",
+    "jhsae.harvest": "jhsae.commands.harvest",
+    "jhsae.import_": "jhsae.commands.import_",
+    "jhsae.quickstart": "jhsae.commands.quickstart",
+    "jhsae.teach": "jhsae.commands.teach",
+    "jhsae.train": "jhsae.commands.train",
+    "jhsae.harvest.Harvest": "jhsae.activations.config.Harvest",
+    "jhsae.harvest.Source": "jhsae.activations.config.Source",
+    "jhsae.report.Report": "jhsae.commands.report.Report",
+    "jhsae.report.run": "jhsae.commands.report.run",
+    "jhsae.live": "jhsae.activations.live",
+    "jhsae.live_buffer": "jhsae.activations.buffer",
+    "jhsae.streams": "jhsae.activations.streams",
+    "jhsae.fill": "jhsae.activations.fill",
+    "jhsae.checkpoint": "jhsae.training.checkpoint",
+    "jhsae.fitting": "jhsae.training.fit",
+    "jhsae.logs": "jhsae.training.logs",
+    "jhsae.loop": "jhsae.training.loop",
+    "jhsae.run_config": "jhsae.training.config",
+    "jhsae.run_folder": "jhsae.training.run_folder",
+    "jhsae.step": "jhsae.training.step",
+    "jhsae.mesh": "jhsae.parallel.mesh",
+    "jhsae.devices": "jhsae.parallel.mesh",
+    "jhsae.mesh.shard_state": "jhsae.training.sharding.shard_state",
+    "jhsae.mesh.state_shardings": "jhsae.training.sharding.state_shardings",
+    "jhsae.distributed": "jhsae.parallel.distributed",
+    "jhsae.peers": "jhsae.parallel.watchdog",
+    "jhsae.preemption": "jhsae.parallel.preemption",
+    "jhsae.evals.contexts": "jhsae.features.contexts",
+    "jhsae.evals.firings": "jhsae.features.firings",
+    "jhsae.evals.latents": "jhsae.features.latents",
+    "jhsae.evals.logits": "jhsae.features.logits",
+    "jhsae.evals.origin": "jhsae.features.origin",
+    "jhsae.evals.rows": "jhsae.features.rows",
+    "jhsae.evals.search": "jhsae.features.search",
+    "jhsae.interop.parity": "jhsae.parity.compare",
+    "jhsae.interop.golden": "jhsae.parity.golden",
+    "jhsae.interop.saelens_plugin": "jhsae.interop.saelens.plugin",
+    "jhsae.interop.saelens_read": "jhsae.interop.saelens.read",
+    "jhsae.interop.saelens_write": "jhsae.interop.saelens.write",
+    "jhsae.folders": "jhsae.files.folders",
+    "jhsae.revival": "jhsae.resampling",
+    "jhsae.revival.Never": "jhsae.resampling.NoResampling",
+    "jhsae.saved_sae": "jhsae.sae.io",
+    "jhsae.wordnet": "jhsae.teacher.wordnet",
+    "jhsae.constraint.Free": "jhsae.constraint.Unconstrained",
+}
+
+# Published key -> key now, for a config class and for a part (by its name now).
+KEYS: dict[str, dict[str, str]] = {
+    "Train": {"revival": "resampling", "keep": "max_to_keep", "sampling_window": "feature_sampling_window"},
+}
 
 
 def current(name: str) -> str:
@@ -26,14 +82,41 @@ def published(name: str) -> str:
     return _renamed(current(name), back)
 
 
-def with_published_names(value: Any) -> Any:
-    """Plain data with the published name at every `_target_`."""
+def current_key(owner: Any, key: str) -> str:
+    """The key, today, that `key` means in a config class of the name `owner`, or in the part `owner`."""
+    return KEYS.get(current(owner), {}).get(key, key) if isinstance(owner, str) else key
+
+
+def with_current_keys(value: Any, owner: Any = None) -> Any:
+    """Plain data with today's keys; the names at `_target_` stay as they were written."""
+    return _with_names(value, owner, str, current_key)
+
+
+def with_current_names(value: Any, owner: Any = None) -> Any:
+    """Plain data with today's name at every `_target_`, and today's keys; `owner` is the config class of the whole."""
+    return _with_names(value, owner, current, current_key)
+
+
+def with_published_names(value: Any, owner: Any = None) -> Any:
+    """Plain data with the published name at every `_target_`, and the published keys."""
+    return _with_names(value, owner, published, _published_key)
+
+
+def _published_key(owner: Any, key: str) -> str:
+    back = {new: old for old, new in KEYS.get(current(owner), {}).items()} if isinstance(owner, str) else {}
+    return back.get(key, key)
+
+
+def _with_names(value: Any, owner: Any, name: Callable[[str], str], renamed: Callable[[Any, str], str]) -> Any:
     if isinstance(value, Mapping):
+        owner = value.get("_target_", owner)
         return {
-            k: published(v) if k == "_target_" and isinstance(v, str) else with_published_names(v)
+            renamed(owner, k): name(v)
+            if k == "_target_" and isinstance(v, str)
+            else _with_names(v, None, name, renamed)
             for k, v in value.items()
         }
-    return [with_published_names(v) for v in value] if isinstance(value, list) else value
+    return [_with_names(v, None, name, renamed) for v in value] if isinstance(value, list) else value
 
 
 def _renamed(name: str, table: Mapping[str, str]) -> str:

@@ -8,9 +8,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from jhsae import bounded
 from jhsae.config.place import Place, list_index, override_keys, shortened
 from jhsae.errors import nearest
+from jhsae.files import bounded
 
 LONGEST = 10_000  # characters of a text that holds ${...}
 CHAIN = 16  # references that follow each other

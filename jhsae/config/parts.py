@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jhsae.bounded import check_size
 from jhsae.config.check import CheckedSlot, fit
 from jhsae.config.place import Place
 from jhsae.config.schema import Slot, Supplied
 from jhsae.config.trust import trusted
 from jhsae.errors import UserError
+from jhsae.files.bounded import check_size
 
 
 def build(slot: Slot, kind: type | Supplied | None = None, /, **extra: Any) -> Any:

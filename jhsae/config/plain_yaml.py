@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from jhsae.bounded import check_yaml, read_yaml
 from jhsae.errors import UserError
+from jhsae.files.bounded import check_yaml, read_yaml
 
 FLOAT = re.compile(
     r"""^(?:[-+]?[0-9]+(?:_[0-9]+)*\.[0-9_]*(?:[eE][-+]?[0-9]+)?

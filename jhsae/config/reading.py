@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jhsae import bounded
 from jhsae.config import plain_yaml
+from jhsae.config.aliases import with_current_keys
 from jhsae.config.check import fit_section
 from jhsae.config.interpolate import holds_reference, resolved
 from jhsae.config.overrides import overridden
@@ -17,6 +17,7 @@ from jhsae.config.place import Place, shortened
 from jhsae.config.schema import keys, overlay, with_defaults
 from jhsae.config.trust import trusted
 from jhsae.errors import UserError, nearest
+from jhsae.files import bounded
 
 MOST_BASES = 16
 
@@ -34,12 +35,12 @@ def load(cls: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> 
     """
     if any(key.name == "base" for key in keys(cls)):
         raise TypeError(f"{cls.__name__} has a key 'base', which names the file below in every YAML; rename it")
-    layers = _read(Path(path), ())
+    layers = tuple((file, with_current_keys(layer, cls.__name__)) for file, layer in _read(Path(path), ()))
     tree: dict[str, Any] = {}
     for _, layer in reversed(layers):
         tree = overlay(tree, layer)
     place = Place(layers, tuple(overrides))
-    tree = overridden(with_defaults(cls, tree), place)
+    tree = overridden(with_defaults(cls, tree), place, cls.__name__)
     bounded.check_size(tree, place.origin())
     return fit_section(resolved(tree, place), cls, place)
 
@@ -49,7 +50,7 @@ def read(cls: type[Config], path: str | Path, trust: str | Iterable[str] = ()) -
 
     Its slots may name parts of jhsae, and those of the packages in `trust`. Raises `UserError` as `load` does.
     """
-    tree = plain(path)
+    tree = with_current_keys(plain(path), cls.__name__)
     place = Place(((Path(path), tree),), trust=trusted(trust))
     for key, value in tree.items():
         if holds_reference(value):

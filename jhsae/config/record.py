@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from jhsae.config import plain_yaml
-from jhsae.config.aliases import with_published_names
+from jhsae.config.aliases import with_current_names, with_published_names
 from jhsae.config.schema import plain
 from jhsae.config.trust import OURS
 
@@ -63,13 +63,13 @@ def config_hash(config: Any) -> str:
     A key that is younger than some results stands in `LATER` (``data.streams`` for one inside a section) with the value
     that those were made with, and is left out while it has it: their hashes stay true.
     """
-    text = json.dumps(_hashed(config), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(with_published_names(_hashed(config), type(config).__name__), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def diff(there: Any, here: Any) -> list[str]:
     """One clause for every hashed key that differs: ``stages.0.steps is 100 there, 200 here``."""
-    a, b = dict(_flat(_hashed(there))), dict(_flat(_hashed(here)))
+    a, b = (dict(_flat(with_current_names(_hashed(config), type(config).__name__))) for config in (there, here))
     return [
         f"{key} is {a.get(key, 'absent')!s} there, {b.get(key, 'absent')!s} here"
         for key in dict.fromkeys([*a, *b])
@@ -96,7 +96,7 @@ def _hashed(config: Any) -> dict[str, Any]:
         section = reduce(lambda found, name: found[name], sections, hashed)
         if section[key] == value:
             del section[key]
-    return with_published_names(hashed)
+    return hashed
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

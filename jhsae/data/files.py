@@ -10,8 +10,8 @@ from typing import Any
 
 import tensorstore as ts
 
-from jhsae.checksums import hash_file
 from jhsae.errors import UserError
+from jhsae.files.checksums import hash_file
 
 SCHEMES = ("file://", "gs://", "s3://")
 

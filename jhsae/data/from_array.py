@@ -11,7 +11,7 @@ from jhsae.data.storage import Channels
 from jhsae.data.store import Store
 from jhsae.data.writer import CHUNK_ROWS, SHARD_ROWS, Writer
 from jhsae.errors import UserError
-from jhsae.inputs import host_rows
+from jhsae.ops.inputs import host_rows
 from jhsae.ranges import Count, Seed, ranged
 
 

@@ -4,10 +4,10 @@ from typing import Any
 
 from beartype.door import is_bearable
 
-from jhsae.bounded import MIB
 from jhsae.data.layout import ArrayLayout
 from jhsae.data.storage import DTYPES
 from jhsae.errors import UserError
+from jhsae.files.bounded import MIB
 
 LEAST = {
     "format": 1, "layer": 0, "documents": 0, "seed": 0, "rows": 1, "embed": 1, "sequences": 1, "context": 1,

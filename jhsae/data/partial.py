@@ -18,9 +18,6 @@ import numpy as np
 import tensorstore as ts
 from jaxtyping import Int32, UInt32
 
-from jhsae.bounded import as_object, parse_json, to_json
-from jhsae.checksums import NAME as SUMS
-from jhsae.checksums import to_text
 from jhsae.data import arrays
 from jhsae.data.files import checksums, is_bucket, kvstore, names, writing_store
 from jhsae.data.layout import ArrayLayout, arrays_of
@@ -29,7 +26,10 @@ from jhsae.data.shuffle import Group, groups
 from jhsae.data.statistics import Running
 from jhsae.data.storage import AbstractStorage, Channels, storage
 from jhsae.errors import UserError
-from jhsae.folders import rename_synced
+from jhsae.files.bounded import as_object, parse_json, to_json
+from jhsae.files.checksums import NAME as SUMS
+from jhsae.files.checksums import to_text
+from jhsae.files.folders import rename_synced
 
 PLAN, PROGRESS = "plan.json", "progress-"
 _PROGRESSES = ts.KvStore.KeyRange(PROGRESS, PROGRESS + "~")

@@ -18,7 +18,6 @@ from typing import Any
 
 import datasets
 
-from jhsae.bounded import read_object, regular_file
 from jhsae.data.reading import (
     COMPRESSED,
     JSON,
@@ -35,7 +34,8 @@ from jhsae.data.reading import (
     reason,
 )
 from jhsae.errors import UserError, nearest
-from jhsae.wordnet import is_heldout, read_wndb
+from jhsae.files.bounded import read_object, regular_file
+from jhsae.teacher.wordnet import is_heldout, read_wndb
 
 SPLITS = ("train", "heldout", "all")
 

@@ -14,12 +14,12 @@ import numpy as np
 from jaxtyping import Float16, Float32
 from safetensors.numpy import save
 
-from jhsae.bounded import to_json
-from jhsae.checksums import new_folder
 from jhsae.data import AbstractNormalizer, Manifest, Store
 from jhsae.errors import UserError
-from jhsae.evals.origin import check_origin
-from jhsae.interop.pairs import Selection, select, sparse_codes
+from jhsae.features.origin import check_origin
+from jhsae.features.pairs import Selection, select, sparse_codes
+from jhsae.files.bounded import to_json
+from jhsae.files.checksums import new_folder
 from jhsae.sae import AbstractSAE
 
 FLOAT16 = np.finfo(np.float16)

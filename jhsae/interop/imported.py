@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jhsae import config
-from jhsae.checkpoint import save_sae
 from jhsae.config import Slot, Supplied
 from jhsae.data import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.leaf import Leaf, describe
 from jhsae.sae import AbstractSAE
+from jhsae.training.checkpoint import save_sae
 
 IDENTITY: Slot = {"_target_": "jhsae.data.Identity"}
 RELU: Slot = {"_target_": "jhsae.sparsify.ReLU"}

@@ -13,9 +13,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from jhsae import tensor_files
 from jhsae.config import Slot
 from jhsae.errors import UserError, nearest
+from jhsae.files import tensor_files
 from jhsae.interop import imported
 from jhsae.interop.imported import Imported
 from jhsae.interop.tensors import Tensors, brief, count, fits, layer_number, load, refuse_unknown, take_all

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jhsae.checkpoint import sae_files
-from jhsae.checksums import new_folder
 from jhsae.data import AbstractNormalizer
-from jhsae.escaping import code, escaped, literal
-from jhsae.forms import COUNT, NUMBER, TEXT
+from jhsae.files.checksums import new_folder
+from jhsae.files.escaping import code, escaped, literal
+from jhsae.files.forms import COUNT, NUMBER, TEXT
 from jhsae.sae import AbstractSAE
+from jhsae.training.checkpoint import sae_files
 
 # What a row of results.jsonl calls it, and what people do.
 METRICS = {

@@ -13,9 +13,9 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from jhsae import archives, bounded, tensor_files
-from jhsae.bounded import MIB
 from jhsae.errors import UserError, nearest
+from jhsae.files import archives, bounded, tensor_files
+from jhsae.files.bounded import MIB
 
 REDUCED = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))
 # the types of a safetensors header that can be read, as NumPy's kinds
@@ -153,7 +153,7 @@ def refuse_unknown(tensors: Iterable[str], known: Iterable[str], file: str | Pat
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The object in a JSON file, within the limits of `jhsae.bounded`. `UserError`: no such file, not JSON."""
+    """The object in a JSON file, within the limits of `jhsae.files.bounded`. `UserError`: no such file, not JSON."""
     return bounded.read_object(existing(path), CONFIG_BYTES, CONFIG_DEPTH)
 
 

@@ -17,12 +17,12 @@ import numpy as np
 from jaxtyping import Array
 from safetensors.numpy import save
 
-from jhsae.bounded import to_json
-from jhsae.checksums import new_folder
 from jhsae.data import AbstractNormalizer, Affine, CenteredUnitNorm, ConstantNorm, LayerNorm, UnitNorm
 from jhsae.errors import UserError
-from jhsae.escaping import escaped
-from jhsae.interop.saelens_layout import CONFIG, VERSION, WEIGHTS, hook_names
+from jhsae.files.bounded import to_json
+from jhsae.files.checksums import new_folder
+from jhsae.files.escaping import escaped
+from jhsae.interop.saelens.layout import CONFIG, VERSION, WEIGHTS, hook_names
 from jhsae.leaf import describe
 from jhsae.sae import AbstractSAE, HierarchicalSAE, Residual, ScaledByParent, Token, Unscaled
 from jhsae.sparsify import (

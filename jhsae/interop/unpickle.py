@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from jhsae import archives
-from jhsae.bounded import MIB, reason
 from jhsae.errors import UserError
+from jhsae.files import archives
+from jhsae.files.bounded import MIB, reason
 from jhsae.interop import tensors
 from jhsae.interop.tensors import Tensors
 

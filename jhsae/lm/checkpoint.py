@@ -17,8 +17,8 @@ from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
-from jhsae.bounded import read_object, to_json
 from jhsae.errors import UserError
+from jhsae.files.bounded import read_object, to_json
 from jhsae.leaf import describe
 from jhsae.lm.accounting import account
 from jhsae.lm.base import AbstractLM
@@ -58,7 +58,7 @@ def load(
 
     `layers` keeps the first blocks alone and reads no other weights: enough to harvest up to that layer; the logits
     of such a model mean nothing. `dtype` is that of the stored weights and of the operands of matrix products;
-    activations are float32. With a `mesh` (axes of `jhsae.mesh`) the weights are laid out over it as
+    activations are float32. With a `mesh` (axes of `jhsae.training.sharding`) the weights are laid out over it as
     `jhsae.lm.sharding` says, and each process reads only what its devices hold; all processes must call. UserError: no
     such folder or hub model, no config.json, tokenizer or weights, a missing or damaged shard, a missing or misshapen
     tensor, one that no one reads (`jhsae.lm.accounting`), a quantisation that is not read (`jhsae.lm.scaled`), an

@@ -9,9 +9,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from jhsae.bounded import inside, read_object, regular_file
 from jhsae.errors import UserError
-from jhsae.tensor_files import TensorInfo, tensor_header
+from jhsae.files.bounded import inside, read_object, regular_file
+from jhsae.files.tensor_files import TensorInfo, tensor_header
 
 Index = tuple[slice, ...]
 SINGLE, SHARDS = "model.safetensors", "model.safetensors.index.json"

@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from jhsae.bounded import JSON_BYTES, read_object, size_of
 from jhsae.errors import UserError
+from jhsae.files.bounded import JSON_BYTES, read_object, size_of
 
 CONFIG = "tokenizer_config.json"
 OBJECTS = ("tokenizer.json", CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.json")

@@ -2,7 +2,7 @@
 
 Inside ``compute_in("bfloat16")`` the operands of the hot products are rounded to bfloat16 and their sums kept in
 float32: half the bytes of every gathered row, and the tensor units' faster format. It is read when a function is
-traced, so it must surround the tracing (`jhsae.step.make_step` does).
+traced, so it must surround the tracing (`jhsae.training.step.make_step` does).
 """
 
 from collections.abc import Iterator

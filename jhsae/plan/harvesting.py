@@ -1,6 +1,6 @@
 """The forward pass of `jhsae harvest`, compiled from a model's config.json alone: no weights, no text, no tokenizer.
 
-The weights are laid out as `jhsae.lm.sharding` says, sequences over the batch axes, as in `jhsae.streams`.
+The weights are laid out as `jhsae.lm.sharding` says, sequences over the batch axes, as in `jhsae.activations.streams`.
 """
 
 from math import prod
@@ -13,12 +13,13 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from jhsae import bounded, lm, ops
-from jhsae.devices import batch_sharding, rows_shards
+from jhsae import lm, ops
+from jhsae.activations.config import Harvest
 from jhsae.errors import UserError
-from jhsae.harvest import Harvest
+from jhsae.files import bounded
 from jhsae.lm.families import config_of, shapes
 from jhsae.lm.sharding import shardings
+from jhsae.parallel.mesh import batch_sharding, rows_shards
 from jhsae.plan.planned import Row, planned
 from jhsae.plan.program import Lowered
 from jhsae.plan.topology import Topology

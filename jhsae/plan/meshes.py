@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jhsae.devices import MeshShape
 from jhsae.errors import UserError
+from jhsae.parallel.mesh import MeshShape
 
 EXPERT_SIZES = (1, 4, 16)
 """Sharding experts over more chips than these leaves each with few, and every token's input goes to all of them."""

@@ -17,18 +17,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from jhsae import config as cfg
-from jhsae import ops, train
+from jhsae import ops
 from jhsae.codes import TreeCodes
+from jhsae.commands import train
 from jhsae.data import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.init import teacher_metric, teacher_unembedding_metric
-from jhsae.mesh import batch_sharding, rows_shards, state_shardings
 from jhsae.metric import Whitened
+from jhsae.parallel.mesh import batch_sharding, rows_shards
 from jhsae.plan.loops import Tiles
 from jhsae.plan.program import Lowered
-from jhsae.run_config import OPTIMIZER, Stage, Train
 from jhsae.sae import AbstractSAE
-from jhsae.step import TrainState
+from jhsae.training.config import OPTIMIZER, Stage, Train
+from jhsae.training.sharding import state_shardings
+from jhsae.training.step import TrainState
 from jhsae.usage import Context
 
 FROM_TEACHER = (teacher_metric, teacher_unembedding_metric)

@@ -8,8 +8,8 @@ import re
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from jhsae.features.token_text import visible
 from jhsae.report.reading import Json, Run
-from jhsae.token_text import visible
 
 SPECIAL = re.compile(r"\s*(<\|?[\w ]+\|?>|\[(UNK|CLS|SEP|PAD|MASK)\])")
 MOST_HEADWORDS = 6

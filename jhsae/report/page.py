@@ -8,7 +8,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from jhsae.escaping import script_hash
+from jhsae.files.escaping import script_hash
 from jhsae.report import figures, judging, overview
 from jhsae.report.cards import cards
 from jhsae.report.columns import COLUMNS, Cell, cell, everything

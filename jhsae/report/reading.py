@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jhsae import bounded
 from jhsae.errors import UserError
-from jhsae.forms import COUNT, NUMBER, OBJECT, PLAIN, TEXT, Each, Kind, check
+from jhsae.files import bounded
+from jhsae.files.forms import COUNT, NUMBER, OBJECT, PLAIN, TEXT, Each, Kind, check
 
 Json = dict[str, Any]
 METRIC = Kind(

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
 from jhsae.errors import UserError
-from jhsae.inputs import as_rows
+from jhsae.ops.inputs import as_rows
 from jhsae.ranges import Ranged
 from jhsae.sparsify import AbstractSparsifier
 from jhsae.usage import Context, Usage

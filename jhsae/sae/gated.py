@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Key
 
 from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
-from jhsae.inputs import check_rows
 from jhsae.leaf import Unit
+from jhsae.ops.inputs import check_rows
 from jhsae.ranges import Count
 from jhsae.sae.base import AbstractSAE, Forward, Top, check_codes
 from jhsae.sae.flat import random_unit_rows

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Key
 from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
 from jhsae.errors import UserError
-from jhsae.inputs import check_rows
 from jhsae.leaf import Unit
+from jhsae.ops.inputs import check_rows
 from jhsae.ranges import Count
 from jhsae.sae.base import AbstractSAE, Forward, Top, check_codes, check_selects
 from jhsae.sae.children import AbstractChildInput, AbstractChildScale, Token, Unscaled

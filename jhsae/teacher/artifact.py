@@ -19,9 +19,9 @@ from jaxtyping import Float32, Int32
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from jhsae import bounded, tensor_files
-from jhsae.checksums import Sums, new_folder
 from jhsae.errors import UserError
+from jhsae.files import bounded, tensor_files
+from jhsae.files.checksums import Sums, new_folder
 from jhsae.metric import CausalGeometry, from_covariance
 from jhsae.teacher.estimate import Directions
 from jhsae.teacher.numbers import check_numbers

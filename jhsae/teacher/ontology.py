@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from jhsae.errors import UserError, nearest
-from jhsae.wordnet import PARTS, bundled, read_table, read_wndb
+from jhsae.teacher.wordnet import PARTS, bundled, read_table, read_wndb
 
 WORD = re.compile("[A-Za-z]+")
 

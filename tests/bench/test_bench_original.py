@@ -9,7 +9,7 @@ import pytest
 
 from jhsae.bench import original
 from jhsae.bench.original import Original
-from jhsae.interop.golden import GRADIENT, compare, group, read
+from jhsae.parity.golden import GRADIENT, compare, group, read
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -15,7 +15,7 @@ from jhsae.data import reading as reading_module
 from jhsae.data import rows as rows_module
 from jhsae.data.reading import _hub_rows
 from jhsae.errors import UserError
-from jhsae.wordnet import bundled, is_heldout, read_wndb
+from jhsae.teacher.wordnet import bundled, is_heldout, read_wndb
 
 ROWS = [{"text": "one two", "n": 1}, {"text": "", "n": 2}, {"text": "three", "n": 3}]
 

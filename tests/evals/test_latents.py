@@ -14,17 +14,17 @@ from jhsae import sparsify
 from jhsae.data import CenteredUnitNorm, CenterScale, Identity, UnitNorm
 from jhsae.data.normalize import LayerNorm, Whiten
 from jhsae.errors import UserError
-from jhsae.evals import firings as firings_module
-from jhsae.evals import latents as latents_module
-from jhsae.evals.firings import Firings, firings
-from jhsae.evals.latents import (
+from jhsae.features import firings as firings_module
+from jhsae.features import latents as latents_module
+from jhsae.features.firings import Firings, firings
+from jhsae.features.latents import (
     decoder_neighbours,
     density_histogram,
     latent_logits,
     latent_statistics,
     raw_dictionary,
 )
-from jhsae.evals.search import main_tokens, search_by_token, token_ids, token_profile, word_ids
+from jhsae.features.search import main_tokens, search_by_token, token_ids, token_profile, word_ids
 from jhsae.sae import FlatSAE, HierarchicalSAE, mixture_of_experts_v2
 
 ROWS, VOCAB = 96, 7

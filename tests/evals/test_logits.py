@@ -6,7 +6,7 @@ import pytest
 from held_out import harvested
 
 from jhsae.errors import UserError
-from jhsae.evals import logits
+from jhsae.features import logits
 
 
 @pytest.fixture(scope="module")

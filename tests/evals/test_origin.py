@@ -11,10 +11,11 @@ import pytest
 from test_harvest import EMBED, LAYER, save_language_model
 
 from jhsae import lm
+from jhsae.activations.config import Harvest, Source
+from jhsae.commands.harvest import run
 from jhsae.data import ModelName, Origin, Store, Writer, same_model
 from jhsae.errors import UserError
-from jhsae.evals.origin import check_origin, language_model
-from jhsae.harvest import Harvest, Source, run
+from jhsae.features.origin import check_origin, language_model
 from jhsae.sae import FlatSAE
 from jhsae.sparsify import TopK
 

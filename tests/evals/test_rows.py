@@ -8,7 +8,7 @@ import runs
 
 from jhsae.codes import Codes
 from jhsae.data import CenterScale, Identity, Scale, Standardize, UnitNorm, Whiten
-from jhsae.evals import rows
+from jhsae.features import rows
 from jhsae.sae import FlatSAE
 from jhsae.sparsify import TopK
 

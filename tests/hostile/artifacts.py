@@ -38,20 +38,21 @@ from outcomes import as_command
 from safetensors.numpy import save_file
 
 from jhsae import config as cfg
-from jhsae import lm, train
-from jhsae.checkpoint import Checkpoints, save_sae
+from jhsae import lm
+from jhsae.commands import train
+from jhsae.commands.evaluate import Evaluate
 from jhsae.data import AbstractNormalizer, Identity, Store, write_array
-from jhsae.evaluate import Evaluate
-from jhsae.logs import RunLog
 from jhsae.optimizer import adam
 from jhsae.report import drawing
-from jhsae.run_config import Train
-from jhsae.run_folder import begin, claim
 from jhsae.sae import FlatSAE, HierarchicalSAE
 from jhsae.sparsify import TopK
-from jhsae.step import TrainState
 from jhsae.teacher import Concept, Teacher
 from jhsae.teacher.ontology import from_wordnet
+from jhsae.training.checkpoint import Checkpoints, save_sae
+from jhsae.training.config import Train
+from jhsae.training.logs import RunLog
+from jhsae.training.run_folder import begin, claim
+from jhsae.training.step import TrainState
 
 NODE = '{:08d} 03 n 01 {} 0 {} | a thing; "an example"  \n'
 

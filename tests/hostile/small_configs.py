@@ -13,11 +13,11 @@ from mutations import WILD, mutated_bytes, mutated_number, mutated_tree, pick
 from outcomes import Outcome, judged
 
 from jhsae import config as cfg
-from jhsae import train
 from jhsae.__main__ import main
-from jhsae.folders import open_folder
-from jhsae.run_config import Train
-from jhsae.run_folder import claim, finished
+from jhsae.commands import train
+from jhsae.files.folders import open_folder
+from jhsae.training.config import Train
+from jhsae.training.run_folder import claim, finished
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = (
@@ -35,8 +35,9 @@ PARTS = (
     "jhsae.sparsify.ReLU", "jhsae.sparsify.BatchTopK", "jhsae.sparsify.JumpReLU", "jhsae.losses.SquaredError",
     "jhsae.losses.AuxK", "jhsae.losses.L1All", "jhsae.schedule.Linear", "jhsae.schedule.Constant",
     "jhsae.init.UnitDecoder", "jhsae.init.FromTeacher", "jhsae.data.CenterScale", "jhsae.data.Whiten",
-    "jhsae.metric.Euclidean", "jhsae.revival.Resample", "jhsae.optimizer.adam", "jhsae.constraint.Renormalize",
-    "jhsae.live.LiveActivations", "jhsae.sae", "jhsae.no.Such", "jhsae.sae.AbstractSAE", "os.system", "builtins.eval",
+    "jhsae.metric.Euclidean", "jhsae.resampling.Resample", "jhsae.optimizer.adam", "jhsae.constraint.Renormalize",
+    "jhsae.activations.live.LiveActivations",
+    "jhsae.sae", "jhsae.no.Such", "jhsae.sae.AbstractSAE", "os.system", "builtins.eval",
     "numpy.load", "", "FlatSAE",
 )  # fmt: skip
 CONFIG_WILD = (

@@ -5,8 +5,8 @@ import pytest
 from held_out import ATOMS, EXPERTS, dense_codes, harvested, saes
 
 from jhsae.data import UnitNorm
-from jhsae.interop import pairs
-from jhsae.interop.coactivation import co_activation
+from jhsae.features import pairs
+from jhsae.features.coactivation import co_activation
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from held_out import ATOMS, EXPERTS, FEATURES, about, dense_codes, harvested, sa
 
 from jhsae.data import Identity, Standardize, UnitNorm
 from jhsae.errors import UserError
-from jhsae.evals.rows import raw_rows
-from jhsae.interop.neuronpedia import write
-from jhsae.interop.neuronpedia_tables import Dashboard
+from jhsae.features.rows import raw_rows
+from jhsae.interop.neuronpedia.bundle import write
+from jhsae.interop.neuronpedia.tables import Dashboard
 
 SMALL = Dashboard(top=4, bins=3, per_bin=2, logits=5, neighbours=3, batch=8, window=10)
 # The columns of Neuronpedia's tables Neuron and Activation that its own converter writes.

@@ -6,8 +6,8 @@ from held_out import ATOMS, EXPERTS, about, dense_codes, harvested, saes
 
 from jhsae.data import Identity, UnitNorm, write_array
 from jhsae.errors import UserError
-from jhsae.evals.origin import check_origin
-from jhsae.interop import pairs
+from jhsae.features import pairs
+from jhsae.features.origin import check_origin
 
 
 @pytest.fixture(scope="module")

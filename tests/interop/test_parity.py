@@ -8,8 +8,8 @@ import pytest
 
 from jhsae.__main__ import main
 from jhsae.errors import UserError
-from jhsae.interop import parity
-from jhsae.interop.golden import compare, read, same_sets
+from jhsae.parity import compare as parity
+from jhsae.parity.golden import compare, read, same_sets
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -8,8 +8,8 @@ import pytest
 from reference import saelens
 
 from jhsae.errors import UserError
-from jhsae.interop import parity
-from jhsae.interop.golden import read
+from jhsae.parity import compare as parity
+from jhsae.parity.golden import read
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "saelens.npz"
 AUX, UNIT = "use_matryoshka_aux_loss", "rescale_acts_by_decoder_norm"

@@ -33,7 +33,7 @@ def sae_lens(torch) -> ModuleType:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = pytest.importorskip("sae_lens")
-        import jhsae.interop.saelens_plugin  # noqa: F401
+        import jhsae.interop.saelens.plugin  # noqa: F401
     return found
 
 

@@ -10,9 +10,9 @@ from safetensors.numpy import save_file
 from sealed import sealed
 from small_saes import ABOUT, EMBED, change, configure, flat, jump, rows, run, same
 
-from jhsae.checksums import NAME
 from jhsae.data import Identity, Scale
 from jhsae.errors import UserError
+from jhsae.files.checksums import NAME
 from jhsae.interop import saelens
 from jhsae.sparsify import TopK
 

@@ -12,8 +12,8 @@ from hsaes import ABOUT, AFFINE, ATOMS, EMBED, EXPERTS, PER_TOKEN, case, combina
 from sealed import sealed
 
 from jhsae import data
-from jhsae.checksums import NAME
 from jhsae.errors import UserError
+from jhsae.files.checksums import NAME
 from jhsae.interop import torch_hsae
 from jhsae.sae import FlatSAE, Token
 from jhsae.sparsify import BatchTopK, OffsetTopK, TopK

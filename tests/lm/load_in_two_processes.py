@@ -10,7 +10,7 @@ import numpy as np
 
 from jhsae import lm
 from jhsae.lm.weights import Weights
-from jhsae.mesh import MeshShape, make_mesh
+from jhsae.parallel.mesh import MeshShape, make_mesh
 
 
 def main(address: str, rank: str, folder: str) -> None:

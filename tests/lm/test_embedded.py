@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jhsae import lm
-from jhsae.wordnet import is_heldout
+from jhsae.teacher.wordnet import is_heldout
 
 CONTEXT = 128
 

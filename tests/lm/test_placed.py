@@ -18,7 +18,7 @@ from lm.tiny import ids, logits, tiny
 from jhsae import lm
 from jhsae.leaf import describe
 from jhsae.lm.weights import Weights
-from jhsae.mesh import MeshShape, batch_sharding, make_mesh
+from jhsae.parallel.mesh import MeshShape, batch_sharding, make_mesh
 
 MESH = MeshShape(data=2, expert=4)
 WORKER = Path(__file__).parent / "load_in_two_processes.py"

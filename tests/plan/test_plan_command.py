@@ -8,13 +8,13 @@ import pytest
 
 from jhsae import config as cfg
 from jhsae.__main__ import main
-from jhsae.devices import MeshShape, make_mesh
 from jhsae.errors import UserError
+from jhsae.parallel.mesh import MeshShape, make_mesh
 from jhsae.plan import meshes
 from jhsae.plan.page import amount, gib, page, seconds
 from jhsae.plan.topology import topology
 from jhsae.plan.training import lower, stage_of, tiles_of
-from jhsae.run_config import Train
+from jhsae.training.config import Train
 
 SMALL = ["sae.experts=64", "sae.embed=32", "sae.route.k=4", "data.batch=256"]
 

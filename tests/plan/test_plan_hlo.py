@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jhsae.devices import MeshShape, make_mesh
 from jhsae.ops.tiles import group_size, group_tiles, over_tiles
+from jhsae.parallel.mesh import MeshShape, make_mesh
 from jhsae.plan.collectives import groups_of
 from jhsae.plan.cost import work_of
 from jhsae.plan.hlo import Instruction, Module, Value

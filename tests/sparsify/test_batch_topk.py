@@ -7,10 +7,10 @@ import runs
 from reference.filled import filled
 
 from jhsae.codes import Codes
-from jhsae.fitting import fit
 from jhsae.sae import FlatSAE, HierarchicalSAE, ScaledByParent, Unscaled
 from jhsae.schedule import Linear
 from jhsae.sparsify import BatchTopK, JumpReLU, ReLU, TopK
+from jhsae.training.fit import fit
 from jhsae.usage import Context, Usage
 
 BATCH, EMBED, N, EXPERTS, ATOMS = 15, 8, 12, 6, 3

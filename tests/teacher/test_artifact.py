@@ -7,8 +7,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from sealed import sealed
 
-from jhsae.checksums import NAME
 from jhsae.errors import UserError
+from jhsae.files.checksums import NAME
 from jhsae.teacher import ParkEstimator, Teacher, Unembedding, build, estimate
 from jhsae.teacher.artifact import SHAPES
 

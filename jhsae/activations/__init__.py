@@ -1,0 +1,1 @@
+"""Residual streams of a language model: into stores, or straight into training."""

@@ -1,0 +1,150 @@
+"""``jhsae export``: a trained SAE in the files of another library, or as a folder to share.
+
+Input norms and thresholds are folded where the format wants weights alone; what fires on a token stays what it was.
+With a held-out store the L0 is measured, and for SAELens also that of what was written, read back.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from jhsae import evals
+from jhsae.data import AbstractNormalizer, Store
+from jhsae.errors import UserError
+from jhsae.features.origin import check_origin, language_model
+from jhsae.files.bounded import read_lines
+from jhsae.files.folders import local_folder, refuse_existing
+from jhsae.files.forms import check
+from jhsae.files.lock import owned
+from jhsae.interop import delphi, hub, plain, saelens, torch_hsae
+from jhsae.interop.neuronpedia import bundle as neuronpedia
+from jhsae.ranges import Count, Words, ranged
+from jhsae.sae import AbstractSAE
+from jhsae.training.checkpoint import load_sae
+
+READ_ROWS = 4096
+
+
+@ranged
+@dataclass(frozen=True)
+class Export:
+    """What is exported, and where to."""
+
+    run: Annotated[Words, "folder of a finished run (jhsae train), of an import or of a saved SAE"]
+    format: Annotated[
+        Literal["saelens", "torch", "folder", "delphi", "neuronpedia"],
+        "saelens: flat SAEs; torch: H-SAEs, also for SAEBench and SAELens; folder: our own, with a README; delphi and "
+        "neuronpedia: codes of a store",
+    ]
+    out: Annotated[Words, "folder to write, must not exist"]
+    store: Annotated[str | None, "store of held-out text: for delphi, neuronpedia and to measure the L0"] = None
+    rows: Annotated[Count | None, "held-out activations to use; null for all"] = None
+    lm: Annotated[str | None, "language model (neuronpedia); null for the one the store was harvested from"] = None
+    push: Annotated[str | None, "hub repository to upload it to, such as org/name"] = None
+    trust: Annotated[str | list[str], "packages, beside jhsae, whose parts the run may be made of"] = field(
+        default_factory=list
+    )
+
+    def __post_init__(self) -> None:
+        if self.store is None and self.format in ("delphi", "neuronpedia"):
+            raise UserError(f"format is {self.format}, which is made of codes; write store=... of held-out text")
+        if self.push is not None and self.format in ("delphi", "neuronpedia"):
+            raise UserError(f"push is {self.push}, but {self.format} files hold text and codes, no SAE; leave push out")
+
+
+class Job(NamedTuple):
+    """What a writer gets: the SAE as it is, the config and the opened store."""
+
+    config: Export
+    sae: AbstractSAE
+    normalizer: AbstractNormalizer
+    about: dict[str, Any]
+    store: Store | None
+
+    def held_out(self) -> Store:
+        """The store, where the config guarantees one."""
+        assert self.store is not None
+        return self.store
+
+
+def run(config: Export) -> Path:
+    """Writes the folder and returns it. Raises `UserError` before any compute for bad input."""
+    out = local_folder(config.out)
+    refuse_existing(out)
+    job = _read(config)
+    with owned(out, "export"):
+        refuse_existing(out)  # again: somebody may have written it meanwhile
+        FORMATS[config.format](job, out)
+    print(f"wrote {out}")
+    if config.push is not None:
+        print(f"pushed to {hub.push(out, config.push)}")
+    return out
+
+
+def _read(config: Export) -> Job:
+    """What is exported; bad input ends here, before anything is written, a lock included."""
+    sae, normalizer, about = load_sae(config.run, trust=config.trust)
+    store = None if config.store is None else Store.open(config.store)
+    if store is not None:
+        check_origin(sae, about, store)
+    return Job(config, sae, normalizer, about, store)
+
+
+def _saelens(job: Job, out: Path) -> None:
+    saelens.check(job.sae, job.normalizer)  # before the measurement, which may take long
+    if job.store is None:
+        saelens.write(out, job.sae, job.normalizer, job.about)
+        return
+    before, frequency = _fired(job.sae, job.normalizer, job.store, job.config.rows)
+    saelens.write(out, job.sae, job.normalizer, job.about, frequency)
+    written = saelens.read(out)
+    after, _ = _fired(written.sae, written.normalizer, job.store, job.config.rows)
+    print(f"L0 {before:.4f} before the export, {after:.4f} read back")
+
+
+def _torch(job: Job, out: Path) -> None:
+    torch_hsae.write(out, job.sae, job.normalizer, job.about)
+    if job.store is not None:
+        before, _ = _fired(job.sae, job.normalizer, job.store, job.config.rows)
+        print(f"L0 {before:.4f} before the export; to compare, average (sae.encode(x) != 0).sum(-1) over the same rows")
+
+
+def _folder(job: Job, out: Path) -> None:
+    path = Path(job.config.run) / "results.jsonl"
+    rows = read_lines(path) if path.exists() else []
+    if rows:
+        check(rows[-1], plain.RESULTS, path)
+    plain.write(out, job.sae, job.normalizer, job.about, rows[-1] if rows else None)
+
+
+def _delphi(job: Job, out: Path) -> None:
+    delphi.write(out, job.sae, job.normalizer, job.about, job.held_out(), job.config.rows)
+
+
+def _neuronpedia(job: Job, out: Path) -> None:
+    store = job.held_out()
+    model = language_model(job.config.lm, store)
+    neuronpedia.write(out, job.sae, job.normalizer, job.about, store, job.config.rows, model)
+
+
+FORMATS: dict[str, Callable[[Job, Path], None]] = {
+    "saelens": _saelens,
+    "torch": _torch,
+    "folder": _folder,
+    "delphi": _delphi,
+    "neuronpedia": _neuronpedia,
+}
+
+
+def _fired(
+    sae: AbstractSAE, normalizer: AbstractNormalizer, store: Store, rows: int | None
+) -> tuple[float, Float[np.ndarray, "features"]]:
+    """The L0 on the first `rows` of a store, and how often each feature fired."""
+    count = min(rows or store.rows, store.rows)
+    batches = (store.read(start, min(start + READ_ROWS, count)) for start in range(0, count, READ_ROWS))
+    metrics, frequency = evals.fidelity(sae, normalizer, batches, store.manifest.mean)
+    return metrics["l0"], frequency

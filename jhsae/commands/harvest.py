@@ -1,0 +1,135 @@
+"""``jhsae harvest``: runs a language model over text and writes its residual streams to activation stores.
+
+Text -> packed token sequences, in random order -> the blocks of the model, once for all layers -> groups of shuffled
+rows on disk, one store per layer. Devices and processes share the model as the mesh says; groups are dealt out to the
+processes. A harvest that was cut off goes on with the groups that are missing; what it writes is what it would have
+written.
+"""
+
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jhsae import config as cfg
+from jhsae import lm
+from jhsae.activations.config import Harvest
+from jhsae.activations.fill import WAIT_SECONDS, fill, first_rows, say
+from jhsae.activations.streams import Streams
+from jhsae.data import Framing, ModelName, Origin, Writer, packed
+from jhsae.data.manifest import refuse_existing
+from jhsae.data.partial import finished
+from jhsae.data.storage import Channels
+from jhsae.data.stream import Stream
+from jhsae.data.text import AbstractText
+from jhsae.files.lock import owned
+from jhsae.parallel.distributed import barrier, is_main
+from jhsae.parallel.memory import check_context
+from jhsae.parallel.mesh import make_mesh
+from jhsae.parallel.watchdog import Peers
+
+CHANNEL_ROWS = 2**14  # rows that the channels of an int8 store are standardised by
+
+
+def run(config: Harvest) -> Path:
+    """Harvests and returns the store's folder (of the first layer). `UserError` before any compute for bad input."""
+    config_hash = cfg.config_hash(config)
+    with Peers(), ExitStack() as stack:
+        for out in _unfinished(config.stores(), config_hash).values() if is_main() else ():
+            stack.enter_context(owned(out, "harvest"))
+        return _run(config, config_hash)
+
+
+def _run(config: Harvest, config_hash: str) -> Path:
+    wanted = _unfinished(config.stores(), config_hash)
+    mesh = make_mesh(config.mesh)
+    text: AbstractText = cfg.build(config.text, AbstractText)
+    skipped: Counter[str] = Counter()
+    documents = text.documents(skipped)
+    documents = chain([next(documents)], documents)  # an empty source ends here, before the model is loaded
+    deepest = max(config.lm.layers)
+    reader = lm.load(config.lm.path, layers=deepest, dtype=jnp.dtype(config.lm.dtype), mesh=mesh)
+    check_context(reader.model.config.heads, config.context, config.batch, mesh)
+    reader.model.check_context(config.context)
+    vocab = reader.model.vocab
+    tokens, ended = packed(documents, reader.tokenizer, config.context, config.seed, rows=config.rows, vocab=vocab)
+    if skipped:
+        say("skipped rows of the text: " + ", ".join(f"{n} {why}" for why, n in sorted(skipped.items())))
+    stream = Stream.of(tokens, reader.tokenizer, config.seed)
+    rows = min(config.rows, stream.rows)
+    if rows < config.rows:
+        say(f"the text holds {rows} tokens in whole sequences, fewer than rows={config.rows}; storing those")
+    on_devices = "float32" if config.dtype == "int8" else config.dtype
+    streams = Streams(reader.model, tuple(wanted), mesh, config.batch, on_devices)
+    origin = Origin(
+        model=reader.name,
+        layer=deepest,
+        tokenizer=_fingerprint(reader),
+        dataset=text.describe() | ({"skipped": dict(sorted(skipped.items()))} if skipped else {}),
+        documents=ended,
+        seed=config.seed,
+        config=cfg.to_dict(config),
+        config_hash=config_hash,
+    )
+    writers = _writers(config, wanted, origin, stream, streams, rows)
+    fill(writers, stream, streams)
+    barrier("written", WAIT_SECONDS)
+    for writer, (layer, out) in zip(writers, wanted.items(), strict=True):
+        if is_main():
+            store = writer.close()
+            print(f"{out}: {store.rows} rows of {store.embed} from {reader.name}, layer {layer}")
+    barrier("sealed", WAIT_SECONDS)
+    return Path(config.stores()[config.lm.layers[0]])
+
+
+def _unfinished(stores: dict[int, str], config_hash: str) -> dict[int, str]:
+    """The stores to write: of several that one harvest makes, some may have been sealed before it was cut off."""
+    done = {layer for layer, out in stores.items() if finished(out, config_hash)}
+    wanted = {layer: out for layer, out in stores.items() if layer not in done} or stores
+    for out in wanted.values():
+        refuse_existing(out, config_hash)
+    return wanted
+
+
+def _writers(
+    config: Harvest, wanted: dict[int, str], origin: Origin, stream: Stream, streams: Streams, rows: int
+) -> list[Writer]:
+    """One per layer; process 0 makes the stores before the others open them."""
+    channels: list[Any] = [None] * len(wanted)
+    if config.dtype == "int8":
+        channels = [Channels.of(x) for x in first_rows(stream, streams, min(rows, CHANNEL_ROWS))]
+
+    def make() -> list[Writer]:
+        return [
+            Writer(
+                out,
+                replace(origin, layer=layer),
+                stream.tokens,
+                rows,
+                streams.embed,
+                config.dtype,
+                channels=channel,
+                shuffle_rows=config.shuffle_rows,
+                number=jax.process_index(),
+                writers=streams.writers,
+                resume=True,
+            )
+            for (layer, out), channel in zip(wanted.items(), channels, strict=True)
+        ]
+
+    first = make() if is_main() else []
+    barrier("begun", WAIT_SECONDS)
+    return first or make()
+
+
+def _fingerprint(reader: lm.LanguageModel) -> dict[str, Any]:
+    """What the manifest says of the tokenizer, of where its special tokens stand, and of its model."""
+    framing = Framing.of(reader.tokenizer)
+    model = ModelName.of(reader.name, reader.sha256)
+    about = {"name": reader.name, **lm.fingerprint(reader.tokenizer)}
+    return about | {"first": framing.first, "between": framing.between, "model": model.record()}

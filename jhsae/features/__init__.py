@@ -1,0 +1,1 @@
+"""What one feature does: its text, contexts, firings, logits, co-activation, density."""

@@ -1,0 +1,1 @@
+"""Files and folders: bounded reading, archives, checksums, atomic writes, ownership."""

@@ -1,0 +1,40 @@
+"""Text of others inside Markdown and HTML: names, paths and concepts are shown as they are, and never become markup.
+
+Markdown is read by renderers that also take HTML, so both are escaped; control characters are written out, so that
+nothing quoted begins a line of its own. HTML pages are escaped by their templates; what is here tells the browser to
+run no script but the page's own.
+"""
+
+import base64
+import hashlib
+import re
+
+from jhsae.features.token_text import visible
+
+SPECIAL = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)")
+ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+
+
+def escaped(text: object) -> str:
+    """`text` in a paragraph, a heading, a list or a table."""
+    shown = SPECIAL.sub(lambda found: "\\" + found[0], visible(str(text)))
+    shown = "".join(ENTITIES.get(c, c) for c in shown)
+    return re.sub(r"(?i)(https?|ftp|www)(?=:|\.)", r"\1&#8203;", shown)  # no address becomes a link
+
+
+def code(text: object) -> str:
+    """`text` as code in a line, behind as many backticks as it needs."""
+    shown = visible(str(text)) or " "
+    longest = max((len(run) for run in re.findall("`+", shown)), default=0)
+    ticks, pad = "`" * (longest + 1), " " * (longest > 0)
+    return f"{ticks}{pad}{shown}{pad}{ticks}"
+
+
+def literal(text: object) -> str:
+    """`text` as a Python string inside of a fenced block, which it cannot end."""
+    return '"' + str(text).encode("unicode_escape").decode().replace('"', '\\"').replace("`", "\\x60") + '"'
+
+
+def script_hash(script: str) -> str:
+    """The source expression of a content security policy that allows this script and no other."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

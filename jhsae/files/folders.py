@@ -1,0 +1,173 @@
+"""A run folder, local or in a bucket: ``gs://`` and ``s3://`` through etils' epath, which Orbax uses as well.
+
+``pathlib`` would write ``gs:/bucket``. A bucket needs ``pip install gcsfs`` or ``s3fs``. Whatever is written here is
+whole or absent after a kill or a power cut: it is written under the name `PARTIAL`, synchronised with the disk and
+renamed.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+from etils import epath
+
+from jhsae.errors import NoRoomError, UserError, no_room
+
+Folder: TypeAlias = Path | epath.Path
+PARTIAL = ".partial"
+BUCKETS = ("gs://", "s3://")
+
+
+def is_bucket(path: str | Folder) -> bool:
+    """True for ``gs://bucket/run`` and the like."""
+    return "://" in str(path)
+
+
+def open_folder(path: str | Folder) -> Folder:
+    """The path as an object with the methods of `pathlib.Path`. `UserError`: a URL of no bucket, a ``~``."""
+    if not is_bucket(path):
+        return local_folder(path)
+    if not str(path).startswith(BUCKETS):
+        raise UserError(f"{path} is no folder that can be opened, expected a path or one of {', '.join(BUCKETS)}")
+    return epath.Path(path)
+
+
+def local_folder(path: str | Folder, word: str = "out") -> Path:
+    """A path of this machine. `UserError`: a URL, of which pathlib makes a path, or a ``~`` that no shell replaced."""
+    if is_bucket(path):
+        raise UserError(f"{word} is {path}, expected a path of this machine; write a local path and copy it from there")
+    if str(path).split("/")[0].startswith("~"):
+        raise UserError(f"{path} begins with ~, which stands for no folder here; write the path out: $HOME/...")
+    return Path(path)
+
+
+def make_folder(folder: Folder) -> None:
+    """Makes a folder and those above it, where they are not there yet. Raises `UserError` where that cannot be."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def local_copy(path: Folder) -> Iterator[Path]:
+    """A local file with what `path` holds, for readers that know no buckets; `path` itself where it is local."""
+    if not is_bucket(path):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        copy.write_bytes(path.read_bytes())
+        yield copy
+
+
+def refuse_existing(path: Folder, word: str = "out") -> None:
+    """Raises `UserError` where something has this name already, a link to nothing included."""
+    if path.exists() or (not is_bucket(path) and os.path.lexists(path)):
+        raise UserError(f"{path} exists already and is never overwritten; write another {word}=...")
+
+
+@contextmanager
+def writing(path: Folder) -> Iterator[None]:
+    """Makes the operating system's refusal to write `path` (a full disk, no permission) a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        at = f": {error.filename}" if error.filename not in (None, path, str(path)) else ""
+        kind = NoRoomError if no_room(error) else UserError
+        raise kind(
+            f"{path} cannot be written ({error.strerror or error}{at}); make room or give the right to write there, or "
+            "write another path"
+        ) from error
+
+
+def write_whole(path: Folder, content: str | bytes) -> None:
+    """Writes a file that a kill leaves as it was or as it will be, never between; its name until then is PARTIAL.
+
+    Raises:
+        UserError: the disk is full, or nothing may be written there.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with writing(path):
+        if is_bucket(path):  # where a file appears when it is complete
+            path.write_bytes(data)
+            return
+        partial = path.with_name(path.name + PARTIAL)
+        Path(partial).unlink(missing_ok=True)  # a link that somebody put there would be followed
+        write_synced(partial, data, "xb")
+        rename_synced(Path(partial), Path(path))
+
+
+def append_line(path: Folder, line: str) -> None:
+    """Appends one line, which is on the disk when this returns; what a kill left of another one is cut off first.
+
+    A file of several names (a hard link) is replaced by its own copy, so that nothing outside of the folder changes.
+
+    Raises:
+        UserError: the disk is full, nothing may be written there, or `path` is a link or no file.
+    """
+    data = (line + "\n").encode()
+    with writing(path):
+        if is_bucket(path):  # where nothing can be appended
+            whole = path.read_bytes() if path.exists() else b""
+            path.write_bytes(whole[: whole.rfind(b"\n") + 1] + data)
+            return
+        _refuse_link(Path(path))
+        if path.exists() and os.stat(path).st_nlink > 1:
+            whole = path.read_bytes()
+            write_whole(path, whole[: whole.rfind(b"\n") + 1] + data)
+            return
+        mend(Path(path))
+        write_synced(path, data, "ab")
+
+
+def _refuse_link(path: Path) -> None:
+    """Raises `UserError` where appending to `path` would write to another place, or wait for a reader for ever."""
+    if path.is_symlink():
+        raise UserError(f"{path} is a link to {os.readlink(path)}, expected a file of its folder; put a copy there")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is a folder, a FIFO or a device, expected a file; remove it")
+
+
+def mend(path: Path) -> None:
+    """Cuts off a last line without its end."""
+    if path.exists():
+        with path.open("r+b") as file:
+            end = size = file.seek(0, os.SEEK_END)
+            while end:
+                start = max(0, end - 65536)
+                file.seek(start)
+                if (found := file.read(end - start).rfind(b"\n")) >= 0:
+                    end = start + found + 1
+                    break
+                end = start
+            if end < size:
+                file.truncate(end)
+                os.fsync(file.fileno())
+
+
+def write_synced(path: Folder, data: bytes, mode: str = "wb") -> None:
+    """Writes a file; its bytes are on the disk when this returns. In mode ``ab`` they are appended in one write."""
+    with path.open(mode) as file:
+        file.write(data)
+        file.flush()
+        if not is_bucket(path):
+            os.fsync(file.fileno())
+
+
+def rename_synced(partial: Path, final: Path) -> None:
+    """Renames a file or a folder whose bytes are on the disk; the new name is there too when this returns."""
+    os.replace(partial, final)
+    sync(final.parent)
+
+
+def sync(path: Path) -> None:
+    """The bytes of a file, or the names in a folder, are on the disk when this returns; Windows has no such call."""
+    if os.name == "nt":
+        return
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

@@ -1,0 +1,103 @@
+"""SAELens loads what `jhsae.interop.torch_hsae` writes, once this module is imported.
+
+    import jhsae.interop.saelens.plugin
+    from sae_lens import SAE
+    sae = SAE.load_from_disk("folder")
+
+It registers the architecture "jhsae_hsae" (`sae_lens.register_sae_class`). The forward pass is that of the shipped
+torch module; W_enc, W_dec and the biases are its flat view, made when the weights are loaded. For inference: what is
+saved again are the weights as they were trained.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from sae_lens import SAE, SAEConfig, register_sae_class
+from sae_lens.saes.sae import SAEMetadata
+from torch import Tensor, nn
+
+from jhsae.assets.torch.hsae import Structure
+
+ARCHITECTURE = "jhsae_hsae"
+PREFIX = "structure.weights."
+
+
+@dataclass
+class HSAEConfig(SAEConfig):
+    """SAELens's keys, and under `hsae` what the torch module reads."""
+
+    metadata: Any = field(default_factory=SAEMetadata)  # SAELens's from_dict passes a dict first
+    hsae: dict[str, Any] = field(default_factory=dict)
+    rescale_acts_by_decoder_norm: bool = False
+
+    @classmethod
+    def architecture(cls) -> str:
+        """The name in cfg.json."""
+        return ARCHITECTURE
+
+
+class HSAEInSAELens(SAE[HSAEConfig]):
+    """A hierarchical SAE with SAELens's interface; `hook_sae_acts_pre` never fires, for lack of one flat encoder."""
+
+    b_enc: nn.Parameter
+
+    def initialize_weights(self) -> None:
+        """The parameters, without values: `load_from_disk` puts them in."""
+
+        def empty(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=self.dtype, device=self.device)
+
+        shapes = self.cfg.hsae.get("tensors")
+        if not isinstance(shapes, dict) or not all(map(_is_shape, shapes.values())):
+            raise ValueError("cfg.json describes no tensors under hsae.tensors; copy the folder again")
+        tensors = {name: empty(*shape) for name, shape in shapes.items()}
+        self.structure = Structure(self.cfg.hsae, tensors)
+        for name, shape in self._flat_shapes().items():
+            setattr(self, name, nn.Parameter(empty(*shape), requires_grad=False))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Activations [..., d_in] -> codes [..., d_sae]."""
+        x = self.hook_sae_input(self.reshape_fn_in(x.to(self.dtype)))
+        codes = self.structure(x.reshape(-1, x.shape[-1])) * self.norms
+        return self.hook_sae_acts_post(codes.reshape(*x.shape[:-1], -1))
+
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        """Codes [..., d_sae] -> activations [..., d_in]."""
+        out = self.hook_sae_recons(feature_acts @ self.W_dec + self.b_dec)
+        return self.reshape_fn_out(out, self.d_head)
+
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        """From the weights of the file to the parameters of this module. ValueError: they do not fit cfg.json."""
+        flat = Structure(self.cfg.hsae, state_dict).flattened()
+        weights = {PREFIX + name: tensor for name, tensor in state_dict.items()}
+        state_dict.clear()
+        state_dict.update(flat | weights)
+
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        """Only the weights as they were trained go into the file."""
+        weights = {name.removeprefix(PREFIX): w for name, w in state_dict.items() if name.startswith(PREFIX)}
+        state_dict.clear()
+        state_dict.update(weights)
+
+    def fold_W_dec_norm(self) -> None:  # noqa: N802  (SAELens's name)
+        """Nothing to do: decoder rows have norm 1, and the norms are in the codes."""
+
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        """Refused: the normaliser is part of the exported SAE."""
+        raise NotImplementedError("this SAE reads raw activations; its own normaliser is part of it")
+
+    def fold_activation_whitening(self, mean: Tensor, whitening_matrix: Tensor, unwhitening_matrix: Tensor) -> None:
+        """Refused: the normaliser is part of the exported SAE."""
+        raise NotImplementedError("this SAE reads raw activations; its own normaliser is part of it")
+
+    def _flat_shapes(self) -> dict[str, tuple[int, ...]]:
+        d_in, d_sae = self.cfg.d_in, self.cfg.d_sae
+        return {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,), "norms": (d_sae,)}
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(type(size) is int and 0 <= size < 2**40 for size in value)
+
+
+register_sae_class(ARCHITECTURE, HSAEInSAELens, HSAEConfig)

@@ -1,0 +1,172 @@
+"""Reads a SAELens directory of format 6: ``standard``, ``topk``, ``jumprelu``, ``gated``, and training checkpoints.
+
+A checkpoint of ``batchtopk`` or ``matryoshka_batchtopk`` holds a running threshold; it is read in its settled form,
+the JumpReLU that SAELens saves when training is over. `rescale_acts_by_decoder_norm` is our `DecoderNormUnit`. Where
+``cfg.json`` leaves a key out, SAELens's own default holds. Thresholds below 0 act as 0, since SAELens applies a ReLU.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jhsae.errors import UserError, nearest
+from jhsae.files.checksums import verify
+from jhsae.interop import imported
+from jhsae.interop.imported import Imported
+from jhsae.interop.saelens.layout import CONFIG, MAJOR, WEIGHTS, layer_of
+from jhsae.interop.saelens.normalize import normalizer_of
+from jhsae.interop.tensors import Tensors, brief, count, load, read_json, refuse_unknown, setting, take, take_all
+
+LARGEST_LOG = 88.0  # e^88 is nearly the largest float32
+
+
+class Source(NamedTuple):
+    """The two files of a directory, and their paths for messages."""
+
+    config: dict[str, Any]
+    tensors: Tensors
+    folder: Path
+
+    @property
+    def file(self) -> Path:
+        return self.folder / CONFIG
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """(features, embed)."""
+        return count(self.config, "d_sae", self.file), count(self.config, "d_in", self.file)
+
+    @property
+    def subtracted(self) -> bool:
+        """Whether b_dec is subtracted from the input."""
+        return self.option("apply_b_dec_to_input", bool, True)
+
+    def option(self, key: str, kind: type, default: Any) -> Any:
+        """A key that SAELens has a default for."""
+        return setting(self.config, key, kind, self.file) if key in self.config else default
+
+    def leaves(self, *names: str, more: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+        """The weights, and the vectors `names`; nothing but these and `more` may be in the file."""
+        features, embed = self.sizes
+        file = self.folder / WEIGHTS
+        refuse_unknown(self.tensors, ("W_enc", "W_dec", "b_dec", *names, *more), file)
+        shapes = {"W_enc": (embed, features), "W_dec": (features, embed), "b_dec": (embed,)}
+        found = take_all(self.tensors, shapes | dict.fromkeys(names, (features,)), file)
+        return found | {"W_enc": found["W_enc"].T}
+
+    def slot(self, sparsifier: dict[str, Any], rescale: bool = False) -> dict[str, Any]:
+        """The slot of a flat SAE."""
+        unit = {"_target_": f"jhsae.sae.{'DecoderNormUnit' if rescale else 'PlainUnit'}"}
+        return imported.flat_slot(*self.sizes, sparsifier, apply_b_dec_to_input=self.subtracted, code_unit=unit)
+
+
+def read(path: str | Path) -> Imported:
+    """The SAE in the directory `path`, with the normaliser that stands before it.
+
+    `UserError`, and nothing is built: a file, key or tensor is missing, misshapen or unknown; an architecture, a
+    normalisation or a version of the format that is not read here; a reshaped hook_z.
+    """
+    folder = Path(path)
+    verify(folder)
+    config = read_json(folder / CONFIG)
+    version = _version(config, folder / CONFIG)
+    architecture = setting(config, "architecture", str, folder / CONFIG)
+    if architecture not in READERS:
+        known = f"{', '.join(READERS)}{nearest(architecture, READERS)}"
+        raise UserError(f"{folder / CONFIG}: architecture is {brief(architecture)}, expected one of {known}")
+    source = Source(config, load(folder / WEIGHTS), folder)
+    if (reshape := source.option("reshape_activations", str, "none")) != "none":
+        raise UserError(
+            f"{source.file}: reshape_activations is {brief(reshape)}, expected 'none'; an SAE of attention heads "
+            "(hook_z) is not read here"
+        )
+    slot, leaves = READERS[architecture](source)
+    name = source.option("normalize_activations", str, "none")
+    normalize, normalizer = normalizer_of(name, folder, source.sizes[1])
+    about = imported.about("saelens", folder, config, *_reads(_metadata(config, source.file)))
+    about["source"] |= {"architecture": architecture, "version": version}
+    return replace(imported.assemble(slot, leaves, about, source.file, normalize), normalizer=normalizer)
+
+
+def _version(config: dict[str, Any], file: Path) -> str:
+    found = config.get("sae_lens_version") or _metadata(config, file).get("sae_lens_version")
+    if not isinstance(found, str) or not found:
+        raise UserError(
+            f"{file}: no metadata.sae_lens_version, so this is the format of SAELens 5 or older; load it with "
+            f"sae-lens {MAJOR} and save it again with save_model"
+        )
+    major = re.match(r"[0-9]{1,9}(?=\.)", found)
+    if major is None or int(major[0]) != MAJOR:
+        older = major is not None and int(major[0]) < MAJOR
+        advice = f"; load it with sae-lens {MAJOR} and save it again with save_model" if older else ""
+        raise UserError(f"{file}: sae_lens_version is {brief(found)}, expected {MAJOR}.x, the format read here{advice}")
+    return found
+
+
+def _reads(metadata: dict[str, Any]) -> tuple[str | None, int | None]:
+    model, *hooks = (metadata.get(key) for key in ("model_name", "hook_name", "hf_hook_name"))
+    layers = (layer_of(hook) for hook in hooks if isinstance(hook, str))
+    found = next((layer for layer in layers if layer is not None), None)
+    return model if isinstance(model, str) else None, found
+
+
+def _metadata(config: dict[str, Any], file: Path) -> dict[str, Any]:
+    return setting(config, "metadata", dict, file) if "metadata" in config else {}
+
+
+Parts = tuple[dict[str, Any], dict[str, np.ndarray]]  # the slot of an SAE, and its parameters by path
+
+
+def _standard(source: Source) -> Parts:
+    return source.slot(imported.RELU), source.leaves("b_enc")
+
+
+def _topk(source: Source) -> Parts:
+    k, rescale = count(source.config, "k", source.file, source.sizes[0]), _rescale(source, False)
+    return source.slot(imported.top_k(k), rescale), source.leaves("b_enc")
+
+
+def _jumprelu(source: Source) -> Parts:
+    """Checkpoints before 6.5x hold log_threshold."""
+    key = "log_threshold" if "log_threshold" in source.tensors else "threshold"
+    leaves = source.leaves("b_enc", key)
+    found = leaves.pop(key)
+    if key == "log_threshold":
+        if found.max() > LARGEST_LOG:
+            raise UserError(f"{source.folder / WEIGHTS}: 'log_threshold' goes up to {found.max():g}, beyond float32")
+        found = np.exp(found)
+    return source.slot(imported.JUMP_RELU), leaves | _threshold(found)
+
+
+def _batchtopk(source: Source) -> Parts:
+    threshold = take(source.tensors, "topk_threshold", (), source.folder / WEIGHTS)
+    leaves = source.leaves("b_enc", more=("topk_threshold",))
+    spread = np.full(source.sizes[0], threshold, np.float32)
+    return source.slot(imported.JUMP_RELU, _rescale(source, True)), leaves | _threshold(spread)
+
+
+def _gated(source: Source) -> Parts:
+    slot = imported.gated_slot(*source.sizes, apply_b_dec_to_input=source.subtracted)
+    return slot, source.leaves("b_gate", "r_mag", "b_mag")
+
+
+def _rescale(source: Source, default: bool) -> bool:
+    return source.option("rescale_acts_by_decoder_norm", bool, default)
+
+
+def _threshold(values: np.ndarray) -> dict[str, np.ndarray]:
+    return {"sparsifier.threshold": np.maximum(values, 0)}
+
+
+READERS: dict[str, Callable[[Source], Parts]] = {
+    "standard": _standard,
+    "topk": _topk,
+    "jumprelu": _jumprelu,
+    "batchtopk": _batchtopk,
+    "matryoshka_batchtopk": _batchtopk,
+    "gated": _gated,
+}

@@ -1,0 +1,1 @@
+"""Several devices and processes: mesh, joining processes, watchdog, preemption, device memory."""

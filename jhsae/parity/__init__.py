@@ -1,0 +1,1 @@
+"""Comparison with golden numbers of the original implementations, row by row."""

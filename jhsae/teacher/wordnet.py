@@ -1,0 +1,103 @@
+"""WordNet 3.x database files, read directly (format: wndb(5WN)).
+
+One line is one synset: ``offset lex_filenum type word_count(hex) word lex_id ... pointer_count pointer...
+| gloss``. Lines that start with two spaces are the licence. Files may be gzip-compressed and may hold a subset:
+a pointer to a synset that is absent is dropped. WordNet is a directed acyclic graph, not a tree.
+"""
+
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+
+from jhsae.errors import UserError
+from jhsae.files.bounded import MIB, read_bytes, read_gzip
+
+FILE_BYTES = 64 * MIB  # expanded; the largest file of WordNet 3.0 has 15
+LINES = 1_000_000
+PARTS = {"n": "noun", "v": "verb", "a": "adj", "r": "adv"}
+
+
+@dataclass(frozen=True)
+class Synset:
+    """One sense. ``id`` is e.g. ``n00007846``; ``hypernyms`` holds ids; lemma case is data (proper nouns)."""
+
+    id: str
+    lemmas: tuple[str, ...]
+    hypernyms: tuple[str, ...]
+    gloss: str
+
+    @property
+    def definition(self) -> str:
+        """The gloss without its quoted examples."""
+        return self.gloss.split('; "')[0].strip()
+
+
+def bundled() -> Path:
+    """The committed subset of WordNet 3.0 (see the LICENSE beside it)."""
+    return Path(str(files("jhsae"))) / "assets" / "wordnet"
+
+
+def read_wndb(directory: str | Path | None = None, parts: str = "nvar") -> dict[str, Synset]:
+    """Every synset of the parts of speech in `parts`, by id, in file order.
+
+    `directory` holds ``data.noun`` and its siblings (Debian's ``/usr/share/wordnet``, NLTK's
+    ``corpora/wordnet``), plain or ``.gz``; ``None`` means the bundled subset. Absent parts are skipped; it is an
+    error when none is there.
+    """
+    folder = Path(directory) if directory is not None else bundled()
+    synsets: dict[str, Synset] = {}
+    for part in parts:
+        for path in (folder / f"data.{PARTS[part]}", folder / f"data.{PARTS[part]}.gz"):
+            if path.exists():
+                synsets |= {s.id: s for s in _read_file(path, part)}
+                break
+    if not synsets:
+        raise UserError(
+            f"no WordNet database file (data.noun, data.verb, ...) in {folder}; install Debian's wordnet-base and "
+            "write directory: /usr/share/wordnet, or leave it out to use the bundled subset"
+        )
+    return {
+        i: Synset(s.id, s.lemmas, tuple(h for h in s.hypernyms if h in synsets), s.gloss) for i, s in synsets.items()
+    }
+
+
+def read_table(path: Path) -> list[tuple[int, str]]:
+    """The lines of a database or index file without those of the licence, and their numbers from 1.
+
+    `UserError`: no regular file, a damaged gzip file, more bytes or lines than WordNet could have.
+    """
+    data = read_gzip(path, FILE_BYTES) if path.suffix == ".gz" else read_bytes(path, FILE_BYTES)
+    if (found := data.count(b"\n")) > LINES:
+        raise UserError(f"{path} has {found:,} lines, expected at most {LINES:,}; it is no file of WordNet")
+    lines = data.decode("latin-1").split("\n")
+    return [(i, line) for i, line in enumerate(lines, start=1) if line.strip() and not line.startswith("  ")]
+
+
+def _read_file(path: Path, part: str) -> list[Synset]:
+    found = []
+    for number, line in read_table(path):
+        try:
+            found.append(_parse(line, part))
+        except (ValueError, IndexError) as error:
+            raise UserError(f"{path}, line {number}, is no synset (format wndb(5WN)); copy the file again") from error
+    return found
+
+
+def _parse(line: str, part: str) -> Synset:
+    """One synset. ValueError or IndexError: the line holds less than its counts say."""
+    fields, _, gloss = line.partition("|")
+    f = fields.split()
+    words = int(f[3], 16)
+    start = 4 + 2 * words
+    pointers, rest = int(f[start]), f[start + 1 :]
+    if words < 1 or pointers < 0 or 4 * pointers > len(rest):
+        raise ValueError("counts that the line does not hold")
+    lemmas = tuple(w.split("(")[0].replace("_", " ") for w in f[4:start:2])
+    hypernyms = tuple(rest[i + 2] + rest[i + 1] for i in range(0, 4 * pointers, 4) if rest[i] in ("@", "@i"))
+    return Synset(part + f[0], lemmas, hypernyms, gloss.strip())
+
+
+def is_heldout(synset_id: str) -> bool:
+    """True for the one synset in twenty, chosen by hash, whose gloss no bundled model was trained on."""
+    return int(sha256(synset_id.encode()).hexdigest(), 16) % 20 == 0

@@ -1,0 +1,114 @@
+"""What is found out about a run before anything is computed: schedules, objective, sizes, windows."""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, get_args, get_origin
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from annotated_types import Ge
+
+from jhsae.errors import UserError
+from jhsae.losses import Objective
+from jhsae.ranges import INT32, bounds, hints_of, outside
+from jhsae.sae import AbstractSAE
+from jhsae.schedule import AbstractSchedule
+from jhsae.sparsify import BatchTopK
+from jhsae.training.phases import Recipe
+from jhsae.usage import Context
+
+SAMPLES = 1000  # steps of a stage at which a schedule is looked at, the first and the last among them
+ROUNDING = 1e-6
+
+
+def check_run(recipe: Recipe, sae: AbstractSAE, batch: int) -> list[str]:
+    """Raises `UserError` for a run that means nothing; returns sentences about what it has without using it.
+
+    `sae` may be its shapes alone. A schedule counts in the steps in which it is used.
+    """
+    if recipe.steps > INT32:
+        raise UserError(f"stages have {recipe.steps:,} steps in all, expected at most {INT32:,}")
+    _check_schedules(sae, "sae", 0, recipe.steps)
+    _check_batch_topk(sae, batch, recipe.steps)
+    first = 0
+    for stage in recipe.stages:
+        parts = recipe.parts(stage)
+        if not parts.objective.terms:
+            raise UserError(
+                f"stage '{stage.name}' has an objective without a term whose weight is above 0, so there is nothing to "
+                "minimise; write a weight above 0, or a term such as {_target_: jhsae.losses.SquaredError}"
+            )
+        _check_schedules(parts, f"stage '{stage.name}'", first, first + stage.steps)
+        eqx.filter_eval_shape(_trial, parts.objective, sae)
+        first += stage.steps
+    return list(_unused_dead(recipe))
+
+
+def schedules(part: Any, path: str) -> Iterator[tuple[str, AbstractSchedule, tuple[Any, ...]]]:
+    """Every schedule in the fields of a part and of the parts in it, with its place and the bounds of its values."""
+    for name, hint in hints_of(type(part)).items():
+        yield from _in_value(getattr(part, name, None), hint, f"{path}.{name}")
+
+
+def _in_value(value: Any, hint: Any, path: str) -> Iterator[tuple[str, AbstractSchedule, tuple[Any, ...]]]:
+    inner = get_args(get_args(hint)[0] if get_origin(hint) is Annotated else hint)
+    if isinstance(value, AbstractSchedule):
+        yield path, value, bounds(hint)
+    elif isinstance(value, eqx.Module):
+        yield from schedules(value, path)
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from _in_value(entry, inner[1] if len(inner) == 2 else Any, f"{path}.{key}")
+    elif isinstance(value, list | tuple):
+        for i, entry in enumerate(value):
+            yield from _in_value(entry, inner[0] if inner else Any, f"{path}.{i}")
+
+
+def _check_schedules(part: Any, path: str, first: int, end: int) -> None:
+    for where, schedule, limits in schedules(part, path):
+        for step, value in zip(*_values(schedule, first, end), strict=True):
+            near = any(isinstance(n, Ge) and n.ge == 0 for n in limits) and -ROUNDING <= value < 0  # float32 rounds
+            if not near and (expected := outside(value, limits)) is not None:
+                at = "" if _is_number(schedule) else f" at step {step}"
+                raise UserError(f"{where} is {value:g}{at}, expected {expected}; write a schedule that keeps to it")
+
+
+def _values(schedule: AbstractSchedule, first: int, end: int) -> tuple[list[int], list[float]]:
+    """Steps from `first` to before `end`, and what the schedule is at them; none where its arrays are not there yet."""
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(schedule)):
+        return [], []
+    steps = np.unique(np.linspace(first, end - 1, min(SAMPLES, end - first)).round().astype(np.int64))
+    if _is_number(schedule):
+        return [first], [float(schedule(first))]
+    values = jax.vmap(lambda step: jnp.asarray(schedule(step), jnp.float32))(jnp.asarray(steps, jnp.int32))
+    return steps.tolist(), jax.device_get(values).tolist()
+
+
+def _is_number(schedule: AbstractSchedule) -> bool:
+    return isinstance(schedule(0), float)
+
+
+def _check_batch_topk(sae: AbstractSAE, batch: int, steps: int) -> None:
+    for part in sae.sparsifiers:
+        if isinstance(part, BatchTopK) and min(_values(part.k, 0, steps)[1], default=1.0) * batch < 1:
+            raise UserError(
+                f"BatchTopK: k is {min(_values(part.k, 0, steps)[1]):g}, which is no feature at all in a batch of "
+                f"{batch}; write a k of at least {1 / batch:g}"
+            )
+
+
+def _trial(objective: Objective, sae: AbstractSAE) -> Any:
+    """One evaluation of the objective, for its shapes alone: a term that does not fit the SAE raises `UserError`."""
+    forward = sae.forward(jnp.zeros((1, sae.embed)), Context(jax.random.key(0)))
+    return objective(sae, forward, 0)
+
+
+def _unused_dead(recipe: Recipe) -> Iterator[str]:
+    readers = [name for name, term in recipe.terms.items() if term.reads_dead]
+    readers += [type(recipe.revival).__name__] if recipe.revival.reads_dead else []
+    if readers and recipe.dead_window >= recipe.steps:
+        yield (
+            f"no feature can be dead in {recipe.steps} steps with a dead window of {recipe.dead_window}, so that "
+            f"{', '.join(readers)} will do nothing; write dead_window={max(1, recipe.steps // 10)} or so"
+        )

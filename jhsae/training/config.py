@@ -1,0 +1,107 @@
+"""The config of one training run: frozen dataclasses that mirror the YAML of ``jhsae train``."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+import optax
+from annotated_types import Ge, MinLen
+
+from jhsae.config import Slot, Supplied
+from jhsae.constraint import AbstractConstraint
+from jhsae.data import AbstractNormalizer
+from jhsae.data.source import AbstractSource
+from jhsae.errors import UserError
+from jhsae.init import AbstractInit
+from jhsae.losses import AbstractTerm
+from jhsae.metric import AbstractMetric
+from jhsae.ops import Precision
+from jhsae.parallel.mesh import MeshShape
+from jhsae.ranges import Count, Positive, Seed, Words, ranged
+from jhsae.resampling import AbstractRevival
+from jhsae.sae import AbstractSAE
+from jhsae.schedule import AbstractSchedule
+from jhsae.training.logs import Sink
+
+OPTIMIZER = Supplied(kind=optax.GradientTransformation, functions=("jhsae.optimizer.adam",))
+Schedule = Annotated[Slot | float, Supplied(kind=AbstractSchedule), Ge(0)]
+Normalizer = Annotated[Slot, Supplied(kind=AbstractNormalizer)]
+Live = Annotated[Slot, Supplied("mesh", kind=AbstractSource)]
+Term = Annotated[Slot, Supplied(kind=AbstractTerm)]
+Init = Annotated[Slot, Supplied(kind=AbstractInit)]
+Metric = Annotated[Slot, Supplied(kind=AbstractMetric)]
+Revival = Annotated[Slot, Supplied(kind=AbstractRevival)]
+Constraint = Annotated[Slot, Supplied(kind=AbstractConstraint)]
+
+
+def _part(target: str) -> Any:
+    """A slot whose default is the class `target` without arguments."""
+    return field(default_factory=lambda: {"_target_": target})
+
+
+@ranged
+@dataclass(frozen=True)
+class Data:
+    """What is trained on."""
+
+    batch: Annotated[Count, "tokens per step, over all devices"]
+    store: Annotated[str | None, "folder of an activation store (jhsae harvest)"] = None
+    live: Annotated[Live | None, "or the language model: a part such as jhsae.activations.live.LiveActivations"] = None
+    normalize: Annotated[Normalizer, "input normaliser"] = _part("jhsae.data.Identity")
+    seed: Annotated[Seed, "order of the rows"] = 0
+    streams: Annotated[Count, "parts of a batch that are read apart; on N hosts write N or a multiple of it"] = 1
+
+    def __post_init__(self) -> None:
+        if (self.store is None) == (self.live is None):
+            given = "both" if self.store is not None else "neither"
+            raise UserError(
+                f"names {given} of store and live; write data.store=FOLDER, or data.live, and not the other"
+            )
+
+
+@ranged
+@dataclass(frozen=True)
+class Stage:
+    """A part of the run with its own learning rate, frozen parameters and weights."""
+
+    name: Annotated[Words, "appears in metrics.jsonl"]
+    steps: Annotated[Count, "number of updates"]
+    learning_rate: Annotated[Schedule, "a number or a schedule of the step of the whole run"]
+    freeze: Annotated[list[Words], "paths or globs of parameters that stay"] = field(default_factory=list)
+    weights: Annotated[dict[str, Schedule], "term weights that differ in this stage"] = field(default_factory=dict)
+    clip: Annotated[Positive | None, "bound on the global gradient norm; null for none"] = 1.0
+
+
+@ranged
+@dataclass(frozen=True)
+class Train:
+    """The config of one run: every row of the README's table of slots is a key here."""
+
+    UNHASHED: ClassVar[frozenset[str]] = frozenset({"out", "loggers", "log_every", "checkpoint_every", "keep"})
+    LATER: ClassVar[dict[str, Any]] = {"precision": "float32", "data.streams": 1, "data.live": None}
+
+    out: Annotated[Words, "the run folder"]
+    data: Annotated[Data, "store, batch, normaliser"]
+    sae: Annotated[Slot, "the SAE and the parts in its slots", Supplied("key", kind=AbstractSAE)]
+    objective: Annotated[dict[str, Term], MinLen(1), "loss terms by name"]
+    stages: Annotated[list[Stage], MinLen(1), "one or more stages, run in order"]
+    teacher: Annotated[str | None, "folder of a teacher (jhsae teach); refer to it as ${teacher}"] = None
+    weights: Annotated[dict[str, Schedule], "weight (number or schedule) per term, 1 if absent"] = field(
+        default_factory=dict
+    )
+    init: Annotated[list[Init], "initialisers, applied in order"] = field(default_factory=list)
+    metric: Annotated[Metric, "refer to it as ${metric}"] = _part("jhsae.metric.Euclidean")
+    constraint: Annotated[Constraint, "how decoder rows keep unit norm"] = _part(
+        "jhsae.constraint.ProjectAndRenormalize"
+    )
+    optimizer: Annotated[Slot, "the direction of the update", OPTIMIZER] = _part("jhsae.optimizer.adam")
+    seed: Annotated[Seed, "initial parameters and routing noise"] = 0
+    mesh: Annotated[MeshShape, "devices for data and experts"] = field(default_factory=MeshShape)
+    revival: Annotated[Revival, "what restarts dead features beside the loss"] = _part("jhsae.resampling.Never")
+    dead_window: Annotated[Count, "a feature is dead after this many steps without firing"] = 1000
+    dead_tokens: Annotated[int | None, Ge(1), "the same in tokens, rounded up to steps; replaces dead_window"] = None
+    sampling_window: Annotated[Count, "steps over which the frequency of features is measured"] = 2000
+    log_every: Annotated[Count, "steps between rows of metrics.jsonl"] = 10
+    precision: Annotated[Precision, "of the hot products; parameters, gradients and sums stay float32"] = "float32"
+    checkpoint_every: Annotated[Count, "steps between checkpoints"] = 1000
+    keep: Annotated[Count | None, "newest checkpoints to keep; null keeps all"] = 2
+    loggers: Annotated[list[Sink], "tensorboard, wandb"] = field(default_factory=list)

@@ -1,0 +1,150 @@
+"""`fit`: train an SAE on the rows of an array, for scripts and notebooks. The same step and loop as ``jhsae train``."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import optax
+from annotated_types import Ge, MinLen
+from jaxtyping import Array, Float
+
+from jhsae.constraint import AbstractConstraint, ProjectAndRenormalize
+from jhsae.data import AbstractNormalizer, Identity
+from jhsae.errors import UserError
+from jhsae.losses import AbstractTerm, Objective, ParentsOnly, SquaredError
+from jhsae.ops import Precision
+from jhsae.ops.inputs import host_rows
+from jhsae.optimizer import adam
+from jhsae.parallel.mesh import MeshShape, check_batch, make_mesh
+from jhsae.ranges import Count, Positive, Seed, Words, ranged
+from jhsae.resampling import AbstractRevival, Never
+from jhsae.sae import AbstractSAE, HierarchicalSAE
+from jhsae.schedule import AbstractSchedule, WarmupCosine
+from jhsae.training.checks import check_run
+from jhsae.training.config import Stage
+from jhsae.training.logs import NoLog
+from jhsae.training.loop import run_phases
+from jhsae.training.phases import Recipe, dead_steps
+from jhsae.training.sharding import shard_state
+from jhsae.training.step import TrainState
+
+Schedule = Annotated[AbstractSchedule | float, Ge(0)]
+Terms = Annotated[Mapping[str, AbstractTerm], MinLen(1)]
+DEAD_WINDOW, SAMPLING_WINDOW = 1000, 2000  # those of `jhsae train`
+
+
+@ranged
+def fit(
+    sae: AbstractSAE,
+    x: Float[np.ndarray, "rows embed"] | Float[Array, "rows embed"] | Any,
+    *,
+    steps: Count | None = None,
+    batch: Count = 1024,
+    learning_rate: Schedule | None = None,
+    objective: Objective | Terms | None = None,
+    weights: Mapping[str, Schedule] | None = None,
+    constraint: AbstractConstraint | None = None,
+    normalizer: AbstractNormalizer | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    revival: AbstractRevival | None = None,
+    freeze: Sequence[Words] = (),
+    clip: Positive | None = 1.0,
+    stages: Annotated[Sequence[Stage], MinLen(1)] | None = None,
+    dead_window: Count | None = None,
+    dead_tokens: Count | None = None,
+    sampling_window: Count = SAMPLING_WINDOW,
+    precision: Precision = "float32",
+    log_every: Count | None = None,
+    seed: Seed = 0,
+    mesh: MeshShape | None = None,
+) -> tuple[AbstractSAE, list[dict[str, Any]]]:
+    """Trains `sae` on the rows of an array (list, NumPy, JAX or torch) with the same loop; returns it and the metrics.
+
+    Every key of ``jhsae train`` that decides the result is here under its name; initialisers are applied to `sae`
+    before, and what concerns files (checkpoints, loggers) is left out. Defaults: squared error (plus 0.1 parents-only
+    for a hierarchical SAE), warmup-cosine to 1e-3, unit decoder rows by projection and renormalisation, one device.
+    ``mesh=MeshShape()`` shares the batch among all, ``MeshShape(2, 4)`` between 2, each with 4 that share the experts.
+
+    Args:
+        steps: Updates, of `batch` rows each (all rows where there are fewer).
+        weights: Of terms, over those that `objective` has.
+        stages: ``jhsae.training.config.Stage(name, steps, learning_rate, freeze, weights, clip)`` for each, run in
+            order; instead of `steps`, `learning_rate`, `freeze` and `clip`.
+        dead_window: Steps without firing after which a feature is dead for the terms and the revival that ask. Unlike
+            there, a tenth of the run by default, at most 1000, so that such a term acts in a short run too.
+        dead_tokens: The same in tokens; replaces `dead_window`.
+        log_every: Steps between rows of the metrics; by default a twentieth of the run.
+
+    Raises:
+        UserError: rows of another width or that are not finite, and all that ``jhsae train`` refuses.
+        DivergedError: a loss or a parameter was not finite.
+    """
+    rows = host_rows(x, sae.embed)
+    if not len(rows):
+        raise UserError("x has no rows, expected at least 1")
+    batch = min(batch, len(rows))
+    stages = _stages(steps, learning_rate, freeze, clip, stages)
+    total = sum(stage.steps for stage in stages)
+    objective = default_objective(sae) if objective is None else objective
+    whole = objective if isinstance(objective, Objective) else Objective(objective)
+    window = min(DEAD_WINDOW, max(1, total // 10)) if dead_window is None else dead_window
+    recipe = Recipe(
+        stages,
+        whole.terms,
+        {**whole.weights, **(weights or {})},
+        constraint or ProjectAndRenormalize(),
+        normalizer or Identity(),
+        revival or Never(),
+        optimizer or adam(),
+        dead_steps(window, dead_tokens, batch),
+        sampling_window,
+        precision,
+    )
+    devices = make_mesh(MeshShape(data=1), devices=1) if mesh is None else make_mesh(mesh)
+    check_batch(batch, devices)
+    for note in check_run(recipe, sae, batch):
+        warnings.warn(note, stacklevel=3)  # whoever calls `fit`, past what checks its arguments
+    phases = [recipe.phase(stage, sae, devices) for stage in stages]
+    state = shard_state(TrainState.init(sae, recipe.direction, jax.random.key(seed)), devices)
+    log = NoLog()
+    every = log_every or max(1, total // 20)
+    state = run_phases(state, phases, _shuffled(rows, batch, seed), devices, log, log_every=every, label="fit")
+    return state.sae.settled(state.sae.corrected(state.usage, total)), log.rows
+
+
+def default_objective(sae: AbstractSAE) -> Objective:
+    """Squared error, and parents-only reconstruction at 0.1 for a hierarchical SAE."""
+    terms: dict[str, AbstractTerm] = {"reconstruction": SquaredError()}
+    if isinstance(sae, HierarchicalSAE):
+        return Objective(terms | {"parents_only": ParentsOnly()}, {"parents_only": 0.1})
+    return Objective(terms)
+
+
+def _stages(
+    steps: int | None,
+    learning_rate: AbstractSchedule | float | None,
+    freeze: Sequence[str],
+    clip: float | None,
+    stages: Sequence[Stage] | None,
+) -> list[Stage]:
+    """The stages as they were given, or the one that the other arguments describe."""
+    if stages is not None:
+        given = {"steps": steps is not None, "learning_rate": learning_rate is not None, "freeze": len(freeze) > 0}
+        given["clip"] = clip != 1.0
+        if clashes := [name for name, is_given in given.items() if is_given]:
+            raise UserError(f"fit was given stages and {', '.join(clashes)}; write them inside of the stages")
+        return list(stages)
+    if steps is None:
+        raise UserError("fit was given neither steps nor stages; write steps=1000 or so")
+    rate: Any = WarmupCosine(1e-3, warmup=steps // 20, steps=steps) if learning_rate is None else learning_rate
+    return [Stage("fit", steps, rate, list(freeze), {}, clip)]
+
+
+def _shuffled(rows: np.ndarray, batch: int, seed: int) -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    while True:
+        order = rng.permutation(len(rows))
+        for start in range(0, len(rows) - batch + 1, batch):
+            yield rows[order[start : start + batch]]

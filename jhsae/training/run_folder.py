@@ -1,0 +1,74 @@
+"""The folder of a training run: whose it is, whether it is finished, and the files it begins with.
+
+config.yaml, run.json (commit, versions, store), metrics.jsonl, timing.jsonl, checkpoints/ and, in the end, sae/.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from jhsae import config as cfg
+from jhsae.data import Store
+from jhsae.data.source import AbstractSource
+from jhsae.errors import UserError
+from jhsae.files.bounded import read_object, to_json
+from jhsae.files.folders import PARTIAL, Folder, is_bucket, local_copy, make_folder, open_folder, write_whole
+from jhsae.files.lock import SUFFIX
+from jhsae.parallel.distributed import is_main
+from jhsae.training.config import Train
+
+
+def claim(folder: str | Folder, config: Train) -> None:
+    """Raises `UserError` when `folder` holds a run of another config, or something that is not a run.
+
+    A run may go on with another `mesh`: the numbers differ by rounding alone.
+    """
+    folder = open_folder(folder)
+    if not is_bucket(folder) and os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"{folder} is no folder; write another out=...")
+    if not folder.exists() or all(file.name.endswith((PARTIAL, SUFFIX)) for file in folder.iterdir()):
+        return
+    if not (folder / "config.yaml").exists():
+        raise UserError(f"{folder} exists and is not a run folder (no config.yaml in it); write another out=...")
+    with local_copy(folder / "config.yaml") as file:
+        # what the user's own config names is trusted, so that the two can be compared
+        there = replace(cfg.read(Train, file, cfg.packages(config)), mesh=config.mesh)
+    if cfg.config_hash(there) != cfg.config_hash(config):
+        found = cfg.diff(there, config)
+        more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
+        raise UserError(f"{folder} holds a run of another config ({'; '.join(found[:4])}{more}); write another out=...")
+
+
+def finished(folder: Folder) -> bool:
+    """True when the trained SAE is there."""
+    return (folder / "sae" / "sae.json").exists()
+
+
+def begin(folder: Folder, config: Train, store: Store | AbstractSource, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """Writes config.yaml and run.json (`notes` too), or checks that a run to be resumed began with this very store."""
+    identity = {"path": store.path, "sha256": store.identity()}
+    about = {"name": folder.name, "config_hash": cfg.config_hash(config), **cfg.provenance(), "store": identity}
+    about |= {"notes": list(notes)} if notes else {}
+    path = folder / "run.json"
+    if path.exists():
+        before = _stored(path)
+        if not store.is_known_as(before):
+            raise UserError(
+                f"the store {store.path} has changed since {folder} began ({before[:12]} then, "
+                f"{identity['sha256'][:12]} now); bring the old store back, or write another out=..."
+            )
+    if is_main():
+        make_folder(folder)
+        write_whole(folder / "config.yaml", cfg.to_yaml(config))
+        write_whole(path, to_json(about, indent=2) + "\n")
+    return about
+
+
+def _stored(path: Folder) -> str:
+    """The identity of the store that a run began with."""
+    store = read_object(path).get("store")
+    found = store.get("sha256") if isinstance(store, dict) else None
+    if not isinstance(found, str):
+        raise UserError(f"{path} does not say which store the run began with; bring it back, or write another out=...")
+    return found

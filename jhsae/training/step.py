@@ -1,0 +1,142 @@
+"""The training step: one jitted function from (parts, batch) and a state to the next state and its metrics.
+
+`TrainState` with the loader's position is the whole truth for resuming. Nothing inside synchronises with the host,
+and the state is donated. The step knows neither constraints nor philosophies: they are parts.
+"""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from annotated_types import Ge
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from jhsae import ops
+from jhsae.constraint import AbstractConstraint, Free
+from jhsae.data.normalize import AbstractNormalizer
+from jhsae.losses import Objective
+from jhsae.optimizer import chain
+from jhsae.ranges import Count, Positive, Ranged, ranged
+from jhsae.resampling import AbstractRevival, Never
+from jhsae.sae import AbstractSAE, Forward
+from jhsae.schedule import AbstractSchedule
+from jhsae.training.sharding import shard_state
+from jhsae.usage import Context, Usage
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+class TrainState(eqx.Module):
+    """Everything that changes during training; `step` counts finished updates."""
+
+    sae: AbstractSAE
+    opt_state: optax.OptState
+    usage: Usage
+    step: Int[Array, ""]
+    key: Key[Array, ""]
+
+    @classmethod
+    def init(cls, sae: AbstractSAE, direction: optax.GradientTransformation, key: Key[Array, ""]) -> "TrainState":
+        """The state before the first update. Arrays are copied, because the step donates them."""
+        sae, key = jax.tree.map(lambda a: jnp.array(a, copy=True) if eqx.is_array(a) else a, (sae, key))
+        opt_state = chain(direction, 0.0, Free()).init(eqx.filter(sae, eqx.is_inexact_array))
+        usage = Usage.init(sae.features, len(sae.sparsifiers))
+        return cls(sae, opt_state, usage, jnp.zeros((), jnp.int32), key)
+
+
+class Parts(Ranged, eqx.Module):
+    """What one stage of training computes with: arguments of the step, not constants of its program."""
+
+    objective: Objective
+    learning_rate: Annotated[AbstractSchedule, Ge(0)]
+    constraint: AbstractConstraint
+    normalizer: AbstractNormalizer
+    revival: AbstractRevival = Never()
+
+
+@ranged
+def make_step(
+    direction: optax.GradientTransformation,
+    frozen: PyTree[bool] | None = None,
+    clip: Positive | None = 1.0,
+    dead_window: Count = 1000,
+    sampling_window: Count = 2000,
+    mesh: Mesh | None = None,
+    precision: ops.Precision = "float32",
+) -> Callable[[tuple[Parts, Array], TrainState], tuple[TrainState, Metrics]]:
+    """The compiled step of one stage.
+
+    A feature is dead after `dead_window` steps without firing; frequencies are those of `sampling_window` steps.
+    On a `mesh` of several devices the operations are split over it and the next state keeps its layout. `precision` is
+    that of the hot products; all else is float32.
+    """
+
+    # a feature with a part that may not move cannot begin anew
+    part_frozen = frozen is not None and any(jax.tree.leaves(frozen.top))
+
+    @eqx.filter_jit(donate="all-except-first")
+    def step(inputs: tuple[Parts, Array], state: TrainState) -> tuple[TrainState, Metrics]:
+        parts, batch = inputs
+        x, _ = parts.normalizer(batch.astype(jnp.float32))
+        dead = state.usage.dead(dead_window)
+        context = Context(jax.random.fold_in(state.key, state.step), state.step, state.usage, dead)
+        params, static = eqx.partition(state.sae, eqx.is_inexact_array)
+
+        def loss(params: PyTree) -> tuple[Array, tuple[Metrics, Forward]]:
+            sae = eqx.combine(params, static)
+            forward = sae.forward(x, context)
+            total, terms = parts.objective(sae, forward, state.step)
+            return total, (terms, forward)
+
+        with ops.compute_in(precision), ops.spread_over(mesh):
+            (total, (terms, forward)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        rate = parts.learning_rate(state.step)
+        update = chain(direction, rate, parts.constraint, frozen, clip)
+        updates, opt_state = update.update(grads, state.opt_state, params)
+        sae = eqx.apply_updates(state.sae, updates)
+        revival = Never() if part_frozen else parts.revival
+        again = jax.random.fold_in(state.key, -1 - state.step)
+        sae, opt_state, reborn = revival(sae, opt_state, update, forward, state.step, again)
+        usage = state.sae.observe(state.usage, forward.codes, sampling_window).restarted(reborn)
+        metrics = {
+            "loss": total,
+            **terms,
+            **_fidelity(forward),
+            "learning_rate": jnp.asarray(rate, jnp.float32),
+        }
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        metrics |= _sampled(usage, dead_window)
+        after = TrainState(sae, opt_state, usage, state.step + 1, state.key)
+        return after if mesh is None or mesh.size == 1 else shard_state(after, mesh), metrics
+
+    return step
+
+
+def _sampled(usage: Usage, dead_window: int) -> Metrics:
+    """The dead, and how often features fire as a fraction of the tokens of the last sampling window.
+
+    The latter are NaN until a first window is complete.
+    """
+    frequency = usage.frequency
+    none = jnp.isnan(frequency[0])
+    rates = {
+        "mean_log10_frequency": jnp.mean(jnp.log10(frequency + 1e-10)),
+        "below_1e-5": jnp.where(none, jnp.nan, jnp.mean(frequency < 1e-5)),
+        "below_1e-6": jnp.where(none, jnp.nan, jnp.mean(frequency < 1e-6)),
+    }
+    return {"dead": jnp.mean(usage.dead(dead_window)), **rates}
+
+
+def _fidelity(forward: Forward) -> Metrics:
+    """Explained variance (centred R^2 of this batch) and L0, in the units of the SAE's own input.
+
+    NaN, which is not logged, where all rows of the batch are equal.
+    """
+    residual = jnp.sum((forward.x - forward.x_hat) ** 2)
+    total = jnp.sum((forward.x - jnp.mean(forward.x, axis=0)) ** 2)
+    explained = jnp.where(total > 0, 1 - residual / jnp.where(total > 0, total, 1.0), jnp.nan)
+    return {"explained_variance": explained, "l0": jnp.mean(forward.codes.l0())}
