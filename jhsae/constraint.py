@@ -32,7 +32,7 @@ class AbstractConstraint(Ranged, eqx.Module):
         """The parameters, put back on the constraint."""
 
 
-class Free(AbstractConstraint):
+class Unconstrained(AbstractConstraint):
     """No constraint."""
 
     def tangent(self, grads: PyTree, params: PyTree) -> PyTree:

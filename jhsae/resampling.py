@@ -1,7 +1,7 @@
 """Resampling: now and then, dead features start again where the reconstruction is worst.
 
-``part(sae, opt_state, forward, step, key) -> (sae, opt_state, reborn)`` after an update. It moves parameters beside the
-optimizer, which a loss term cannot; the terms that revive by gradient are in `losses.revive`.
+``part(sae, opt_state, forward, step, key) -> (sae, opt_state, resampled)`` after an update. It moves parameters beside
+the optimizer, which a loss term cannot; the terms that revive by gradient are in `losses.revive`.
 """
 
 import abc
@@ -22,7 +22,7 @@ Reborn = Bool[Array, "top"]
 TINY = 1e-12
 
 
-class AbstractRevival(Ranged, eqx.Module):
+class AbstractResampling(Ranged, eqx.Module):
     """What happens to dead features beside the gradient; with `reads_dead` False, nothing."""
 
     reads_dead: ClassVar[bool] = True
@@ -40,7 +40,7 @@ class AbstractRevival(Ranged, eqx.Module):
         """The SAE and optimizer state after the update of `step`, and which features of ``forward.pre`` began anew."""
 
 
-class Never(AbstractRevival):
+class NoResampling(AbstractResampling):
     """Dead features are left to the loss."""
 
     reads_dead: ClassVar[bool] = False
@@ -57,7 +57,7 @@ class Never(AbstractRevival):
         return sae, opt_state, jnp.zeros(forward.top, bool)
 
 
-class Resample(AbstractRevival):
+class Resample(AbstractResampling):
     """Every `every` steps until step `until`, each dead feature starts again at an input that is badly reconstructed.
 
     An input of the batch is drawn with probability proportional to its squared error squared; its direction from the

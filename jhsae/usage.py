@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jhsae.codes import Codes, TreeCodes
 
 
-class Usage(eqx.Module):
+class FeatureStats(eqx.Module):
     """Running statistics of every feature of ``codes.flat()``; not parameters, never differentiated.
 
     `since_fired` counts steps; `thresholds` has one running threshold for every sparsifier of the SAE. The sampling
@@ -22,7 +22,7 @@ class Usage(eqx.Module):
     frequency: Float[Array, "features"]
 
     @classmethod
-    def init(cls, features: int, sparsifiers: int = 1) -> "Usage":
+    def init(cls, features: int, sparsifiers: int = 1) -> "FeatureStats":
         """Nothing has fired yet; every counter and threshold starts at 0."""
         thresholds = tuple(jnp.zeros(()) for _ in range(sparsifiers))
         none = jnp.zeros(features)
@@ -35,12 +35,12 @@ class Usage(eqx.Module):
         codes: Codes | TreeCodes,
         thresholds: tuple[Float[Array, ""], ...] = (),
         window: int = 2000,
-    ) -> "Usage":
+    ) -> "FeatureStats":
         """One more step: a feature that did not fire has waited one step longer; `window` steps make a frequency."""
         fired = codes.fired()
         fires = self.fires + fired
         full = self.steps + 1 >= window
-        return Usage(
+        return FeatureStats(
             jnp.where(fired > 0, 0, self.since_fired + 1),
             thresholds or self.thresholds,
             jnp.where(full, 0, self.steps + 1),
@@ -48,11 +48,11 @@ class Usage(eqx.Module):
             jnp.where(full, fires / (float(window) * codes.rows()), self.frequency),
         )
 
-    def restarted(self, reborn: Bool[Array, "top"]) -> "Usage":
+    def restarted(self, resampled: Bool[Array, "top"]) -> "FeatureStats":
         """The usage when the first features, where marked, have begun anew: they have not waited yet."""
-        top = self.since_fired[: len(reborn)]
+        top = self.since_fired[: len(resampled)]
         return eqx.tree_at(
-            lambda u: u.since_fired, self, self.since_fired.at[: len(reborn)].set(jnp.where(reborn, 0, top))
+            lambda u: u.since_fired, self, self.since_fired.at[: len(resampled)].set(jnp.where(resampled, 0, top))
         )
 
     def dead(self, window: int) -> Float[Array, "features"]:
@@ -69,6 +69,6 @@ class Context(eqx.Module):
 
     key: Key[Array, ""] | None = None
     step: Int[Array, ""] | int = 0
-    usage: Usage | None = None
+    usage: FeatureStats | None = None
     dead: Float[Array, "features"] | None = None
     tokens: Int[Array, "tokens"] | None = None

@@ -11,13 +11,11 @@ import optax
 import pytest
 import runs
 import yaml
-from jhsae.checkpoint import load_sae, save_sae
-from jhsae.evaluate import expert_names
-from jhsae.revival import AbstractRevival
-from jhsae.run_config import OPTIMIZER, Train
 from test_configs import CONFIGS, FILES, name_of, verb_of
 
 from jhsae import config, init, sae, sparsify
+from jhsae.commands import table as commands
+from jhsae.commands.evaluate import expert_names
 from jhsae.config import aliases
 from jhsae.config.place import Place
 from jhsae.config.schema import wanted
@@ -29,20 +27,23 @@ from jhsae.data.source import AbstractSource
 from jhsae.data.text import AbstractText
 from jhsae.errors import UserError
 from jhsae.init import AbstractInit
-from jhsae.interop import saelens_write
+from jhsae.interop.saelens import write as saelens_write
 from jhsae.losses import AbstractTerm
 from jhsae.metric import AbstractMetric
+from jhsae.resampling import AbstractResampling
 from jhsae.sae.children import AbstractChildInput, AbstractChildScale
 from jhsae.sae.units import AbstractCodeUnit
 from jhsae.schedule import AbstractSchedule
 from jhsae.teacher import AbstractEstimator, AbstractEvidence
+from jhsae.training.checkpoint import load_sae, save_sae
+from jhsae.training.config import OPTIMIZER, Train
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())  # as of commit 4b4ae9c
 KINDS = (
     AbstractChildInput, AbstractChildScale, AbstractCodeUnit, AbstractConstraint, AbstractEstimator, AbstractEvidence,
-    AbstractInit, AbstractMetric, AbstractNormalizer, AbstractRevival, AbstractSchedule, AbstractSource, AbstractTerm,
-    AbstractText, optax.GradientTransformation, sae.AbstractSAE, sparsify.AbstractSparsifier,
+    AbstractInit, AbstractMetric, AbstractNormalizer, AbstractResampling, AbstractSchedule, AbstractSource,
+    AbstractTerm, AbstractText, optax.GradientTransformation, sae.AbstractSAE, sparsify.AbstractSparsifier,
 )  # fmt: skip
 TARGET = re.compile(r"""_target_["']?\s*:\s*["']?(jhsae(?:\.\w+)+)""")
 
@@ -73,7 +74,7 @@ def test_every_name_that_was_published_is_a_part():
 @pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_the_hash_of_a_config_is_what_it_was(file: Path):
     verb = verb_of(file)
-    cls = getattr(importlib.import_module(f"jhsae.{verb}"), verb.capitalize())
+    cls = getattr(commands.module(verb), verb.capitalize())
     if name_of(file) in PUBLISHED["config_hashes"]:  # not a config that is younger
         assert config.config_hash(config.load(cls, file)) == PUBLISHED["config_hashes"][name_of(file)]
     assert PUBLISHED["config_hashes"].keys() <= {name_of(f) for f in FILES}

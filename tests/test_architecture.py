@@ -18,13 +18,13 @@ from jhsae.data import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.losses import AbstractTerm, Objective, SquaredError
 from jhsae.optimizer import adam
-from jhsae.resampling import Never, Resample
+from jhsae.resampling import NoResampling, Resample
 from jhsae.sae import AbstractSAE
 from jhsae.schedule import Constant
 from jhsae.sparsify import JumpReLU, ReLU, TopK
 from jhsae.training.checkpoint import Checkpoints, load_sae, save_sae
 from jhsae.training.config import Train
-from jhsae.training.step import Parts, TrainState, make_step
+from jhsae.training.step import StageModules, TrainState, make_step
 from jhsae.usage import Context
 
 FEATURES, BATCH, STEPS = 24, 32, 8
@@ -47,11 +47,11 @@ from jhsae.losses import AbstractTerm
 from jhsae.sae import AbstractSAE, Forward, Top
 from jhsae.schedule import AbstractSchedule
 from jhsae.sparsify import AbstractSparsifier
-from jhsae.usage import Context, Usage
+from jhsae.usage import Context, FeatureStats
 
 
 class NoisyMargin(AbstractSparsifier):
-    """What exceeds a margin, which is learned; noise in training, none when it is settled."""
+    """What exceeds a margin, which is learned; noise in training, none at inference."""
 
     margin: Annotated[Float[Array, "features"], NonNegative()]
     noise: AbstractSchedule
@@ -77,7 +77,7 @@ class NoisyMargin(AbstractSparsifier):
     def track(self, threshold: Float[Array, ""], codes: Codes) -> Float[Array, ""]:
         return jnp.maximum(threshold, jnp.max(codes.values))
 
-    def settled(self, threshold: Float[Array, ""]) -> AbstractSparsifier:
+    def for_inference(self, threshold: Float[Array, ""]) -> AbstractSparsifier:
         made = NoisyMargin(0.0, self.noise, settled_now=True)
         return eqx.tree_at(lambda s: s.margin, made, self.margin)
 
@@ -226,9 +226,9 @@ def test_every_architecture_trains_resumes_settles_and_loads(name, tmp_path):
     rows = runs.activations(STEPS * BATCH)
     normalizer = config.build(normalize, AbstractNormalizer).fit(runs.store(tmp_path / "store", len(rows)))
     objective = Objective({"reconstruction": SquaredError()} | terms, dict.fromkeys(terms, 0.1))
-    revival = Resample(3, 6) if name == "standard" else Never()
-    parts = Parts(objective, Constant(1e-2), ProjectAndRenormalize(), normalizer, revival)
-    step = make_step(adam(), dead_window=2, sampling_window=2)
+    resampling = Resample(3, 6) if name == "standard" else NoResampling()
+    parts = StageModules(objective, Constant(1e-2), ProjectAndRenormalize(), normalizer, resampling)
+    step = make_step(adam(), dead_window=2, feature_sampling_window=2)
 
     def fresh():
         return TrainState.init(config.build(slot, key=jax.random.key(0)), adam(), jax.random.key(1))
@@ -247,10 +247,10 @@ def test_every_architecture_trains_resumes_settles_and_loads(name, tmp_path):
     assert bits(trained(half, STEPS)) == bits(whole)
     assert bits(whole.sae) != bits(fresh().sae)
 
-    settled = whole.sae.settled(whole.usage)
-    save_sae(tmp_path / "sae", settled, slot, normalize, normalizer, {})
+    for_inference = whole.sae.for_inference(whole.usage)
+    save_sae(tmp_path / "sae", for_inference, slot, normalize, normalizer, {})
     loaded, read, _ = load_sae(tmp_path / "sae")
-    assert bits(loaded) == bits(settled) and jax.tree.structure(loaded) == jax.tree.structure(settled)
+    assert bits(loaded) == bits(for_inference) and jax.tree.structure(loaded) == jax.tree.structure(for_inference)
     assert tuple(map(type, loaded.sparsifiers)) == settle_as
     x, _ = read(jnp.asarray(rows[:BATCH]))
     encode = eqx.filter_jit(lambda x: loaded.forward(x, Context()).codes.dense())
@@ -267,9 +267,9 @@ def test_a_hierarchical_sae_of_batch_topk_trains_by_the_verb_on_several_devices(
         tmp_path / "run",
         sae=TREE,
         stages=[{"name": "all", "steps": 14, "learning_rate": 1e-2}],
-        revival=part("revival.Resample", every=6, until=12),
+        resampling=part("resampling.Resample", every=6, until=12),
         dead_tokens=150,
-        sampling_window=4,
+        feature_sampling_window=4,
         mesh={"data": 4, "expert": 2},
     )
     loaded_config = config.load(Train, path)

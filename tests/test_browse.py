@@ -16,9 +16,11 @@ from jhsae.commands.browse import Browse
 from jhsae.config import build, find, load
 from jhsae.data import AbstractNormalizer, Identity, Store
 from jhsae.errors import UserError
+from jhsae.features.contexts import sparse_codes
 from jhsae.features.origin import check_origin
 from jhsae.features.search import search_by_token, token_ids, token_profile
-from jhsae.features.token_text import token_text, visible
+from jhsae.features.token_text import token_text
+from jhsae.files.escaping import visible
 from jhsae.lm import load as load_lm
 from jhsae.sae import AbstractSAE, HierarchicalSAE, mixture_of_experts_v2
 from jhsae.training.checkpoint import load_sae, save_sae
@@ -72,7 +74,7 @@ def made(request, place):
     out = browse.run(config(place, request.param))
     sae, normalizer, _ = load_sae(place / request.param)
     store = Store.open(place / "heldout")
-    values, indices = evals.sparse_codes(sae, normalizer, store, store.rows)
+    values, indices = sparse_codes(sae, normalizer, store, store.rows)
     dense = np.zeros((store.rows, sae.features), np.float32)
     np.add.at(dense, (np.arange(store.rows)[:, None], indices), values)
     return sae, Page(out.read_text()), dense, store

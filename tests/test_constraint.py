@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from reference.filled import filled
 
-from jhsae.constraint import Free, ProjectAndRenormalize, Renormalize
+from jhsae.constraint import ProjectAndRenormalize, Renormalize, Unconstrained
 from jhsae.metric import Euclidean, Whitened
 from jhsae.sae import FlatSAE, HierarchicalSAE
 from jhsae.sparsify import TopK
@@ -80,7 +80,7 @@ def test_retraction_gives_unit_norm_along_the_same_ray(constraint, metric, matri
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("constraint", [ProjectAndRenormalize(), Renormalize(), Free()])
+@pytest.mark.parametrize("constraint", [ProjectAndRenormalize(), Renormalize(), Unconstrained()])
 def test_unmarked_leaves_pass_through_untouched(constraint):
     sae, grads = new(), new(1)
     projected, landed = constraint.tangent(grads, sae), constraint.retract(sae)
@@ -92,7 +92,7 @@ def test_unmarked_leaves_pass_through_untouched(constraint):
 def test_renormalize_leaves_gradients_alone_and_free_leaves_everything_alone():
     sae, grads = new(), new(1)
     assert Renormalize().tangent(grads, sae) is grads
-    assert Free().tangent(grads, sae) is grads and Free().retract(sae) is sae
+    assert Unconstrained().tangent(grads, sae) is grads and Unconstrained().retract(sae) is sae
 
 
 @with_metric

@@ -19,8 +19,7 @@ from jhsae.browser import page as browser_page
 from jhsae.commands.ablate import table
 from jhsae.commands.report import Report, run
 from jhsae.config import to_dict
-from jhsae.features.token_text import visible
-from jhsae.files.escaping import code, escaped, literal
+from jhsae.files.escaping import code, escaped, literal, visible
 from jhsae.interop.plain import card
 from jhsae.report import drawing
 from jhsae.report.overview import commands

@@ -22,9 +22,10 @@ from jhsae.schedule import Constant, Linear
 from jhsae.sparsify import TopK
 from jhsae.training import fit as fitting
 from jhsae.training.checkpoint import load_sae
-from jhsae.training.config import Stage, Train
+from jhsae.training.config import StageConfig, Train
 from jhsae.training.fit import fit
 from jhsae.training.loop import DivergedError
+from jhsae.training.recipe import build_sae
 from jhsae.training.sharding import init_sharded
 
 FEATURES, BATCH = 24, 64
@@ -40,7 +41,7 @@ def fresh(seed=0):
 
 def test_every_key_of_a_run_that_decides_the_result_is_an_argument():
     files = {"out", "data", "sae", "init", "metric", "teacher", "loggers", "checkpoint_every", "keep"}
-    wanted = {f.name for cls in (Train, Stage) for f in fields(cls)} - files - {"name"}
+    wanted = {f.name for cls in (Train, StageConfig) for f in fields(cls)} - files - {"name"}
     assert wanted <= signature(fit).parameters.keys()
 
 
@@ -60,15 +61,15 @@ def test_fit_and_train_are_the_same_steps(tmp_path, monkeypatch):
             {"name": "a", "steps": 12, "learning_rate": 1e-2, "freeze": ["b_enc"], "clip": 0.5},
             {"name": "b", "steps": 8, "learning_rate": part("schedule.Constant", value=5e-3), "weights": {"l1": 0.02}},
         ],
-        revival=part("revival.Resample", every=6, until=12),
+        resampling=part("resampling.Resample", every=6, until=12),
         optimizer=part("optimizer.adam", b1=0.8),
         dead_window=3,
-        sampling_window=4,
+        feature_sampling_window=4,
         mesh={"data": 1, "expert": 8},
     )
     settings = config.load(Train, path)
     init_key, _ = jax.random.split(jax.random.key(0))
-    start = init_sharded(lambda: train.build_sae(settings, init_key), make_mesh(settings.mesh))
+    start = init_sharded(lambda: build_sae(settings, init_key), make_mesh(settings.mesh))
     train.run(settings)
     rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     batches = Batches(Store.open(tmp_path / "store"), BATCH, 0)
@@ -80,14 +81,14 @@ def test_fit_and_train_are_the_same_steps(tmp_path, monkeypatch):
         objective={"mse": SquaredError(), "l1": L1Active(), "auxk": AuxK(4)},
         weights={"l1": Linear(0.0, 0.01, 10), "auxk": 0.1},
         stages=[
-            Stage("a", 12, 1e-2, freeze=["b_enc"], clip=0.5),
-            Stage("b", 8, Constant(5e-3), weights={"l1": 0.02}),
+            StageConfig("a", 12, 1e-2, freeze=["b_enc"], clip=0.5),
+            StageConfig("b", 8, Constant(5e-3), weights={"l1": 0.02}),
         ],
-        revival=Resample(6, 12),
+        resampling=Resample(6, 12),
         optimizer=adam(b1=0.8),
         normalizer=CenterScale().fit(store),
         dead_window=3,
-        sampling_window=4,
+        feature_sampling_window=4,
         log_every=1,
         mesh=fitting.MeshShape(1, 8),
     )
@@ -122,7 +123,7 @@ def test_a_term_about_dead_features_acts_in_a_short_run():
         ({"steps": 3, "weights": {"recon": 1.0}}, "did you mean 'reconstruction'"),
         ({"steps": 3, "objective": {}}, "fit: objective is {}, expected at least one entry"),
         ({"steps": 3, "freeze": ["nothing"]}, "pattern 'nothing' matches no parameter"),
-        ({"steps": 3, "stages": [Stage("a", 3, 0.1)]}, "stages and steps; write them inside"),
+        ({"steps": 3, "stages": [StageConfig("a", 3, 0.1)]}, "stages and steps; write them inside"),
         ({"stages": []}, "fit: stages is \\[\\], expected at least one entry"),
         ({"steps": 3, "seed": -1}, "fit: seed is -1, expected at least 0"),
         ({"steps": 3, "dead_window": 0}, "fit: dead_window is 0, expected at least 1"),

@@ -19,7 +19,7 @@ from jhsae.sae import AbstractSAE
 from jhsae.training.checkpoint import load_sae, save_sae
 from jhsae.training.config import Train
 from jhsae.training.logs import RunLog
-from jhsae.training.run_folder import begin, claim, finished
+from jhsae.training.run_folder import check_owner, finished, write_metadata
 
 FLAT = {
     "_target_": "jhsae.sae.FlatSAE",
@@ -107,12 +107,12 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_a_run_begins_and_is_known_again_in_a_bucket(tmp_path, bucket):
     store = runs.store(tmp_path / "store")
     loaded = config.load(Train, runs.train_config(tmp_path, tmp_path / "store", tmp_path / "run"), [f"out={bucket}"])
-    claim(bucket, loaded)
-    about = begin(bucket, loaded, store)
+    check_owner(bucket, loaded)
+    about = write_metadata(bucket, loaded, store)
     assert about["name"] == "scale" and json.loads((bucket / "run.json").read_text()) == about
-    claim(bucket, loaded)
+    check_owner(bucket, loaded)
     with pytest.raises(UserError, match=r"s3://bucket/runs/scale holds a run of another config \(seed is 0 there, 7"):
-        claim(bucket, config.load(Train, tmp_path / "run.yaml", [f"out={bucket}", "seed=7"]))
+        check_owner(bucket, config.load(Train, tmp_path / "run.yaml", [f"out={bucket}", "seed=7"]))
     assert not finished(bucket)
 
 

@@ -79,7 +79,7 @@ def of_training(gadget: Any) -> list[dict[str, Any]]:
         {"constraint": metric},
         {"optimizer": gadget},
         {"optimizer": {"_target_": "jhsae.optimizer.adam", "b1": gadget}},
-        {"revival": gadget},
+        {"resampling": gadget},
         {"stages": [{"name": "all", "steps": 1, "learning_rate": gadget}]},
         {"stages": [{"name": gadget, "steps": 1, "learning_rate": 1.0}]},
         {"data": {"store": "s", "batch": 64, "normalize": gadget}},
@@ -218,7 +218,7 @@ def test_the_config_of_a_run_that_is_resumed(place: Path):
     (place / "mine").mkdir()
     for name, changes in cases(place, of_training, 2):
         written(place, changes).rename(place / "mine" / "config.yaml")
-        refused(lambda: train.claim(place / "mine", mine), name, place)
+        refused(lambda: train.check_owner(place / "mine", mine), name, place)
         with WATCH.watching() as seen:
             assert expert_names(place / "mine") == {}  # no part of it is looked at
         assert not seen and not [*(place / "trap").iterdir()], name

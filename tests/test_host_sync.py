@@ -16,9 +16,9 @@ from jhsae.sae import FlatSAE
 from jhsae.schedule import Constant
 from jhsae.sparsify import TopK
 from jhsae.training.logs import NoLog
-from jhsae.training.loop import Phase, run_phases
+from jhsae.training.loop import Stage, run_stages
 from jhsae.training.sharding import init_sharded, replicate
-from jhsae.training.step import Parts, TrainState, make_step
+from jhsae.training.step import StageModules, TrainState, make_step
 
 EMBED, BATCH = 4, 8
 
@@ -85,8 +85,10 @@ def guarded(tmp_path, monkeypatch, devices, spoil=lambda step: step):
     rows = np.random.default_rng(0).normal(size=(256, EMBED)).astype(np.float32)
     store, mesh = write_array(tmp_path / "store", rows), make_mesh(MeshShape(data=devices), devices=devices)
     step = make_step(adam(), mesh=mesh)
-    parts = Parts(Objective({"reconstruction": SquaredError()}), Constant(0.1), ProjectAndRenormalize(), Identity())
-    parts = replicate(parts, mesh)
+    modules = StageModules(
+        Objective({"reconstruction": SquaredError()}), Constant(0.1), ProjectAndRenormalize(), Identity()
+    )
+    modules = replicate(modules, mesh)
 
     sae = filled(lambda: FlatSAE(EMBED, 8, TopK(2), key=jax.random.key(0)))
 
@@ -95,7 +97,7 @@ def guarded(tmp_path, monkeypatch, devices, spoil=lambda step: step):
         return state, make_loader(store, BATCH, seed=0)
 
     def run(state, loader, step, log):
-        run_phases(state, [Phase("a", 5, step, parts)], loader, mesh, log, log_every=1)
+        run_stages(state, [Stage("a", 5, step, modules)], loader, mesh, log, log_every=1)
 
     run(*fresh(), step, NoLog())
     state, loader = fresh()

@@ -14,8 +14,8 @@ from jhsae.parallel.mesh import MeshShape, make_mesh
 from jhsae.sae import FlatSAE
 from jhsae.schedule import Constant
 from jhsae.sparsify import GumbelTopK, TopK
-from jhsae.training.loop import DivergedError, Phase, run_phases
-from jhsae.training.step import Parts, TrainState, make_step
+from jhsae.training.loop import DivergedError, Stage, run_stages
+from jhsae.training.step import StageModules, TrainState, make_step
 
 EMBED, BATCH = 4, 8
 MESH = make_mesh(MeshShape(data=1), devices=1)
@@ -26,9 +26,9 @@ def sae(part=None):
     return filled(lambda: FlatSAE(EMBED, 6, part, key=jax.random.key(0)))
 
 
-def parts(rate=0.1, terms=None):
+def modules(rate=0.1, terms=None):
     objective = Objective({"reconstruction": SquaredError()} if terms is None else terms)
-    return Parts(objective, Constant(rate), ProjectAndRenormalize(), Identity())
+    return StageModules(objective, Constant(rate), ProjectAndRenormalize(), Identity())
 
 
 def batches(skip=0):
@@ -62,10 +62,10 @@ class Events:
         self.happened.append(("save", int(state.step)))
 
     def run(self, lengths=(7,), start=0, **arguments):
-        phases = [Phase(f"stage {i}", steps, self.step, parts()) for i, steps in enumerate(lengths)]
+        stages = [Stage(f"stage {i}", steps, self.step, modules()) for i, steps in enumerate(lengths)]
         state = TrainState.init(sae(), adam(), jax.random.key(0))
         state = eqx.tree_at(lambda s: s.step, state, jnp.asarray(start, jnp.int32))
-        return run_phases(state, phases, batches(), MESH, self, save=self.save, **arguments)
+        return run_stages(state, stages, batches(), MESH, self, save=self.save, **arguments)
 
     def rows(self):
         return [event[1] for event in self.happened if event[0] == "row"]
@@ -175,7 +175,7 @@ class Kink(AbstractTerm):
 
 def test_parameters_that_are_not_finite_are_never_saved():
     """A finite loss with a gradient of NaN: the checkpoint of that very step must not replace a good one."""
-    phase = Phase("a", 3, make_step(adam()), parts(terms={"reconstruction": SquaredError(), "kink": Kink()}))
+    stage = Stage("a", 3, make_step(adam()), modules(terms={"reconstruction": SquaredError(), "kink": Kink()}))
     saved = []
 
     def save(state):
@@ -183,7 +183,7 @@ def test_parameters_that_are_not_finite_are_never_saved():
 
     state = TrainState.init(sae(), adam(), jax.random.key(0))
     with pytest.raises(DivergedError):
-        run_phases(state, [phase], batches(), MESH, Rows(), checkpoint_every=1, save=save)
+        run_stages(state, [stage], batches(), MESH, Rows(), checkpoint_every=1, save=save)
     assert all(saved), "a state with NaN parameters was saved"
 
 
@@ -201,17 +201,17 @@ def test_real_steps_resume_to_the_same_rows_and_the_same_state():
     """Two stages, noisy routing; stopped in the second stage and continued from what was saved there."""
     start = sae(GumbelTopK(2, Constant(1.0)))
     step = make_step(adam())
-    phases = [Phase("a", 3, step, parts(0.1)), Phase("b", 4, step, parts(0.01))]
+    stages = [Stage("a", 3, step, modules(0.1)), Stage("b", 4, step, modules(0.01))]
     saved, whole = {}, Rows()
 
     def save(state):
         saved[int(state.step)] = jax.tree.map(lambda a: jnp.array(a, copy=True), state)
 
     fresh = TrainState.init(start, adam(), jax.random.key(0))
-    last = run_phases(fresh, phases, batches(), MESH, whole, 1, checkpoint_every=5, save=save)
+    last = run_stages(fresh, stages, batches(), MESH, whole, 1, checkpoint_every=5, save=save)
     np.testing.assert_allclose([row["learning_rate"] for row in whole.rows], [0.1] * 3 + [0.01] * 4, rtol=1e-6)
     resumed = Rows()
-    again = run_phases(saved[5], phases, batches(skip=5), MESH, resumed, 1)
+    again = run_stages(saved[5], stages, batches(skip=5), MESH, resumed, 1)
     assert resumed.rows == whole.rows[5:] and [row["step"] for row in resumed.rows] == [6, 7]
     for a, b in zip(jax.tree.leaves(again.sae), jax.tree.leaves(last.sae), strict=True):
         assert a.tobytes() == b.tobytes()

@@ -15,7 +15,7 @@ from jhsae.sae import FlatSAE, HierarchicalSAE
 from jhsae.schedule import Constant
 from jhsae.sparsify import GumbelTopK, TopK
 from jhsae.training.sharding import shard_state
-from jhsae.training.step import Parts, TrainState, make_step
+from jhsae.training.step import StageModules, TrainState, make_step
 
 BATCH, EMBED, EXPERTS, SUB, ATOMS = 16, 8, 8, 2, 3
 MESHES = {"data 8": MeshShape(), "data 4 x expert 2": MeshShape(4, 2)}
@@ -33,9 +33,9 @@ def new(experts=EXPERTS):
     return filled(make, scale=0.5)
 
 
-def parts():
+def modules():
     terms = {"a": SquaredError(), "b": ParentsOnly(), "c": L1All(), "d": CrossOrthogonality()}
-    return Parts(Objective(terms, {"c": 1e-2}), Constant(1e-2), ProjectAndRenormalize(), UnitNorm())
+    return StageModules(Objective(terms, {"c": 1e-2}), Constant(1e-2), ProjectAndRenormalize(), UnitNorm())
 
 
 def train(mesh, steps=3):
@@ -53,7 +53,7 @@ def train(mesh, steps=3):
         batch = rng.normal(size=(BATCH, EMBED)).astype(np.float32)
         batch = jnp.asarray(batch) if mesh is None else shard_batch(batch, mesh)
         before = count[0]
-        state, metrics = step((parts(), batch), state)
+        state, metrics = step((modules(), batch), state)
         compiled.append(count[0] - before)
         rows.append({name: float(value) for name, value in metrics.items()})
     jax.monitoring.unregister_event_duration_listener(listen)

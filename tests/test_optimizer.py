@@ -7,7 +7,7 @@ import pytest
 from reference.filled import filled
 from reference.training import Explicit
 
-from jhsae.constraint import Free, ProjectAndRenormalize, Renormalize
+from jhsae.constraint import ProjectAndRenormalize, Renormalize, Unconstrained
 from jhsae.leaf import matching
 from jhsae.metric import Euclidean, Whitened
 from jhsae.optimizer import adam, chain
@@ -47,7 +47,7 @@ apply_jit = jax.jit(
 def test_it_equals_the_explicit_project_clip_adam_renormalise():
     params = new()
     explicit = Explicit(arrays(params), MARKED, b1=0.8)
-    state = chain(adam(b1=0.8), 0.0, Free()).init(params)
+    state = chain(adam(b1=0.8), 0.0, Unconstrained()).init(params)
     for step in range(6):
         grads = new(step + 1, scale=0.02 if step == 3 else 1.0)  # one step stays under the clip
         rate = 0.002 * (step + 1)
@@ -71,7 +71,7 @@ def test_stages_share_their_moments(constraint, unit, project):
     explicit = Explicit(arrays(params), unit)
     frozen = matching(params, ["*_dec", "up"])
     stages = [(frozen, 0.5, ("router_dec", "atom_dec", "b_dec", "up")), (None, None, ())]
-    state = chain(adam(), 0.0, Free()).init(params)
+    state = chain(adam(), 0.0, Unconstrained()).init(params)
     for number, (mask, clip, names) in enumerate(stages):
         update = jax.jit(
             lambda g, s, p, mask=mask, clip=clip: apply(chain(adam(), 0.01, constraint, mask, clip), g, s, p)
@@ -101,7 +101,7 @@ def test_frozen_leaves_stay_bit_identical(direction):
 def test_the_clip_bounds_the_norm_of_live_gradients_alone():
     params, grads = new(), new(1)
     huge = eqx.tree_at(lambda g: (g.router_dec, g.b_dec), grads, (1e6 * grads.router_dec, 1e6 * grads.b_dec))
-    transform = chain(optax.identity(), 1.0, Free(), matching(params, ["router_dec", "b_dec"]), 0.5)
+    transform = chain(optax.identity(), 1.0, Unconstrained(), matching(params, ["router_dec", "b_dec"]), 0.5)
     updates, _ = transform.update(huge, transform.init(params), params)
     np.testing.assert_allclose(optax.tree.norm(updates), 0.5, rtol=1e-4)
     small = jax.tree.map(lambda g: 1e-4 * g, grads)
@@ -130,7 +130,7 @@ def test_marked_rows_have_unit_norm_after_every_update():
 
 def test_weight_decay_is_decoupled():
     params = new()
-    ours = chain(adam(weight_decay=0.1), 0.01, Free(), None, None)
+    ours = chain(adam(weight_decay=0.1), 0.01, Unconstrained(), None, None)
     theirs = optax.adamw(0.01, weight_decay=0.1)
     ours_state, theirs_state, p, q = ours.init(params), theirs.init(params), params, params
     for step in range(3):
@@ -144,7 +144,7 @@ def test_the_state_has_one_structure_for_every_stage():
     params = new()
     chains = [
         chain(adam(), 0.1, constraint, frozen, clip)
-        for constraint in (Free(), ProjectAndRenormalize(WHITENED))
+        for constraint in (Unconstrained(), ProjectAndRenormalize(WHITENED))
         for frozen in (None, matching(params, ["up"]))
         for clip in (None, 1.0)
     ]
@@ -157,7 +157,7 @@ def jump_sae():
 
 
 @pytest.mark.parametrize(
-    "constraint", [Free(), Renormalize(), ProjectAndRenormalize(WHITENED)], ids=lambda c: type(c).__name__
+    "constraint", [Unconstrained(), Renormalize(), ProjectAndRenormalize(WHITENED)], ids=lambda c: type(c).__name__
 )
 def test_what_is_declared_nonnegative_never_falls_below_zero(constraint):
     """Under any constraint, also where Adam pushes on; and it rises again as soon as the gradient turns."""
@@ -179,7 +179,7 @@ def test_what_is_declared_nonnegative_never_falls_below_zero(constraint):
 
 def test_a_frozen_threshold_stays_bit_identical():
     params = jump_sae()
-    transform = chain(adam(), 0.03, Free(), matching(params, ["sparsifier.threshold"]))
+    transform = chain(adam(), 0.03, Unconstrained(), matching(params, ["sparsifier.threshold"]))
     updates, _ = transform.update(jax.tree.map(jnp.ones_like, params), transform.init(params), params)
     np.testing.assert_array_equal(updates.sparsifier.threshold, 0.0)
     assert np.any(updates.b_enc)

@@ -7,7 +7,7 @@ import pytest
 
 from jhsae.errors import UserError
 from jhsae.parallel import watchdog as peers
-from jhsae.parallel.watchdog import LOST, Peers
+from jhsae.parallel.watchdog import LOST, Watchdog
 
 
 class Coordinator:
@@ -38,7 +38,7 @@ def coordinator(monkeypatch):
 def watched(until, beat=lambda: None):
     """Runs a block until `until` says so; the exit codes with which the process would have ended."""
     codes = []
-    with Peers(codes.append) as watching:
+    with Watchdog(codes.append) as watching:
         deadline = time.monotonic() + 20
         while not until(codes) and time.monotonic() < deadline:
             beat()
@@ -81,7 +81,7 @@ def test_without_a_coordinator_the_process_ends(coordinator, capsys):
 def test_a_loop_that_stands_still_ends_the_process(coordinator, monkeypatch, capsys):
     monkeypatch.setattr(peers, "PATIENCE", 2)
     codes = []
-    with Peers(codes.append) as watching:
+    with Watchdog(codes.append) as watching:
         watching.progress()
         while not codes:
             time.sleep(0.005)
@@ -92,7 +92,7 @@ def test_a_loop_that_stands_still_ends_the_process(coordinator, monkeypatch, cap
 @pytest.mark.parametrize(("error", "code"), [(UserError("write batch=8"), 2), (RuntimeError("odd"), 1)])
 def test_a_block_that_fails_tells_the_others_and_ends_at_once(coordinator, capsys, error, code):
     codes = []
-    with pytest.raises(type(error)), Peers(codes.append):
+    with pytest.raises(type(error)), Watchdog(codes.append):
         raise error
     assert codes == [code]
     assert coordinator.values["jhsae/peers/0"] == f"failed: {error}"
@@ -101,12 +101,12 @@ def test_a_block_that_fails_tells_the_others_and_ends_at_once(coordinator, capsy
 
 def test_a_saved_stop_is_no_failure(coordinator):
     codes = []
-    with pytest.raises(SystemExit), Peers(codes.append):
+    with pytest.raises(SystemExit), Watchdog(codes.append):
         raise SystemExit(143)
     assert codes == [] and coordinator.values["jhsae/peers/0"] == "done"
 
 
 def test_alone_nothing_is_watched():
-    with Peers() as watching:
+    with Watchdog() as watching:
         watching.progress()
     assert watching._thread is None

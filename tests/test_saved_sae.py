@@ -47,8 +47,8 @@ X = runs.activations(128)
 
 
 def built(slot, normalize):
-    """A settled SAE with every parameter moved away from its start, and a fitted normaliser."""
-    sae = config.build(slot, AbstractSAE, key=jax.random.key(1)).settled(None)
+    """An inference-time SAE with every parameter moved away from its start, and a fitted normaliser."""
+    sae = config.build(slot, AbstractSAE, key=jax.random.key(1)).for_inference(None)
     arrays, static = eqx.partition(sae, eqx.is_inexact_array)
     moved = jax.tree.map(lambda a: a + jnp.linspace(0.1, 0.2, a.size).reshape(a.shape), arrays)
     return eqx.combine(moved, static), config.build(normalize, AbstractNormalizer).fit(ArrayRows(X))

@@ -16,7 +16,7 @@ from jhsae.schedule import Constant
 from jhsae.sparsify import BatchTopK, GumbelTopK, TopK
 from jhsae.training.fit import fit
 from jhsae.training.sharding import shard_state
-from jhsae.training.step import Parts, TrainState, make_step
+from jhsae.training.step import StageModules, TrainState, make_step
 
 EMBED, BATCH, STEPS = 16, 32, 50
 MESHES = {"1": (1, 1), "2 x 1": (2, 1), "8 x 1": (8, 1), "4 x 2": (4, 2), "2 x 4": (2, 4), "1 x 8": (1, 8)}
@@ -45,14 +45,14 @@ def train(name, shape):
     """(metrics of every step, last state) of one SAE on a mesh."""
     make, objective = SAES[name]
     mesh = make_mesh(MeshShape(*shape), devices=shape[0] * shape[1])
-    parts = Parts(objective, Constant(1e-3), ProjectAndRenormalize(), UnitNorm())
+    modules = StageModules(objective, Constant(1e-3), ProjectAndRenormalize(), UnitNorm())
     sae = filled(lambda: make(jax.random.key(0)), scale=0.5)
     step = make_step(adam(), dead_window=3, mesh=mesh)
     state = shard_state(TrainState.init(sae, adam(), jax.random.key(0)), mesh)
     rng, rows = np.random.default_rng(0), []
     for _ in range(STEPS):
         batch = shard_batch(rng.normal(size=(BATCH, EMBED)).astype(np.float32), mesh)
-        state, metrics = step((parts, batch), state)
+        state, metrics = step((modules, batch), state)
         rows.append({name: float(value) for name, value in metrics.items()})
     return rows, state
 

@@ -14,7 +14,8 @@ from jhsae.browser.pieces import Pieces
 from jhsae.commands.evaluate import _pieces
 from jhsae.features.logits import feature_logits
 from jhsae.features.search import token_ids, word_ids
-from jhsae.features.token_text import token_text, visible, word
+from jhsae.features.token_text import token_text, word
+from jhsae.files.escaping import visible
 
 SEARCH = Path(__file__).parents[1] / "jhsae" / "browser" / "search.js"
 

@@ -21,6 +21,7 @@ from jhsae.errors import UserError
 from jhsae.parallel.mesh import make_mesh
 from jhsae.training.checkpoint import load_sae
 from jhsae.training.config import Train
+from jhsae.training.recipe import build_sae
 from jhsae.training.sharding import init_sharded
 from jhsae.usage import Context
 
@@ -111,7 +112,7 @@ def test_frozen_leaves_stay_bit_identical(place):
     path = runs.train_config(place, place / "store", place / "frozen", stages=stages)
     loaded = config.load(Train, path)
     mesh = make_mesh(loaded.mesh)
-    before = init_sharded(lambda: train.build_sae(loaded, jax.random.split(jax.random.key(0))[0]), mesh)
+    before = init_sharded(lambda: build_sae(loaded, jax.random.split(jax.random.key(0))[0]), mesh)
     train.run(loaded)
     after, _, _ = load_sae(place / "frozen")
     assert np.array_equal(before.router_dec, after.router_dec) and np.array_equal(before.atom_dec, after.atom_dec)
@@ -165,7 +166,7 @@ def test_another_store_under_the_same_name_is_refused(place):
         (["weights={parents: 0.1}"], r"weight 'parents' belongs to no term.*parents_only"),
         (["mesh.expert=3"], r"mesh: .*8"),
         (["dead_window=0"], r"dead_window is 0, expected at least 1"),
-        (["sampling_window=0"], r"sampling_window is 0, expected at least 1"),
+        (["feature_sampling_window=0"], r"feature_sampling_window is 0, expected at least 1"),
         (["dead_tokens=-5"], r"dead_tokens is -5, expected at least 1"),
         (["sae.route={_target_: jhsae.sparsify.BatchTopK, k: 13}"], r"k is 13 but there are 12 experts"),
         (["sae.rout.k=3"], r"rout.*did you mean 'route'"),

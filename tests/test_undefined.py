@@ -20,7 +20,7 @@ from jhsae.teacher.estimate import LDAEstimator, MeanEstimator, ParkEstimator
 from jhsae.teacher.subspace import delta_span
 from jhsae.teacher.validate import auc, off_right_angle, spread
 from jhsae.training.step import _fidelity
-from jhsae.usage import Context, Usage
+from jhsae.usage import Context, FeatureStats
 
 EMBED = runs.EMBED
 GUMBEL = [sparsify.GumbelTopK, sparsify.BinaryGumbelTopK]
@@ -121,7 +121,7 @@ def test_a_batch_of_equal_rows_has_no_explained_variance(flat):
 def test_terms_are_finite_where_nothing_varies(flat, term, rows):
     x = jnp.ones((max(rows, 1), EMBED)) * (rows > 0)
     dead = jnp.arange(flat.features) % 2 == 0
-    context = Context(jax.random.key(0), jnp.asarray(0), Usage.init(flat.features, 1), dead.astype(jnp.float32))
+    context = Context(jax.random.key(0), jnp.asarray(0), FeatureStats.init(flat.features, 1), dead.astype(jnp.float32))
 
     def loss(sae):
         return term(sae, sae.forward(x, context))

@@ -2,8 +2,8 @@ import gzip
 
 import pytest
 
+from jhsae.data.wordnet import bundled, is_heldout, read_wndb
 from jhsae.errors import UserError
-from jhsae.teacher.wordnet import bundled, is_heldout, read_wndb
 
 LINES = (
     "  1 This software and database is being provided to you, the LICENSEE  \n"

@@ -23,6 +23,7 @@ from jhsae.commands import train
 from jhsae.errors import UserError
 from jhsae.parallel.mesh import MeshShape, make_mesh
 from jhsae.training.config import Train
+from jhsae.training.recipe import build_sae
 from jhsae.training.step import TrainState
 
 SILENT = 1e-2  # what the encoder rows of dead features are multiplied by
@@ -195,11 +196,11 @@ class Ours:
             ],
         )
         mesh, direction, key = make_mesh(MeshShape(), devices=1), cfg.build(config.optimizer), jax.random.key(0)
-        sae = train.build_sae(config, key)
+        sae = build_sae(config, key)
         sae = eqx.tree_at(
             lambda s: [getattr(s, name) for name in start], sae, [jnp.asarray(value) for value in start.values()]
         )
-        self._phase = train._phase(config, config.stages[0], sae, cfg.build(config.data.normalize), direction, mesh)
+        self._stage = train._stage(config, config.stages[0], sae, cfg.build(config.data.normalize), direction, mesh)
         self._state = TrainState.init(sae, direction, key)
         self._batches = [jnp.asarray(batch) for batch in batches]
         since = np.zeros(setting.width, np.int32)
@@ -212,7 +213,7 @@ class Ours:
 
     def step(self, number: int) -> None:
         batch = self._batches[number % len(self._batches)]
-        self._state, self._metrics = self._phase.step((self._phase.parts, batch), self._state)
+        self._state, self._metrics = self._stage.step((self._stage.modules, batch), self._state)
         jax.block_until_ready((self._state, self._metrics))
 
     def result(self) -> Outcome:

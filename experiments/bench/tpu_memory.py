@@ -27,7 +27,7 @@ from jhsae.parallel.mesh import MeshShape, make_mesh
 from jhsae.plan.program import compile_program, sizes_of
 from jhsae.plan.topology import topology
 from jhsae.plan.training import lower, stage_of
-from jhsae.training.config import Stage, Train
+from jhsae.training.config import StageConfig, Train
 
 GIB = 2**30
 TOPOLOGIES = {"v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}  # the smallest that libtpu names; one chip of it is used
@@ -81,7 +81,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield row | measured(config, stage, chip, arguments.dump) | {"libtpu": version("libtpu"), **cfg.provenance()}
 
 
-def measured(config: Train, stage: Stage, chip: str, dump: Path | None) -> dict[str, Any]:
+def measured(config: Train, stage: StageConfig, chip: str, dump: Path | None) -> dict[str, Any]:
     """What the compiler says of the step: GiB, cost, largest values; or how much too large it is."""
     device: Any = topology(TOPOLOGIES[chip]).devices[0]
     lowered = lower(config, stage, make_mesh(MeshShape(), [device]), "tpu")
@@ -126,8 +126,8 @@ def report(row: dict[str, Any], path: Path | None) -> bool:
         f"{row['config']} {row['chip']}: {sizes}, batch {row['batch']:,}, {row['parameters'] / 1e6:,.1f} M parameters"
     )
     if row["fits"]:
-        parts = ", ".join(f"{word} {row[f'{key}_gib']:.2f}" for key, word in PARTS.items())
-        print(f"  {row['total_gib']:.2f} GiB = {parts}; {row['collectives']} collectives")
+        modules = ", ".join(f"{word} {row[f'{key}_gib']:.2f}" for key, word in PARTS.items())
+        print(f"  {row['total_gib']:.2f} GiB = {modules}; {row['collectives']} collectives")
         cost = ", ".join(f"{key} {'none' if row[key] is None else f'{row[key]:.4g}'}" for key in COST)
         print(f"  {cost}; compiled in {row['compile_seconds']:.0f} s")
         print("  largest values: " + "; ".join(row["largest"]), flush=True)

@@ -95,7 +95,7 @@ def train_config(shared: Path, name: str) -> dict[str, Any]:
         return _train(shared / "store", sae, [_stage("a", STEPS)]) | {"objective": _terms("SquaredError", "AuxK")}
     sae = flat | {"sparsifier": _part("TopK", k=2)}
     resample = {"_target_": "jhsae.resampling.Resample", "every": 10, "until": STEPS - 10}
-    return _train(shared / "store", sae, [_stage("a", STEPS)]) | {"revival": resample, "dead_window": 5}
+    return _train(shared / "store", sae, [_stage("a", STEPS)]) | {"resampling": resample, "dead_window": 5}
 
 
 def result(folder: Path) -> dict[str, str]:

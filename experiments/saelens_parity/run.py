@@ -131,7 +131,7 @@ def by_saelens(config: Train, architecture: str, rate: float, seed: int, folder:
             lr_warm_up_steps=schedule["warmup"],
             lr_decay_steps=schedule["decay"],
             dead_feature_window=config.dead_window - 1,  # theirs is dead after more steps than this, ours from it on
-            feature_sampling_window=config.sampling_window,
+            feature_sampling_window=config.feature_sampling_window,
             logger=LoggingConfig(log_to_wandb=False),
         ),
         sae,

@@ -1,7 +1,7 @@
 """Text -> tokenizer -> token arrays, for the embedded language model.
 
 Documents: one per WordNet synset ("lemma, lemma: gloss") and one per chapter of the King James Bible. Held out:
-the synsets of `jhsae.teacher.wordnet.is_heldout` (5%) and 2% of the chapters, both by hash. Needs Debian's
+the synsets of `jhsae.data.wordnet.is_heldout` (5%) and 2% of the chapters, both by hash. Needs Debian's
 wordnet-base and bible-kjv. The text itself is not kept; --out holds the tokenizer and, for each of {train, heldout} x
 {glosses, kjv}, `<split>_<source>.npz` with `tokens` (uint16, documents end to end) and `lengths` (int32).
 """
@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from jhsae.teacher.wordnet import is_heldout, read_wndb
+from jhsae.data.wordnet import is_heldout, read_wndb
 
 VOCAB = 8192
 SPECIAL = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}

@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from jhsae.teacher.wordnet import Synset, is_heldout, read_wndb
+from jhsae.data.wordnet import Synset, is_heldout, read_wndb
 
 TRAIN = 9_000
 WORD = re.compile(r"[a-z]+")

@@ -23,7 +23,7 @@ from jhsae import lm
 from jhsae.activations.buffer import LiveBatches, Plan
 from jhsae.activations.streams import Streams
 from jhsae.data import ArrayRows, ModelName, pack
-from jhsae.data.source import AbstractSource, Facts
+from jhsae.data.source import AbstractSource, SourceInfo
 from jhsae.data.stream import Stream
 from jhsae.data.text import AbstractText
 from jhsae.parallel.memory import check_context
@@ -72,11 +72,11 @@ class LiveActivations(AbstractSource):
         self._tokenizer = {"model": ModelName.of(reader.name, reader.sha256).record()}
 
     @cached_property
-    def manifest(self) -> Facts:
+    def manifest(self) -> SourceInfo:
         """Model, layer, width and rows of text, and the statistics of the sample."""
         rows = self._stream.rows
         statistics = vars(self._sample.manifest)
-        return Facts(**statistics, model=self._name, layer=self._layer, rows=rows, tokenizer=self._tokenizer)
+        return SourceInfo(**statistics, model=self._name, layer=self._layer, rows=rows, tokenizer=self._tokenizer)
 
     @property
     def rows(self) -> int:

@@ -29,7 +29,7 @@ from jhsae.optimizer import adam
 from jhsae.sae import AbstractSAE, FlatSAE, HierarchicalSAE
 from jhsae.schedule import Constant
 from jhsae.sparsify import AbstractSparsifier, LeakyOffsetTopK, OffsetTopK, TopK
-from jhsae.training.step import Parts, TrainState, make_step
+from jhsae.training.step import StageModules, TrainState, make_step
 
 
 def faithful(shape: Shape, build: Build) -> tuple[HierarchicalSAE, Objective]:
@@ -78,12 +78,12 @@ class Training:
         batch: Float[Array, "batch embed"],
         normalizer: AbstractNormalizer = Identity(),  # noqa: B008  (an immutable module)
     ):
-        direction = adam()
-        self.parts = Parts(objective, Constant(RATE), ProjectAndRenormalize(), normalizer)
+        optimizer = adam()
+        self.modules = StageModules(objective, Constant(RATE), ProjectAndRenormalize(), normalizer)
         self.batch = batch
-        self.state = TrainState.init(sae, direction, jax.random.key(0))
-        step: Any = make_step(direction, clip=CLIP)
-        self.step = step.lower((self.parts, batch), self.state).compile()
+        self.state = TrainState.init(sae, optimizer, jax.random.key(0))
+        step: Any = make_step(optimizer, clip=CLIP)
+        self.step = step.lower((self.modules, batch), self.state).compile()
         self.memory = Memory.of(self.step.compiled)
 
     def __call__(self) -> None:
@@ -93,7 +93,7 @@ class Training:
 
     def update(self, batch: Float[Array, "batch embed"]) -> None:
         """Begins one update of another batch of the same size."""
-        self.state, _ = self.step((self.parts, batch), self.state)
+        self.state, _ = self.step((self.modules, batch), self.state)
 
     def wait(self) -> None:
         """Returns when every update is done."""

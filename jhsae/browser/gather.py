@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jhsae import evals, lm
+from jhsae import lm
 from jhsae.browser.contexts import Reader, Window
 from jhsae.browser.entries import Entries, label
 from jhsae.browser.pieces import Pieces, Sequences
@@ -16,10 +16,11 @@ from jhsae.browser.tables import Json, density, rounded, search_index
 from jhsae.data import Store
 from jhsae.data.normalize import AbstractNormalizer
 from jhsae.errors import UserError
+from jhsae.features.contexts import expert_atoms, spread_features
 from jhsae.features.firings import firings
 from jhsae.features.latents import latent_statistics, raw_dictionary
 from jhsae.features.search import token_profile, word_ids
-from jhsae.features.token_text import visible
+from jhsae.files.escaping import visible
 from jhsae.sae import AbstractSAE, HierarchicalSAE
 
 BINS, TYPICAL_ROWS = 24, 4096
@@ -86,11 +87,11 @@ def gather(
 def _shown(frequency: np.ndarray, tree: HierarchicalSAE | None, limits: Limits) -> np.ndarray:
     """Experts (or flat features), then the shown atoms of those experts."""
     top = tree.experts if tree else len(frequency)
-    first = sorted(evals.spread_features(frequency[:top], top if limits.features is None else limits.features))
+    first = sorted(spread_features(frequency[:top], top if limits.features is None else limits.features))
     if tree is None:
         return np.asarray(first, np.int64)
     most = tree.atoms if limits.atoms is None else limits.atoms
-    atoms = [a for e in first for a in sorted(evals.expert_atoms(tree, e, frequency, most))]
+    atoms = [a for e in first for a in sorted(expert_atoms(tree, e, frequency, most))]
     return np.asarray(first + atoms, np.int64)
 
 

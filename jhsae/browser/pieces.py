@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64, UInt32
 
-from jhsae.features.token_text import token_text, visible, word
+from jhsae.features.token_text import token_text, word
+from jhsae.files.escaping import visible
 
 
 class Pieces:

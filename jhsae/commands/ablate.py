@@ -67,7 +67,7 @@ def run(config: Ablate) -> Path:
 def _run(config: Ablate, out: Path) -> Path:
     plan = [(variant, seed, _train_config(config, variant, seed)) for variant, seed in _grid(config)]
     for _, _, run_config in plan:
-        train.claim(Path(run_config.out), run_config)  # every clash is found before anything is trained
+        train.check_owner(Path(run_config.out), run_config)  # every clash is found before anything is trained
     rows = []
     for variant, seed, run_config in plan:
         folder = train.run(run_config)

@@ -15,6 +15,7 @@ import numpy as np
 from jhsae import config as cfg
 from jhsae import evals, lm
 from jhsae.data import AbstractNormalizer, Store, special_ids
+from jhsae.features.contexts import expert_atoms, sparse_codes, spread_features, top_contexts
 from jhsae.features.origin import check_origin, language_model
 from jhsae.features.token_text import token_text
 from jhsae.files.bounded import read_lines, to_json
@@ -139,12 +140,12 @@ def _contexts(
     rows: int,
 ) -> list[dict[str, Any]]:
     """One entry per chosen expert (or flat feature), with its atoms."""
-    values, indices = evals.sparse_codes(sae, normalizer, store, rows)
+    values, indices = sparse_codes(sae, normalizer, store, rows)
     tree = sae if isinstance(sae, HierarchicalSAE) else None
-    parents = evals.spread_features(frequency if tree is None else frequency[: tree.experts], config.features)
-    atoms = {p: evals.expert_atoms(tree, p, frequency, config.atoms) if tree else [] for p in parents}
+    parents = spread_features(frequency if tree is None else frequency[: tree.experts], config.features)
+    atoms = {p: expert_atoms(tree, p, frequency, config.atoms) if tree else [] for p in parents}
     wanted = [*parents, *(a for own in atoms.values() for a in own)]
-    found = evals.top_contexts(values, indices, wanted, store, _pieces(model.tokenizer), config.examples)
+    found = top_contexts(values, indices, wanted, store, _pieces(model.tokenizer), config.examples)
     names = expert_names(Path(config.run))
 
     def entry(feature: int) -> dict[str, Any]:

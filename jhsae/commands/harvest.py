@@ -31,7 +31,7 @@ from jhsae.files.lock import owned
 from jhsae.parallel.distributed import barrier, is_main
 from jhsae.parallel.memory import check_context
 from jhsae.parallel.mesh import make_mesh
-from jhsae.parallel.watchdog import Peers
+from jhsae.parallel.watchdog import Watchdog
 
 CHANNEL_ROWS = 2**14  # rows that the channels of an int8 store are standardised by
 
@@ -39,7 +39,7 @@ CHANNEL_ROWS = 2**14  # rows that the channels of an int8 store are standardised
 def run(config: Harvest) -> Path:
     """Harvests and returns the store's folder (of the first layer). `UserError` before any compute for bad input."""
     config_hash = cfg.config_hash(config)
-    with Peers(), ExitStack() as stack:
+    with Watchdog(), ExitStack() as stack:
         for out in _unfinished(config.stores(), config_hash).values() if is_main() else ():
             stack.enter_context(owned(out, "harvest"))
         return _run(config, config_hash)

@@ -55,7 +55,7 @@ def _run(config: Quickstart, out: Path) -> Path:
     shared = [*config.overrides, f"data.store={stores['train']}", f"teacher={teacher}"]
     runs = [cfg.load(train.Train, cfg.find(path), [*shared, f"out={out / Path(path).stem}"]) for path in config.train]
     for run_config in runs:
-        train.claim(Path(run_config.out), run_config)
+        train.check_owner(Path(run_config.out), run_config)
     for name, harvest_config in harvests.items():
         _harvest(stores[name], harvest_config)
     _teach(teacher, teach_config)

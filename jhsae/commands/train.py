@@ -15,33 +15,28 @@ import jax
 import numpy as np
 from grain import DatasetIterator
 from jax.sharding import Mesh
-from jaxtyping import Array, Key
 
 from jhsae import config as cfg
-from jhsae.constraint import AbstractConstraint
 from jhsae.data import AbstractNormalizer, Batches, ModelName, Store, make_loader, same_model
 from jhsae.data.source import AbstractBatches, AbstractSource
 from jhsae.errors import UserError
 from jhsae.files.folders import Folder, open_folder
 from jhsae.files.lock import owned
-from jhsae.init import AbstractInit
-from jhsae.losses import AbstractTerm
 from jhsae.parallel.distributed import barrier, is_main, share_of
 from jhsae.parallel.memory import check_state
 from jhsae.parallel.mesh import check_batch, make_mesh
 from jhsae.parallel.preemption import StopRequest
-from jhsae.parallel.watchdog import Peers
-from jhsae.resampling import AbstractRevival
+from jhsae.parallel.watchdog import Watchdog
 from jhsae.sae import AbstractSAE
 from jhsae.teacher import Teacher
 from jhsae.training.checkpoint import Checkpoints, save_sae
 from jhsae.training.checks import check_run
-from jhsae.training.config import OPTIMIZER, Train
+from jhsae.training.config import Train
 from jhsae.training.logs import NoLog, RunLog, check_sinks, open_sinks
-from jhsae.training.loop import DivergedError, Phase, run_phases
-from jhsae.training.phases import Recipe, dead_steps
-from jhsae.training.run_folder import begin, finished
-from jhsae.training.run_folder import claim as claim
+from jhsae.training.loop import DivergedError, Stage, run_stages
+from jhsae.training.recipe import Recipe, build_sae
+from jhsae.training.run_folder import check_owner as check_owner
+from jhsae.training.run_folder import finished, write_metadata
 from jhsae.training.sharding import abstract_state, init_sharded, replicate
 from jhsae.training.step import TrainState
 
@@ -56,7 +51,7 @@ class Checked(NamedTuple):
     normalizer: AbstractNormalizer
     recipe: Recipe
     notes: list[str]
-    phases: list[Phase]
+    stages: list[Stage]
 
 
 def run(config: Train) -> Folder:
@@ -64,39 +59,39 @@ def run(config: Train) -> Folder:
 
     Asked to stop by SIGTERM or Ctrl-C, it saves and raises `SystemExit` with 128 + the signal's number.
     """
-    with Peers() as peers:
+    with Watchdog() as peers:
         return _run(config, peers)
 
 
-def _run(config: Train, peers: Peers) -> Folder:
+def _run(config: Train, peers: Watchdog) -> Folder:
     folder = open_folder(config.out)
-    claim(folder, config)
+    check_owner(folder, config)
     with owned(folder, "train") if is_main() and not finished(folder) else nullcontext():
-        claim(folder, config)  # again: what was there may have been somebody's who has just ended
+        check_owner(folder, config)  # again: what was there may have been somebody's who has just ended
         if finished(folder):
             _say(f"{folder} is finished; nothing to do")
             return folder
         return _finish(config, folder, peers)
 
 
-def _finish(config: Train, folder: Folder, peers: Peers) -> Folder:
+def _finish(config: Train, folder: Folder, peers: Watchdog) -> Folder:
     """Trains what is not done yet."""
-    mesh, store, normalizer, what, notes, phases = checked(config)
+    mesh, store, normalizer, what, notes, stages = checked(config)
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
-    phases = [replace(phase, parts=replicate(phase.parts, mesh)) for phase in phases]
+    stages = [replace(stage, modules=replicate(stage.modules, mesh)) for stage in stages]
     loader = _loader(config, store, mesh)
     check_sinks(config.loggers if is_main() else [])
 
     def start() -> TrainState:
-        return TrainState.init(build_sae(config, init_key), what.direction, train_key)
+        return TrainState.init(build_sae(config, init_key), what.optimizer, train_key)
 
     check_state(abstract_state(start, mesh), mesh)
-    about = begin(folder, config, store, notes)
+    about = write_metadata(folder, config, store, notes)
     for note in notes:
         _say(f"{folder}: {note}", note=True)
     sinks = open_sinks(folder, config.loggers, cfg.to_dict(config)) if is_main() else []
 
-    with StopRequest() as stop, Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
+    with StopRequest() as stop, Checkpoints(folder / "checkpoints", config.max_to_keep) as checkpoints:
         if (resumed := checkpoints.resume(abstract_state(start, mesh))) is not None:
             state, position = resumed
             loader.set_state(position)
@@ -109,9 +104,9 @@ def _finish(config: Train, folder: Folder, peers: Peers) -> Folder:
             checkpoints.save(state, loader.get_state())
 
         try:
-            state = run_phases(
+            state = run_stages(
                 state,
-                phases,
+                stages,
                 loader,
                 mesh,
                 log,
@@ -128,8 +123,8 @@ def _finish(config: Train, folder: Folder, peers: Peers) -> Folder:
         _say(f"{folder}: stopped by {stop.signal.name} after step {step}, which is saved; the same command continues")
         raise SystemExit(128 + stop.signal)
     about |= {"reads": ModelName.recorded(store.manifest).reads(store.manifest.layer)}
-    settled = state.sae.settled(state.sae.corrected(state.usage, int(jax.device_get(state.step))))
-    save_sae(folder / "sae", settled, config.sae, config.data.normalize, normalizer, about)
+    for_inference = state.sae.for_inference(state.sae.corrected(state.usage, int(jax.device_get(state.step))))
+    save_sae(folder / "sae", for_inference, config.sae, config.data.normalize, normalizer, about)
     barrier("sae written", EXPORT_SECONDS)  # until then the main process serves the others
     return folder
 
@@ -147,10 +142,10 @@ def checked(config: Train) -> Checked:
     _check_sizes(config, shapes, store)
     _check_teacher(config, store)
     normalizer = cfg.build(config.data.normalize, AbstractNormalizer).fit(store)
-    what = recipe(config, normalizer)
+    what = Recipe.of(config, normalizer)
     notes = check_run(what, shapes, config.data.batch)
-    phases = [what.phase(stage, shapes, mesh) for stage in config.stages]
-    return Checked(mesh, store, normalizer, what, notes, phases)
+    stages = [what.stage(stage, shapes, mesh) for stage in config.stages]
+    return Checked(mesh, store, normalizer, what, notes, stages)
 
 
 def _say(sentence: str, note: bool = False) -> None:
@@ -184,30 +179,6 @@ def _loader(config: Train, store: Store | AbstractSource, mesh: Mesh) -> Dataset
     if data.streams < share.count:
         _say(f"data.streams is {data.streams} for {share.count} readers: each reads more than its share of the store")
     return make_loader(store, data.batch, data.seed, share.index, share.count, data.streams)
-
-
-def build_sae(config: Train, key: Key[Array, ""]) -> AbstractSAE:
-    """The SAE of a config with its initialisers applied."""
-    sae = cfg.build(config.sae, AbstractSAE, key=key)
-    for i, slot in enumerate(config.init):
-        sae = cfg.build(slot, AbstractInit)(sae, jax.random.fold_in(key, i + 1))
-    return sae
-
-
-def recipe(config: Train, normalizer: AbstractNormalizer) -> Recipe:
-    """What the steps of a config compute with."""
-    return Recipe(
-        stages=config.stages,
-        terms={name: cfg.build(slot, AbstractTerm) for name, slot in config.objective.items()},
-        weights=config.weights,
-        constraint=cfg.build(config.constraint, AbstractConstraint),
-        normalizer=normalizer,
-        revival=cfg.build(config.revival, AbstractRevival),
-        direction=cfg.build(config.optimizer, OPTIMIZER),
-        dead_window=dead_steps(config.dead_window, config.dead_tokens, config.data.batch),
-        sampling_window=config.sampling_window,
-        precision=config.precision,
-    )
 
 
 def _check_sizes(config: Train, sae: AbstractSAE, store: Store | AbstractSource) -> None:

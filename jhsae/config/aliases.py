@@ -59,7 +59,7 @@ MOVED: dict[str, str] = {
     "jhsae.revival": "jhsae.resampling",
     "jhsae.revival.Never": "jhsae.resampling.NoResampling",
     "jhsae.saved_sae": "jhsae.sae.io",
-    "jhsae.wordnet": "jhsae.teacher.wordnet",
+    "jhsae.wordnet": "jhsae.data.wordnet",
     "jhsae.constraint.Free": "jhsae.constraint.Unconstrained",
 }
 

@@ -63,7 +63,8 @@ def config_hash(config: Any) -> str:
     A key that is younger than some results stands in `LATER` (``data.streams`` for one inside a section) with the value
     that those were made with, and is left out while it has it: their hashes stay true.
     """
-    text = json.dumps(with_published_names(_hashed(config), type(config).__name__), sort_keys=True, separators=(",", ":"))
+    names = with_published_names(_hashed(config), type(config).__name__)
+    text = json.dumps(names, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -13,7 +13,7 @@ from jhsae.ranges import Ranged
 
 
 @dataclass(frozen=True, eq=False)
-class Facts(Statistics):
+class SourceInfo(Statistics):
     """What a manifest says of a store: which model and layer, how many rows of text, and statistics of a sample."""
 
     model: str
@@ -41,7 +41,7 @@ class AbstractSource(Ranged, ABC):
 
     @property
     @abstractmethod
-    def manifest(self) -> Facts:
+    def manifest(self) -> SourceInfo:
         """Model, layer, width and rows, and the statistics of the sample."""
 
     @property

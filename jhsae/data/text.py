@@ -33,9 +33,9 @@ from jhsae.data.reading import (
     paragraphs,
     reason,
 )
+from jhsae.data.wordnet import is_heldout, read_wndb
 from jhsae.errors import UserError, nearest
 from jhsae.files.bounded import read_object, regular_file
-from jhsae.teacher.wordnet import is_heldout, read_wndb
 
 SPLITS = ("train", "heldout", "all")
 

@@ -20,21 +20,11 @@ from jaxtyping import Array, Float
 
 from jhsae.data.normalize import AbstractNormalizer
 from jhsae.errors import UserError
-from jhsae.sae import AbstractSAE, Forward, HierarchicalSAE
+from jhsae.sae import AbstractSAE, HierarchicalSAE
 from jhsae.usage import Context
 
 ROUNDING = 1e-12  # a variance below this part of the mean square is rounding of float32
 LOG10_EDGES = tuple(i / 4 for i in range(-32, 1))  # of frequencies from 1e-8, four bins per factor of ten
-
-
-@eqx.filter_jit
-def reconstruct(
-    sae: AbstractSAE, normalizer: AbstractNormalizer, x: Float[Array, "batch embed"]
-) -> tuple[Float[Array, "batch embed"], Forward]:
-    """The reconstruction in the units of `x`, and the forward pass in those of the SAE."""
-    inside, token = normalizer(x)
-    forward = sae.forward(inside, Context())
-    return normalizer.undo(forward.x_hat, token), forward
 
 
 @eqx.filter_jit

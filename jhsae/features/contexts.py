@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from jhsae.codes import Codes
 from jhsae.data import Store
 from jhsae.data.normalize import AbstractNormalizer
-from jhsae.evals.fidelity import reconstruct
 from jhsae.sae import AbstractSAE, HierarchicalSAE
+from jhsae.sae.apply import reconstruct
 
 Rows = Int[np.ndarray, "rows slots"]
 

@@ -13,8 +13,8 @@ from jaxtyping import Float32, Int32, Int64
 
 from jhsae.data import Store
 from jhsae.data.normalize import AbstractNormalizer
-from jhsae.evals.fidelity import reconstruct
 from jhsae.sae import AbstractSAE
+from jhsae.sae.apply import reconstruct
 
 MOST_CODES = 2**25
 

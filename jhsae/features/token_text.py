@@ -16,8 +16,6 @@ from typing import Any
 
 UNKNOWN = "<token {}>"
 REPLACEMENT = "\ufffd"  # what a decoder writes in place of incomplete UTF-8
-SIGNS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
-SHAPELESS = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, formats, lone surrogates, line and paragraph separators
 
 
 def token_text(tokenizer: Any, ids: Iterable[int]) -> list[str]:
@@ -45,11 +43,6 @@ def word(text: str) -> str:
     `fold` of browser/search.js does the same.
     """
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text.strip()).casefold())
-
-
-def visible(text: str) -> str:
-    """`text` with a sign for every character that has no shape of its own, spaces aside."""
-    return "".join(SIGNS.get(c) or (f"\\x{ord(c):02x}" if unicodedata.category(c) in SHAPELESS else c) for c in text)
 
 
 def _decoded(tokenizer: Any, ids: list[int]) -> list[str]:

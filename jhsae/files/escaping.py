@@ -8,11 +8,12 @@ run no script but the page's own.
 import base64
 import hashlib
 import re
-
-from jhsae.features.token_text import visible
+import unicodedata
 
 SPECIAL = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)")
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+SIGNS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
+SHAPELESS = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, formats, lone surrogates, line and paragraph separators
 
 
 def escaped(text: object) -> str:
@@ -20,6 +21,11 @@ def escaped(text: object) -> str:
     shown = SPECIAL.sub(lambda found: "\\" + found[0], visible(str(text)))
     shown = "".join(ENTITIES.get(c, c) for c in shown)
     return re.sub(r"(?i)(https?|ftp|www)(?=:|\.)", r"\1&#8203;", shown)  # no address becomes a link
+
+
+def visible(text: str) -> str:
+    """`text` with a sign for every character that has no shape of its own, spaces aside."""
+    return "".join(SIGNS.get(c) or (f"\\x{ord(c):02x}" if unicodedata.category(c) in SHAPELESS else c) for c in text)
 
 
 def code(text: object) -> str:

@@ -51,7 +51,7 @@ RULES: dict[type[AbstractSparsifier], tuple[str, ...]] = {
 def write(folder: str | Path, sae: AbstractSAE, normalizer: AbstractNormalizer, about: dict[str, Any]) -> None:
     """Writes the folder; it appears complete, and an existing one is not overwritten.
 
-    `UserError`: not a hierarchical SAE, not settled, or a normaliser that leaves no linear decoder.
+    `UserError`: not a hierarchical SAE, not for inference, or a normaliser that leaves no linear decoder.
     """
     if not isinstance(sae, HierarchicalSAE):
         raise UserError(
@@ -88,7 +88,7 @@ def _rule(slot: str, part: AbstractSparsifier) -> dict[str, Any]:
     if type(part) not in RULES:
         known = ", ".join(kind.__name__ for kind in RULES)
         raise UserError(
-            f"{slot} is {type(part).__name__}, which needs a batch or a schedule; export sae.settled(usage), "
+            f"{slot} is {type(part).__name__}, which needs a batch or a schedule; export sae.for_inference(usage), "
             f"whose sparsifiers are among {known}"
         )
     return {"rule": type(part).__name__, **{name: getattr(part, name) for name in RULES[type(part)]}}

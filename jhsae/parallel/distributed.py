@@ -44,7 +44,7 @@ def initialize() -> None:
         process,
         cluster_detection_method="deactivate" if given else None,
         initialization_timeout=START_SECONDS,
-        heartbeat_timeout_seconds=2 * timeout(),  # `Peers` is to speak first: it says what to do
+        heartbeat_timeout_seconds=2 * timeout(),  # `Watchdog` is to speak first: it says what to do
         shutdown_timeout_seconds=timeout(),
     )
 

@@ -25,7 +25,7 @@ DONE, FAILED = "done", "failed: "
 AGAIN = "every finished checkpoint is intact; start all processes again and the run continues from the newest"
 
 
-class Peers:
+class Watchdog:
     """Watches the other processes while its block runs; alone it does nothing. A block that fails ends the process."""
 
     def __init__(self, end: Callable[[int], None] = os._exit):
@@ -34,7 +34,7 @@ class Peers:
         self._thread: threading.Thread | None = None
         self._moved: float | None = None
 
-    def __enter__(self) -> "Peers":
+    def __enter__(self) -> "Watchdog":
         if several():
             self._silence = timeout()
             self._thread = threading.Thread(target=self._watch, name="jhsae peers", daemon=True)

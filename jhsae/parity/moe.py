@@ -28,7 +28,7 @@ from jhsae.parity.golden import (
 from jhsae.sae import AbstractSAE, HierarchicalSAE
 from jhsae.schedule import Constant, Linear, WarmupCosine
 from jhsae.sparsify import LeakyOffsetTopK, OffsetTopK
-from jhsae.training.step import Parts, TrainState, make_step
+from jhsae.training.step import StageModules, TrainState, make_step
 from jhsae.usage import Context
 
 # the original's name, ours, and whether its last two axes are swapped
@@ -137,12 +137,12 @@ def _gradients(sae: HierarchicalSAE, x: Float[Array, "batch embed"], arrays: Gol
 
 def _training(sae: HierarchicalSAE, batches: Float[Array, "steps batch embed"], arrays: Golden) -> list[Row]:
     rate = WarmupCosine(peak=5e-4, warmup=2, steps=10, start=1e-11, final=0.1)
-    parts = Parts(_objective(warmup=2), rate, ProjectAndRenormalize(), Identity())
-    direction = adam()
-    step = make_step(direction, clip=0.75)
-    state, losses = TrainState.init(sae, direction, jax.random.key(0)), []
+    modules = StageModules(_objective(warmup=2), rate, ProjectAndRenormalize(), Identity())
+    optimizer = adam()
+    step = make_step(optimizer, clip=0.75)
+    state, losses = TrainState.init(sae, optimizer, jax.random.key(0)), []
     for batch in batches:
-        state, metrics = step((parts, batch), state)
+        state, metrics = step((modules, batch), state)
         losses.append(float(metrics["loss"]))
     trained = _leaves("final", state.sae, arrays, TRAINED)
     return [compare("train_losses", np.array(losses), arrays["train_losses"], TRAINED), *trained]

@@ -21,7 +21,7 @@ from jhsae.losses import AbstractTerm, Objective
 from jhsae.parity.golden import FORWARD, GRADIENT, Golden, Row, compare, group, sizes
 from jhsae.sae import AbstractSAE, DecoderNormUnit, FlatSAE, GatedSAE, PlainUnit
 from jhsae.sparsify import AbstractSparsifier, BatchTopK, JumpReLU, ReLU, TopK
-from jhsae.usage import Context, Usage
+from jhsae.usage import Context, FeatureStats
 
 CONFIG = "the config in the golden file"
 Config = dict[str, Any]
@@ -62,7 +62,7 @@ def _architecture(name: str, golden: Golden, x: Float[Array, "batch embed"], dea
     found = {"feature_acts": acts, "x_hat": x_hat, "loss": total}
     found |= {f"loss_terms/{k}": w * values.get(k, 0.0) for k, (w, _) in terms.items()}  # weight 0 is left out
     if "topk_threshold" in golden:
-        found["topk_threshold"] = sae.observe(Usage.init(sae.features), codes, 1).thresholds[0]
+        found["topk_threshold"] = sae.observe(FeatureStats.init(sae.features), codes, 1).thresholds[0]
     compared = [compare(f"{name}/{k}", np.asarray(v), golden[k], FORWARD) for k, v in found.items()]
     missed = {k for k in golden if k.startswith("loss_terms/")} - found.keys()
     compared += [Row(f"{name}/{k}", float("inf"), float("inf"), FORWARD) for k in sorted(missed)]

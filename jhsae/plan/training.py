@@ -19,7 +19,6 @@ from jaxtyping import Array, PyTree
 from jhsae import config as cfg
 from jhsae import ops
 from jhsae.codes import TreeCodes
-from jhsae.commands import train
 from jhsae.data import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.init import teacher_metric, teacher_unembedding_metric
@@ -28,7 +27,8 @@ from jhsae.parallel.mesh import batch_sharding, rows_shards
 from jhsae.plan.loops import Tiles
 from jhsae.plan.program import Lowered
 from jhsae.sae import AbstractSAE
-from jhsae.training.config import OPTIMIZER, Stage, Train
+from jhsae.training.config import OPTIMIZER, StageConfig, Train
+from jhsae.training.recipe import Recipe
 from jhsae.training.sharding import state_shardings
 from jhsae.training.step import TrainState
 from jhsae.usage import Context
@@ -36,32 +36,32 @@ from jhsae.usage import Context
 FROM_TEACHER = (teacher_metric, teacher_unembedding_metric)
 
 
-def lower(config: Train, stage: Stage, mesh: Mesh, platform: str) -> Lowered:
+def lower(config: Train, stage: StageConfig, mesh: Mesh, platform: str) -> Lowered:
     """The step that `jhsae train` runs in `stage`, on shapes placed on `mesh`."""
     with ops.sized_for(platform):
         return _lower(config, stage, mesh)
 
 
-def _lower(config: Train, stage: Stage, mesh: Mesh) -> Lowered:
+def _lower(config: Train, stage: StageConfig, mesh: Mesh) -> Lowered:
     everywhere = NamedSharding(mesh, PartitionSpec())
     key = jax.random.key(config.seed)
     sae = eqx.filter_eval_shape(lambda key: cfg.build(config.sae, AbstractSAE, key=key), key)
     config = without_teacher(config, sae.embed)
     state = eqx.filter_eval_shape(TrainState.init, sae, cfg.build(config.optimizer, OPTIMIZER), key)
     # as shapes: nothing can be put on devices that do not exist
-    phase = eqx.filter_eval_shape(lambda: train.recipe(config, normalizer(config, sae.embed)).phase(stage, sae, mesh))
+    ready = eqx.filter_eval_shape(lambda: Recipe.of(config, normalizer(config, sae.embed)).stage(stage, sae, mesh))
     batch = jax.ShapeDtypeStruct((config.data.batch, sae.embed), jnp.float32, sharding=batch_sharding(mesh))
     state, static = eqx.partition(state, _is_shape)
-    parts, fixed = eqx.partition(phase.parts, _is_shape)
+    modules, fixed = eqx.partition(ready.modules, _is_shape)
     state = jax.tree.map(_placed, state, state_shardings(state, mesh))
-    parts = jax.tree.map(lambda a: _placed(a, everywhere), parts)
+    modules = jax.tree.map(lambda a: _placed(a, everywhere), modules)
 
     # eqx.filter_jit takes a shape for a constant, so that the step is compiled inside a jit with its own donation
-    def step(state: PyTree, parts: PyTree, batch: Array) -> tuple[PyTree, PyTree]:
-        after, metrics = phase.step((eqx.combine(parts, fixed), batch), eqx.combine(state, static))
+    def step(state: PyTree, modules: PyTree, batch: Array) -> tuple[PyTree, PyTree]:
+        after, metrics = ready.step((eqx.combine(modules, fixed), batch), eqx.combine(state, static))
         return eqx.filter(after, eqx.is_array), metrics
 
-    lowered = jax.jit(step, donate_argnums=0).lower(state, parts, batch)
+    lowered = jax.jit(step, donate_argnums=0).lower(state, modules, batch)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.sae) if jnp.issubdtype(leaf.dtype, jnp.inexact))
     return Lowered(lowered, _bytes(state.sae), _bytes(state.opt_state), count)
 
@@ -72,7 +72,7 @@ def normalizer(config: Train, embed: int) -> AbstractNormalizer:
     return replace(part, **{name: jnp.zeros(shape) for name, shape in part.shapes(embed).items()})
 
 
-def stage_of(config: Train, name: str | None) -> Stage:
+def stage_of(config: Train, name: str | None) -> StageConfig:
     """The stage of that name; without one, the longest. Raises `UserError` for a name that no stage has."""
     names = [stage.name for stage in config.stages]
     if name is None:
@@ -94,7 +94,7 @@ def without_teacher(config: Train, embed: int) -> Train:
             return {key: replaced(part) for key, part in value.items()}
         return type(value)(map(replaced, value)) if isinstance(value, list | tuple) else value
 
-    slots = ("objective", "constraint", "metric", "revival", "optimizer")
+    slots = ("objective", "constraint", "metric", "resampling", "optimizer")
     return replace(config, **{slot: replaced(getattr(config, slot)) for slot in slots})
 
 

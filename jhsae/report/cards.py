@@ -8,7 +8,7 @@ import re
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from jhsae.features.token_text import visible
+from jhsae.files.escaping import visible
 from jhsae.report.reading import Json, Run
 
 SPECIAL = re.compile(r"\s*(<\|?[\w ]+\|?>|\[(UNK|CLS|SEP|PAD|MASK)\])")

@@ -3,7 +3,7 @@
 import shlex
 from typing import Any
 
-from jhsae.features.token_text import visible
+from jhsae.files.escaping import visible
 from jhsae.report.formats import count
 from jhsae.report.judging import listed, short_commit, tokens_seen
 from jhsae.report.reading import Json, Run, Source, at

@@ -1,7 +1,7 @@
 """What every sparse autoencoder is: encode, decode, forward, and a dictionary.
 
 Decoding is linear: ``x_hat = codes.dense() @ dictionary() + bias``. Everything works on batches. Every inexact array
-leaf is a parameter; hyperparameters are static; running statistics live in `Usage`.
+leaf is a parameter; hyperparameters are static; running statistics live in `FeatureStats`.
 """
 
 import abc
@@ -19,7 +19,7 @@ from jhsae.errors import UserError
 from jhsae.ops.inputs import as_rows
 from jhsae.ranges import Ranged
 from jhsae.sparsify import AbstractSparsifier
-from jhsae.usage import Context, Usage
+from jhsae.usage import Context, FeatureStats
 
 
 class Forward(eqx.Module):
@@ -120,17 +120,17 @@ class AbstractSAE(Ranged, eqx.Module):
     def embed(self) -> int:
         """The size of the vectors that the SAE reads."""
 
-    def observe(self, usage: Usage, codes: Codes | TreeCodes, window: int) -> Usage:
+    def observe(self, usage: FeatureStats, codes: Codes | TreeCodes, window: int) -> FeatureStats:
         """The usage after a training step with these codes; `window` steps make one estimate of frequency."""
         levels = zip(self.sparsifiers, usage.thresholds, self._selected(codes), strict=True) if self.sparsifiers else ()
         return usage.update(codes, tuple(part.track(t, c) for part, t, c in levels), window)
 
-    def corrected(self, usage: Usage, steps: int) -> Usage:
+    def corrected(self, usage: FeatureStats, steps: int) -> FeatureStats:
         """The usage with running thresholds that are right after a short training of `steps` steps too."""
         pairs = zip(self.sparsifiers, usage.thresholds, strict=True) if self.sparsifiers else ()
         return dataclasses.replace(usage, thresholds=tuple(part.corrected(t, steps) for part, t in pairs))
 
-    def settled(self, usage: Usage | None) -> "AbstractSAE":
+    def for_inference(self, usage: FeatureStats | None) -> "AbstractSAE":
         """The SAE as it is used after training: rules that need a batch or a schedule give way to those that do not.
 
         `usage` holds the running thresholds, `corrected`; without it they are 0 (a structure into which a saved SAE is
@@ -139,7 +139,9 @@ class AbstractSAE(Ranged, eqx.Module):
         if not self.sparsifiers:
             return self
         thresholds = usage.thresholds if usage else (jnp.zeros(()),) * len(self.sparsifiers)
-        parts = [part.settled(t).sized(n) for part, t, n in zip(self.sparsifiers, thresholds, self._sizes, strict=True)]
+        parts = [
+            part.for_inference(t).sized(n) for part, t, n in zip(self.sparsifiers, thresholds, self._sizes, strict=True)
+        ]
         return eqx.tree_at(lambda sae: sae.sparsifiers, self, tuple(parts))
 
     def _selected(self, codes: Codes | TreeCodes) -> tuple[Codes, ...]:

@@ -42,7 +42,7 @@ def save_sae(
     normalizer: AbstractNormalizer,
     about: dict[str, Any],
 ) -> None:
-    """Writes a settled SAE and its fitted normaliser; the folder appears complete and is never overwritten.
+    """Writes an inference-time SAE and its fitted normaliser; the folder appears complete and is never overwritten.
 
     ``sae.safetensors`` holds the parameters under their paths, ``normalizer.safetensors`` the normaliser's statistics
     (no file where it has none), ``sae.json`` the two slots and `about`. In a bucket, where no folder can be renamed at
@@ -93,7 +93,7 @@ def load_sae(
     slot = config.checked(about["sae"], file, SAE, key="sae", trust=trust)
     normalize = config.checked(about["normalize"], file, NORMALIZER, key="normalize", trust=trust)
     # shapes alone: starting values, drawn to be thrown away, would double the memory
-    structure = eqx.filter_eval_shape(lambda key: config.build(slot, key=key).settled(None), jax.random.key(0))
+    structure = eqx.filter_eval_shape(lambda key: config.build(slot, key=key).for_inference(None), jax.random.key(0))
     arrays, static = eqx.partition(structure, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
     leaves = describe(arrays)
     shapes = {leaf.path: a.shape for leaf, a in zip(jax.tree.leaves(leaves), jax.tree.leaves(arrays), strict=True)}

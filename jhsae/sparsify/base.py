@@ -75,7 +75,7 @@ class AbstractSparsifier(Ranged, eqx.Module):
         """The running threshold without the influence of its start, after `steps` training steps."""
         return threshold
 
-    def settled(self, threshold: Float[Array, ""]) -> "AbstractSparsifier":
+    def for_inference(self, threshold: Float[Array, ""]) -> "AbstractSparsifier":
         """What replaces it when training is over: itself, or a rule that needs no batch and no schedule."""
         return self
 

@@ -62,5 +62,5 @@ class BatchTopK(AbstractSparsifier):
         """Steps without a positive code, in which the threshold stays, count as well: the threshold is then too low."""
         return threshold / (1 - (1 - self.threshold_rate) ** steps) if steps else threshold
 
-    def settled(self, threshold: Float[Array, ""]) -> AbstractSparsifier:
+    def for_inference(self, threshold: Float[Array, ""]) -> AbstractSparsifier:
         return eqx.tree_at(lambda s: s.threshold, JumpReLU(0.0), threshold[None])

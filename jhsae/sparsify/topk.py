@@ -73,7 +73,7 @@ class AnnealedTopK(AbstractTopK):
     def most_active(self, size: int) -> int:
         return self.start
 
-    def settled(self, threshold: Float[Array, ""]) -> AbstractSparsifier:
+    def for_inference(self, threshold: Float[Array, ""]) -> AbstractSparsifier:
         return TopK(self.k, self.topk)
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from jhsae.data.wordnet import PARTS, bundled, read_table, read_wndb
 from jhsae.errors import UserError, nearest
-from jhsae.teacher.wordnet import PARTS, bundled, read_table, read_wndb
 
 WORD = re.compile("[A-Za-z]+")
 

@@ -39,12 +39,12 @@ class DamagedError(RuntimeError):
 class Checkpoints:
     """The checkpoints of one run folder. Use it as a context manager, so that a pending save is finished."""
 
-    def __init__(self, folder: epath.PathLike, keep: int | None = 2):
-        """`keep` checkpoints are kept, the newest; null keeps all. What a killed save left behind is removed."""
+    def __init__(self, folder: epath.PathLike, max_to_keep: int | None = 2):
+        """`max_to_keep` checkpoints are kept, the newest; null keeps all. What a killed save left behind is removed."""
         self._folder = epath.Path(folder) if "://" in str(folder) else epath.Path(folder).absolute()
         for file in [] if "://" in str(folder) else Path(folder).glob("*/_CHECKPOINT_METADATA"):
             read_bytes(file, MIB)  # Orbax reads each as soon as it is made, and would wait for a FIFO
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def __enter__(self) -> "Checkpoints":

@@ -15,7 +15,7 @@ from jhsae.ranges import INT32, bounds, hints_of, outside
 from jhsae.sae import AbstractSAE
 from jhsae.schedule import AbstractSchedule
 from jhsae.sparsify import BatchTopK
-from jhsae.training.phases import Recipe
+from jhsae.training.recipe import Recipe
 from jhsae.usage import Context
 
 SAMPLES = 1000  # steps of a stage at which a schedule is looked at, the first and the last among them
@@ -33,14 +33,14 @@ def check_run(recipe: Recipe, sae: AbstractSAE, batch: int) -> list[str]:
     _check_batch_topk(sae, batch, recipe.steps)
     first = 0
     for stage in recipe.stages:
-        parts = recipe.parts(stage)
-        if not parts.objective.terms:
+        modules = recipe.modules(stage)
+        if not modules.objective.terms:
             raise UserError(
                 f"stage '{stage.name}' has an objective without a term whose weight is above 0, so there is nothing to "
                 "minimise; write a weight above 0, or a term such as {_target_: jhsae.losses.SquaredError}"
             )
-        _check_schedules(parts, f"stage '{stage.name}'", first, first + stage.steps)
-        eqx.filter_eval_shape(_trial, parts.objective, sae)
+        _check_schedules(modules, f"stage '{stage.name}'", first, first + stage.steps)
+        eqx.filter_eval_shape(_trial, modules.objective, sae)
         first += stage.steps
     return list(_unused_dead(recipe))
 
@@ -106,7 +106,7 @@ def _trial(objective: Objective, sae: AbstractSAE) -> Any:
 
 def _unused_dead(recipe: Recipe) -> Iterator[str]:
     readers = [name for name, term in recipe.terms.items() if term.reads_dead]
-    readers += [type(recipe.revival).__name__] if recipe.revival.reads_dead else []
+    readers += [type(recipe.resampling).__name__] if recipe.resampling.reads_dead else []
     if readers and recipe.dead_window >= recipe.steps:
         yield (
             f"no feature can be dead in {recipe.steps} steps with a dead window of {recipe.dead_window}, so that "

@@ -17,7 +17,7 @@ from jhsae.metric import AbstractMetric
 from jhsae.ops import Precision
 from jhsae.parallel.mesh import MeshShape
 from jhsae.ranges import Count, Positive, Seed, Words, ranged
-from jhsae.resampling import AbstractRevival
+from jhsae.resampling import AbstractResampling
 from jhsae.sae import AbstractSAE
 from jhsae.schedule import AbstractSchedule
 from jhsae.training.logs import Sink
@@ -29,7 +29,7 @@ Live = Annotated[Slot, Supplied("mesh", kind=AbstractSource)]
 Term = Annotated[Slot, Supplied(kind=AbstractTerm)]
 Init = Annotated[Slot, Supplied(kind=AbstractInit)]
 Metric = Annotated[Slot, Supplied(kind=AbstractMetric)]
-Revival = Annotated[Slot, Supplied(kind=AbstractRevival)]
+Revival = Annotated[Slot, Supplied(kind=AbstractResampling)]
 Constraint = Annotated[Slot, Supplied(kind=AbstractConstraint)]
 
 
@@ -60,7 +60,7 @@ class Data:
 
 @ranged
 @dataclass(frozen=True)
-class Stage:
+class StageConfig:
     """A part of the run with its own learning rate, frozen parameters and weights."""
 
     name: Annotated[Words, "appears in metrics.jsonl"]
@@ -76,14 +76,14 @@ class Stage:
 class Train:
     """The config of one run: every row of the README's table of slots is a key here."""
 
-    UNHASHED: ClassVar[frozenset[str]] = frozenset({"out", "loggers", "log_every", "checkpoint_every", "keep"})
+    UNHASHED: ClassVar[frozenset[str]] = frozenset({"out", "loggers", "log_every", "checkpoint_every", "max_to_keep"})
     LATER: ClassVar[dict[str, Any]] = {"precision": "float32", "data.streams": 1, "data.live": None}
 
     out: Annotated[Words, "the run folder"]
     data: Annotated[Data, "store, batch, normaliser"]
     sae: Annotated[Slot, "the SAE and the parts in its slots", Supplied("key", kind=AbstractSAE)]
     objective: Annotated[dict[str, Term], MinLen(1), "loss terms by name"]
-    stages: Annotated[list[Stage], MinLen(1), "one or more stages, run in order"]
+    stages: Annotated[list[StageConfig], MinLen(1), "one or more stages, run in order"]
     teacher: Annotated[str | None, "folder of a teacher (jhsae teach); refer to it as ${teacher}"] = None
     weights: Annotated[dict[str, Schedule], "weight (number or schedule) per term, 1 if absent"] = field(
         default_factory=dict
@@ -93,15 +93,17 @@ class Train:
     constraint: Annotated[Constraint, "how decoder rows keep unit norm"] = _part(
         "jhsae.constraint.ProjectAndRenormalize"
     )
-    optimizer: Annotated[Slot, "the direction of the update", OPTIMIZER] = _part("jhsae.optimizer.adam")
+    optimizer: Annotated[Slot, "the optax transformation before the learning rate", OPTIMIZER] = _part(
+        "jhsae.optimizer.adam"
+    )
     seed: Annotated[Seed, "initial parameters and routing noise"] = 0
     mesh: Annotated[MeshShape, "devices for data and experts"] = field(default_factory=MeshShape)
-    revival: Annotated[Revival, "what restarts dead features beside the loss"] = _part("jhsae.resampling.Never")
+    resampling: Annotated[Revival, "how dead features are resampled"] = _part("jhsae.resampling.NoResampling")
     dead_window: Annotated[Count, "a feature is dead after this many steps without firing"] = 1000
     dead_tokens: Annotated[int | None, Ge(1), "the same in tokens, rounded up to steps; replaces dead_window"] = None
-    sampling_window: Annotated[Count, "steps over which the frequency of features is measured"] = 2000
+    feature_sampling_window: Annotated[Count, "steps over which the frequency of features is measured"] = 2000
     log_every: Annotated[Count, "steps between rows of metrics.jsonl"] = 10
     precision: Annotated[Precision, "of the hot products; parameters, gradients and sums stay float32"] = "float32"
     checkpoint_every: Annotated[Count, "steps between checkpoints"] = 1000
-    keep: Annotated[Count | None, "newest checkpoints to keep; null keeps all"] = 2
+    max_to_keep: Annotated[Count | None, "newest checkpoints to keep; null keeps all"] = 2
     loggers: Annotated[list[Sink], "tensorboard, wandb"] = field(default_factory=list)

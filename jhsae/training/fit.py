@@ -19,14 +19,14 @@ from jhsae.ops.inputs import host_rows
 from jhsae.optimizer import adam
 from jhsae.parallel.mesh import MeshShape, check_batch, make_mesh
 from jhsae.ranges import Count, Positive, Seed, Words, ranged
-from jhsae.resampling import AbstractRevival, Never
+from jhsae.resampling import AbstractResampling, NoResampling
 from jhsae.sae import AbstractSAE, HierarchicalSAE
 from jhsae.schedule import AbstractSchedule, WarmupCosine
 from jhsae.training.checks import check_run
-from jhsae.training.config import Stage
+from jhsae.training.config import StageConfig
 from jhsae.training.logs import NoLog
-from jhsae.training.loop import run_phases
-from jhsae.training.phases import Recipe, dead_steps
+from jhsae.training.loop import run_stages
+from jhsae.training.recipe import Recipe, dead_steps
 from jhsae.training.sharding import shard_state
 from jhsae.training.step import TrainState
 
@@ -48,13 +48,13 @@ def fit(
     constraint: AbstractConstraint | None = None,
     normalizer: AbstractNormalizer | None = None,
     optimizer: optax.GradientTransformation | None = None,
-    revival: AbstractRevival | None = None,
+    resampling: AbstractResampling | None = None,
     freeze: Sequence[Words] = (),
     clip: Positive | None = 1.0,
-    stages: Annotated[Sequence[Stage], MinLen(1)] | None = None,
+    stages: Annotated[Sequence[StageConfig], MinLen(1)] | None = None,
     dead_window: Count | None = None,
     dead_tokens: Count | None = None,
-    sampling_window: Count = SAMPLING_WINDOW,
+    feature_sampling_window: Count = SAMPLING_WINDOW,
     precision: Precision = "float32",
     log_every: Count | None = None,
     seed: Seed = 0,
@@ -70,10 +70,10 @@ def fit(
     Args:
         steps: Updates, of `batch` rows each (all rows where there are fewer).
         weights: Of terms, over those that `objective` has.
-        stages: ``jhsae.training.config.Stage(name, steps, learning_rate, freeze, weights, clip)`` for each, run in
-            order; instead of `steps`, `learning_rate`, `freeze` and `clip`.
-        dead_window: Steps without firing after which a feature is dead for the terms and the revival that ask. Unlike
-            there, a tenth of the run by default, at most 1000, so that such a term acts in a short run too.
+        stages: ``jhsae.training.config.StageConfig(name, steps, learning_rate, freeze, weights, clip)`` for each, run
+            in order; instead of `steps`, `learning_rate`, `freeze` and `clip`.
+        dead_window: Steps without firing after which a feature is dead for the terms and the resampling that ask.
+            Unlike there, a tenth of the run by default, at most 1000, so that such a term acts in a short run too.
         dead_tokens: The same in tokens; replaces `dead_window`.
         log_every: Steps between rows of the metrics; by default a twentieth of the run.
 
@@ -96,22 +96,22 @@ def fit(
         {**whole.weights, **(weights or {})},
         constraint or ProjectAndRenormalize(),
         normalizer or Identity(),
-        revival or Never(),
+        resampling or NoResampling(),
         optimizer or adam(),
         dead_steps(window, dead_tokens, batch),
-        sampling_window,
+        feature_sampling_window,
         precision,
     )
     devices = make_mesh(MeshShape(data=1), devices=1) if mesh is None else make_mesh(mesh)
     check_batch(batch, devices)
     for note in check_run(recipe, sae, batch):
         warnings.warn(note, stacklevel=3)  # whoever calls `fit`, past what checks its arguments
-    phases = [recipe.phase(stage, sae, devices) for stage in stages]
-    state = shard_state(TrainState.init(sae, recipe.direction, jax.random.key(seed)), devices)
+    ready = [recipe.stage(stage, sae, devices) for stage in recipe.stages]
+    state = shard_state(TrainState.init(sae, recipe.optimizer, jax.random.key(seed)), devices)
     log = NoLog()
     every = log_every or max(1, total // 20)
-    state = run_phases(state, phases, _shuffled(rows, batch, seed), devices, log, log_every=every, label="fit")
-    return state.sae.settled(state.sae.corrected(state.usage, total)), log.rows
+    state = run_stages(state, ready, _shuffled(rows, batch, seed), devices, log, log_every=every, label="fit")
+    return state.sae.for_inference(state.sae.corrected(state.usage, total)), log.rows
 
 
 def default_objective(sae: AbstractSAE) -> Objective:
@@ -127,8 +127,8 @@ def _stages(
     learning_rate: AbstractSchedule | float | None,
     freeze: Sequence[str],
     clip: float | None,
-    stages: Sequence[Stage] | None,
-) -> list[Stage]:
+    stages: Sequence[StageConfig] | None,
+) -> list[StageConfig]:
     """The stages as they were given, or the one that the other arguments describe."""
     if stages is not None:
         given = {"steps": steps is not None, "learning_rate": learning_rate is not None, "freeze": len(freeze) > 0}
@@ -139,7 +139,7 @@ def _stages(
     if steps is None:
         raise UserError("fit was given neither steps nor stages; write steps=1000 or so")
     rate: Any = WarmupCosine(1e-3, warmup=steps // 20, steps=steps) if learning_rate is None else learning_rate
-    return [Stage("fit", steps, rate, list(freeze), {}, clip)]
+    return [StageConfig("fit", steps, rate, list(freeze), {}, clip)]
 
 
 def _shuffled(rows: np.ndarray, batch: int, seed: int) -> Iterator[np.ndarray]:

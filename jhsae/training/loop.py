@@ -22,7 +22,7 @@ from jhsae.errors import DIVERGED
 from jhsae.losses.base import UNDEFINED
 from jhsae.parallel.distributed import is_main
 from jhsae.parallel.mesh import shard_batch
-from jhsae.training.step import Metrics, Parts, TrainState
+from jhsae.training.step import Metrics, StageModules, TrainState
 
 
 @runtime_checkable
@@ -43,22 +43,22 @@ class DivergedError(RuntimeError):
         self.step = step
 
 
-Step = Callable[[tuple[Parts, jax.Array], TrainState], tuple[TrainState, Metrics]]
+Step = Callable[[tuple[StageModules, jax.Array], TrainState], tuple[TrainState, Metrics]]
 
 
 @dataclass(frozen=True)
-class Phase:
-    """One stage, ready to run: `steps` updates of the compiled `step` with `parts`."""
+class Stage:
+    """One stage, ready to run: `steps` updates of the compiled `step` with `modules`."""
 
     name: str
     steps: int
     step: Step
-    parts: Parts
+    modules: StageModules
 
 
-def run_phases(
+def run_stages(
     state: TrainState,
-    phases: list[Phase],
+    stages: list[Stage],
     batches: Iterator[np.ndarray | Array],
     mesh: Mesh,
     log: Log,
@@ -75,26 +75,26 @@ def run_phases(
     is asked after every update whether to save and return early; `moved` hears of every one that the device finished.
     The bar is drawn by the main process.
     """
-    total = sum(phase.steps for phase in phases)
+    total = sum(stage.steps for stage in stages)
     done = int(jax.device_get(state.step))
     kept = "; the last checkpoint is intact" if checkpoint_every else ""
     reader = _Reader(log, log_every, total, moved, kept)
     silent = None if is_main() else True
     with tqdm(total=total, initial=done, desc=label, unit="step", dynamic_ncols=True, disable=silent) as bar:
         end, stopped = 0, False
-        for phase in phases:
-            end += phase.steps
+        for stage in stages:
+            end += stage.steps
             step = None
             while done < end and not stopped:
-                inputs = phase.parts, shard_batch(next(batches), mesh)
-                step = step or _compiled(phase.step, inputs, state)
+                inputs = stage.modules, shard_batch(next(batches), mesh)
+                step = step or _compiled(stage.step, inputs, state)
                 state, metrics = step(inputs, state)
                 done += 1
-                reader.push(done, phase.name, metrics, inputs[1].shape[0], bar)
+                reader.push(done, stage.name, metrics, inputs[1].shape[0], bar)
                 stopped = stop(done)
                 if stopped or done == total or (checkpoint_every and done % checkpoint_every == 0):
                     reader.flush(bar)
-                    _check_finite(state, done, phase.name, kept)
+                    _check_finite(state, done, stage.name, kept)
                     save(state)
         reader.flush(bar)
     return state
@@ -108,7 +108,7 @@ class _Jitted(Protocol):
         """Its program for these arguments."""
 
 
-def _compiled(step: Step, inputs: tuple[Parts, jax.Array], state: TrainState) -> Step:
+def _compiled(step: Step, inputs: tuple[StageModules, jax.Array], state: TrainState) -> Step:
     """The step compiled for these arguments.
 
     After every call `eqx.filter_jit` waits for the device, in case the program raised; what it compiles ahead of time

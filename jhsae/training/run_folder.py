@@ -19,7 +19,7 @@ from jhsae.parallel.distributed import is_main
 from jhsae.training.config import Train
 
 
-def claim(folder: str | Folder, config: Train) -> None:
+def check_owner(folder: str | Folder, config: Train) -> None:
     """Raises `UserError` when `folder` holds a run of another config, or something that is not a run.
 
     A run may go on with another `mesh`: the numbers differ by rounding alone.
@@ -45,7 +45,9 @@ def finished(folder: Folder) -> bool:
     return (folder / "sae" / "sae.json").exists()
 
 
-def begin(folder: Folder, config: Train, store: Store | AbstractSource, notes: Sequence[str] = ()) -> dict[str, Any]:
+def write_metadata(
+    folder: Folder, config: Train, store: Store | AbstractSource, notes: Sequence[str] = ()
+) -> dict[str, Any]:
     """Writes config.yaml and run.json (`notes` too), or checks that a run to be resumed began with this very store."""
     identity = {"path": store.path, "sha256": store.identity()}
     about = {"name": folder.name, "config_hash": cfg.config_hash(config), **cfg.provenance(), "store": identity}

@@ -1,7 +1,7 @@
-"""The training step: one jitted function from (parts, batch) and a state to the next state and its metrics.
+"""The training step: one jitted function from (modules, batch) and a state to the next state and its metrics.
 
 `TrainState` with the loader's position is the whole truth for resuming. Nothing inside synchronises with the host,
-and the state is donated. The step knows neither constraints nor philosophies: they are parts.
+and the state is donated. The step knows neither constraints nor philosophies: they are modules.
 """
 
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jhsae import ops
-from jhsae.constraint import AbstractConstraint, Free
+from jhsae.constraint import AbstractConstraint, Unconstrained
 from jhsae.data.normalize import AbstractNormalizer
 from jhsae.losses import Objective
 from jhsae.optimizer import chain
 from jhsae.ranges import Count, Positive, Ranged, ranged
-from jhsae.resampling import AbstractRevival, Never
+from jhsae.resampling import AbstractResampling, NoResampling
 from jhsae.sae import AbstractSAE, Forward
 from jhsae.schedule import AbstractSchedule
 from jhsae.training.sharding import shard_state
-from jhsae.usage import Context, Usage
+from jhsae.usage import Context, FeatureStats
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -35,53 +35,53 @@ class TrainState(eqx.Module):
 
     sae: AbstractSAE
     opt_state: optax.OptState
-    usage: Usage
+    usage: FeatureStats
     step: Int[Array, ""]
     key: Key[Array, ""]
 
     @classmethod
-    def init(cls, sae: AbstractSAE, direction: optax.GradientTransformation, key: Key[Array, ""]) -> "TrainState":
+    def init(cls, sae: AbstractSAE, optimizer: optax.GradientTransformation, key: Key[Array, ""]) -> "TrainState":
         """The state before the first update. Arrays are copied, because the step donates them."""
         sae, key = jax.tree.map(lambda a: jnp.array(a, copy=True) if eqx.is_array(a) else a, (sae, key))
-        opt_state = chain(direction, 0.0, Free()).init(eqx.filter(sae, eqx.is_inexact_array))
-        usage = Usage.init(sae.features, len(sae.sparsifiers))
+        opt_state = chain(optimizer, 0.0, Unconstrained()).init(eqx.filter(sae, eqx.is_inexact_array))
+        usage = FeatureStats.init(sae.features, len(sae.sparsifiers))
         return cls(sae, opt_state, usage, jnp.zeros((), jnp.int32), key)
 
 
-class Parts(Ranged, eqx.Module):
+class StageModules(Ranged, eqx.Module):
     """What one stage of training computes with: arguments of the step, not constants of its program."""
 
     objective: Objective
     learning_rate: Annotated[AbstractSchedule, Ge(0)]
     constraint: AbstractConstraint
     normalizer: AbstractNormalizer
-    revival: AbstractRevival = Never()
+    resampling: AbstractResampling = NoResampling()
 
 
 @ranged
 def make_step(
-    direction: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     frozen: PyTree[bool] | None = None,
     clip: Positive | None = 1.0,
     dead_window: Count = 1000,
-    sampling_window: Count = 2000,
+    feature_sampling_window: Count = 2000,
     mesh: Mesh | None = None,
     precision: ops.Precision = "float32",
-) -> Callable[[tuple[Parts, Array], TrainState], tuple[TrainState, Metrics]]:
+) -> Callable[[tuple[StageModules, Array], TrainState], tuple[TrainState, Metrics]]:
     """The compiled step of one stage.
 
-    A feature is dead after `dead_window` steps without firing; frequencies are those of `sampling_window` steps.
-    On a `mesh` of several devices the operations are split over it and the next state keeps its layout. `precision` is
-    that of the hot products; all else is float32.
+    A feature is dead after `dead_window` steps without firing; frequencies are those of `feature_sampling_window`
+    steps. On a `mesh` of several devices the operations are split over it and the next state keeps its layout.
+    `precision` is that of the hot products; all else is float32.
     """
 
     # a feature with a part that may not move cannot begin anew
     part_frozen = frozen is not None and any(jax.tree.leaves(frozen.top))
 
     @eqx.filter_jit(donate="all-except-first")
-    def step(inputs: tuple[Parts, Array], state: TrainState) -> tuple[TrainState, Metrics]:
-        parts, batch = inputs
-        x, _ = parts.normalizer(batch.astype(jnp.float32))
+    def step(inputs: tuple[StageModules, Array], state: TrainState) -> tuple[TrainState, Metrics]:
+        modules, batch = inputs
+        x, _ = modules.normalizer(batch.astype(jnp.float32))
         dead = state.usage.dead(dead_window)
         context = Context(jax.random.fold_in(state.key, state.step), state.step, state.usage, dead)
         params, static = eqx.partition(state.sae, eqx.is_inexact_array)
@@ -89,19 +89,19 @@ def make_step(
         def loss(params: PyTree) -> tuple[Array, tuple[Metrics, Forward]]:
             sae = eqx.combine(params, static)
             forward = sae.forward(x, context)
-            total, terms = parts.objective(sae, forward, state.step)
+            total, terms = modules.objective(sae, forward, state.step)
             return total, (terms, forward)
 
         with ops.compute_in(precision), ops.spread_over(mesh):
             (total, (terms, forward)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        rate = parts.learning_rate(state.step)
-        update = chain(direction, rate, parts.constraint, frozen, clip)
+        rate = modules.learning_rate(state.step)
+        update = chain(optimizer, rate, modules.constraint, frozen, clip)
         updates, opt_state = update.update(grads, state.opt_state, params)
         sae = eqx.apply_updates(state.sae, updates)
-        revival = Never() if part_frozen else parts.revival
+        resampling = NoResampling() if part_frozen else modules.resampling
         again = jax.random.fold_in(state.key, -1 - state.step)
-        sae, opt_state, reborn = revival(sae, opt_state, update, forward, state.step, again)
-        usage = state.sae.observe(state.usage, forward.codes, sampling_window).restarted(reborn)
+        sae, opt_state, resampled = resampling(sae, opt_state, update, forward, state.step, again)
+        usage = state.sae.observe(state.usage, forward.codes, feature_sampling_window).restarted(resampled)
         metrics = {
             "loss": total,
             **terms,
@@ -116,7 +116,7 @@ def make_step(
     return step
 
 
-def _sampled(usage: Usage, dead_window: int) -> Metrics:
+def _sampled(usage: FeatureStats, dead_window: int) -> Metrics:
     """The dead, and how often features fire as a fraction of the tokens of the last sampling window.
 
     The latter are NaN until a first window is complete.

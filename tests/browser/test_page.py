@@ -4,7 +4,7 @@ import pytest
 from browser.pages import Page
 
 from jhsae.browser import page, render
-from jhsae.browser.pieces import visible
+from jhsae.files.escaping import visible
 
 EVIL = "</script><script>alert('&')</script><!--"
 

@@ -14,8 +14,8 @@ from jhsae.data import HuggingFaceText, TextFiles, WordNetGlosses
 from jhsae.data import reading as reading_module
 from jhsae.data import rows as rows_module
 from jhsae.data.reading import _hub_rows
+from jhsae.data.wordnet import bundled, is_heldout, read_wndb
 from jhsae.errors import UserError
-from jhsae.teacher.wordnet import bundled, is_heldout, read_wndb
 
 ROWS = [{"text": "one two", "n": 1}, {"text": "", "n": 2}, {"text": "three", "n": 3}]
 

@@ -12,6 +12,7 @@ import runs
 from jhsae import evals
 from jhsae.data import ArrayRows, CenterScale, Identity, LayerNorm, UnitNorm
 from jhsae.evals.fidelity import density
+from jhsae.features.contexts import sparse_codes
 from jhsae.sae import FlatSAE, mixture_of_experts_v2
 from jhsae.sparsify import ReLU
 from jhsae.usage import Context
@@ -202,6 +203,6 @@ def test_a_perfect_reconstruction_scores_one_and_the_mean_scores_zero():
 
 def test_sparse_codes_are_those_of_the_forward_pass(sae, tmp_path):
     store = runs.store(tmp_path / "store", rows=64)
-    values, indices = evals.sparse_codes(sae, Identity(), store, 64, batch=24)
+    values, indices = sparse_codes(sae, Identity(), store, 64, batch=24)
     flat = sae.encode(jnp.asarray(store.read(0, 64))).flat()
     assert np.allclose(values, flat.values) and np.array_equal(indices, flat.indices)

@@ -4,7 +4,7 @@ import pytest
 import runs
 
 from jhsae.data import Identity
-from jhsae.evals import sparse_codes
+from jhsae.features.contexts import sparse_codes
 from jhsae.sae import FlatSAE
 from jhsae.sparsify import ReLU, TopK
 

@@ -51,7 +51,7 @@ from jhsae.teacher.ontology import from_wordnet
 from jhsae.training.checkpoint import Checkpoints, save_sae
 from jhsae.training.config import Train
 from jhsae.training.logs import RunLog
-from jhsae.training.run_folder import begin, claim
+from jhsae.training.run_folder import check_owner, write_metadata
 from jhsae.training.step import TrainState
 
 NODE = '{:08d} 03 n 01 {} 0 {} | a thing; "an example"  \n'
@@ -105,7 +105,7 @@ def run() -> None:
     """A run folder as training and evaluation leave it, with its store."""
     store()
     config = cfg.load(Train, train_config(out="run"))
-    begin(Path("run"), config, Store.open(Path("store")))
+    write_metadata(Path("run"), config, Store.open(Path("store")))
     sae = FlatSAE(EMBED, FEATURES, TopK(3), key=jax.random.key(0))
     about = ABOUT | json.loads((Path("run/run.json")).read_text())
     save_sae(Path("run/sae"), sae, FLAT, IDENTITY, Identity(), about)
@@ -144,8 +144,8 @@ def resumed() -> Callable[[], int]:
 
     def again() -> None:
         config = cfg.load(Train, path)
-        claim("run", config)
-        begin(Path("run"), config, Store.open("store"))
+        check_owner("run", config)
+        write_metadata(Path("run"), config, Store.open("store"))
         RunLog(Path("run"), (), 5, {})
 
     return as_command(again)

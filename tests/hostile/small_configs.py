@@ -17,7 +17,7 @@ from jhsae.__main__ import main
 from jhsae.commands import train
 from jhsae.files.folders import open_folder
 from jhsae.training.config import Train
-from jhsae.training.run_folder import claim, finished
+from jhsae.training.run_folder import check_owner, finished
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = (
@@ -120,7 +120,7 @@ def command(*words: str) -> Callable[[], int]:
     """``jhsae train`` up to where it would begin to compute."""
 
     def only_check(config: Train) -> None:
-        claim(open_folder(config.out), config)
+        check_owner(open_folder(config.out), config)
         finished(open_folder(config.out))
         train.checked(config)
 

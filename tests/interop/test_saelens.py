@@ -17,7 +17,7 @@ from jhsae.errors import UserError
 from jhsae.interop import imported, saelens
 from jhsae.sae import DecoderNormUnit
 from jhsae.sparsify import BatchTopK
-from jhsae.usage import Usage
+from jhsae.usage import FeatureStats
 
 pytestmark = pytest.mark.filterwarnings("default")  # sae_lens and what it imports warn about themselves
 
@@ -65,8 +65,8 @@ def test_what_is_trained_here_saelens_loads_and_computes_the_same(sae_lens, torc
 
 @pytest.mark.parametrize("options", [{}, {"code_unit": DecoderNormUnit()}], ids=["plain", "unit"])
 def test_a_settled_batch_topk_is_a_jumprelu_with_its_running_threshold(sae_lens, torch, tmp_path, options):
-    usage = eqx.tree_at(lambda u: u.thresholds, Usage.init(FEATURES), (jnp.float32(1.5),))
-    sae = flat(BatchTopK(4.0), **options).settled(usage)
+    usage = eqx.tree_at(lambda u: u.thresholds, FeatureStats.init(FEATURES), (jnp.float32(1.5),))
+    sae = flat(BatchTopK(4.0), **options).for_inference(usage)
     saelens.write(tmp_path / "out", sae, fitted(Scale()), ABOUT)
     tensors = load_file(tmp_path / "out" / "sae_weights.safetensors")
     np.testing.assert_array_equal(tensors["threshold"], np.full(FEATURES, 1.5, np.float32))

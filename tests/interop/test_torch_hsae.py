@@ -209,7 +209,7 @@ class Other(Token):
         (lambda: case(data.LayerNorm()), "LayerNorm subtracts each token's own mean.*train with data.normalize"),
         (lambda: case(data.UnitNorm(), biases=("decoder",)), "UnitNorm scales every token.*train without 'decoder'"),
         (lambda: case(data.ConstantNorm(), biases=("decoder",)), "ConstantNorm scales every token"),
-        (lambda: case(route=BatchTopK(3.0)), "route is BatchTopK.*export sae.settled"),
+        (lambda: case(route=BatchTopK(3.0)), "route is BatchTopK.*export sae.for_inference"),
         (lambda: case(child_input=Other()), "child_input is Other.*Token or Residual"),
     ],
 )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jhsae import lm
-from jhsae.teacher.wordnet import is_heldout
+from jhsae.data.wordnet import is_heldout
 
 CONTEXT = 128
 

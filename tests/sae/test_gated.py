@@ -8,7 +8,7 @@ from reference.filled import filled
 from jhsae.codes import Codes
 from jhsae.leaf import describe
 from jhsae.sae import GatedSAE
-from jhsae.usage import Context, Usage
+from jhsae.usage import Context, FeatureStats
 
 BATCH, EMBED, FEATURES = 7, 6, 10
 NAMES = ("W_enc", "W_dec", "b_gate", "r_mag", "b_mag", "b_dec")
@@ -99,8 +99,8 @@ def test_it_starts_as_a_tied_relu_sae(x):
 
 def test_its_activation_is_its_own_so_it_has_nothing_to_settle(x):
     sae = build()
-    usage = Usage.init(FEATURES, len(sae.sparsifiers))
-    assert sae.sparsifiers == () == usage.thresholds and sae.settled(usage) is sae is sae.settled(None)
+    usage = FeatureStats.init(FEATURES, len(sae.sparsifiers))
+    assert sae.sparsifiers == () == usage.thresholds and sae.for_inference(usage) is sae is sae.for_inference(None)
     after = sae.observe(usage, forward(sae, x).codes, 10)
     np.testing.assert_array_equal(after.since_fired == 0, (forward(sae, x).codes.dense() > 0).any(0))
 

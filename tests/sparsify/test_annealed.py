@@ -7,7 +7,7 @@ from reference import hsae as reference
 
 from jhsae.sae import FlatSAE
 from jhsae.sparsify import AnnealedTopK, TopK
-from jhsae.usage import Context, Usage
+from jhsae.usage import Context, FeatureStats
 
 N, K, START, STEPS = 12, 3, 9, 10
 PART = AnnealedTopK(K, START, STEPS)
@@ -44,10 +44,10 @@ def test_slots_that_are_emptied_get_no_gradient():
 
 def test_it_settles_as_topk():
     sae = FlatSAE(4, N, AnnealedTopK(K, START, STEPS, "scan"), key=jax.random.key(0))
-    for usage in (None, Usage.init(N)):
-        assert sae.settled(usage).sparsifier == TopK(K, "scan")
+    for usage in (None, FeatureStats.init(N)):
+        assert sae.for_inference(usage).sparsifier == TopK(K, "scan")
     x = PRE[:, :4]
-    np.testing.assert_array_equal(sae.settled(None).encode(x).dense(), sae.encode(x).dense())
+    np.testing.assert_array_equal(sae.for_inference(None).encode(x).dense(), sae.encode(x).dense())
 
 
 @pytest.mark.parametrize("k, start, steps", [(4, 3, 10), (3, 9, 0), (0, 9, 10)])

@@ -11,7 +11,7 @@ from jhsae.sae import FlatSAE, HierarchicalSAE, ScaledByParent, Unscaled
 from jhsae.schedule import Linear
 from jhsae.sparsify import BatchTopK, JumpReLU, ReLU, TopK
 from jhsae.training.fit import fit
-from jhsae.usage import Context, Usage
+from jhsae.usage import Context, FeatureStats
 
 BATCH, EMBED, N, EXPERTS, ATOMS = 15, 8, 12, 6, 3
 encode = eqx.filter_jit(lambda part, pre, context: part(pre, context).values)
@@ -81,7 +81,7 @@ def test_the_running_threshold_is_the_mean_of_the_least_positive_codes(rate):
 
 def trained(sae, steps=40):
     """The usage after some steps on random batches."""
-    usage = Usage.init(sae.features, len(sae.sparsifiers))
+    usage = FeatureStats.init(sae.features, len(sae.sparsifiers))
     for step in range(steps):
         usage = observe(sae, usage, pre_activations(step, (BATCH, EMBED)))
     return usage
@@ -90,18 +90,18 @@ def trained(sae, steps=40):
 def test_a_flat_sae_settles_as_a_jump_relu_at_the_running_threshold():
     sae = filled(lambda: FlatSAE(EMBED, N, BatchTopK(2.0, 0.2), key=jax.random.key(0)), scale=0.4)
     usage = trained(sae)
-    settled = sae.settled(usage)
-    assert isinstance(settled.sparsifier, JumpReLU) and usage.thresholds[0] > 0.1
-    np.testing.assert_array_equal(settled.sparsifier.threshold, np.full(N, usage.thresholds[0]))
+    for_inference = sae.for_inference(usage)
+    assert isinstance(for_inference.sparsifier, JumpReLU) and usage.thresholds[0] > 0.1
+    np.testing.assert_array_equal(for_inference.sparsifier.threshold, np.full(N, usage.thresholds[0]))
     x = pre_activations(99, (BATCH, EMBED))
     pre = np.asarray(x - sae.b_dec) @ np.asarray(sae.W_enc).T + np.asarray(sae.b_enc)
-    got = forward(settled, x, Context()).codes
+    got = forward(for_inference, x, Context()).codes
     assert got.indices is None
     np.testing.assert_allclose(got.values, np.where(pre > usage.thresholds[0], pre, 0.0), atol=1e-5)
-    among_others = forward(settled, x.at[3:].multiply(9.0), Context()).codes.values
+    among_others = forward(for_inference, x.at[3:].multiply(9.0), Context()).codes.values
     np.testing.assert_array_equal(among_others[:3], got.values[:3])
     assert abs(float(got.l0().mean()) - 2.0) < 1.0
-    np.testing.assert_array_equal(sae.settled(None).sparsifier.threshold, np.zeros(N))
+    np.testing.assert_array_equal(sae.for_inference(None).sparsifier.threshold, np.zeros(N))
 
 
 def hierarchical(route, pick, child_scale=Unscaled()):  # noqa: B008
@@ -121,9 +121,9 @@ def hierarchical(route, pick, child_scale=Unscaled()):  # noqa: B008
 def test_a_hierarchical_sae_settles_in_either_slot_and_encodes(route, pick):
     sae = hierarchical(route, pick)
     usage = trained(sae)
-    settled = sae.settled(usage)
+    for_inference = sae.for_inference(usage)
     for slot, size, before, threshold in zip(
-        (settled.route, settled.pick), (EXPERTS, 1), (route, pick), usage.thresholds, strict=True
+        (for_inference.route, for_inference.pick), (EXPERTS, 1), (route, pick), usage.thresholds, strict=True
     ):
         if isinstance(before, BatchTopK):
             assert isinstance(slot, JumpReLU) and float(threshold) > 0.01
@@ -131,12 +131,12 @@ def test_a_hierarchical_sae_settles_in_either_slot_and_encodes(route, pick):
         else:
             assert slot == before and float(threshold) == 0.0
     x = pre_activations(99, (BATCH, EMBED))
-    out = forward(settled, x, Context())
-    np.testing.assert_allclose(out.codes.dense() @ settled.dictionary(), out.x_hat, rtol=1e-4, atol=1e-5)
-    among_others = forward(settled, x.at[3:].multiply(9.0), Context()).codes.dense()
+    out = forward(for_inference, x, Context())
+    np.testing.assert_allclose(out.codes.dense() @ for_inference.dictionary(), out.x_hat, rtol=1e-4, atol=1e-5)
+    among_others = forward(for_inference, x.at[3:].multiply(9.0), Context()).codes.dense()
     np.testing.assert_array_equal(among_others[:3], out.codes.dense()[:3])
-    shapes = jax.tree.map(lambda a: a.shape, eqx.filter(sae.settled(None), eqx.is_array))
-    assert shapes == jax.tree.map(lambda a: a.shape, eqx.filter(settled, eqx.is_array))
+    shapes = jax.tree.map(lambda a: a.shape, eqx.filter(sae.for_inference(None), eqx.is_array))
+    assert shapes == jax.tree.map(lambda a: a.shape, eqx.filter(for_inference, eqx.is_array))
 
 
 def test_the_threshold_of_the_atoms_is_in_the_unit_of_their_pre_activations():
@@ -145,7 +145,8 @@ def test_the_threshold_of_the_atoms_is_in_the_unit_of_their_pre_activations():
     sae = eqx.tree_at(lambda s: s.b_enc, sae, jnp.full(EXPERTS, 20.0))
     x = pre_activations(99, (300, EMBED))
     before, after = (
-        forward(s, x, Context(jax.random.key(0))).codes.children.l0().mean() for s in (sae, sae.settled(trained(sae)))
+        forward(s, x, Context(jax.random.key(0))).codes.children.l0().mean()
+        for s in (sae, sae.for_inference(trained(sae)))
     )
     assert abs(float(after) - float(before)) < 0.3 * float(before)
 
@@ -166,9 +167,9 @@ def test_after_a_short_training_the_threshold_keeps_the_sparsity_too(steps):
     """It starts at 0, where it would let through several times as many codes as training did."""
     sae = FlatSAE(runs.EMBED, 24, BatchTopK(4.0), key=jax.random.key(0))
     x = runs.activations(2048)
-    settled, rows = fit(sae, x, steps=steps, batch=128)
+    for_inference, rows = fit(sae, x, steps=steps, batch=128)
     assert abs(rows[-1]["l0"] - 4.0) < 0.1
-    assert abs(float(settled.encode(x).l0().mean()) - 4.0) < 0.5
+    assert abs(float(for_inference.encode(x).l0().mean()) - 4.0) < 0.5
 
 
 @pytest.mark.parametrize(("rate", "steps"), [(0.01, 1), (0.01, 50), (0.3, 2), (1.0, 3)])

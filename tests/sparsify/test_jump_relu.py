@@ -74,7 +74,7 @@ def test_it_owns_one_threshold_per_feature_a_parameter_kept_from_below_zero(init
 
 def test_it_settles_as_itself_and_keeps_its_thresholds():
     part, _, _ = drawn()
-    assert part.settled(jnp.asarray(3.0)) is part
+    assert part.for_inference(jnp.asarray(3.0)) is part
     assert part.track(jnp.asarray(3.0), encode(part, jnp.ones((2, N)))) == 3.0
     np.testing.assert_array_equal(part.sized(N).threshold, part.threshold)
 

@@ -1,7 +1,7 @@
 """Reads a SAELens directory of format 6: ``standard``, ``topk``, ``jumprelu``, ``gated``, and training checkpoints.
 
-A checkpoint of ``batchtopk`` or ``matryoshka_batchtopk`` holds a running threshold; it is read in its settled form,
-the JumpReLU that SAELens saves when training is over. `rescale_acts_by_decoder_norm` is our `DecoderNormUnit`. Where
+A checkpoint of ``batchtopk`` or ``matryoshka_batchtopk`` holds a running threshold; it is read as the JumpReLU that
+SAELens saves when training is over. `rescale_acts_by_decoder_norm` is our `DecoderNormUnit`. Where
 ``cfg.json`` leaves a key out, SAELens's own default holds. Thresholds below 0 act as 0, since SAELens applies a ReLU.
 """
 

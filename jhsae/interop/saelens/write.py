@@ -1,7 +1,8 @@
 """Writes a SAELens directory: `ReLU` as standard, `TopK` as topk, `JumpReLU` as jumprelu, `GatedSAE` as gated.
 
-A settled BatchTopK or Matryoshka SAE is a `JumpReLU`, as SAELens itself saves it. The unit of the codes and what can
-be folded of the normaliser goes into the weights. Codes, L0 and reconstructions are those of the SAE that is written.
+An inference-time BatchTopK or Matryoshka SAE is a `JumpReLU`, as SAELens itself saves it. The unit of the codes and
+what can be folded of the normaliser goes into the weights. Codes, L0 and reconstructions are those
+of the SAE that is written.
 """
 
 from functools import singledispatch
@@ -49,7 +50,7 @@ def write(
     about: dict[str, Any],
     frequency: Float[np.ndarray, "features"] | None = None,
 ) -> None:
-    """Writes `sae` (settled, as `jhsae.load_sae` gives it, with its `normalizer` and `about`) into a new `folder`.
+    """Writes `sae`, with its `normalizer` and `about` as `jhsae.load_sae` gives them, into a new `folder`.
 
     `frequency` is the fraction of tokens that activated each feature; with it the folder also gets
     ``sparsity.safetensors`` (log10). `UserError`: something is there already; a hierarchical SAE, a sparsifier or a

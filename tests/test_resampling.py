@@ -5,21 +5,21 @@ import numpy as np
 import pytest
 from reference.filled import filled
 
-from jhsae.constraint import Free, ProjectAndRenormalize
+from jhsae.constraint import ProjectAndRenormalize, Unconstrained
 from jhsae.data import Identity
 from jhsae.leaf import matching
 from jhsae.losses import Objective, SquaredError
 from jhsae.optimizer import adam, chain
-from jhsae.resampling import Never, Resample
+from jhsae.resampling import NoResampling, Resample
 from jhsae.sae import FlatSAE, GatedSAE, HierarchicalSAE
 from jhsae.schedule import Constant
 from jhsae.sparsify import JumpReLU, ReLU, TopK
-from jhsae.training.step import Parts, TrainState, make_step
+from jhsae.training.step import StageModules, TrainState, make_step
 from jhsae.usage import Context
 
 BATCH, EMBED, TOP, EVERY, UNTIL = 32, 8, 12, 5, 20
 REVIVAL = Resample(EVERY, UNTIL)
-OPTIMIZER = chain(adam(), 1e-3, Free())
+OPTIMIZER = chain(adam(), 1e-3, Unconstrained())
 BIASES = ("encoder", "decoder")
 
 
@@ -54,12 +54,12 @@ def setup(kind, dead_share=0.4, seed=0):
 
 
 @eqx.filter_jit
-def resample_jit(revival, sae, opt_state, forward, step, key):
-    return revival(sae, opt_state, OPTIMIZER, forward, step, key)
+def resample_jit(resampling, sae, opt_state, forward, step, key):
+    return resampling(sae, opt_state, OPTIMIZER, forward, step, key)
 
 
-def resample(revival, sae, opt_state, forward, step, seed=0):
-    return resample_jit(revival, sae, opt_state, forward, jnp.asarray(step), jax.random.key(seed))
+def resample(resampling, sae, opt_state, forward, step, seed=0):
+    return resample_jit(resampling, sae, opt_state, forward, jnp.asarray(step), jax.random.key(seed))
 
 
 def unit_rows(a):
@@ -80,8 +80,8 @@ def of_top(kind, sae):
 @pytest.mark.parametrize("kind", ["flat", "gated", "hierarchical", "tied"])
 def test_only_the_rows_of_dead_features_change_and_as_the_paper_says(kind):
     sae, opt_state, forward, dead = setup(kind)
-    new, new_state, reborn = resample(REVIVAL, sae, opt_state, forward, EVERY - 1)
-    np.testing.assert_array_equal(reborn, dead)
+    new, new_state, resampled = resample(REVIVAL, sae, opt_state, forward, EVERY - 1)
+    np.testing.assert_array_equal(resampled, dead)
     names = of_top(kind, sae)
     for name in eqx.filter(sae, eqx.is_inexact_array).__dataclass_fields__:
         before, after = getattr(sae, name), getattr(new, name)
@@ -119,19 +119,19 @@ def unchanged(a, b):
 def test_it_happens_every_so_many_steps_until_the_last_time_and_not_where_nothing_is_dead():
     sae, opt_state, forward, dead = setup("flat")
     for step in range(30):
-        new, new_state, reborn = resample(REVIVAL, sae, opt_state, forward, step)
+        new, new_state, resampled = resample(REVIVAL, sae, opt_state, forward, step)
         due = (step + 1) % EVERY == 0 and step + 1 <= UNTIL
         assert unchanged((sae, opt_state), (new, new_state)) != due, step
-        np.testing.assert_array_equal(reborn, dead & due)
+        np.testing.assert_array_equal(resampled, dead & due)
     living = eqx.tree_at(lambda f: f.context.dead, forward, jnp.zeros(TOP))
-    new, new_state, reborn = resample(REVIVAL, sae, opt_state, living, EVERY - 1)
-    assert unchanged((sae, opt_state), (new, new_state)) and not reborn.any()
+    new, new_state, resampled = resample(REVIVAL, sae, opt_state, living, EVERY - 1)
+    assert unchanged((sae, opt_state), (new, new_state)) and not resampled.any()
 
 
 def test_never_leaves_everything_alone():
     sae, opt_state, forward, _ = setup("flat")
-    new, new_state, reborn = resample(Never(), sae, opt_state, forward, EVERY - 1)
-    assert unchanged((sae, opt_state), (new, new_state)) and not reborn.any() and reborn.shape == (TOP,)
+    new, new_state, resampled = resample(NoResampling(), sae, opt_state, forward, EVERY - 1)
+    assert unchanged((sae, opt_state), (new, new_state)) and not resampled.any() and resampled.shape == (TOP,)
 
 
 def test_inputs_are_drawn_in_proportion_to_their_squared_error_squared():
@@ -162,15 +162,17 @@ def test_what_cannot_work_is_refused_by_name(every, until):
 STEP = make_step(adam(), dead_window=4)
 
 
-def train(revival, steps, step=STEP):
+def train(resampling, steps, step=STEP):
     """State and the dead fraction after every step, on inputs that live in a few directions."""
-    parts = Parts(Objective({"r": SquaredError()}), Constant(3e-3), ProjectAndRenormalize(), Identity(), revival)
+    modules = StageModules(
+        Objective({"r": SquaredError()}), Constant(3e-3), ProjectAndRenormalize(), Identity(), resampling
+    )
     state, dead = TrainState.init(small(), adam(), jax.random.key(0)), []
     rng = np.random.default_rng(1)
     for _ in range(steps):
         codes = rng.random((64, 6)) * (rng.random((64, 6)) < 0.4)
         x = jnp.asarray(codes @ np.eye(6, EMBED) + 0.05 * rng.normal(size=(64, EMBED)), jnp.float32)
-        state, metrics = step((parts, x), state)
+        state, metrics = step((modules, x), state)
         dead.append(float(metrics["dead"]))
     return state, dead
 
@@ -184,11 +186,11 @@ def small():
 
 
 def test_in_training_it_lowers_the_dead_fraction_and_twice_the_same_bit_for_bit():
-    without, left = train(Never(), 40)
+    without, left = train(NoResampling(), 40)
     state, dead = train(Resample(5, 30), 40)
     again, _ = train(Resample(5, 30), 40)
     assert left[-1] > 0.5 and dead[-1] < 0.25 and dead[3] == left[3]
-    assert dead[4] == 0.0, "the reborn have not waited yet"
+    assert dead[4] == 0.0, "the resampled have not waited yet"
     assert [a.tobytes() for a in jax.tree.leaves(state.sae)] == [a.tobytes() for a in jax.tree.leaves(again.sae)]
     np.testing.assert_allclose(np.linalg.norm(state.sae.W_dec, axis=1), 1.0, rtol=1e-5)
     assert without.sae.W_dec.tobytes() != state.sae.W_dec.tobytes()
