@@ -7,7 +7,6 @@ that ``jhsae --help`` does not wait for JAX. A module that has moved is found by
 
 import sys
 import warnings
-from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -79,7 +78,7 @@ def __dir__() -> list[str]:
 class _Moved(MetaPathFinder, Loader):
     """Finds a module of this package by the name that it once had. Asked last, so it costs other imports nothing."""
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
         if not fullname.startswith("jhsae.") or fullname.startswith("jhsae.config"):
             return None
         return ModuleSpec(fullname, self) if _current(fullname) != fullname else None
