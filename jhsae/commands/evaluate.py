@@ -4,9 +4,7 @@ Appends one row to results.jsonl in the run folder (metrics, config hash, commit
 active contexts of features at evenly spaced ranks of frequency.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -15,9 +13,10 @@ import numpy as np
 from jhsae import config as cfg
 from jhsae import evals, lm
 from jhsae.data import AbstractNormalizer, Store, special_ids
-from jhsae.features.contexts import expert_atoms, sparse_codes, spread_features, top_contexts
+from jhsae.features.contexts import expert_atoms, spread_features, top_contexts
+from jhsae.features.firings import firings, first_rows
 from jhsae.features.origin import check_origin, language_model
-from jhsae.features.token_text import token_text
+from jhsae.features.token_text import texts
 from jhsae.files.bounded import read_lines, to_json
 from jhsae.files.folders import append_line, write_whole
 from jhsae.files.forms import NUMBER, OBJECT, TEXT, check
@@ -140,12 +139,12 @@ def _contexts(
     rows: int,
 ) -> list[dict[str, Any]]:
     """One entry per chosen expert (or flat feature), with its atoms."""
-    values, indices = sparse_codes(sae, normalizer, store, rows)
     tree = sae if isinstance(sae, HierarchicalSAE) else None
     parents = spread_features(frequency if tree is None else frequency[: tree.experts], config.features)
     atoms = {p: expert_atoms(tree, p, frequency, config.atoms) if tree else [] for p in parents}
     wanted = [*parents, *(a for own in atoms.values() for a in own)]
-    found = top_contexts(values, indices, wanted, store, _pieces(model.tokenizer), config.examples)
+    fired = firings(sae, normalizer, first_rows(store, rows))
+    found = top_contexts(fired, wanted, store, texts(model.tokenizer), config.examples)
     names = expert_names(Path(config.run))
 
     def entry(feature: int) -> dict[str, Any]:
@@ -169,7 +168,3 @@ def expert_names(folder: Path) -> dict[int, str]:
     if not isinstance(teacher, str):
         return {}
     return {i: concept.name for i, concept in enumerate(Teacher.load(teacher).concepts)}
-
-
-def _pieces(tokenizer: Any) -> Callable[[list[int]], list[str]]:
-    return partial(token_text, tokenizer)

@@ -20,18 +20,16 @@ from jaxtyping import Array, Float
 
 from jhsae.data.normalize import AbstractNormalizer
 from jhsae.errors import UserError
+from jhsae.features.latents import density
 from jhsae.sae import AbstractSAE, HierarchicalSAE
-from jhsae.usage import Context
+from jhsae.sae.apply import reconstruct
 
 ROUNDING = 1e-12  # a variance below this part of the mean square is rounding of float32
-LOG10_EDGES = tuple(i / 4 for i in range(-32, 1))  # of frequencies from 1e-8, four bins per factor of ten
 
 
 @eqx.filter_jit
 def _sums(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Array, mean: Array) -> dict[str, Array]:
-    inside, token = normalizer(x)
-    forward = sae.forward(inside, Context())
-    x_hat = normalizer.undo(forward.x_hat, token)
+    x_hat, forward, coarse = reconstruct(sae, normalizer, x)
     error = jnp.sum((x - x_hat) ** 2, axis=-1)
     centred = jnp.sum((x - mean) ** 2, axis=-1)
     norms, norms_hat = jnp.linalg.norm(x, axis=-1), jnp.linalg.norm(x_hat, axis=-1)
@@ -54,8 +52,7 @@ def _sums(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Array, mean: Arra
         "fired": forward.codes.fired(),
         "squares": jnp.sum(x**2, axis=0),
     }
-    if forward.coarse is not None:
-        coarse = normalizer.undo(forward.coarse, token)
+    if coarse is not None:
         sums["coarse_error"] = jnp.sum((x - coarse) ** 2)
         sums["l0_parents"] = jnp.sum(forward.tree().parents.l0())
     return sums
@@ -119,16 +116,6 @@ def fidelity(
             "dead_atoms": float(np.mean(frequency[experts:] == 0)),
         }
     return metrics, frequency
-
-
-def density(frequency: Float[np.ndarray, "features"]) -> dict[str, list[float] | list[int]]:
-    """How many features fire how often: counts in fixed bins of log10 frequency, as JSON values.
-
-    A feature that never fired is in no bin, one rarer than 1e-8 in the first.
-    """
-    live = np.clip(np.log10(frequency[frequency > 0]), LOG10_EDGES[0], LOG10_EDGES[-1])
-    counts, _ = np.histogram(live, LOG10_EDGES)
-    return {"log10_edges": list(LOG10_EDGES), "counts": counts.tolist()}
 
 
 def _bias(squared: SupportsFloat, along: SupportsFloat, nonzero: SupportsFloat) -> float | None:

@@ -20,7 +20,7 @@ from jhsae.errors import UserError
 from jhsae.evals.fidelity import ratio
 from jhsae.lm import AbstractLM, cross_entropy
 from jhsae.sae import AbstractSAE
-from jhsae.usage import Context
+from jhsae.sae.apply import reconstruct
 
 Replace = Callable[[Float[Array, "rows embed"]], Float[Array, "rows embed"]]
 
@@ -32,8 +32,7 @@ class Spliced(eqx.Module):
     normalizer: AbstractNormalizer
 
     def __call__(self, x: Float[Array, "rows embed"]) -> Float[Array, "rows embed"]:
-        inside, token = self.normalizer(x)
-        return self.normalizer.undo(self.sae.forward(inside, Context()).x_hat, token)
+        return reconstruct(self.sae, self.normalizer, x).x_hat
 
 
 @eqx.filter_jit

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from jhsae.features.pairs import SparseCodes
+from jhsae.features.spill import SpilledFirings
 from jhsae.sae import HierarchicalSAE
 
 
@@ -52,7 +52,7 @@ class CoActivation:
         return Links([parent], [float(self.pearson[parent, own])], [float(self.cosine[parent, own])])
 
 
-def co_activation(codes: SparseCodes, sae: HierarchicalSAE) -> CoActivation:
+def co_activation(codes: SpilledFirings, sae: HierarchicalSAE) -> CoActivation:
     """Reads the records once."""
     sums, squares, products = np.zeros((3, sae.features))
     for records in codes.parts("counting"):
