@@ -12,6 +12,8 @@ import numpy as np
 
 from jhsae import config as cfg
 from jhsae import evals, lm
+from jhsae.commands.outcome import command, outcome
+from jhsae.config.trust import TrustedPackages
 from jhsae.data import AbstractNormalizer, Store, special_ids
 from jhsae.features.contexts import expert_atoms, spread_features, top_contexts
 from jhsae.features.firings import firings, first_rows
@@ -28,6 +30,13 @@ from jhsae.teacher import Teacher
 from jhsae.training.checkpoint import load_sae
 
 FROM_TEACHER = "jhsae.init.FromTeacher"
+MAIN = {
+    "ev_r2": "explained variance",
+    "ce_recovered": "CE recovered",
+    "l0": "L0",
+    "mse": "MSE",
+    "dead": "dead features",
+}
 
 
 @ranged
@@ -46,19 +55,30 @@ class Evaluate:
     features: Annotated[Natural, "features whose most active contexts are kept"] = 12
     atoms: Annotated[Natural, "atoms shown for each of them"] = 4
     examples: Annotated[Count, "contexts per feature"] = 6
-    trust: Annotated[str | list[str], "packages, beside jhsae, whose parts the run may be made of"] = field(
-        default_factory=list
-    )
+    trust: TrustedPackages = field(default_factory=list)
 
 
 def run(config: Evaluate) -> dict[str, Any]:
     """Evaluates, writes, and returns the row of results.jsonl."""
     folder = Path(config.run)
     sae, normalizer, about = load_sae(folder, trust=config.trust)
-    if (row := _finished(folder, config)) is not None:
-        return row
-    with owned(folder, "evaluate"):
-        return _finished(folder, config) or _run(config, folder, sae, normalizer, about)
+    if (row := _finished(folder, config)) is None:
+        with owned(folder, "evaluate"):
+            row = _finished(folder, config) or _run(config, folder, sae, normalizer, about)
+    print(outcome(folder, _main_numbers(row["metrics"]), _next(config)))
+    return row
+
+
+def _main_numbers(metrics: dict[str, Any]) -> list[str]:
+    """The metrics that are looked at first, in words; those of another version may lack some."""
+    found = [(word, metrics[key]) for key, word in MAIN.items() if key in metrics]
+    return [f"{word} {'undefined' if value is None else f'{value:.4g}'}" for word, value in found]
+
+
+def _next(config: Evaluate) -> str:
+    page = f"{config.run.rstrip('/')}.html"
+    words = (f"run={config.run}", f"store={config.store}", f"lm={config.lm}", f"out={page}")
+    return command("jhsae", "browse", *words, trust=config.trust)
 
 
 def _run(
@@ -87,13 +107,6 @@ def _run(
     contexts = _contexts(config, sae, normalizer, store, model, frequency, rows)
     write_whole(folder / "contexts.json", to_json(contexts) + "\n")
     append_line(folder / "results.jsonl", to_json(row))  # last, because it says that the evaluation is complete
-    print(
-        f"{folder.name}: "
-        + ", ".join(
-            f"{k} {'undefined' if metrics[k] is None else f'{metrics[k]:.4g}'}"
-            for k in ("ev_r2", "mse", "ce_recovered", "l0", "dead")
-        )
-    )
     return row
 
 

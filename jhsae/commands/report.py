@@ -14,6 +14,7 @@ from typing import Annotated
 
 from annotated_types import MinLen
 
+from jhsae.commands.outcome import opened, outcome
 from jhsae.config import to_dict
 from jhsae.errors import UserError
 from jhsae.files import bounded
@@ -52,8 +53,20 @@ def run(config: Report) -> Path:
     write_whole(out.parent / "results.jsonl", "".join(run.line + "\n" for run in runs))
     content = page.encode("utf-8", "backslashreplace")  # a lone surrogate is no text
     write_whole(out, content)
-    print(f"{out}: {len(runs)} runs, {len(content) / 1e6:.1f} MB")
+    print(
+        outcome(
+            out,
+            [f"{len(runs)} run{'' if len(runs) == 1 else 's'}", *_best(runs), f"{len(content) / 1e6:.1f} MB"],
+            opened(out),
+        )
+    )
     return out
+
+
+def _best(runs: list[Run]) -> list[str]:
+    """The highest explained variance, and whose it is; nothing where no run has one."""
+    found = [(run.metrics["ev_r2"], run.name) for run in runs if run.metrics.get("ev_r2") is not None]
+    return [f"highest explained variance {value:.4g} ({name})" for value, name in sorted(found, reverse=True)[:1]]
 
 
 def claim(out: Path, runs: list[Run]) -> None:
