@@ -85,7 +85,7 @@ def test_torch_says_whether_text_opens_with_bos(place, tmp_path, monkeypatch):
     """By the store that is given, else by the one that the SAE was trained on, where it still is; SAELens's default."""
     store = jhsae.Store.open(place / "store")
     _, _, about = jhsae.load_sae(place / "tree")
-    trained_on = about | {"store": {"path": str(place / "store"), "sha256": store.identity}}
+    trained_on = about | {"store": {"path": str(place / "store"), "sha256": store.identity()}}
     found = []
     for first in (None, 2):
         monkeypatch.setitem(store.manifest.tokenizer, "first", first)

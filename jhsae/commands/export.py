@@ -19,7 +19,7 @@ from jhsae.data import AbstractNormalizer, Store, opens_with_bos
 from jhsae.data.manifest import NAME as MANIFEST
 from jhsae.errors import UserError
 from jhsae.features.origin import check_origin, language_model
-from jhsae.files.bounded import read_lines
+from jhsae.files.bounded import read_lines, to_json
 from jhsae.files.folders import local_folder, refuse_existing
 from jhsae.files.forms import check
 from jhsae.files.lock import owned
@@ -103,7 +103,9 @@ def _next(config: Export, out: Path) -> str:
     match config.format:
         case "saelens" | "torch":
             module = "jhsae.interop.saelens.plugin, sae_lens" if config.format == "torch" else "sae_lens"
-            return command("python", "-c", f"import {module}; print(sae_lens.SAE.load_from_disk({str(out)!r}).cfg)")
+            return command(
+                "python", "-c", f"import {module}; print(sae_lens.SAE.load_from_disk({to_json(str(out))}).cfg)"
+            )
         case "folder":
             return command("jhsae", "evaluate", f"run={out}", "store=...", "lm=...", trust=config.trust)
         case "delphi":

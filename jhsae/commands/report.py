@@ -53,13 +53,8 @@ def run(config: Report) -> Path:
     write_whole(out.parent / "results.jsonl", "".join(run.line + "\n" for run in runs))
     content = page.encode("utf-8", "backslashreplace")  # a lone surrogate is no text
     write_whole(out, content)
-    print(
-        outcome(
-            out,
-            [f"{len(runs)} run{'' if len(runs) == 1 else 's'}", *_best(runs), f"{len(content) / 1e6:.1f} MB"],
-            opened(out),
-        )
-    )
+    count = f"{len(runs)} run{'' if len(runs) == 1 else 's'}"
+    print(outcome(out, [count, *_best(runs), f"{len(content) / 1e6:.1f} MB"], opened(out)))
     return out
 
 

@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int32, Int64, UInt32
+from jaxtyping import Float32, Int32, Int64, UInt32
 from tqdm import tqdm
 
-from jhsae.codes import TreeCodes
 from jhsae.data import AbstractNormalizer, Store
 from jhsae.errors import UserError
 from jhsae.sae import AbstractSAE
@@ -115,21 +114,12 @@ def firings(sae: AbstractSAE, normalizer: AbstractNormalizer, selection: Selecti
         for rows, x, index in selection.batches(size):
             codes = encode(sae, normalizer, jnp.asarray(x))
             flat = codes.flat()
-            values = np.asarray(flat.values)
+            values, parents = np.asarray(flat.values), np.asarray(codes.parent_values())
             row, slot = np.nonzero(values)
             sequence, position, _ = index[row].T
-            feature = slot if flat.indices is None else np.asarray(flat.indices)[row, slot]
-            parent = np.asarray(_parents(codes))[row, slot] if isinstance(codes, TreeCodes) else np.zeros(len(row))
-            value = values[row, slot].astype(np.float32)
+            feature = slot.astype(np.int32) if flat.indices is None else np.asarray(flat.indices)[row, slot]
             bar.update(len(x))
-            yield Batch(rows[row], sequence, position, feature.astype(np.int32), value, np.asarray(parent, np.float32))
-
-
-def _parents(codes: TreeCodes) -> Float[Array, "batch slots"]:
-    """For every slot of ``codes.flat()`` the code of its parent; 0 for the parents themselves."""
-    parents, children = codes.parents.values, codes.children.values
-    spread = jnp.broadcast_to(parents[..., None], children.shape)
-    return jnp.concatenate([jnp.zeros_like(parents), spread.reshape(len(parents), -1)], axis=-1)
+            yield Batch(rows[row], sequence, position, feature, values[row, slot], parents[row, slot])
 
 
 @dataclass(frozen=True, eq=False)
