@@ -1,4 +1,4 @@
-"""The page's entry of each latent, in two halves: where it fires, and what its decoder row writes."""
+"""The page's entry of each latent, in two halves: its firings, and what its decoder row writes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int64
 
 from jhsae.browser.contexts import Context, Reader
-from jhsae.browser.members import Members
 from jhsae.browser.pieces import Pieces, Sequences
 from jhsae.browser.tables import Json, logit_pairs, main_token, neighbours, numbers, rounded
 from jhsae.features.decoder import feature_logits
@@ -16,6 +15,27 @@ from jhsae.features.latents import LatentStatistics, TokenProfile, main_tokens
 from jhsae.sae import HierarchicalSAE
 
 TOKENS = 8
+
+
+class Members:
+    """The firings of all atoms of one expert, the strongest of a row first."""
+
+    def __init__(self, fired: Firings, tree: HierarchicalSAE, expert: int):
+        first = tree.experts + expert * tree.atoms
+        parts = [fired.of(first + atom) for atom in range(tree.atoms)]
+        rows, values = (np.concatenate(column) for column in zip(*parts, strict=True))
+        atoms = np.repeat(np.arange(tree.atoms), [len(r) for r, _ in parts])
+        order = np.lexsort((-np.abs(values), rows))
+        self._rows, self._atoms = rows[order], atoms[order]
+        #: How many of the expert's firings no atom joined.
+        self.alone = len(fired.of(expert)[0]) - len(np.unique(rows))
+        #: How many of its atoms never fired.
+        self.dead = sum(len(r) == 0 for r, _ in parts)
+
+    def at(self, row: int) -> int | None:
+        """The strongest atom on a row; None where the expert fired alone."""
+        i = int(np.searchsorted(self._rows, row))
+        return int(self._atoms[i]) if i < len(self._rows) and self._rows[i] == row else None
 
 
 def label(feature: int, tree: HierarchicalSAE | None) -> str:

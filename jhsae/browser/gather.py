@@ -1,7 +1,7 @@
-"""Everything that the page of a feature browser shows, as plain data: numbers, tokens, contexts, and a search index.
+"""The data of a feature browser's page: numbers, tokens, contexts, and a search index.
 
 Latents are named as in the page's addresses: ``f7`` of a flat SAE; of a hierarchical one ``e12`` and its atom
-``e12/a3``. Numbers are rounded, and tokens, sequences and latents stand for their places in the page's own lists.
+``e12/a3``. Numbers are rounded, and tokens, sequences and latents are indices into the page's own lists.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,16 @@ def gather(
     names: dict[int, str],
     limits: Limits,
 ) -> Json:
-    """The data of a page on the first `rows` rows of `store`; `names` of experts or flat features, by index.
+    """The data of a page.
+
+    Args:
+        sae: a trained SAE.
+        normalizer: its fitted input normaliser.
+        store: held-out activations of the SAE's model and layer, of which the first `rows` rows are measured.
+        rows: how many.
+        model: the language model of the store, for tokens and logits.
+        names: of experts or flat features, by index.
+        limits: how much of everything is shown.
 
     Raises:
         UserError: no latent fired.

@@ -1,4 +1,4 @@
-"""What a page says once and refers to by place: the tokens that it shows, and the sequences that contexts come from."""
+"""Tokens and sequences of a page, each written once and referred to by its index."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""``jhsae browse``: what every latent of a trained SAE does, as one HTML page that opens anywhere, offline.
+"""``jhsae browse``: every latent of a trained SAE on one HTML page that opens anywhere, offline.
 
 For each latent: how often and how strongly it fires on held-out text, its contexts, the tokens it raises and lowers,
 its neighbours; an expert opens to its atoms; typing a word lists the latents that fire on it.
@@ -29,7 +29,7 @@ from jhsae.training.checkpoint import load_sae
 @ranged
 @dataclass(frozen=True)
 class Browse:
-    """Which SAE is shown, on which text, and how much of it."""
+    """The SAE to show, the text to show it on, and how much of both."""
 
     UNHASHED: ClassVar[frozenset[str]] = frozenset({"trust"})
 
@@ -101,7 +101,7 @@ def describe(
     store: Store,
     data: dict[str, Any],
 ) -> dict[str, Any]:
-    """What the template says around the data."""
+    """The heading and the footer of the page."""
     manifest, tree = store.manifest, isinstance(sae, HierarchicalSAE)
     facts = [f"{key} {value}" for key, value in manifest.dataset.items() if key != "source" and value is not None]
     origin = {

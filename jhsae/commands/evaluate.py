@@ -42,7 +42,7 @@ MAIN = {
 @ranged
 @dataclass(frozen=True)
 class Evaluate:
-    """What is evaluated, on what."""
+    """The run to evaluate, and the data to evaluate it on."""
 
     UNHASHED: ClassVar[frozenset[str]] = frozenset({"trust"})
 

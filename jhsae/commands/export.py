@@ -23,8 +23,7 @@ from jhsae.files.bounded import read_lines, to_json
 from jhsae.files.folders import local_folder, refuse_existing
 from jhsae.files.forms import check
 from jhsae.files.lock import owned
-from jhsae.interop import delphi, hub, plain, saelens, torch_hsae
-from jhsae.interop.neuronpedia import bundle as neuronpedia
+from jhsae.interop import delphi, hub, neuronpedia, plain, saelens, torch_hsae
 from jhsae.ranges import Count, Words, ranged
 from jhsae.sae import AbstractSAE
 from jhsae.training.checkpoint import load_sae
@@ -35,7 +34,7 @@ READ_ROWS = 4096
 @ranged
 @dataclass(frozen=True)
 class Export:
-    """What is exported, and where to."""
+    """The SAE to export, the format, and where to."""
 
     run: Annotated[Words, "folder of a finished run (jhsae train), of an import or of a saved SAE"]
     format: Annotated[
@@ -58,7 +57,7 @@ class Export:
 
 
 class Job(NamedTuple):
-    """What a writer gets: the SAE as it is, the config and the opened store."""
+    """The arguments of a writer: the config, the SAE and the opened store."""
 
     config: Export
     sae: AbstractSAE
@@ -99,7 +98,7 @@ def run(config: Export) -> Path:
 
 
 def _next(config: Export, out: Path) -> str:
-    """What the format is for, as a command where there is one."""
+    """The next step with a folder of this format, a command where there is one."""
     match config.format:
         case "saelens" | "torch":
             module = "jhsae.interop.saelens.plugin, sae_lens" if config.format == "torch" else "sae_lens"
@@ -115,7 +114,7 @@ def _next(config: Export, out: Path) -> str:
 
 
 def _read(config: Export) -> Job:
-    """What is exported; bad input ends here, before anything is written, a lock included."""
+    """Reads and checks the input, before anything is written, a lock included."""
     sae, normalizer, about = load_sae(config.run, trust=config.trust)
     store = None if config.store is None else Store.open(config.store)
     if store is not None:

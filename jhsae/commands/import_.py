@@ -23,7 +23,7 @@ from jhsae.training.checkpoint import load_sae
 @ranged
 @dataclass(frozen=True)
 class Import:
-    """What is imported, and what it is held to be."""
+    """The SAE to import, and how to read it."""
 
     source: Annotated[Words, "a folder or file, or hf://org/name[@revision][/subfolder]"]
     out: Annotated[Words, "run folder to write, must not exist"]
@@ -62,7 +62,7 @@ def run(config: Import) -> Path:
 
 
 def _read(config: Import) -> tuple[str, Imported]:
-    """The format and what is imported; bad input ends here, before anything is written, a lock included."""
+    """Reads and checks the input, before anything is written, a lock included; returns the format and the SAE."""
     where = hub.parse(config.source)
     path = Path(config.source) if where is None else hub.pull(*where)
     if not os.path.exists(path):

@@ -27,7 +27,7 @@ from jhsae.report.reading import Run, read_runs, read_teacher
 @ranged
 @dataclass(frozen=True)
 class Report:
-    """What is reported, and where."""
+    """The runs to report, and where to."""
 
     runs: Annotated[list[Words], MinLen(1), "run folders (jhsae train, then jhsae evaluate), in the order of the rows"]
     out: Annotated[Words, "the page to write, such as runs/report.html; results.jsonl goes beside it"]

@@ -55,6 +55,7 @@ MOVED: dict[str, str] = {
     "jhsae.evals.search.token_ids": "jhsae.features.token_text.token_ids",
     "jhsae.evals.search.word_ids": "jhsae.features.token_text.word_ids",
     "jhsae.evaluate._pieces": "jhsae.features.token_text.texts",
+    "jhsae.browser.members": "jhsae.browser.entries",
     "jhsae.interop.coactivation": "jhsae.features.coactivation",
     "jhsae.interop.pairs": "jhsae.features.spill",
     "jhsae.interop.parity": "jhsae.parity.compare",

@@ -1,4 +1,4 @@
-"""How well a trained SAE reconstructs held-out activations, in the units of the language model.
+"""Reconstruction metrics of a trained SAE on held-out activations, in the language model's units.
 
 Three definitions of explained variance are in use; they differ, and are never compared with one another:
 ``ev_r2 = 1 - sum |x - x_hat|^2 / sum |x - mean x|^2`` (the default), ``ev_saebench``, in which SAEBench 0.6 squares
@@ -64,13 +64,22 @@ def fidelity(
     batches: Iterable[np.ndarray],
     mean: Float[np.ndarray, "embed"],
 ) -> tuple[dict[str, Any], Float[np.ndarray, "features"]]:
-    """Metrics over all `batches` (raw activations) and how often each feature fired, as a fraction of the tokens.
+    """Metrics over all `batches` and the frequency of every feature.
 
-    `mean` is the mean of the held-out rows. MSE is summed over embed, averaged over tokens. L1 is in the units of the
-    SAE's own input, everything else in those of the language model. `density` counts the features that fired by the
-    log10 of their frequency; the others are `dead`. `relative_reconstruction_bias` is ``E||x_hat||^2 / E[x . x_hat]``
-    (arXiv 2404.16014, eq. 10): 1 where no rescaling of x_hat would fit better, below 1 where x_hat is too short, 0
-    where it always is 0 and x is not. Sums are kept in float64.
+    MSE is summed over embed, averaged over tokens. L1 is in the units of the SAE's own input, everything else in those
+    of the language model. `density` counts the features that fired by the log10 of their frequency; the others are
+    `dead`. `relative_reconstruction_bias` is ``E||x_hat||^2 / E[x . x_hat]`` (arXiv 2404.16014, eq. 10): 1 where no
+    rescaling of x_hat would fit better, below 1 where x_hat is too short, 0 where it is always 0 and x is not. Sums are
+    kept in float64.
+
+    Args:
+        sae: a trained SAE, `for_inference`.
+        normalizer: its fitted input normaliser.
+        batches: activations in the language model's units, ``[rows, embed]`` each.
+        mean: the mean of all held-out rows.
+
+    Returns:
+        The metrics by name, None where one is not defined, and the fraction of tokens on which each feature fired.
 
     Raises:
         UserError: no rows at all.
@@ -134,5 +143,5 @@ def explained(error: SupportsFloat, total: SupportsFloat) -> float | None:
 
 
 def parameters(sae: AbstractSAE) -> int:
-    """The number of trained numbers."""
+    """The number of trained parameters."""
     return sum(a.size for a in jax.tree.leaves(eqx.filter(sae, eqx.is_inexact_array)))

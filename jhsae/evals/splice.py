@@ -1,8 +1,8 @@
-"""What the language model loses when its residual stream is replaced by a reconstruction.
+"""Cross-entropy and KL of the language model with its residual stream replaced by a reconstruction.
 
 ``ce_recovered = (CE_zero - CE_sae) / (CE_zero - CE_model)``: 1 for a perfect SAE, 0 for replacing the stream by zeros.
-A share whose denominator is 0 is None. Positions of special tokens keep their own residual: no SAE is trained on them.
-Which these are is said in one place for harvests and evaluations, `jhsae.data.framing`.
+A share whose denominator is 0 is None. Positions of special tokens (`jhsae.data.special_ids`)
+keep their own residual: no SAE is trained on them.
 """
 
 from collections.abc import Callable
@@ -67,9 +67,19 @@ def splice(
     special: list[int],
     batch: int = 16,
 ) -> dict[str, dict[str, float]]:
-    """Cross-entropy (nats per token) and KL of each replacement, of the model itself, and of zeros.
+    """Cross-entropy and KL of each replacement of the residual stream, of the model itself, and of zeros.
 
-    `special` are the ids whose positions keep their residual (`jhsae.data.special_ids`).
+    Args:
+        model: the language model.
+        layer: the number of blocks before the replaced residual stream.
+        replacements: functions from residual vectors ``[rows, embed]`` to what replaces them, by name; `Spliced` makes
+            one of an SAE.
+        tokens: ``[sequences, context]``.
+        special: the ids whose positions keep their residual (`jhsae.data.special_ids`).
+        batch: sequences per forward pass.
+
+    Returns:
+        For each name ``ce`` and ``kl``, in nats per predicted token.
 
     Raises:
         UserError: no token to predict.

@@ -1,4 +1,4 @@
-"""How an atom and its parent fire together, over all tokens of a selection.
+"""Co-activation of atoms and their parents, over all tokens of a selection.
 
 Pearson's correlation of the two codes, ``cov(p, a) / (std(p) std(a))``, and their cosine
 ``sum p a / sqrt(sum p^2 sum a^2)``; a token on which neither fires counts as 0, 0. The two numbers are what

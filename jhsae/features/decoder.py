@@ -1,4 +1,4 @@
-"""What a feature writes: its decoder row in the language model's units, that row's logits, and its neighbours.
+"""Decoder rows in the language model's units, their direct logit attribution, and their nearest neighbours.
 
 ``logit[i, v] = rows[i] . unembedding[v]``, with `rows` of `decoder_in_lm_units` and the unembedding of
 `lm.AbstractLM.unembedding()`: the output embedding times the gain of the final norm. So the weight of the final norm is

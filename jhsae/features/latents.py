@@ -1,4 +1,4 @@
-"""What one latent does: how often and how strongly it fires, and on which tokens.
+"""Statistics per latent: how often and how strongly it fires, and on which tokens.
 
 Everything is counted from `Firings`; a firing is a code that is not 0, as in L0. Values are in the SAE's own units,
 that is after its input normaliser. The latents are the rows of ``sae.dictionary()``: experts, then atoms.

@@ -46,7 +46,7 @@ class Made:
         self.store, self.model = harvested(folder)
         self.name = name
         sae = cfg.build(slot, AbstractSAE, key=jax.random.key(1))
-        self.sae = eqx.tree_at(lambda s: s.b_enc, sae, sae.b_enc.at[:2].set(-100.0))  # these never fire
+        self.sae = eqx.tree_at(lambda s: s.b_enc, sae, sae.b_enc.at[1:3].set(-100.0))  # these never fire
         self.normalizer = cfg.build(UNIT_NORM, AbstractNormalizer).fit(self.store)
         self.run = folder / name
         report_files.write_run(folder, name, {"ev_r2": 0.0})
