@@ -47,6 +47,10 @@ class Codes(eqx.Module):
         """The codes over the rows of ``sae.dictionary()``; for a flat SAE, itself."""
         return self
 
+    def parent_values(self) -> Float[Array, "*batch slots"]:
+        """For every slot of ``flat()`` the value of its parent; 0 where it has none, as here."""
+        return jnp.zeros_like(self.values)
+
     def levels(self) -> tuple["Codes", ...]:
         """What each sparsifier of the SAE gave: here, the one."""
         return (self,)
@@ -77,6 +81,13 @@ class TreeCodes(eqx.Module):
             jnp.concatenate([p_index, c_index.reshape(shape)], axis=-1),
             experts * (1 + atoms),
         )
+
+    def parent_values(self) -> Float[Array, "*batch slots"]:
+        """For every slot of ``flat()`` the value of its parent; 0 for the parents themselves."""
+        parents, children = self.parents.values, self.children.values
+        spread = jnp.broadcast_to(parents[..., None], children.shape)
+        shape = (*parents.shape[:-1], children.shape[-2] * children.shape[-1])
+        return jnp.concatenate([jnp.zeros_like(parents), spread.reshape(shape)], axis=-1)
 
     def levels(self) -> tuple[Codes, ...]:
         """What each sparsifier of the SAE gave: parents, then children."""

@@ -27,7 +27,6 @@ from jhsae.data.source import AbstractSource
 from jhsae.data.text import AbstractText
 from jhsae.errors import UserError
 from jhsae.init import AbstractInit
-from jhsae.interop.saelens import write as saelens_write
 from jhsae.losses import AbstractTerm
 from jhsae.metric import AbstractMetric
 from jhsae.resampling import AbstractResampling
@@ -163,6 +162,7 @@ def test_comparisons_know_both_names(monkeypatch: pytest.MonkeyPatch, tmp_path: 
             with pytest.raises(UserError, match="no teacher"):
                 expert_names(tmp_path)
     monkeypatch.setattr(aliases, "MOVED", {"jhsae.sparsify.BatchTopK": "jhsae.parts.OverTheBatch"})
+    saelens_write = importlib.import_module("jhsae.interop.saelens.write")  # the package has a function of that name
     about = {"sae": {"_target_": "jhsae.parts.OverTheBatch"}, "reads": {"model": None, "layer": None}}
     expected = saelens_write._metadata({**about, "sae": {"_target_": "jhsae.sparsify.BatchTopK"}})
     assert saelens_write._metadata(about) == expected and expected["training_architecture"] is not None

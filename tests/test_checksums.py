@@ -13,7 +13,8 @@ from test_saved_sae import FLAT, WHITEN, built
 
 from jhsae.data import Store, write_array
 from jhsae.errors import UserError
-from jhsae.files.checksums import NAME, Sums, new_folder, parse, verify, whole_folder
+from jhsae.files.checksums import NAME, Sums, new_folder, parse, verify
+from jhsae.files.folders import whole_folder
 from jhsae.interop import plain, saelens
 from jhsae.sae.io import load_sae, save_sae
 from jhsae.teacher import Teacher

@@ -110,7 +110,7 @@ def test_labels_of_figures_are_text():
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     """A page of the feature browser around hostile names and tokens."""
-    density = {"kind": "latents", "edges": [-1, 0], "counts": [1], "dead": 0, "all": 1}
+    density = {"kind": "latents", "log10_edges": [-1, 0], "counts": [1], "dead": 0, "all": 1}
     latent = {
         "id": "f0", "name": HOSTILE[1], "fired": 1, "mean": 1.0, "high": 1.0, "low": 0.0, "histogram": [1], "norm": 1.0,
         "tokens": [[i, 0.5, 1.0, 1] for i in range(len(HOSTILE))], "first": [[0, 1, 1.0, [0, 1.0]]], "below": [],

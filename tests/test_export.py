@@ -65,7 +65,10 @@ def test_saelens_with_the_l0_before_and_after_and_the_frequencies(place, tmp_pat
 
 def test_saelens_without_a_store_measures_nothing(place, tmp_path, capsys):
     export.run(Export(str(place / "flat"), "saelens", str(tmp_path / "out")))
-    assert capsys.readouterr().out == f"wrote {tmp_path / 'out'}\n"
+    (line,) = capsys.readouterr().out.splitlines()
+    made, following = line.split("; next: ")
+    assert made == f"{tmp_path / 'out'}: saelens, 24 features over 16 dimensions"
+    assert following.startswith("python -c") and str(tmp_path / "out") in following
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [NAME, "cfg.json", "sae_weights.safetensors"]
 
 
@@ -76,6 +79,23 @@ def test_torch_with_the_l0_before(place, tmp_path, capsys):
     l0 = float(sae.encode(normalizer(jnp.asarray(store.read(0, store.rows)))[0]).l0().mean())
     assert f"L0 {l0:.4f} before the export" in capsys.readouterr().out
     assert (tmp_path / "out" / "hsae.py").exists()
+
+
+def test_torch_says_whether_text_opens_with_bos(place, tmp_path, monkeypatch):
+    """By the store that is given, else by the one that the SAE was trained on, where it still is; SAELens's default."""
+    store = jhsae.Store.open(place / "store")
+    _, _, about = jhsae.load_sae(place / "tree")
+    trained_on = about | {"store": {"path": str(place / "store"), "sha256": store.identity()}}
+    found = []
+    for first in (None, 2):
+        monkeypatch.setitem(store.manifest.tokenizer, "first", first)
+        monkeypatch.setattr(export.Store, "open", lambda path: store)
+        for number, known in enumerate((about, trained_on)):
+            monkeypatch.setattr(export, "load_sae", lambda run, trust, to=known: (*jhsae.load_sae(run)[:2], to))
+            out = tmp_path / f"{first}-{number}"
+            export.run(Export(str(place / "tree"), "torch", str(out)))
+            found.append(json.loads((out / "cfg.json").read_text())["metadata"]["prepend_bos"])
+    assert found == [True, False, True, True]
 
 
 @pytest.mark.parametrize(("kind", "file"), [("delphi", "**/*.safetensors"), ("neuronpedia", "**/*")])

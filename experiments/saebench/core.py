@@ -32,7 +32,7 @@ from transformers import Gemma2ForCausalLM
 import jhsae.interop.saelens.plugin  # noqa: F401  (registers the architecture)
 from jhsae import config, evals, lm
 from jhsae.assets.torch.hsae import HSAE
-from jhsae.data import AbstractNormalizer, Store
+from jhsae.data import AbstractNormalizer, Store, special_ids
 from jhsae.interop import torch_hsae
 from jhsae.sae import AbstractSAE
 from jhsae.training.checkpoint import load_sae
@@ -214,7 +214,7 @@ def main() -> None:
         export = Path(temporary) / "sae"
         torch_hsae.write(export, sae, normalizer, about)
         loaded = {"torch": HSAE.load(export), "SAELens plug-in": sae_lens.SAE.load_from_disk(export)}
-        for positions, ignore in {"ordinary": set(model.tokenizer.all_special_ids), "all": set()}.items():
+        for positions, ignore in {"ordinary": set(special_ids(model.tokenizer)), "all": set()}.items():
             mine, frequency = ours(sae, normalizer, model.model, layer, tokens, ignore, args.batch)
             for through, exported in loaded.items():
                 scores, features = saebench(exported, theirs, tokens, ignore, args.batch)

@@ -1,4 +1,4 @@
-"""Where a latent fires, to be read: its strongest firings, and some at lower ranks, each with the tokens around it.
+"""Contexts of a latent: its strongest firings, and some at lower ranks, each with the tokens around it.
 
 A shown window is not shown again for a firing inside it, so that one passage does not fill the list. Values of all
 tokens of a window are kept, because a reader wants to see where a latent starts and stops.

@@ -1,21 +1,41 @@
-"""The page's entry of each latent, in two halves: where it fires, and what its decoder row writes."""
+"""The page's entry of each latent, in two halves: its firings, and what its decoder row writes."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Array, Float, Float32, Int64
 
 from jhsae.browser.contexts import Context, Reader
-from jhsae.browser.members import Members
 from jhsae.browser.pieces import Pieces, Sequences
-from jhsae.browser.tables import Json, logit_pairs, main_token, nearest, numbers, rounded
+from jhsae.browser.tables import Json, logit_pairs, main_token, neighbours, numbers, rounded
+from jhsae.features.decoder import feature_logits
 from jhsae.features.firings import Firings
-from jhsae.features.latents import LatentStatistics, latent_logits
-from jhsae.features.search import TokenProfile, main_tokens
+from jhsae.features.latents import LatentStatistics, TokenProfile, main_tokens
 from jhsae.sae import HierarchicalSAE
 
 TOKENS = 8
+
+
+class Members:
+    """The firings of all atoms of one expert, the strongest of a row first."""
+
+    def __init__(self, fired: Firings, tree: HierarchicalSAE, expert: int):
+        first = tree.experts + expert * tree.atoms
+        parts = [fired.of(first + atom) for atom in range(tree.atoms)]
+        rows, values = (np.concatenate(column) for column in zip(*parts, strict=True))
+        atoms = np.repeat(np.arange(tree.atoms), [len(r) for r, _ in parts])
+        order = np.lexsort((-np.abs(values), rows))
+        self._rows, self._atoms = rows[order], atoms[order]
+        #: How many of the expert's firings no atom joined.
+        self.alone = len(fired.of(expert)[0]) - len(np.unique(rows))
+        #: How many of its atoms never fired.
+        self.dead = sum(len(r) == 0 for r, _ in parts)
+
+    def at(self, row: int) -> int | None:
+        """The strongest atom on a row; None where the expert fired alone."""
+        i = int(np.searchsorted(self._rows, row))
+        return int(self._atoms[i]) if i < len(self._rows) and self._rows[i] == row else None
 
 
 def label(feature: int, tree: HierarchicalSAE | None) -> str:
@@ -56,20 +76,20 @@ class Entries:
     def writing(
         self,
         dictionary: Float32[np.ndarray, "features embed"],
-        unembedding: Float32[np.ndarray, "vocab embed"],
+        unembedding: Float[Array, "vocab embed"],
         logits: int,
-        neighbours: int,
+        near: int,
     ) -> list[Json]:
         """Length, logits and neighbours of the decoder row of every shown latent."""
-        ends = latent_logits(dictionary[self.shown], unembedding, logits)
-        near = nearest(dictionary, self.statistics.fired, self.shown, neighbours)
+        ends = feature_logits(dictionary[self.shown], unembedding, logits)
+        nearest = neighbours(dictionary, self.statistics.fired, self.shown, near)
         norms = np.linalg.norm(dictionary[self.shown], axis=1)
         return [
             {
                 "norm": rounded(norms[n]),
                 "top": logit_pairs(ends.top_ids[n], ends.top[n], self.pieces),
                 "bottom": logit_pairs(ends.bottom_ids[n], ends.bottom[n], self.pieces),
-                "near": [[label(other, self.tree), cosine] for other, cosine in near[n]],
+                "near": [[label(other, self.tree), cosine] for other, cosine in nearest[n]],
             }
             for n in range(len(self.shown))
         ]

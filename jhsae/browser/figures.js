@@ -44,14 +44,16 @@ function activationHistogram(latent) {
 }
 
 function densityHistogram(one) {
-  const marks = one.edges.filter(Number.isInteger).map(edge => [edge, bare(100 * 10 ** edge) + " %"]);
+  const first = Math.max(one.counts.findIndex(count => count > 0), 0);  // bins of rarer features are left out
+  const edges = one.log10_edges.slice(first), counts = one.counts.slice(first);
+  const marks = edges.filter(Number.isInteger).map(edge => [edge, bare(100 * 10 ** edge) + " %"]);
   const alive = one.all - one.dead;
   const label = `Histogram of ${whole(alive)} ${one.kind} by how often they fire; ${whole(one.dead)} never fired.`;
-  const svg = histogram({counts: one.counts, edges: one.edges, marks, unit: "fires on this part of the tokens (log scale)",
+  const svg = histogram({counts, edges, marks, unit: "fires on this part of the tokens (log scale)",
     what: {one: one.kind.slice(0, -1), many: one.kind}, label});
   svg.querySelectorAll("title").forEach((title, i) => {
-    const bin = one.counts.map((count, at) => [count, at]).filter(([count]) => count > 0)[i][1];
-    title.textContent = `${percent(10 ** one.edges[bin])} to ${percent(10 ** one.edges[bin + 1])}: ${whole(one.counts[bin])}`;
+    const bin = counts.map((count, at) => [count, at]).filter(([count]) => count > 0)[i][1];
+    title.textContent = `${percent(10 ** edges[bin])} to ${percent(10 ** edges[bin + 1])}: ${whole(counts[bin])}`;
   });
   return svg;
 }

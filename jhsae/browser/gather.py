@@ -1,7 +1,7 @@
-"""Everything that the page of a feature browser shows, as plain data: numbers, tokens, contexts, and a search index.
+"""The data of a feature browser's page: numbers, tokens, contexts, and a search index.
 
 Latents are named as in the page's addresses: ``f7`` of a flat SAE; of a hierarchical one ``e12`` and its atom
-``e12/a3``. Numbers are rounded, and tokens, sequences and latents stand for their places in the page's own lists.
+``e12/a3``. Numbers are rounded, and tokens, sequences and latents are indices into the page's own lists.
 """
 
 from dataclasses import dataclass
@@ -12,18 +12,19 @@ from jhsae import lm
 from jhsae.browser.contexts import Reader, Window
 from jhsae.browser.entries import Entries, label
 from jhsae.browser.pieces import Pieces, Sequences
-from jhsae.browser.tables import Json, density, rounded, search_index
+from jhsae.browser.tables import Json, densities, rounded, search_index
 from jhsae.data import Store
 from jhsae.data.normalize import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.features.contexts import expert_atoms, spread_features
-from jhsae.features.firings import firings
-from jhsae.features.latents import latent_statistics, raw_dictionary
-from jhsae.features.search import token_profile, word_ids
+from jhsae.features.decoder import decoder_in_lm_units, typical_rows
+from jhsae.features.firings import firing_table
+from jhsae.features.latents import latent_statistics, token_profile
+from jhsae.features.token_text import word_ids
 from jhsae.files.escaping import visible
 from jhsae.sae import AbstractSAE, HierarchicalSAE
 
-BINS, TYPICAL_ROWS = 24, 4096
+BINS = 24
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,27 @@ def gather(
     names: dict[int, str],
     limits: Limits,
 ) -> Json:
-    """The data of a page on the first `rows` rows of `store`; `names` of experts or flat features, by index.
+    """The data of a page.
+
+    Args:
+        sae: a trained SAE.
+        normalizer: its fitted input normaliser.
+        store: held-out activations of the SAE's model and layer, of which the first `rows` rows are measured.
+        rows: how many.
+        model: the language model of the store, for tokens and logits.
+        names: of experts or flat features, by index.
+        limits: how much of everything is shown.
 
     Raises:
         UserError: no latent fired.
     """
-    fired = firings(sae, normalizer, store, rows)
+    fired = firing_table(sae, normalizer, store, rows)
     statistics = latent_statistics(fired, BINS)
     tree = sae if isinstance(sae, HierarchicalSAE) else None
     shown = _shown(statistics.frequency, tree, limits)
     if not len(shown):
         raise UserError(f"no latent fired on the {rows} rows of {store.path}; was the SAE trained on such activations?")
-    index, tokens, x = store.index(0, rows), store.tokens(), store.read(0, min(rows, TYPICAL_ROWS))
+    index, tokens = store.index(0, rows), store.tokens()
     pieces, vocab = Pieces(model.tokenizer), model.model.vocab
     sequences = Sequences(tokens, index, pieces)
     profile = token_profile(fired, index[:, 2], vocab)
@@ -67,7 +77,7 @@ def gather(
     by_word = token_profile(fired, of_token[index[:, 2]], len(words))
     entries = Entries(fired, statistics, profile, shown, tree, pieces, sequences)
     firing = entries.firing(Reader(index, tokens.shape[1], limits.window), limits.examples, limits.spread)
-    dictionary, unembedding = raw_dictionary(sae, normalizer, x), np.asarray(model.model.unembedding())
+    dictionary, unembedding = decoder_in_lm_units(sae, normalizer, store), model.model.unembedding()
     writing = entries.writing(dictionary, unembedding, limits.logits, limits.neighbours)
     return {
         "latents": [
@@ -75,10 +85,10 @@ def gather(
             for i, where, what in zip(shown.tolist(), firing, writing, strict=True)
         ],
         "search": search_index(by_word, words, shown),
-        "density": density(statistics.frequency, _kinds(sae, tree)),
+        "density": densities(statistics.frequency, _kinds(sae, tree)),
         "rows": rows,
         "window": [*limits.window],
-        "norm": rounded(np.median(np.linalg.norm(x, axis=1)), 4),
+        "norm": rounded(np.median(np.linalg.norm(typical_rows(store), axis=1)), 4),
         **sequences.written(),
         **pieces.written(profile.occurrences),
     }

@@ -1,10 +1,11 @@
-"""What a page says once and refers to by place: the tokens that it shows, and the sequences that contexts come from."""
+"""Tokens and sequences of a page, each written once and referred to by its index."""
 
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, Int64, UInt32
 
+from jhsae.data import special_ids
 from jhsae.features.token_text import token_text, word
 from jhsae.files.escaping import visible
 
@@ -22,7 +23,7 @@ class Pieces:
 
     def written(self, occurrences: Int64[np.ndarray, " vocab"]) -> dict[str, Any]:
         """Text as shown, text as searched, and `occurrences` among the measured rows, by place; special tokens."""
-        ids, special = list(self._places), set(self._tokenizer.all_special_ids)
+        ids, special = list(self._places), set(special_ids(self._tokenizer))
         texts = token_text(self._tokenizer, ids)
         return {
             "pieces": [visible(text) for text in texts],

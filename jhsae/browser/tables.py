@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, Int64
 
 from jhsae.browser.pieces import Pieces
-from jhsae.features.latents import LatentStatistics, decoder_neighbours, density_histogram
-from jhsae.features.search import TokenProfile
+from jhsae.features.decoder import directions, nearest
+from jhsae.features.latents import LatentStatistics, TokenProfile, density
 
 Json = dict[str, Any]
 MOST_BY_MEAN, MOST_BY_SHARE = 40, 20
@@ -42,7 +42,7 @@ def logit_pairs(ids: Int[np.ndarray, " k"], values: Float32[np.ndarray, " k"], p
     return [[pieces.use(int(i)), rounded(v)] for i, v in zip(ids, values, strict=True)]
 
 
-def nearest(
+def neighbours(
     dictionary: Float32[np.ndarray, "features embed"],
     fired: Int64[np.ndarray, " features"],
     chosen: Int64[np.ndarray, " chosen"],
@@ -53,7 +53,7 @@ def nearest(
     k = min(k, len(live) - 1)
     if k < 1:
         return [[] for _ in chosen]
-    ids, cosines = decoder_neighbours(dictionary[live], np.searchsorted(live, chosen), k)
+    ids, cosines = nearest(directions(dictionary[live]), np.searchsorted(live, chosen), k)
     both = zip(live[ids].tolist(), cosines.tolist(), strict=True)
     return [[(i, round(c, 3)) for i, c in zip(*one, strict=True)] for one in both]
 
@@ -81,12 +81,10 @@ def search_index(profile: TokenProfile, words: Sequence[str], chosen: Int64[np.n
     return found
 
 
-def density(frequency: Float[np.ndarray, " features"], stops: dict[str, int]) -> list[Json]:
-    """The density histogram of each kind of latent; `stops` says where in `frequency` a kind ends."""
+def densities(frequency: Float[np.ndarray, " features"], stops: dict[str, int]) -> list[Json]:
+    """The density of each kind of latent, with its dead apart; `stops` says where in `frequency` a kind ends."""
     found, start = [], 0
     for kind, stop in stops.items():
         own, start = frequency[start:stop], stop
-        edges, counts = density_histogram(own)
-        dead = int(np.sum(own == 0))
-        found.append({"kind": kind, "edges": edges.tolist(), "counts": counts.tolist(), "dead": dead, "all": len(own)})
+        found.append({"kind": kind, **density(own), "dead": int(np.sum(own == 0)), "all": len(own)})
     return found

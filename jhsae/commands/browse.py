@@ -1,4 +1,4 @@
-"""``jhsae browse``: what every latent of a trained SAE does, as one HTML page that opens anywhere, offline.
+"""``jhsae browse``: every latent of a trained SAE on one HTML page that opens anywhere, offline.
 
 For each latent: how often and how strongly it fires on held-out text, its contexts, the tokens it raises and lowers,
 its neighbours; an expert opens to its atoms; typing a word lists the latents that fire on it.
@@ -14,8 +14,9 @@ from jhsae import browser
 from jhsae import config as cfg
 from jhsae.browser.contexts import Window
 from jhsae.commands.evaluate import expert_names
-from jhsae.data import Store
-from jhsae.data.normalize import AbstractNormalizer
+from jhsae.commands.outcome import opened, outcome
+from jhsae.config.trust import TrustedPackages
+from jhsae.data import AbstractNormalizer, Store
 from jhsae.errors import UserError
 from jhsae.features.origin import check_origin, language_model
 from jhsae.files import bounded
@@ -28,7 +29,7 @@ from jhsae.training.checkpoint import load_sae
 @ranged
 @dataclass(frozen=True)
 class Browse:
-    """Which SAE is shown, on which text, and how much of it."""
+    """The SAE to show, the text to show it on, and how much of both."""
 
     UNHASHED: ClassVar[frozenset[str]] = frozenset({"trust"})
 
@@ -48,9 +49,7 @@ class Browse:
     logits: Annotated[Count, "tokens raised and lowered most"] = 10
     neighbours: Annotated[Natural, "nearest decoder directions"] = 8
     title: Annotated[str | None, "heading of the page; null for the name of the run"] = None
-    trust: Annotated[str | list[str], "packages, beside jhsae, whose parts the run may be made of"] = field(
-        default_factory=list
-    )
+    trust: TrustedPackages = field(default_factory=list)
 
 
 def run(config: Browse) -> Path:
@@ -74,7 +73,8 @@ def run(config: Browse) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
     content = page.encode("utf-8", "backslashreplace")  # a lone surrogate is no text
     write_whole(out, content)
-    print(f"{out}: {len(data['latents'])} latents on {rows:,} tokens, {len(content) / 1e6:.1f} MB")
+    made = f"{len(data['latents'])} latents on {rows:,} tokens", f"{len(content) / 1e6:.1f} MB"
+    print(outcome(out, made, opened(out)))
     return out
 
 
@@ -101,7 +101,7 @@ def describe(
     store: Store,
     data: dict[str, Any],
 ) -> dict[str, Any]:
-    """What the template says around the data."""
+    """The heading and the footer of the page."""
     manifest, tree = store.manifest, isinstance(sae, HierarchicalSAE)
     facts = [f"{key} {value}" for key, value in manifest.dataset.items() if key != "source" and value is not None]
     origin = {

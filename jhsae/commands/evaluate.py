@@ -4,9 +4,7 @@ Appends one row to results.jsonl in the run folder (metrics, config hash, commit
 active contexts of features at evenly spaced ranks of frequency.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -14,10 +12,13 @@ import numpy as np
 
 from jhsae import config as cfg
 from jhsae import evals, lm
+from jhsae.commands.outcome import command, outcome
+from jhsae.config.trust import TrustedPackages
 from jhsae.data import AbstractNormalizer, Store, special_ids
-from jhsae.features.contexts import expert_atoms, sparse_codes, spread_features, top_contexts
+from jhsae.features.contexts import expert_atoms, spread_features, top_contexts
+from jhsae.features.firings import firings, first_rows
 from jhsae.features.origin import check_origin, language_model
-from jhsae.features.token_text import token_text
+from jhsae.features.token_text import texts
 from jhsae.files.bounded import read_lines, to_json
 from jhsae.files.folders import append_line, write_whole
 from jhsae.files.forms import NUMBER, OBJECT, TEXT, check
@@ -29,12 +30,19 @@ from jhsae.teacher import Teacher
 from jhsae.training.checkpoint import load_sae
 
 FROM_TEACHER = "jhsae.init.FromTeacher"
+MAIN = {
+    "ev_r2": "explained variance",
+    "ce_recovered": "CE recovered",
+    "l0": "L0",
+    "mse": "MSE",
+    "dead": "dead features",
+}
 
 
 @ranged
 @dataclass(frozen=True)
 class Evaluate:
-    """What is evaluated, on what."""
+    """The run to evaluate, and the data to evaluate it on."""
 
     UNHASHED: ClassVar[frozenset[str]] = frozenset({"trust"})
 
@@ -47,19 +55,30 @@ class Evaluate:
     features: Annotated[Natural, "features whose most active contexts are kept"] = 12
     atoms: Annotated[Natural, "atoms shown for each of them"] = 4
     examples: Annotated[Count, "contexts per feature"] = 6
-    trust: Annotated[str | list[str], "packages, beside jhsae, whose parts the run may be made of"] = field(
-        default_factory=list
-    )
+    trust: TrustedPackages = field(default_factory=list)
 
 
 def run(config: Evaluate) -> dict[str, Any]:
     """Evaluates, writes, and returns the row of results.jsonl."""
     folder = Path(config.run)
     sae, normalizer, about = load_sae(folder, trust=config.trust)
-    if (row := _finished(folder, config)) is not None:
-        return row
-    with owned(folder, "evaluate"):
-        return _finished(folder, config) or _run(config, folder, sae, normalizer, about)
+    if (row := _finished(folder, config)) is None:
+        with owned(folder, "evaluate"):
+            row = _finished(folder, config) or _run(config, folder, sae, normalizer, about)
+    print(outcome(folder, _main_numbers(row["metrics"]), _next(config)))
+    return row
+
+
+def _main_numbers(metrics: dict[str, Any]) -> list[str]:
+    """The metrics that are looked at first, in words; those of another version may lack some."""
+    found = [(word, metrics[key]) for key, word in MAIN.items() if key in metrics]
+    return [f"{word} {'undefined' if value is None else f'{value:.4g}'}" for word, value in found]
+
+
+def _next(config: Evaluate) -> str:
+    page = f"{config.run.rstrip('/')}.html"
+    words = (f"run={config.run}", f"store={config.store}", f"lm={config.lm}", f"out={page}")
+    return command("jhsae", "browse", *words, trust=config.trust)
 
 
 def _run(
@@ -88,13 +107,6 @@ def _run(
     contexts = _contexts(config, sae, normalizer, store, model, frequency, rows)
     write_whole(folder / "contexts.json", to_json(contexts) + "\n")
     append_line(folder / "results.jsonl", to_json(row))  # last, because it says that the evaluation is complete
-    print(
-        f"{folder.name}: "
-        + ", ".join(
-            f"{k} {'undefined' if metrics[k] is None else f'{metrics[k]:.4g}'}"
-            for k in ("ev_r2", "mse", "ce_recovered", "l0", "dead")
-        )
-    )
     return row
 
 
@@ -140,12 +152,12 @@ def _contexts(
     rows: int,
 ) -> list[dict[str, Any]]:
     """One entry per chosen expert (or flat feature), with its atoms."""
-    values, indices = sparse_codes(sae, normalizer, store, rows)
     tree = sae if isinstance(sae, HierarchicalSAE) else None
     parents = spread_features(frequency if tree is None else frequency[: tree.experts], config.features)
     atoms = {p: expert_atoms(tree, p, frequency, config.atoms) if tree else [] for p in parents}
     wanted = [*parents, *(a for own in atoms.values() for a in own)]
-    found = top_contexts(values, indices, wanted, store, _pieces(model.tokenizer), config.examples)
+    fired = firings(sae, normalizer, first_rows(store, rows))
+    found = top_contexts(fired, wanted, store, texts(model.tokenizer), config.examples)
     names = expert_names(Path(config.run))
 
     def entry(feature: int) -> dict[str, Any]:
@@ -169,7 +181,3 @@ def expert_names(folder: Path) -> dict[int, str]:
     if not isinstance(teacher, str):
         return {}
     return {i: concept.name for i, concept in enumerate(Teacher.load(teacher).concepts)}
-
-
-def _pieces(tokenizer: Any) -> Callable[[list[int]], list[str]]:
-    return partial(token_text, tokenizer)

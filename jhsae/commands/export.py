@@ -13,15 +13,17 @@ import numpy as np
 from jaxtyping import Float
 
 from jhsae import evals
-from jhsae.data import AbstractNormalizer, Store
+from jhsae.commands.outcome import command, outcome
+from jhsae.config.trust import TrustedPackages
+from jhsae.data import AbstractNormalizer, Store, opens_with_bos
+from jhsae.data.manifest import NAME as MANIFEST
 from jhsae.errors import UserError
 from jhsae.features.origin import check_origin, language_model
-from jhsae.files.bounded import read_lines
+from jhsae.files.bounded import read_lines, to_json
 from jhsae.files.folders import local_folder, refuse_existing
 from jhsae.files.forms import check
 from jhsae.files.lock import owned
-from jhsae.interop import delphi, hub, plain, saelens, torch_hsae
-from jhsae.interop.neuronpedia import bundle as neuronpedia
+from jhsae.interop import delphi, hub, neuronpedia, plain, saelens, torch_hsae
 from jhsae.ranges import Count, Words, ranged
 from jhsae.sae import AbstractSAE
 from jhsae.training.checkpoint import load_sae
@@ -32,7 +34,7 @@ READ_ROWS = 4096
 @ranged
 @dataclass(frozen=True)
 class Export:
-    """What is exported, and where to."""
+    """The SAE to export, the format, and where to."""
 
     run: Annotated[Words, "folder of a finished run (jhsae train), of an import or of a saved SAE"]
     format: Annotated[
@@ -45,9 +47,7 @@ class Export:
     rows: Annotated[Count | None, "held-out activations to use; null for all"] = None
     lm: Annotated[str | None, "language model (neuronpedia); null for the one the store was harvested from"] = None
     push: Annotated[str | None, "hub repository to upload it to, such as org/name"] = None
-    trust: Annotated[str | list[str], "packages, beside jhsae, whose parts the run may be made of"] = field(
-        default_factory=list
-    )
+    trust: TrustedPackages = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.store is None and self.format in ("delphi", "neuronpedia"):
@@ -57,13 +57,24 @@ class Export:
 
 
 class Job(NamedTuple):
-    """What a writer gets: the SAE as it is, the config and the opened store."""
+    """The arguments of a writer: the config, the SAE and the opened store."""
 
     config: Export
     sae: AbstractSAE
     normalizer: AbstractNormalizer
     about: dict[str, Any]
     store: Store | None
+
+    def prepend_bos(self) -> bool | None:
+        """Whether sequences open with BOS in the given store, or the one of the training; None where unknown."""
+        if self.store is not None:
+            return opens_with_bos(self.store.manifest)
+        trained_on = self.about.get("store") or {}
+        path = trained_on.get("path")
+        if path is None or not (Path(path) / MANIFEST).is_file():
+            return None
+        store = Store.open(path)
+        return opens_with_bos(store.manifest) if store.is_known_as(trained_on.get("sha256")) else None
 
     def held_out(self) -> Store:
         """The store, where the config guarantees one."""
@@ -79,14 +90,31 @@ def run(config: Export) -> Path:
     with owned(out, "export"):
         refuse_existing(out)  # again: somebody may have written it meanwhile
         FORMATS[config.format](job, out)
-    print(f"wrote {out}")
     if config.push is not None:
         print(f"pushed to {hub.push(out, config.push)}")
+    made = f"{config.format}, {job.sae.features} features over {job.sae.embed} dimensions"
+    print(outcome(out, [made], _next(config, out)))
     return out
 
 
+def _next(config: Export, out: Path) -> str:
+    """The next step with a folder of this format, a command where there is one."""
+    match config.format:
+        case "saelens" | "torch":
+            module = "jhsae.interop.saelens.plugin, sae_lens" if config.format == "torch" else "sae_lens"
+            return command(
+                "python", "-c", f"import {module}; print(sae_lens.SAE.load_from_disk({to_json(str(out))}).cfg)"
+            )
+        case "folder":
+            return command("jhsae", "evaluate", f"run={out}", "store=...", "lm=...", trust=config.trust)
+        case "delphi":
+            return f"delphi.latents.LatentDataset(raw_dir={str(out)!r}, ...) in Python"
+        case "neuronpedia":
+            return f"upload the folders in {out} with Neuronpedia's importer"
+
+
 def _read(config: Export) -> Job:
-    """What is exported; bad input ends here, before anything is written, a lock included."""
+    """Reads and checks the input, before anything is written, a lock included."""
     sae, normalizer, about = load_sae(config.run, trust=config.trust)
     store = None if config.store is None else Store.open(config.store)
     if store is not None:
@@ -107,7 +135,7 @@ def _saelens(job: Job, out: Path) -> None:
 
 
 def _torch(job: Job, out: Path) -> None:
-    torch_hsae.write(out, job.sae, job.normalizer, job.about)
+    torch_hsae.write(out, job.sae, job.normalizer, job.about, job.prepend_bos())
     if job.store is not None:
         before, _ = _fired(job.sae, job.normalizer, job.store, job.config.rows)
         print(f"L0 {before:.4f} before the export; to compare, average (sae.encode(x) != 0).sum(-1) over the same rows")

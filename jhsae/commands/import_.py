@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from jhsae import config as cfg
+from jhsae.commands.outcome import command, outcome
+from jhsae.config.trust import TrustedPackages
 from jhsae.errors import UserError
 from jhsae.files import bounded, tensor_files
-from jhsae.files.checksums import whole_folder
-from jhsae.files.folders import local_folder, refuse_existing
+from jhsae.files.folders import local_folder, refuse_existing, whole_folder
 from jhsae.files.lock import owned
 from jhsae.interop import dictionary_learning, gemma_scope, hub, imported, openai, saelens, sparsify
 from jhsae.interop.imported import Imported
@@ -22,7 +23,7 @@ from jhsae.training.checkpoint import load_sae
 @ranged
 @dataclass(frozen=True)
 class Import:
-    """What is imported, and what it is held to be."""
+    """The SAE to import, and how to read it."""
 
     source: Annotated[Words, "a folder or file, or hf://org/name[@revision][/subfolder]"]
     out: Annotated[Words, "run folder to write, must not exist"]
@@ -33,9 +34,7 @@ class Import:
     unpickle: Annotated[bool, "allow torch.load(weights_only=True) for .pt files"] = False
     model: Annotated[str | None, "language model that it reads, where the files say another name or none"] = None
     layer: Annotated[Natural | None, "blocks that have run before what it reads (blocks.5.hook_resid_post: 6)"] = None
-    trust: Annotated[str | list[str], "packages, beside jhsae, whose parts an SAE of jhsae may be made of"] = field(
-        default_factory=list
-    )
+    trust: TrustedPackages = field(default_factory=list)
     UNHASHED: ClassVar[frozenset[str]] = frozenset({"unpickle", "trust"})
 
 
@@ -50,17 +49,20 @@ def run(config: Import) -> Path:
             imported.save(found, partial / "sae")
             cfg.write(config, partial / "import.yaml")
     reads = found.about["reads"]
-    print(f"wrote {out}: {kind}, {found.sae.features} features over {found.sae.embed} dimensions")
     if None in reads.values():
         print(
             f"it reads model {reads['model']}, layer {reads['layer']}, as far as the files say; to evaluate it, import "
             "it with model=... and layer=..."
         )
+    made = kind, f"{found.sae.features} features over {found.sae.embed} dimensions"
+    language_model = "..." if reads["model"] is None else reads["model"]
+    following = command("jhsae", "evaluate", f"run={out}", "store=...", f"lm={language_model}", trust=config.trust)
+    print(outcome(out, made, following))
     return out
 
 
 def _read(config: Import) -> tuple[str, Imported]:
-    """The format and what is imported; bad input ends here, before anything is written, a lock included."""
+    """Reads and checks the input, before anything is written, a lock included; returns the format and the SAE."""
     where = hub.parse(config.source)
     path = Path(config.source) if where is None else hub.pull(*where)
     if not os.path.exists(path):

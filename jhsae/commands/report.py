@@ -14,6 +14,7 @@ from typing import Annotated
 
 from annotated_types import MinLen
 
+from jhsae.commands.outcome import opened, outcome
 from jhsae.config import to_dict
 from jhsae.errors import UserError
 from jhsae.files import bounded
@@ -26,7 +27,7 @@ from jhsae.report.reading import Run, read_runs, read_teacher
 @ranged
 @dataclass(frozen=True)
 class Report:
-    """What is reported, and where."""
+    """The runs to report, and where to."""
 
     runs: Annotated[list[Words], MinLen(1), "run folders (jhsae train, then jhsae evaluate), in the order of the rows"]
     out: Annotated[Words, "the page to write, such as runs/report.html; results.jsonl goes beside it"]
@@ -52,8 +53,15 @@ def run(config: Report) -> Path:
     write_whole(out.parent / "results.jsonl", "".join(run.line + "\n" for run in runs))
     content = page.encode("utf-8", "backslashreplace")  # a lone surrogate is no text
     write_whole(out, content)
-    print(f"{out}: {len(runs)} runs, {len(content) / 1e6:.1f} MB")
+    count = f"{len(runs)} run{'' if len(runs) == 1 else 's'}"
+    print(outcome(out, [count, *_best(runs), f"{len(content) / 1e6:.1f} MB"], opened(out)))
     return out
+
+
+def _best(runs: list[Run]) -> list[str]:
+    """The highest explained variance, and whose it is; nothing where no run has one."""
+    found = [(run.metrics["ev_r2"], run.name) for run in runs if run.metrics.get("ev_r2") is not None]
+    return [f"highest explained variance {value:.4g} ({name})" for value, name in sorted(found, reverse=True)[:1]]
 
 
 def claim(out: Path, runs: list[Run]) -> None:

@@ -15,11 +15,13 @@ from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import module_from_spec
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from jhsae.errors import UserError
 
 OURS = "jhsae"
+# The key `trust` of every verb that reads a run.
+TrustedPackages = Annotated[str | list[str], "packages, beside jhsae, whose parts the run may be made of"]
 
 
 class Trust(NamedTuple):

@@ -5,6 +5,7 @@ model.
 """
 
 from jhsae.data.framing import Framing as Framing
+from jhsae.data.framing import opens_with_bos as opens_with_bos
 from jhsae.data.framing import ordinary as ordinary
 from jhsae.data.framing import special_ids as special_ids
 from jhsae.data.from_array import write_array as write_array

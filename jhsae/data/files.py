@@ -12,13 +12,9 @@ import tensorstore as ts
 
 from jhsae.errors import UserError
 from jhsae.files.checksums import hash_file
+from jhsae.files.folders import is_bucket
 
 SCHEMES = ("file://", "gs://", "s3://")
-
-
-def is_bucket(path: str | Path) -> bool:
-    """True for ``gs://``, ``s3://`` and other URLs that tensorstore opens."""
-    return "://" in str(path)
 
 
 def kvstore(path: str | Path) -> ts.KvStore:

@@ -29,6 +29,12 @@ class Framing:
         return cls(bos, bos if eos is None else eos)
 
 
+def opens_with_bos(manifest: Any) -> bool | None:
+    """Whether the sequences of a store open with BOS, by its manifest; None where an older version wrote it."""
+    tokenizer = manifest.tokenizer
+    return tokenizer["first"] is not None if "first" in tokenizer else None
+
+
 def special_ids(tokenizer: Any) -> tuple[int, ...]:
     """The ids of BOS, EOS and padding, ascending; those that the tokenizer lacks are left out."""
     found = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}

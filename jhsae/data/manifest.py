@@ -15,11 +15,12 @@ from typing import Any, get_type_hints
 import numpy as np
 from jaxtyping import Float64
 
-from jhsae.data.files import hash_of, is_bucket, kvstore
+from jhsae.data.files import hash_of, kvstore
 from jhsae.data.layout import METADATA, ArrayLayout, arrays_of
 from jhsae.data.manifest_fields import check_fields, check_files
 from jhsae.errors import UserError
 from jhsae.files import bounded, checksums
+from jhsae.files.folders import is_bucket
 
 NAME = "manifest.json"
 FORMAT = 3

@@ -19,7 +19,7 @@ import tensorstore as ts
 from jaxtyping import Int32, UInt32
 
 from jhsae.data import arrays
-from jhsae.data.files import checksums, is_bucket, kvstore, names, writing_store
+from jhsae.data.files import checksums, kvstore, names, writing_store
 from jhsae.data.layout import ArrayLayout, arrays_of
 from jhsae.data.manifest import FORMAT, NAME, Manifest, Origin, read_manifest, versions
 from jhsae.data.shuffle import Group, groups
@@ -29,7 +29,7 @@ from jhsae.errors import UserError
 from jhsae.files.bounded import as_object, parse_json, to_json
 from jhsae.files.checksums import NAME as SUMS
 from jhsae.files.checksums import to_text
-from jhsae.files.folders import rename_synced
+from jhsae.files.folders import PARTIAL, is_bucket, rename_synced
 
 PLAN, PROGRESS = "plan.json", "progress-"
 _PROGRESSES = ts.KvStore.KeyRange(PROGRESS, PROGRESS + "~")
@@ -67,7 +67,7 @@ class Plan:
 
 def folder_of(out: str) -> str:
     """Where the store is built."""
-    return out if is_bucket(out) else f"{out}.partial"
+    return out if is_bucket(out) else out + PARTIAL
 
 
 def begin(out: str, plan: Plan, channels: Channels | None, resume: bool) -> None:

@@ -1,4 +1,4 @@
-"""How well a trained SAE reconstructs held-out activations, in the units of the language model.
+"""Reconstruction metrics of a trained SAE on held-out activations, in the language model's units.
 
 Three definitions of explained variance are in use; they differ, and are never compared with one another:
 ``ev_r2 = 1 - sum |x - x_hat|^2 / sum |x - mean x|^2`` (the default), ``ev_saebench``, in which SAEBench 0.6 squares
@@ -20,18 +20,16 @@ from jaxtyping import Array, Float
 
 from jhsae.data.normalize import AbstractNormalizer
 from jhsae.errors import UserError
+from jhsae.features.latents import density
 from jhsae.sae import AbstractSAE, HierarchicalSAE
-from jhsae.usage import Context
+from jhsae.sae.apply import reconstruct
 
 ROUNDING = 1e-12  # a variance below this part of the mean square is rounding of float32
-LOG10_EDGES = tuple(i / 4 for i in range(-32, 1))  # of frequencies from 1e-8, four bins per factor of ten
 
 
 @eqx.filter_jit
 def _sums(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Array, mean: Array) -> dict[str, Array]:
-    inside, token = normalizer(x)
-    forward = sae.forward(inside, Context())
-    x_hat = normalizer.undo(forward.x_hat, token)
+    x_hat, forward, coarse = reconstruct(sae, normalizer, x)
     error = jnp.sum((x - x_hat) ** 2, axis=-1)
     centred = jnp.sum((x - mean) ** 2, axis=-1)
     norms, norms_hat = jnp.linalg.norm(x, axis=-1), jnp.linalg.norm(x_hat, axis=-1)
@@ -54,8 +52,7 @@ def _sums(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Array, mean: Arra
         "fired": forward.codes.fired(),
         "squares": jnp.sum(x**2, axis=0),
     }
-    if forward.coarse is not None:
-        coarse = normalizer.undo(forward.coarse, token)
+    if coarse is not None:
         sums["coarse_error"] = jnp.sum((x - coarse) ** 2)
         sums["l0_parents"] = jnp.sum(forward.tree().parents.l0())
     return sums
@@ -67,13 +64,22 @@ def fidelity(
     batches: Iterable[np.ndarray],
     mean: Float[np.ndarray, "embed"],
 ) -> tuple[dict[str, Any], Float[np.ndarray, "features"]]:
-    """Metrics over all `batches` (raw activations) and how often each feature fired, as a fraction of the tokens.
+    """Metrics over all `batches` and the frequency of every feature.
 
-    `mean` is the mean of the held-out rows. MSE is summed over embed, averaged over tokens. L1 is in the units of the
-    SAE's own input, everything else in those of the language model. `density` counts the features that fired by the
-    log10 of their frequency; the others are `dead`. `relative_reconstruction_bias` is ``E||x_hat||^2 / E[x . x_hat]``
-    (arXiv 2404.16014, eq. 10): 1 where no rescaling of x_hat would fit better, below 1 where x_hat is too short, 0
-    where it always is 0 and x is not. Sums are kept in float64.
+    MSE is summed over embed, averaged over tokens. L1 is in the units of the SAE's own input, everything else in those
+    of the language model. `density` counts the features that fired by the log10 of their frequency; the others are
+    `dead`. `relative_reconstruction_bias` is ``E||x_hat||^2 / E[x . x_hat]`` (arXiv 2404.16014, eq. 10): 1 where no
+    rescaling of x_hat would fit better, below 1 where x_hat is too short, 0 where it is always 0 and x is not. Sums are
+    kept in float64.
+
+    Args:
+        sae: a trained SAE, `for_inference`.
+        normalizer: its fitted input normaliser.
+        batches: activations in the language model's units, ``[rows, embed]`` each.
+        mean: the mean of all held-out rows.
+
+    Returns:
+        The metrics by name, None where one is not defined, and the fraction of tokens on which each feature fired.
 
     Raises:
         UserError: no rows at all.
@@ -121,16 +127,6 @@ def fidelity(
     return metrics, frequency
 
 
-def density(frequency: Float[np.ndarray, "features"]) -> dict[str, list[float] | list[int]]:
-    """How many features fire how often: counts in fixed bins of log10 frequency, as JSON values.
-
-    A feature that never fired is in no bin, one rarer than 1e-8 in the first.
-    """
-    live = np.clip(np.log10(frequency[frequency > 0]), LOG10_EDGES[0], LOG10_EDGES[-1])
-    counts, _ = np.histogram(live, LOG10_EDGES)
-    return {"log10_edges": list(LOG10_EDGES), "counts": counts.tolist()}
-
-
 def _bias(squared: SupportsFloat, along: SupportsFloat, nonzero: SupportsFloat) -> float | None:
     """``E||x_hat||^2 / E[x . x_hat]``; of a reconstruction that is always 0 its limit, 0."""
     return 0.0 if float(nonzero) and not float(squared) else ratio(squared, along)
@@ -147,5 +143,5 @@ def explained(error: SupportsFloat, total: SupportsFloat) -> float | None:
 
 
 def parameters(sae: AbstractSAE) -> int:
-    """The number of trained numbers."""
+    """The number of trained parameters."""
     return sum(a.size for a in jax.tree.leaves(eqx.filter(sae, eqx.is_inexact_array)))

@@ -1,4 +1,4 @@
-"""Is a child's delta orthogonal to its parent, more than chance makes it?
+"""Orthogonality of a child's delta to its parent, beside a null of random pairings.
 
 For every atom that fired, the angle between its expert's decoder row and its own row of the dictionary (both residual
 vectors), in a metric; the distance from 90 degrees is two-sided. The null pairs the same atoms with the parents of

@@ -1,8 +1,8 @@
-"""What the language model loses when its residual stream is replaced by a reconstruction.
+"""Cross-entropy and KL of the language model with its residual stream replaced by a reconstruction.
 
 ``ce_recovered = (CE_zero - CE_sae) / (CE_zero - CE_model)``: 1 for a perfect SAE, 0 for replacing the stream by zeros.
-A share whose denominator is 0 is None. Positions of special tokens keep their own residual: no SAE is trained on them.
-Which these are is said in one place for harvests and evaluations, `jhsae.data.framing`.
+A share whose denominator is 0 is None. Positions of special tokens (`jhsae.data.special_ids`)
+keep their own residual: no SAE is trained on them.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from jhsae.errors import UserError
 from jhsae.evals.fidelity import ratio
 from jhsae.lm import AbstractLM, cross_entropy
 from jhsae.sae import AbstractSAE
-from jhsae.usage import Context
+from jhsae.sae.apply import reconstruct
 
 Replace = Callable[[Float[Array, "rows embed"]], Float[Array, "rows embed"]]
 
@@ -32,8 +32,7 @@ class Spliced(eqx.Module):
     normalizer: AbstractNormalizer
 
     def __call__(self, x: Float[Array, "rows embed"]) -> Float[Array, "rows embed"]:
-        inside, token = self.normalizer(x)
-        return self.normalizer.undo(self.sae.forward(inside, Context()).x_hat, token)
+        return reconstruct(self.sae, self.normalizer, x).x_hat
 
 
 @eqx.filter_jit
@@ -68,9 +67,19 @@ def splice(
     special: list[int],
     batch: int = 16,
 ) -> dict[str, dict[str, float]]:
-    """Cross-entropy (nats per token) and KL of each replacement, of the model itself, and of zeros.
+    """Cross-entropy and KL of each replacement of the residual stream, of the model itself, and of zeros.
 
-    `special` are the ids whose positions keep their residual (`jhsae.data.special_ids`).
+    Args:
+        model: the language model.
+        layer: the number of blocks before the replaced residual stream.
+        replacements: functions from residual vectors ``[rows, embed]`` to what replaces them, by name; `Spliced` makes
+            one of an SAE.
+        tokens: ``[sequences, context]``.
+        special: the ids whose positions keep their residual (`jhsae.data.special_ids`).
+        batch: sequences per forward pass.
+
+    Returns:
+        For each name ``ce`` and ``kl``, in nats per predicted token.
 
     Raises:
         UserError: no token to predict.

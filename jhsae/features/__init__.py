@@ -1,1 +1,1 @@
-"""What one feature does: its text, contexts, firings, logits, co-activation, density."""
+"""Per-feature statistics of a trained SAE: firings, density, contexts, logits, co-activation, token text."""

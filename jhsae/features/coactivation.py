@@ -1,4 +1,4 @@
-"""How an atom and its parent fire together, over all tokens of a selection.
+"""Co-activation of atoms and their parents, over all tokens of a selection.
 
 Pearson's correlation of the two codes, ``cov(p, a) / (std(p) std(a))``, and their cosine
 ``sum p a / sqrt(sum p^2 sum a^2)``; a token on which neither fires counts as 0, 0. The two numbers are what
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from jhsae.features.pairs import SparseCodes
+from jhsae.features.spill import SpilledFirings
 from jhsae.sae import HierarchicalSAE
 
 
@@ -52,7 +52,7 @@ class CoActivation:
         return Links([parent], [float(self.pearson[parent, own])], [float(self.cosine[parent, own])])
 
 
-def co_activation(codes: SparseCodes, sae: HierarchicalSAE) -> CoActivation:
+def co_activation(codes: SpilledFirings, sae: HierarchicalSAE) -> CoActivation:
     """Reads the records once."""
     sums, squares, products = np.zeros((3, sae.features))
     for records in codes.parts("counting"):

@@ -1,24 +1,21 @@
-"""What one latent does: how often and how strongly it fires, on which tokens, and what it writes to the logits.
+"""Statistics per latent: how often and how strongly it fires, and on which tokens.
 
 Everything is counted from `Firings`; a firing is a code that is not 0, as in L0. Values are in the SAE's own units,
 that is after its input normaliser. The latents are the rows of ``sae.dictionary()``: experts, then atoms.
+
+For token t and latent i: ``mean[t, i]``, the activation summed over the measured occurrences of t and divided by their
+number, silent ones included; and ``share[t, i]``, the part of all activation of i that falls on t. A latent with a high
+mean fires there reliably; one with a high share fires there and hardly elsewhere. Negative values count as 0.
 """
 
 from dataclasses import dataclass
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int64
+from jaxtyping import Float, Int, Int32, Int64
 
-from jhsae.data.normalize import AbstractNormalizer
-from jhsae.errors import UserError
 from jhsae.features.firings import Firings
-from jhsae.features.logits import extremes
-from jhsae.features.rows import directions, nearest
-from jhsae.sae import AbstractSAE
 
-MOST_SCORES = 2**25
+LOG10_EDGES = tuple(i / 4 for i in range(-32, 1))  # of frequencies from 1e-8, four bins per factor of ten
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,71 +51,75 @@ def latent_statistics(firings: Firings, bins: int = 24) -> LatentStatistics:
     return LatentStatistics(fired, fired / firings.measured, mean, high, low, counts.reshape(-1, bins))
 
 
-def density_histogram(
-    frequency: Float[np.ndarray, " features"], width: float = 0.25
-) -> tuple[Float[np.ndarray, " edges"], Int64[np.ndarray, " bins"]]:
-    """Features by log10 of their frequency: bin edges (multiples of `width`, the last 0) and counts.
+def density(frequency: Float[np.ndarray, " features"]) -> dict[str, list[float] | list[int]]:
+    """How many features fire how often: counts in fixed bins of log10 frequency, as JSON values.
 
-    A feature that never fired is in no bin, and one that always fires is in the last.
+    A feature that never fired is in no bin: those are ``len(frequency) - sum(counts)``. One rarer than 1e-8 is in the
+    first bin, one that always fires in the last.
+
+    Args:
+        frequency: the fraction of the measured tokens on which each feature fired.
+
+    Returns:
+        ``log10_edges``, the same for every SAE, and ``counts`` between them.
     """
-    logs = np.log10(frequency[frequency > 0])
-    bins = max(1, int(np.ceil(-logs.min() / width))) if len(logs) else 1
-    edges = np.arange(-bins, 1) * width
-    place = np.floor(logs / width).astype(np.int64).clip(-bins, -1) + bins
-    return edges, np.bincount(place, minlength=bins).astype(np.int64)
-
-
-def raw_dictionary(
-    sae: AbstractSAE, normalizer: AbstractNormalizer, x: Float32[np.ndarray, "rows embed"]
-) -> Float32[np.ndarray, "features embed"]:
-    """What an activation of 1 adds to the residual stream, in the language model's units: one row per feature.
-
-    Where the normaliser scales every token by itself (unit norm, layer norm), it is that of a token of the median
-    scale among `x`: the directions of the rows hold for every token, their lengths for a typical one.
-    """
-
-    rows = sae.dictionary()
-    _, tokens = normalizer(jnp.asarray(x))
-    typical = jax.tree.map(lambda a: jnp.broadcast_to(jnp.median(a, axis=0), (len(rows), *a.shape[1:])), tokens)
-    added = normalizer.undo(rows, typical) - normalizer.undo(jnp.zeros_like(rows), typical)
-    return np.asarray(added, np.float32)
+    live = np.clip(np.log10(frequency[frequency > 0]), LOG10_EDGES[0], LOG10_EDGES[-1])
+    counts, _ = np.histogram(live, LOG10_EDGES)
+    return {"log10_edges": list(LOG10_EDGES), "counts": counts.tolist()}
 
 
 @dataclass(frozen=True, eq=False)
-class LatentLogits:
-    """For each row the tokens it raises most (largest first) and least (smallest first), with the values."""
+class TokenProfile:
+    """Every (token, latent) pair that occurred: firings and summed activation, sorted by token, then latent.
 
-    top_ids: Int[np.ndarray, "rows k"]
-    top: Float32[np.ndarray, "rows k"]
-    bottom_ids: Int[np.ndarray, "rows k"]
-    bottom: Float32[np.ndarray, "rows k"]
-
-
-def latent_logits(
-    rows: Float32[np.ndarray, "rows embed"], unembedding: Float32[np.ndarray, "vocab embed"], k: int
-) -> LatentLogits:
-    """Direct logit attribution: ``logit[i, v] = rows[i] . unembedding[v]``, its k largest and k smallest entries.
-
-    `rows` are decoder rows in raw units (`raw_dictionary`), `unembedding` that of `lm.AbstractLM.unembedding`: the
-    output embeddings times the gain of the final norm. The final norm itself is left out: it divides the logits of a
-    token by one positive number, rms(x), which the latent shares with everything else in the residual stream. So the
-    order of tokens and the ratios of the values mean something, their size does not; later blocks and the soft cap
-    are left out too. A constant over all tokens would not change any probability; none is subtracted.
+    Pairs of token t stand from ``starts[t]`` to ``starts[t + 1]``; `occurrences` counts the measured rows of every
+    token, `mass` sums the activation of every latent.
     """
-    _check(k, len(unembedding), "logits", "tokens in the vocabulary")
-    table, step = jnp.asarray(unembedding), max(1, MOST_SCORES // len(unembedding))
-    parts = [extremes(jnp.asarray(rows[i : i + step]), table, k)[1:] for i in range(0, max(len(rows), 1), step)]
-    return LatentLogits(*(np.concatenate([np.asarray(p) for p in column]) for column in zip(*parts, strict=True)))
+
+    tokens: Int64[np.ndarray, " pairs"]
+    latents: Int64[np.ndarray, " pairs"]
+    fired: Int64[np.ndarray, " pairs"]
+    total: Float[np.ndarray, " pairs"]
+    starts: Int64[np.ndarray, " vocab_plus_1"]
+    occurrences: Int64[np.ndarray, " vocab"]
+    mass: Float[np.ndarray, " features"]
+
+    def mean(self) -> Float[np.ndarray, " pairs"]:
+        """Activation per occurrence of the token."""
+        return self.total / self.occurrences[self.tokens]
+
+    def share(self) -> Float[np.ndarray, " pairs"]:
+        """Part of the latent's activation that falls on the token; 0 for a latent that is never positive."""
+        mass = self.mass[self.latents]
+        return np.divide(self.total, mass, out=np.zeros_like(self.total), where=mass > 0)
 
 
-def decoder_neighbours(
-    rows: Float32[np.ndarray, "features embed"], of: Int[np.ndarray, " chosen"], k: int
-) -> tuple[Int[np.ndarray, "chosen k"], Float32[np.ndarray, "chosen k"]]:
-    """For each chosen row, the k other rows with the largest cosine, and those cosines; a row of zeros has cosine 0."""
-    _check(k, len(rows) - 1, "neighbours", "other rows")
-    return nearest(directions(rows), of, k)
+def token_profile(firings: Firings, tokens: Int32[np.ndarray, " rows"], vocab: int) -> TokenProfile:
+    """The profile of the measured rows, of which row r reads token ``tokens[r]``."""
+    features, values = firings.features().astype(np.int64), np.maximum(firings.values, 0).astype(np.float64)
+    keys = tokens[firings.rows].astype(np.int64) * firings.size + features
+    pairs, inverse, fired = np.unique(keys, return_inverse=True, return_counts=True)
+    token, latent = pairs // firings.size, pairs % firings.size
+    return TokenProfile(
+        tokens=token,
+        latents=latent,
+        fired=fired.astype(np.int64),
+        total=_sums(inverse, values, len(pairs)),
+        starts=np.searchsorted(token, np.arange(vocab + 1)).astype(np.int64),
+        occurrences=np.bincount(tokens[: firings.measured], minlength=vocab).astype(np.int64),
+        mass=_sums(features, values, firings.size),
+    )
 
 
-def _check(k: int, most: int, key: str, what: str) -> None:
-    if not 1 <= k <= most:
-        raise UserError(f"{key} is {k}, but there are {most} {what}; write a number from 1 to {most}")
+def main_tokens(profile: TokenProfile, latents: Int[np.ndarray, " chosen"], k: int) -> list[list[int]]:
+    """For each latent, the pairs of the profile (at most k) on which most of its activation falls, largest first."""
+    order = np.lexsort((profile.tokens, -profile.total, profile.latents))
+    starts = np.searchsorted(profile.latents[order], latents)
+    stops = np.searchsorted(profile.latents[order], latents, side="right")
+    own = [order[a : min(b, a + k)] for a, b in zip(starts, stops, strict=True)]
+    return [[int(i) for i in pairs if profile.total[i] > 0] for pairs in own]
+
+
+def _sums(group: np.ndarray, values: np.ndarray, groups: int) -> np.ndarray:
+    """The sum of each group; float64 even where there is nothing to add up."""
+    return np.bincount(group, weights=values, minlength=groups).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Does an SAE read what a store holds, and is this the language model that the store was harvested from?"""
+"""Checks that an SAE, a store and a language model belong together: model, layer, width, tokenizer."""
 
 from typing import Any
 

@@ -9,10 +9,15 @@ embedding) as ``<token 50300>``.
 
 import re
 import unicodedata
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from itertools import product
 from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from jhsae.errors import UserError
 
 UNKNOWN = "<token {}>"
 REPLACEMENT = "\ufffd"  # what a decoder writes in place of incomplete UTF-8
@@ -37,12 +42,42 @@ def token_text(tokenizer: Any, ids: Iterable[int]) -> list[str]:
     return [texts.get(i, named[i]) for i in ids]
 
 
+def texts(tokenizer: Any) -> Callable[[Iterable[int]], list[str]]:
+    """`token_text` of one tokenizer: a function from ids to their texts."""
+    return partial(token_text, tokenizer)
+
+
 def word(text: str) -> str:
     """A token's text, or what was typed, as it is searched for: without spaces around it, in one case, composed (NFC).
 
     `fold` of browser/search.js does the same.
     """
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text.strip()).casefold())
+
+
+def word_ids(tokenizer: Any, vocab: int) -> tuple[list[str], Int32[np.ndarray, " vocab"]]:
+    """All searched forms of a vocabulary, and which of them each token has: tokens of one form are one word."""
+    places: dict[str, int] = {}
+    forms = [places.setdefault(word(text), len(places)) for text in token_text(tokenizer, range(vocab))]
+    return list(places), np.asarray(forms, np.int32)
+
+
+def token_ids(text: str, tokenizer: Any) -> list[int]:
+    """The tokens that read as `text`, whatever their case and with or without a space before; or else its pieces.
+
+    Raises:
+        UserError: no text, or text of which the tokenizer knows nothing.
+    """
+    wanted = word(text)
+    if not wanted:
+        raise UserError("the text to search for is empty; write a word, such as 'water'")
+    ids = sorted(tokenizer.get_vocab().values())
+    same = [i for i, text in zip(ids, token_text(tokenizer, ids), strict=True) if word(text) == wanted]
+    pieces = tokenizer.encode(text.strip(), add_special_tokens=False)
+    known = same or [i for i in dict.fromkeys(pieces) if i != tokenizer.unk_token_id]
+    if not known:
+        raise UserError(f"the tokenizer has no token for {text!r}; write a word that occurs in the text")
+    return known
 
 
 def _decoded(tokenizer: Any, ids: list[int]) -> list[str]:

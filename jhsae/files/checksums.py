@@ -8,18 +8,15 @@ They find damage; they prove nothing about who wrote the folder.
 
 import hashlib
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from etils import epath
-
 from jhsae.errors import UserError, sentence
 from jhsae.files.bounded import JSON_BYTES, MIB, inside, read_bytes, regular_file, size_of
-from jhsae.files.folders import PARTIAL, Folder, is_bucket, refuse_existing, rename_synced, sync, writing
+from jhsae.files.folders import Folder, is_bucket, whole_folder
 from jhsae.files.lock import is_owned, owned
 from jhsae.files.tensor_files import check_written, tensor_header
 
@@ -63,40 +60,19 @@ class NewFolder:
 
 
 @contextmanager
-def whole_folder(folder: Folder) -> Iterator[Folder]:
-    """A folder to write into, which takes the name `folder` when the block ends without an error.
+def new_folder(folder: Folder, last: str | None = None, within: str = ".") -> Iterator[NewFolder]:
+    """A `whole_folder` with ``SHA256SUMS``, owned by this process while it is written.
 
-    It is written under the name `PARTIAL`; what a killed process left there is removed. In a bucket, where no folder
-    can be renamed, the files appear one by one.
+    Args:
+        folder: the folder to make.
+        last: the file that in a bucket is written after ``SHA256SUMS``.
+        within: the folder in `folder` that holds ``SHA256SUMS`` and all files: for readers that take every name at the
+            top for something of theirs.
 
     Raises:
-        UserError: `folder` exists, another process writes it, the disk is full, or nothing may be written there.
+        UserError: as of `whole_folder`, or another process writes it.
     """
-    with nullcontext() if is_owned(folder.parent) else owned(folder), writing(folder):
-        if not is_bucket(folder):
-            refuse_existing(folder)
-        partial = folder if is_bucket(folder) else folder.with_name(folder.name + PARTIAL)
-        _remove(partial)
-        partial.mkdir(parents=True)
-        try:
-            yield partial
-        except BaseException:
-            _remove(partial)
-            raise
-        if not is_bucket(folder):
-            for path in (*Path(partial).rglob("*"), Path(partial)):
-                sync(path)
-            rename_synced(Path(partial), Path(folder))
-
-
-@contextmanager
-def new_folder(folder: Folder, last: str | None = None, within: str = ".") -> Iterator[NewFolder]:
-    """A `whole_folder` with ``SHA256SUMS``, which in a bucket comes before the file `last`.
-
-    It stands in the folder `within` the new one, which then holds all files: for readers that take every name at the
-    top for something of theirs.
-    """
-    with whole_folder(folder) as partial:
+    with nullcontext() if is_owned(folder.parent) else owned(folder), whole_folder(folder) as partial:
         new = NewFolder(partial, last, within)
         yield new
         new.seal()
@@ -230,13 +206,3 @@ def hash_file(path: Folder) -> str:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
     return digest.hexdigest()
-
-
-def _remove(partial: Folder) -> None:
-    if isinstance(partial, Path) and not is_bucket(partial):
-        if partial.is_dir() and not partial.is_symlink():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
-    elif partial.exists():
-        epath.Path(partial).rmtree()

@@ -1,11 +1,12 @@
-"""A run folder, local or in a bucket: ``gs://`` and ``s3://`` through etils' epath, which Orbax uses as well.
+"""Files and folders, local or in a bucket: ``gs://`` and ``s3://`` through etils' epath, which Orbax uses as well.
 
-``pathlib`` would write ``gs:/bucket``. A bucket needs ``pip install gcsfs`` or ``s3fs``. Whatever is written here is
-whole or absent after a kill or a power cut: it is written under the name `PARTIAL`, synchronised with the disk and
-renamed.
+``pathlib`` would write ``gs:/bucket``. A bucket needs ``pip install gcsfs`` or ``s3fs``. `write_whole` writes a file
+and `whole_folder` a folder atomically: under the name `PARTIAL`, flushed to the disk (fsync) and renamed, so that after
+a kill or a power cut it is complete or absent.
 """
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,7 +84,7 @@ def writing(path: Folder) -> Iterator[None]:
 
 
 def write_whole(path: Folder, content: str | bytes) -> None:
-    """Writes a file that a kill leaves as it was or as it will be, never between; its name until then is PARTIAL.
+    """Writes a file atomically: the old content or the new, never a part (temporary file `PARTIAL`, fsync, rename).
 
     Raises:
         UserError: the disk is full, or nothing may be written there.
@@ -97,6 +98,43 @@ def write_whole(path: Folder, content: str | bytes) -> None:
         Path(partial).unlink(missing_ok=True)  # a link that somebody put there would be followed
         write_synced(partial, data, "xb")
         rename_synced(Path(partial), Path(path))
+
+
+@contextmanager
+def whole_folder(folder: Folder) -> Iterator[Folder]:
+    """A folder to write into, which takes the name `folder` when the block ends without an error.
+
+    It is written under the name `PARTIAL`; what a killed process left there is removed. In a bucket, where no folder
+    can be renamed, the files appear one by one. It does not keep other processes away: see `jhsae.files.lock.owned`.
+
+    Raises:
+        UserError: `folder` exists, the disk is full, or nothing may be written there.
+    """
+    with writing(folder):
+        if not is_bucket(folder):
+            refuse_existing(folder)
+        partial = folder if is_bucket(folder) else folder.with_name(folder.name + PARTIAL)
+        _remove(partial)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+        except BaseException:
+            _remove(partial)
+            raise
+        if not is_bucket(folder):
+            for path in (*Path(partial).rglob("*"), Path(partial)):
+                sync(path)
+            rename_synced(Path(partial), Path(folder))
+
+
+def _remove(partial: Folder) -> None:
+    if isinstance(partial, Path) and not is_bucket(partial):
+        if partial.is_dir() and not partial.is_symlink():
+            shutil.rmtree(partial)
+        else:
+            partial.unlink(missing_ok=True)
+    elif partial.exists():
+        epath.Path(partial).rmtree()
 
 
 def append_line(path: Folder, line: str) -> None:

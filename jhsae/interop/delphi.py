@@ -16,8 +16,9 @@ from safetensors.numpy import save
 
 from jhsae.data import AbstractNormalizer, Manifest, Store
 from jhsae.errors import UserError
+from jhsae.features.firings import Selection, whole_sequences
 from jhsae.features.origin import check_origin
-from jhsae.features.pairs import Selection, select, sparse_codes
+from jhsae.features.spill import spilled
 from jhsae.files.bounded import to_json
 from jhsae.files.checksums import new_folder
 from jhsae.sae import AbstractSAE
@@ -50,12 +51,12 @@ def write(
     check_origin(sae, about, store)
     if not 1 <= splits <= sae.features:
         raise UserError(f"splits is {splits}, but the SAE has {sae.features} features; write 1 to {sae.features}")
-    selection = select(store, rows)
+    selection = whole_sequences(store, rows)
     edges = [sae.features * i // splits for i in range(splits + 1)]
     target = hookpoint(store.manifest.layer)
     with new_folder(Path(folder), within=target) as new:  # Delphi may take every name at the top for a hookpoint
         with TemporaryDirectory(dir=new.path) as spill:
-            codes = sparse_codes(sae, normalizer, selection, edges, Path(spill))
+            codes = spilled(sae, normalizer, selection, edges, Path(spill))
             for i, records in enumerate(codes.parts("writing")):
                 first, last = edges[i], edges[i + 1] - 1
                 tensors = _tensors(records, first, last, selection)

@@ -21,7 +21,7 @@ from jhsae.data import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.leaf import Leaf, describe
 from jhsae.sae import AbstractSAE
-from jhsae.training.checkpoint import save_sae
+from jhsae.sae.io import save_sae
 
 IDENTITY: Slot = {"_target_": "jhsae.data.Identity"}
 RELU: Slot = {"_target_": "jhsae.sparsify.ReLU"}

@@ -10,7 +10,7 @@ from jhsae.files.checksums import new_folder
 from jhsae.files.escaping import code, escaped, literal
 from jhsae.files.forms import COUNT, NUMBER, TEXT
 from jhsae.sae import AbstractSAE
-from jhsae.training.checkpoint import sae_files
+from jhsae.sae.io import sae_files
 
 # What a row of results.jsonl calls it, and what people do.
 METRICS = {

@@ -48,10 +48,25 @@ RULES: dict[type[AbstractSparsifier], tuple[str, ...]] = {
 }
 
 
-def write(folder: str | Path, sae: AbstractSAE, normalizer: AbstractNormalizer, about: dict[str, Any]) -> None:
+def write(
+    folder: str | Path,
+    sae: AbstractSAE,
+    normalizer: AbstractNormalizer,
+    about: dict[str, Any],
+    prepend_bos: bool | None = None,
+) -> None:
     """Writes the folder; it appears complete, and an existing one is not overwritten.
 
-    `UserError`: not a hierarchical SAE, not for inference, or a normaliser that leaves no linear decoder.
+    Args:
+        folder: must not exist.
+        sae: a hierarchical SAE, `for_inference`.
+        normalizer: its fitted input normaliser.
+        about: that of `load_sae`.
+        prepend_bos: whether the sequences that the SAE was trained on open with BOS (`jhsae.data.opens_with_bos`); None
+            where that is not known, which is written as true, SAELens's default.
+
+    Raises:
+        UserError: not a hierarchical SAE, not for inference, or a normaliser that leaves no linear decoder.
     """
     if not isinstance(sae, HierarchicalSAE):
         raise UserError(
@@ -59,7 +74,7 @@ def write(folder: str | Path, sae: AbstractSAE, normalizer: AbstractNormalizer, 
         )
     affine, scale = _normalizer(sae, normalizer)
     tensors = _tensors(sae) | {name: _array(getattr(affine, name)) for name in ("shift", "matrix", "inverse")}
-    config = _config(sae, tensors, scale, about)
+    config = _config(sae, tensors, scale, about, prepend_bos is not False)
     with new_folder(Path(folder)) as new:
         new.write(WEIGHTS, save(tensors))
         new.write(CONFIG, to_json(config, indent=2) + "\n")
@@ -132,7 +147,11 @@ def _normalizer(sae: HierarchicalSAE, normalizer: AbstractNormalizer) -> tuple[A
 
 
 def _config(
-    sae: HierarchicalSAE, tensors: dict[str, np.ndarray], token_scale: dict[str, float] | None, about: dict[str, Any]
+    sae: HierarchicalSAE,
+    tensors: dict[str, np.ndarray],
+    token_scale: dict[str, float] | None,
+    about: dict[str, Any],
+    prepend_bos: bool,
 ) -> dict[str, Any]:
     """cfg.json: SAELens's keys and, under "hsae", those of the torch module."""
     model, layer = about["reads"]["model"], about["reads"]["layer"]
@@ -154,7 +173,7 @@ def _config(
             **hook_names(layer),
             "hook_layer": None if layer is None else max(layer - 1, 0),
             "hook_head_index": None,
-            "prepend_bos": True,
+            "prepend_bos": prepend_bos,
             "context_size": None,
             "jhsae": origin | {"version": about.get("versions", {}).get("jhsae")},
         },

@@ -17,7 +17,7 @@ Text = list[tuple[bool, str]]
 
 
 class Line(NamedTuple):
-    """One context: what stands left and right of the firing token, in pieces that are special tokens or are not."""
+    """One context: the text left and right of the firing token, in pieces that are special tokens or are not."""
 
     left: Text
     token: str

@@ -1,6 +1,6 @@
-"""The columns of the comparison table, and what every number means.
+"""The columns of the comparison table and the definition of every metric.
 
-A number stands in a cell rounded, with its exact value in the cell's tooltip; a cell without a number says why.
+A cell shows a rounded number with its exact value in the tooltip; a cell without a number says why.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Which figures a report has, and what their captions say.
+"""The figures of a report and their captions.
 
 One figure per quantity, every run in it. A loss term is drawn together with those of the same name and class alone, and
 never mixed with another that happens to share its name.

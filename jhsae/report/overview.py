@@ -1,4 +1,4 @@
-"""What was run, in sentences, and how to run it again, from the files alone."""
+"""Sentences on the runs of a report and the commands that repeat them, from the files alone."""
 
 import shlex
 from typing import Any

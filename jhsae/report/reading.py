@@ -1,4 +1,4 @@
-"""What a report is made from: the files of the run folders, of their stores and of the teacher.
+"""Reads the files that a report is made from: run folders, manifests of stores, a teacher.
 
 Nothing is computed here, and no array is read. A file that training or evaluation always writes is an error where it
 is missing; a store that has moved away, or a number that an older version did not record, is shown as missing.
@@ -123,7 +123,7 @@ class Run:
 
     @cached_property
     def metrics(self) -> Json:
-        """The numbers of that row, without those that were none."""
+        """The metrics of that row, without those that are null."""
         return {key: value for key, value in self.result["metrics"].items() if value is not None}
 
     @property
@@ -229,7 +229,7 @@ def _contexts(path: Path) -> list[Json] | None:
 
 
 def _rows(path: Path, form: Json) -> list[Json]:
-    """The rows of a log, without what was no number; none where there is no such file."""
+    """The rows of a log, without null values; empty where there is no such file."""
     rows = bounded.read_lines(path) if os.path.lexists(path) else []
     for number, row in enumerate(rows, start=1):
         check(row, form, f"{path}, row {number}")

@@ -1,18 +1,47 @@
-"""An SAE with its input normaliser on rows in the language model's units: the one way in which rows are encoded."""
+"""An SAE with its input normaliser, applied to rows in the language model's units.
+
+Evaluation, pages and exports encode and reconstruct rows by these two functions alone. Codes are in the SAE's own
+units, that is after the normaliser; vectors are in the language model's.
+"""
+
+from typing import NamedTuple
 
 import equinox as eqx
 from jaxtyping import Array, Float
 
+from jhsae.codes import Codes, TreeCodes
 from jhsae.data.normalize import AbstractNormalizer
 from jhsae.sae.base import AbstractSAE, Forward
 from jhsae.usage import Context
 
 
+class Reconstruction(NamedTuple):
+    """A reconstruction in the language model's units and the forward pass, in the SAE's, that it came from.
+
+    `coarse` is the reconstruction from the parents alone, None for a flat SAE.
+    """
+
+    x_hat: Float[Array, "batch embed"]
+    forward: Forward
+    coarse: Float[Array, "batch embed"] | None
+
+
 @eqx.filter_jit
-def reconstruct(
-    sae: AbstractSAE, normalizer: AbstractNormalizer, x: Float[Array, "batch embed"]
-) -> tuple[Float[Array, "batch embed"], Forward]:
-    """The reconstruction in the units of `x`, and the forward pass in those of the SAE."""
+def reconstruct(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Float[Array, "batch embed"]) -> Reconstruction:
+    """Normalises, runs the SAE as in evaluation, and undoes the normalisation.
+
+    Args:
+        sae: a trained SAE, `for_inference`.
+        normalizer: its fitted input normaliser.
+        x: rows in the language model's units, ``[batch, embed]``.
+    """
     inside, token = normalizer(x)
     forward = sae.forward(inside, Context())
-    return normalizer.undo(forward.x_hat, token), forward
+    coarse = None if forward.coarse is None else normalizer.undo(forward.coarse, token)
+    return Reconstruction(normalizer.undo(forward.x_hat, token), forward, coarse)
+
+
+@eqx.filter_jit
+def encode(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Float[Array, "batch embed"]) -> Codes | TreeCodes:
+    """The codes of `reconstruct`, without decoding them."""
+    return sae.forward(normalizer(x)[0], Context()).codes

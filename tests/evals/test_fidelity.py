@@ -11,8 +11,6 @@ import runs
 
 from jhsae import evals
 from jhsae.data import ArrayRows, CenterScale, Identity, LayerNorm, UnitNorm
-from jhsae.evals.fidelity import density
-from jhsae.features.contexts import sparse_codes
 from jhsae.sae import FlatSAE, mixture_of_experts_v2
 from jhsae.sparsify import ReLU
 from jhsae.usage import Context
@@ -164,15 +162,6 @@ def test_metrics_equal_those_of_saebench(request, which, normalizer):
     assert (frequency >= positive - 1e-9).all(), "a code below 0 is active here and in L0, but not in its density"
 
 
-def test_density_counts_every_live_feature_once_in_the_bin_of_its_frequency():
-    found = density(np.array([0.0, 0.0, 1e-12, 1e-8, 0.0999, 0.1, 0.5, 1.0]))
-    edges, counts = np.array(found["log10_edges"]), np.array(found["counts"])
-    assert sum(counts) == 6 and len(edges) == len(counts) + 1 and np.allclose(np.diff(edges), 0.25)
-    where = {float(edges[i]): int(counts[i]) for i in np.flatnonzero(counts)}
-    assert where == {-8.0: 2, -1.25: 1, -1.0: 1, -0.5: 1, -0.25: 1}
-    assert density(np.zeros(5))["counts"] == [0] * 32
-
-
 def test_the_row_of_results_is_json_and_counts_the_rare_and_the_dense(flat):
     x = runs.activations(200)
     metrics, frequency = evals.fidelity(flat, Identity(), [x], x.mean(axis=0, dtype=np.float64))
@@ -199,10 +188,3 @@ def test_a_perfect_reconstruction_scores_one_and_the_mean_scores_zero():
     x = runs.activations(64)
     assert oracle(x, x)["ev_r2"] == 1
     assert oracle(x, np.broadcast_to(x.mean(0), x.shape))["ev_r2"] == pytest.approx(0)
-
-
-def test_sparse_codes_are_those_of_the_forward_pass(sae, tmp_path):
-    store = runs.store(tmp_path / "store", rows=64)
-    values, indices = sparse_codes(sae, Identity(), store, 64, batch=24)
-    flat = sae.encode(jnp.asarray(store.read(0, 64))).flat()
-    assert np.allclose(values, flat.values) and np.array_equal(indices, flat.indices)

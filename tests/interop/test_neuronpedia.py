@@ -12,7 +12,7 @@ from held_out import ATOMS, EXPERTS, FEATURES, about, dense_codes, harvested, sa
 
 from jhsae.data import Identity, Standardize, UnitNorm
 from jhsae.errors import UserError
-from jhsae.features.rows import raw_rows
+from jhsae.features.decoder import decoder_in_lm_units
 from jhsae.interop.neuronpedia.bundle import write
 from jhsae.interop.neuronpedia.tables import Dashboard
 
@@ -52,7 +52,7 @@ class Bundle:
         self.sae, self.normalizer = saes()[name], NORMALIZERS[name].fit(self.store)
         write(folder, self.sae, self.normalizer, about(self.store), self.store, None, self.model, SMALL)
         self.dense, self.rows = dense_codes(self.sae, self.normalizer, self.store)
-        self.raw = raw_rows(self.sae, self.normalizer)
+        self.raw = decoder_in_lm_units(self.sae, self.normalizer, self.store)
         self.folders = sorted((folder / "lm").iterdir(), key=lambda f: "atoms" in f.name)
         starts = [0, EXPERTS] if len(self.folders) == 2 else [0]
         stops = [*starts[1:], self.sae.features]

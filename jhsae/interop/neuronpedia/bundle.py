@@ -18,9 +18,10 @@ import numpy as np
 
 from jhsae.data import AbstractNormalizer, Store
 from jhsae.features.coactivation import Links, co_activation, no_links
+from jhsae.features.decoder import decoder_in_lm_units, directions
+from jhsae.features.firings import whole_sequences
 from jhsae.features.origin import check_language_model, check_origin
-from jhsae.features.pairs import SparseCodes, select, sparse_codes
-from jhsae.features.rows import directions, raw_rows
+from jhsae.features.spill import SpilledFirings, spilled
 from jhsae.features.token_text import token_text
 from jhsae.files.checksums import new_folder
 from jhsae.interop.neuronpedia.examples import Texts, example_rows
@@ -43,7 +44,7 @@ def write(
     """Writes the bundle of `sae` on a held-out store, harvested from `model`, into a new `folder`.
 
     `rows` bounds how many of the store's rows are used, in whole sequences; None uses all. Codes are in the SAE's own
-    units; vectors and logits are in the model's (`raw_rows`).
+    units; vectors and logits are in the model's (`decoder_in_lm_units`).
 
     Raises:
         UserError: the folder exists; a store of another model, layer or width; another language model than the
@@ -51,18 +52,18 @@ def write(
     """
     check_origin(sae, about, store)
     check_language_model(model, store)
-    selection = select(store, rows)
+    selection = whole_sequences(store, rows)
     sets = source_sets(sae, about, store)
     ranges = [(i, start) for i, s in enumerate(sets) for start in range(s.start, s.stop, dashboard.batch)]
     with new_folder(Path(folder)) as new, TemporaryDirectory(dir=new.path) as spill:
         edges = [*(start for _, start in ranges), sae.features]
-        codes = sparse_codes(sae, normalizer, selection, edges, Path(spill))
+        codes = spilled(sae, normalizer, selection, edges, Path(spill))
         texts = Texts(selection.tokens(), token_text(model.tokenizer, range(model.model.vocab)), selection.rows)
         sheets, created = [], now()
-        dictionary, unembedding = raw_rows(sae, normalizer), model.model.unembedding()
+        dictionary, unembedding = decoder_in_lm_units(sae, normalizer, store), model.model.unembedding()
         for source_set, links in zip(sets, _links(sae, codes), strict=True):
             own = dictionary[source_set.start : source_set.stop]
-            end = (unembedding, model.tokenizer, selection.rows, dashboard, created)
+            end = (unembedding, texts.words, selection.rows, dashboard, created)
             sheets.append(Sheet(source_set, links, own, directions(own), *end))
             release = identifier(dashboard.release or about["name"])
             found = tables(source_set, model, store.manifest, dashboard, release, selection.sequences, created)
@@ -89,7 +90,7 @@ def source_sets(sae: AbstractSAE, about: dict[str, Any], store: Store) -> list[S
     ]
 
 
-def _links(sae: AbstractSAE, codes: SparseCodes) -> list[Callable[[int], Links]]:
+def _links(sae: AbstractSAE, codes: SpilledFirings) -> list[Callable[[int], Links]]:
     """For each source set, what a feature of it is linked to."""
     if not isinstance(sae, HierarchicalSAE):
         return [no_links]

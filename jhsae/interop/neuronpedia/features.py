@@ -12,11 +12,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float, Float32
-from transformers import PreTrainedTokenizerBase
 
 from jhsae.features.coactivation import Links
-from jhsae.features.logits import FeatureLogits, feature_logits
-from jhsae.features.rows import aligned_dimensions, nearest
+from jhsae.features.decoder import FeatureLogits, aligned_dimensions, feature_logits, nearest
 from jhsae.interop.neuronpedia.tables import Dashboard, SourceSet
 from jhsae.interop.numbers import short
 
@@ -25,15 +23,18 @@ BINS = 50
 
 @dataclass(frozen=True, eq=False)
 class Sheet:
-    """What the rows of one source set are made of: its decoder rows in raw units (`unit`: their directions), its links,
-    the end of the language model, and the number of tokens."""
+    """What the rows of one source set are made of.
+
+    Its links, its decoder rows in the language model's units (`unit`: their directions), the unembedding with the text
+    of every token, and the number of measured tokens.
+    """
 
     source_set: SourceSet
     links: Callable[[int], Links]
     rows: Float32[np.ndarray, "features embed"]
     unit: Float[Array, "features embed"]
     unembedding: Float[Array, "vocab embed"]
-    tokenizer: PreTrainedTokenizerBase
+    words: list[str]
     tokens: int
     dashboard: Dashboard
     created: str
@@ -42,13 +43,13 @@ class Sheet:
 def feature_rows(sheet: Sheet, start: int, values: list[Float32[np.ndarray, "_"]]) -> Iterator[dict[str, Any]]:
     """Rows for the features of the set from `start`, whose codes other than 0 are `values`, one array each."""
     stop, dashboard = start + len(values), sheet.dashboard
-    words = min(dashboard.logits, len(sheet.unembedding))
-    logits = feature_logits(sheet.rows[start:stop], sheet.unembedding, sheet.tokenizer, words, BINS)
+    shown = min(dashboard.logits, len(sheet.unembedding))
+    logits = feature_logits(sheet.rows[start:stop], sheet.unembedding, shown, BINS)
     near = min(dashboard.neighbours, len(sheet.rows) - 1)
     ids, cosines = nearest(sheet.unit, np.arange(start, stop), near)
     for i, index in enumerate(range(start, stop)):
         close = {"topkCosSimIndices": ids[i].tolist(), "topkCosSimValues": short(cosines[i])}
-        found = _tables(sheet, index) | _logits(logits, i) | _fired(sheet, values[i])
+        found = _tables(sheet, index) | _logits(logits, i, sheet.words) | _fired(sheet, values[i])
         yield _head(sheet, index, values[i]) | close | found
 
 
@@ -88,12 +89,12 @@ def _tables(sheet: Sheet, index: int) -> dict[str, Any]:
     }
 
 
-def _logits(logits: FeatureLogits, i: int) -> dict[str, Any]:
+def _logits(logits: FeatureLogits, i: int, words: list[str]) -> dict[str, Any]:
     return {
-        "pos_str": logits.top[i],
-        "pos_values": short(logits.top_values[i]),
-        "neg_str": logits.bottom[i],
-        "neg_values": short(logits.bottom_values[i]),
+        "pos_str": [words[token] for token in logits.top_ids[i]],
+        "pos_values": short(logits.top[i]),
+        "neg_str": [words[token] for token in logits.bottom_ids[i]],
+        "neg_values": short(logits.bottom[i]),
         "logits_hist_data_bar_heights": logits.counts[i].tolist(),
         "logits_hist_data_bar_values": short(logits.centres[i]),
     }

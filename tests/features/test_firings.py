@@ -1,4 +1,4 @@
-"""Sparse codes of a store: every code that is not 0 once, where it belongs, in order, whatever the batches."""
+"""The firings of a store, sorted on disk: every code that is not 0 once, in order, for any batch size."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,9 @@ from held_out import ATOMS, EXPERTS, about, dense_codes, harvested, saes
 
 from jhsae.data import Identity, UnitNorm, write_array
 from jhsae.errors import UserError
-from jhsae.features import pairs
+from jhsae.features import firings as firings_module
+from jhsae.features import spill
+from jhsae.features.firings import first_rows, whole_sequences
 from jhsae.features.origin import check_origin
 
 
@@ -17,14 +19,14 @@ def store(tmp_path_factory):
 
 def records(sae, normalizer, selection, edges, folder):
     folder.mkdir()
-    return list(pairs.sparse_codes(sae, normalizer, selection, edges, folder).parts("reading"))
+    return list(spill.spilled(sae, normalizer, selection, edges, folder).parts("reading"))
 
 
 @pytest.mark.parametrize("name", saes())
 def test_every_code_is_there_once_in_order(store, name, tmp_path):
     sae = saes()[name]
     edges = [0, 5, 5 + sae.features // 2, sae.features]
-    parts = records(sae, UnitNorm(), pairs.select(store, None), edges, tmp_path / "spill")
+    parts = records(sae, UnitNorm(), whole_sequences(store, None), edges, tmp_path / "spill")
     expected, _ = dense_codes(sae, UnitNorm(), store)
     sequence, position, feature = np.nonzero(expected)
     order = np.lexsort((position, sequence, feature))
@@ -40,7 +42,7 @@ def test_every_code_is_there_once_in_order(store, name, tmp_path):
 @pytest.mark.parametrize("name", ["tree", "dense_tree"])
 def test_an_atom_comes_with_the_code_of_its_parent(store, name, tmp_path):
     sae = saes()[name]
-    (found,) = records(sae, Identity(), pairs.select(store, None), [0, sae.features], tmp_path / "spill")
+    (found,) = records(sae, Identity(), whole_sequences(store, None), [0, sae.features], tmp_path / "spill")
     expected, _ = dense_codes(sae, Identity(), store)
     atom = found["feature"] >= EXPERTS
     parent = np.where(atom, (found["feature"] - EXPERTS) // ATOMS, 0)
@@ -50,11 +52,11 @@ def test_an_atom_comes_with_the_code_of_its_parent(store, name, tmp_path):
 
 
 def test_small_batches_and_buffers_give_the_same_records(store, tmp_path, monkeypatch):
-    sae, selection = saes()["jump"], pairs.select(store, 100)
+    sae, selection = saes()["jump"], whole_sequences(store, 100)
     (whole,) = records(sae, Identity(), selection, [0, sae.features], tmp_path / "whole")
-    monkeypatch.setattr(pairs, "READ_ROWS", 23)
-    monkeypatch.setattr(pairs, "MOST_CODES", 11 * sae.features)
-    monkeypatch.setattr(pairs, "BUFFER", 50)
+    monkeypatch.setattr(firings_module, "READ_ROWS", 23)
+    monkeypatch.setattr(firings_module, "MOST_CODES", 11 * sae.features)
+    monkeypatch.setattr(spill, "BUFFER", 50)
     (pieces,) = records(sae, Identity(), selection, [0, sae.features], tmp_path / "pieces")
     for key in ("feature", "sequence", "position"):
         np.testing.assert_array_equal(pieces[key], whole[key])
@@ -63,22 +65,31 @@ def test_small_batches_and_buffers_give_the_same_records(store, tmp_path, monkey
 
 def test_rows_selects_whole_sequences_from_the_first(store):
     sequence = store.index(0, store.rows)[:, 0]
-    selection = pairs.select(store, 50)
+    selection = whole_sequences(store, 50)
     assert selection.rows == np.sum(sequence < selection.sequences) <= 50
     assert np.sum(sequence <= selection.sequences) > 50
     np.testing.assert_array_equal(selection.tokens(), store.tokens()[: selection.sequences])
-    everything = pairs.select(store, None)
+    everything = whole_sequences(store, None)
     assert (everything.rows, everything.sequences) == (store.rows, store.manifest.sequences)
-    assert pairs.select(store, store.rows) == everything
+    assert whole_sequences(store, store.rows) == everything
+
+
+def test_the_first_rows_are_those_of_the_store(store):
+    selection = first_rows(store, 53)
+    rows, x, index = (np.concatenate(column) for column in zip(*selection.batches(10), strict=True))
+    np.testing.assert_array_equal(rows, np.arange(53))
+    np.testing.assert_array_equal(x, store.read(0, 53))
+    np.testing.assert_array_equal(index, store.index(0, 53))
+    assert first_rows(store, 10**9) == first_rows(store) and selection.rows == 53
 
 
 def test_rows_out_of_range_are_refused(store):
     for rows in (0, store.rows + 1):
         with pytest.raises(UserError, match=rf"rows is {rows}, but .* holds {store.rows}; write 1 to {store.rows}"):
-            pairs.select(store, rows)
+            whole_sequences(store, rows)
     first = np.sum(store.index(0, store.rows)[:, 0] == 0)
     with pytest.raises(UserError, match=rf"less than one sequence .* write at least {first}$"):
-        pairs.select(store, 1)
+        whole_sequences(store, 1)
 
 
 def test_a_store_of_another_model_layer_or_width_is_refused(store, tmp_path):

@@ -1,4 +1,4 @@
-"""Firings, statistics, logits, neighbours and search against dense NumPy, for codes of every form."""
+"""Firings, statistics, density and token profiles against dense NumPy, for codes of every form."""
 
 import equinox as eqx
 import jax
@@ -7,24 +7,17 @@ import numpy as np
 import pytest
 import runs
 from data.small_stores import tokenizer
+from reference.search import search_by_token
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from jhsae import sparsify
-from jhsae.data import CenteredUnitNorm, CenterScale, Identity, UnitNorm
-from jhsae.data.normalize import LayerNorm, Whiten
+from jhsae.data import Identity
 from jhsae.errors import UserError
 from jhsae.features import firings as firings_module
-from jhsae.features import latents as latents_module
-from jhsae.features.firings import Firings, firings
-from jhsae.features.latents import (
-    decoder_neighbours,
-    density_histogram,
-    latent_logits,
-    latent_statistics,
-    raw_dictionary,
-)
-from jhsae.features.search import main_tokens, search_by_token, token_ids, token_profile, word_ids
+from jhsae.features.firings import Firings, firing_table
+from jhsae.features.latents import density, latent_statistics, main_tokens, token_profile
+from jhsae.features.token_text import token_ids, word_ids
 from jhsae.sae import FlatSAE, HierarchicalSAE, mixture_of_experts_v2
 
 ROWS, VOCAB = 96, 7
@@ -58,7 +51,7 @@ def case(request, store):
     """An SAE, its firings, and its codes as one dense array."""
     sae = SAES[request.param]()
     dense = np.asarray(sae.encode(store.read(0, ROWS)).dense())
-    return sae, firings(sae, Identity(), store, ROWS), dense
+    return sae, firing_table(sae, Identity(), store, ROWS), dense
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +76,16 @@ def test_firings_are_the_codes_that_are_not_zero(case):
 def test_a_firing_costs_8_bytes_and_batches_do_not_matter(case, store, monkeypatch):
     sae, whole, _ = case
     assert whole.rows.nbytes + whole.values.nbytes == 8 * len(whole.rows)
-    cut = firings(sae, Identity(), store, ROWS, batch=37)
+    monkeypatch.setattr(firings_module, "READ_ROWS", 37)
+    cut = firing_table(sae, Identity(), store, ROWS)
     assert np.array_equal(cut.rows, whole.rows) and np.array_equal(cut.starts, whole.starts)
     assert np.allclose(cut.values, whole.values, rtol=1e-5, atol=1e-6)
-    asked = []
+    encoded = []
     monkeypatch.setattr(firings_module, "MOST_CODES", sae.features * 10)
-    monkeypatch.setattr(type(store), "read", lambda self, a, b: asked.append(b - a) or self.request(a, b).result())
-    firings(sae, Identity(), store, ROWS)
-    assert max(asked) == 10 and sum(asked) == ROWS
+    encode = firings_module.encode
+    monkeypatch.setattr(firings_module, "encode", lambda s, n, x: encoded.append(len(x)) or encode(s, n, x))
+    firing_table(sae, Identity(), store, ROWS)
+    assert max(encoded) == 10 and sum(encoded) == ROWS
 
 
 def test_statistics_equal_the_oracle(case):
@@ -118,65 +113,13 @@ def test_the_cases_have_what_they_are_named_for(store):
     assert all((~(codes != 0).any(axis=0)).any() for name, codes in dense.items() if "tree" not in name)
 
 
-def test_the_density_histogram_counts_every_live_feature_once():
-    frequency = np.asarray([0.0, 1.0, 0.1, 0.1, 0.03, 0.5, 1e-3])
-    edges, counts = density_histogram(frequency, width=0.5)
-    assert edges[0] == -3 and edges[-1] == 0
-    assert np.array_equal(counts, np.histogram(np.log10(frequency[1:]), bins=edges)[0])
-    assert counts.sum() == 6
-    assert density_histogram(np.zeros(4))[1].sum() == 0
-
-
-@pytest.mark.parametrize(
-    "normalizer",
-    [Identity(), CenterScale(), UnitNorm(), CenteredUnitNorm(), LayerNorm(), Whiten()],
-    ids=lambda n: type(n).__name__,
-)
-def test_a_raw_row_is_what_one_more_unit_of_activation_adds(store, normalizer):
-    sae = flat(sparsify.TopK(3))
-    normalizer = normalizer.fit(store)
-    x = store.read(0, ROWS)
-    raw = raw_dictionary(sae, normalizer, x)
-    inside, token = normalizer(jnp.asarray(x))
-    codes = np.array(sae.encode(inside).dense())
-    before = normalizer.undo(jnp.asarray(codes @ np.asarray(sae.dictionary())), token)
-    codes[:, 4] += 1
-    added = normalizer.undo(jnp.asarray(codes @ np.asarray(sae.dictionary())), token) - before
-    lengths = np.linalg.norm(added, axis=1)
-    assert np.linalg.norm(raw[4]) == pytest.approx(np.median(lengths), rel=1e-3)
-    unit = added / lengths[:, None]
-    assert np.allclose(unit, raw[4] / np.linalg.norm(raw[4]), atol=1e-3)
-
-
-def test_logits_are_the_ends_of_the_dense_product_for_any_chunk(monkeypatch):
-    rng = np.random.default_rng(1)
-    rows, unembedding = rng.normal(size=(9, 6)).astype(np.float32), rng.normal(size=(30, 6)).astype(np.float32)
-    scores = rows.astype(np.float64) @ unembedding.T
-    order = np.argsort(scores, axis=1)
-    for most in (2**25, 61):
-        monkeypatch.setattr(latents_module, "MOST_SCORES", most)
-        found = latent_logits(rows, unembedding, 4)
-        assert np.array_equal(found.top_ids, order[:, ::-1][:, :4]) and np.array_equal(found.bottom_ids, order[:, :4])
-        assert np.allclose(found.top, np.take_along_axis(scores, found.top_ids, 1), rtol=1e-4, atol=1e-5)
-        assert np.allclose(found.bottom, np.take_along_axis(scores, found.bottom_ids, 1), rtol=1e-4, atol=1e-5)
-    with pytest.raises(UserError, match="logits is 31, but there are 30 tokens"):
-        latent_logits(rows, unembedding, 31)
-
-
-def test_neighbours_are_the_largest_cosines_and_never_the_row_itself(monkeypatch):
-    rows = np.random.default_rng(2).normal(size=(12, 5)).astype(np.float32)
-    rows[3] = 7 * rows[8]
-    rows[5] = 0
-    unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
-    cosines = unit @ unit.T
-    np.fill_diagonal(cosines, -np.inf)
-    chosen = np.asarray([3, 0, 11])
-    monkeypatch.setattr(latents_module, "MOST_SCORES", 25)
-    ids, found = decoder_neighbours(rows, chosen, 4)
-    assert np.array_equal(ids, np.argsort(-cosines[chosen], axis=1)[:, :4]) and ids[0, 0] == 8
-    assert np.allclose(found, -np.sort(-cosines[chosen], axis=1)[:, :4], atol=1e-5)
-    with pytest.raises(UserError, match="neighbours is 12, but there are 11 other rows"):
-        decoder_neighbours(rows, chosen, 12)
+def test_density_counts_every_live_feature_once_in_the_bin_of_its_frequency():
+    found = density(np.array([0.0, 0.0, 1e-12, 1e-8, 0.0999, 0.1, 0.5, 1.0]))
+    edges, counts = np.array(found["log10_edges"]), np.array(found["counts"])
+    assert sum(counts) == 6 and len(edges) == len(counts) + 1 and np.allclose(np.diff(edges), 0.25)
+    where = {float(edges[i]): int(counts[i]) for i in np.flatnonzero(counts)}
+    assert where == {-8.0: 2, -1.25: 1, -1.0: 1, -0.5: 1, -0.25: 1}
+    assert density(np.zeros(5))["counts"] == [0] * 32
 
 
 def hits_of(dense, tokens, wanted):

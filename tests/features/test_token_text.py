@@ -5,19 +5,15 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from tokenizers_of_families import FAMILIES, SPECIAL, TEXT, byte_level, sentencepiece, wordpiece
 
 from jhsae.browser.pieces import Pieces
-from jhsae.commands.evaluate import _pieces
-from jhsae.features.logits import feature_logits
-from jhsae.features.search import token_ids, word_ids
-from jhsae.features.token_text import token_text, word
+from jhsae.features.token_text import texts, token_ids, token_text, word, word_ids
 from jhsae.files.escaping import visible
 
-SEARCH = Path(__file__).parents[1] / "jhsae" / "browser" / "search.js"
+SEARCH = Path(__file__).parents[2] / "jhsae" / "browser" / "search.js"
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -29,10 +25,10 @@ def tokenizer(request):
 def test_texts_joined_are_the_decoded_sequence(tokenizer, text):
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     decoded = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    texts = token_text(tokenizer, ids)
-    if not any("\\x" in one for one in texts):  # a letter that is spread over several tokens is shown as its bytes
-        assert "".join(texts).strip(" ") == decoded.strip(" ")
-    assert not any(mark in "".join(texts) for mark in ("Ġ", "▁", "##", "</w>", "æ", "<0x", "\ufffd"))
+    found = token_text(tokenizer, ids)
+    if not any("\\x" in one for one in found):  # a letter that is spread over several tokens is shown as its bytes
+        assert "".join(found).strip(" ") == decoded.strip(" ")
+    assert not any(mark in "".join(found) for mark in ("Ġ", "▁", "##", "</w>", "æ", "<0x", "\ufffd"))
 
 
 def test_a_word_has_its_space_and_is_found_with_and_without_one(tokenizer):
@@ -68,20 +64,15 @@ def test_a_continuation_is_no_word_of_its_own():
     assert inside and not any(text.startswith((" ", "##")) for text in token_text(tokenizer, inside))
 
 
-def test_contexts_page_and_logits_show_the_same():
+def test_contexts_and_page_show_the_same():
     tokenizer = byte_level(420)
     ids = tokenizer("the naïve 日本語 water", add_special_tokens=False)["input_ids"]
     page = Pieces(tokenizer)
     for i in ids:
         page.use(i)
     written = page.written(np.zeros(len(tokenizer), np.int64))
-    assert _pieces(tokenizer)(ids) == written["pieces"] == token_text(tokenizer, ids)
+    assert texts(tokenizer)(ids) == written["pieces"] == token_text(tokenizer, ids)
     assert "".join(written["pieces"]) == "the naïve 日本語 water" and written["words"][-1] == "water"
-    rows = np.eye(4, dtype=np.float32)[:2]
-    table = np.zeros((len(tokenizer) + 3, 4), np.float32)  # as padded embeddings are
-    table[ids[-1], 0], table[-1, 1] = 1, 1
-    shown = feature_logits(rows, jnp.asarray(table), tokenizer, 1).top
-    assert shown == [[" water"], [f"<token {len(table) - 1}>"]]
 
 
 def test_words_are_compared_without_case_and_composed():

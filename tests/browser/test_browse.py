@@ -4,22 +4,23 @@ import re
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
 from browser.pages import Page
+from reference.search import search_by_token
 
-from jhsae import evals
 from jhsae.browser import Limits, contexts, gather, page
 from jhsae.commands import browse, harvest
 from jhsae.commands.browse import Browse
 from jhsae.config import build, find, load
 from jhsae.data import AbstractNormalizer, Identity, Store
 from jhsae.errors import UserError
-from jhsae.features.contexts import sparse_codes
+from jhsae.features.firings import Firings
+from jhsae.features.latents import token_profile
 from jhsae.features.origin import check_origin
-from jhsae.features.search import search_by_token, token_ids, token_profile
-from jhsae.features.token_text import token_text
+from jhsae.features.token_text import token_ids, token_text
 from jhsae.files.escaping import visible
 from jhsae.lm import load as load_lm
 from jhsae.sae import AbstractSAE, HierarchicalSAE, mixture_of_experts_v2
@@ -74,9 +75,8 @@ def made(request, place):
     out = browse.run(config(place, request.param))
     sae, normalizer, _ = load_sae(place / request.param)
     store = Store.open(place / "heldout")
-    values, indices = sparse_codes(sae, normalizer, store, store.rows)
-    dense = np.zeros((store.rows, sae.features), np.float32)
-    np.add.at(dense, (np.arange(store.rows)[:, None], indices), values)
+    inside, _ = normalizer(jnp.asarray(store.read(0, store.rows)))
+    dense = np.asarray(sae.encode(inside).dense())
     return sae, Page(out.read_text()), dense, store
 
 
@@ -169,7 +169,7 @@ def evals_firings(sae, store, dense):
     """Firings from dense codes, by the definition alone."""
     feature, row = np.nonzero(dense.T)
     starts = np.concatenate([[0], np.cumsum(np.bincount(feature, minlength=sae.features))])
-    return evals.firings.Firings(row.astype(np.int32), dense[row, feature], starts.astype(np.int64), store.rows)
+    return Firings(row.astype(np.int32), dense[row, feature], starts.astype(np.int64), store.rows)
 
 
 def test_logits_and_neighbours_are_those_of_the_decoder_row(made):

@@ -5,8 +5,9 @@ import pytest
 from held_out import ATOMS, EXPERTS, dense_codes, harvested, saes
 
 from jhsae.data import UnitNorm
-from jhsae.features import pairs
 from jhsae.features.coactivation import co_activation
+from jhsae.features.firings import whole_sequences
+from jhsae.features.spill import spilled
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def store(tmp_path_factory):
 def found(request, store, tmp_path):
     """The links of an SAE whose atom 5 (and more) never fires, and its dense codes [tokens, features]."""
     sae = saes()[request.param]
-    codes = pairs.sparse_codes(sae, UnitNorm(), pairs.select(store, None), [0, 7, EXPERTS, sae.features], tmp_path)
+    codes = spilled(sae, UnitNorm(), whole_sequences(store), [0, 7, EXPERTS, sae.features], tmp_path)
     index = store.index(0, store.rows)
     dense, _ = dense_codes(sae, UnitNorm(), store)
     return co_activation(codes, sae), np.float64(dense[index[:, 0], index[:, 1]])
