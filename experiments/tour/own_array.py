@@ -20,12 +20,12 @@ from jhsae.sae import AbstractSAE
 from jhsae.training.checkpoint import save_sae
 
 IDENTITY = {"_target_": "jhsae.data.Identity"}  # no input normaliser
-ONE = {"_target_": "jhsae.sparsify.TopK", "k": 1}
-FOUR, EIGHT = {**ONE, "k": 4}, {**ONE, "k": 8}
-SAES = {  # the slots of a config: what `jhsae train` would read; same L0, 64 x 112 and 64 x 128 decoder rows
-    "H-SAE": {"_target_": "jhsae.sae.HierarchicalSAE", "embed": 64, "experts": 16, "sub": 8, "atoms": 6, "route": FOUR, "pick": ONE},
-    "flat TopK": {"_target_": "jhsae.sae.FlatSAE", "embed": 64, "features": 112, "sparsifier": EIGHT},
-}  # fmt: skip
+ROUTE, PICK, FLAT = ({"_target_": "jhsae.sparsify.TopK", "k": k} for k in (4, 1, 8))  # 4 parents + 4 atoms, or 8
+TREE = {"embed": 64, "experts": 16, "sub": 8, "atoms": 6, "route": ROUTE, "pick": PICK}
+SAES = {  # `sae` in the YAML of jhsae train; 112 rows in either dictionary, as many as there are true directions
+    "H-SAE": {"_target_": "jhsae.sae.HierarchicalSAE", **TREE},
+    "flat TopK": {"_target_": "jhsae.sae.FlatSAE", "embed": 64, "features": 112, "sparsifier": FLAT},
+}
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,8 @@ def main() -> None:
         sae, normalizer, _ = jhsae.load_sae(folder)
         metrics, _ = evals.fidelity(sae, normalizer, [held_out], held_out.mean(axis=0))
         match = np.sort(best_cosines(np.asarray(truth.features()), np.asarray(sae.dictionary())))[::-1]
-        axes.plot(
-            match, color=colour, label=f"{name}: explained variance {metrics['ev_r2']:.3f}, L0 {metrics['l0']:.1f}"
-        )
         numbers[name] = {"ev_r2": metrics["ev_r2"], "l0": metrics["l0"], "mean_best_cosine": float(match.mean())}
+        axes.plot(match, color=colour, label=f"{name}: explained variance {metrics['ev_r2']:.3f}")
     axes.set(xlabel="true direction, best match first", ylabel="greatest cosine with a decoder row", ylim=(0, 1.02))
     axes.legend(frameon=False, loc="lower left")
     finish("own_array", figure, config.config_hash(settings), numbers, chosen.figures)
