@@ -54,12 +54,12 @@ def test_look_at_hsae(tiny):
 
 def test_ablation(tiny):
     numbers, printed = tiny("ablation")
-    assert numbers.keys() == {"base", "by parent"}
+    assert numbers.keys() == {"base", "residual"}
     assert all(
         len(values) == 2 and np.isfinite(values).all() for found in numbers.values() for values in found.values()
     )
-    assert numbers["base"]["ev_r2"] != numbers["by parent"]["ev_r2"]
-    assert "| child_scale | by parent | 2 |" in printed
+    assert numbers["base"]["ev_r2"] != numbers["residual"]["ev_r2"]
+    assert "| child_input | residual | 2 |" in printed
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -1,9 +1,9 @@
-"""Reproduce one ablation: two parts of the quickstart's scale H-SAE swapped, three seeds, by `jhsae ablate`.
+"""Reproduce one ablation: experts that read the token, or what the parents leave of it; three seeds.
 
     python experiments/tour/ablation.py
 
-The same as ``jhsae ablate experiments/tour/ablation.yaml`` on its stores, with a figure: a point per seed, a line at
-the mean.
+The base is the quickstart's scale H-SAE. The same as ``jhsae ablate experiments/tour/ablation.yaml`` on its stores,
+with a figure: a point per seed, a line at the mean.
 """
 
 import json
@@ -16,7 +16,7 @@ from jhsae import config
 from jhsae.commands import ablate
 
 METRICS = {"ev_r2": "explained variance, held out", "l0": "L0", "dead": "dead features"}
-TINY = ["seeds=[0, 1]", "rows=200", "sequences=2", "axes.child_input=null"]
+TINY = ["seeds=[0, 1]", "rows=200", "sequences=2"]
 TINY_RUN = ["sae.experts=16", "data.batch=128", "stages.0.steps=6", "stages.0.learning_rate.steps=6"]
 TINY_RUN += ["stages.0.learning_rate.warmup=2"]
 
