@@ -67,7 +67,7 @@ def scatter(axes: Axes, ours: list[dict], flat: list[dict]) -> None:
     """Held-out explained variance against L0; the parents of an H-SAE alone are joined to the whole."""
     for row in flat:
         axes.plot(row["metrics"]["l0"], row["metrics"]["ev_r2"], "s", ms=4, color="#999999", mec="none")
-    axes.plot([], [], "s", ms=4, color="#999999", mec="none", label="flat SAEs, 1,024 features, 526 k")
+    axes.plot([], [], "s", ms=4, color="#999999", mec="none", label="flat SAEs, 526 k parameters")
     for row in ours:
         m, colour = row["metrics"], COLOURS[row["name"]]
         axes.plot(

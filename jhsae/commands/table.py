@@ -43,7 +43,8 @@ VERBS = {
         "a store: activation rows, tokens and a manifest",
         "jhsae harvest harvest/gemma2_2b.yaml out=stores/gemma-2-2b-l20",
         notes=(
-            "Models: Gemma-2, Llama, Mistral, Qwen 2 and 3, GPT-NeoX (Pythia), from a folder or the Hugging Face hub.",
+            "Models: Gemma-2, Llama, Mistral, Qwen 2 and 3, GPT-NeoX (Pythia), from a folder or the Hugging Face "
+            "hub; each equals transformers to 1e-5 on random small checkpoints (tests/lm).",
             "Text: one column of .jsonl, .json or .parquet, or the paragraphs of .txt. Rows without text (null, "
             "missing, empty, not Unicode) are skipped, counted and recorded in the manifest; a value of another "
             "kind is an error.",
