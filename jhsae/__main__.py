@@ -162,17 +162,21 @@ def _usage(name: str) -> str:
 
 
 def _summary(verb: Verb) -> str:
-    """What a verb does, reads and writes, and an example."""
+    """What a verb does, reads and writes, an example, and its notes."""
     entries = [("reads", verb.reads), ("writes", verb.writes), ("example", verb.example)]
     lines = [line for head, text in entries for line in _entry(head, text, 10)]
-    return "\n".join([f"{verb.summary[0].upper()}{verb.summary[1:]}.", "", *lines])
+    notes = [line for note in verb.notes for line in ["", *_wrapped(note, "  ", "  ")]]
+    return "\n".join([f"{verb.summary[0].upper()}{verb.summary[1:]}.", "", *lines, *notes])
 
 
 def _entry(head: str, text: str, indent: int) -> list[str]:
     """`head`, then `text` in a column of its own, as wide as the terminal."""
+    return _wrapped(text, f"  {head} ".ljust(indent), " " * indent)
+
+
+def _wrapped(text: str, first: str, others: str) -> list[str]:
     width = max(60, shutil.get_terminal_size().columns)
-    first = f"  {head} ".ljust(indent)
-    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=" " * indent, break_on_hyphens=False)
+    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
 
 
 if __name__ == "__main__":

@@ -23,13 +23,12 @@ from jhsae.plan.topology import use_libtpu
 from jhsae.training.config import Train
 
 HERE = Path(__file__).parent
-RESULTS, PAGE, README = HERE / "results.jsonl", HERE / "README.md", HERE.parents[1] / "README.md"
+RESULTS, PAGE = HERE / "results.jsonl", HERE / "README.md"
 TOPOLOGIES = {"v5e:16x16": 256, "v5p:4x4x4": 64, "v6e:16x16": 256}
 EXPERTS = (16_384, 65_536)
 TOKENS = 32_512  # per chip
 SEQUENCES = 32  # of the harvest, per chip
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->"
-SUMMARY = "<!-- table: experiments/plan -->\n"
 
 
 def main() -> int:
@@ -43,7 +42,6 @@ def main() -> int:
         if code := plan(topology, experts, arguments.mesh):
             return code
     PAGE.write_text(with_table(PAGE.read_text(), [*rows()]))
-    README.write_text(with_summary(README.read_text(), [*rows()]))
     return 0
 
 
@@ -97,20 +95,6 @@ def with_table(text: str, found: list[dict]) -> str:
     before, rest = text.split(BEGIN)
     table = "\n".join([*lines, "", *harvests(newest), *provenance(newest)])
     return f"{before}{BEGIN}{table}\n{END}{rest.split(END)[1]}"
-
-
-def with_summary(text: str, found: list[dict]) -> str:
-    """The project's README with the recommended mesh of each slice and number of experts."""
-    head = "| slice | experts | mesh | GiB a chip, of | products and memory | exchange | tokens/s | minutes |"
-    lines = [head, "|---" * 8 + "|"]
-    for (topology, experts), row in sorted({(row["topology"], row["experts"]): row for row in found}.items()):
-        times, mesh = row["times"], f"data {row['mesh']['data']} x expert {row['mesh']['expert']}"
-        chip = f"{row['bytes_per_chip'] / 2**30:.1f}, {row['hbm_bytes'] / 2**30:.1f}"
-        ms = f"{1e3 * (row['step_seconds'] - times['exchange']):.0f} ms | {1e3 * times['exchange']:.0f} ms"
-        rate = f"{row['tokens_per_second'] / 1e6:.1f} M | {1440 * row['days']:.1f}"
-        lines.append(f"| {topology} | {experts:,} | {mesh} | {chip} | {ms} | {rate} |")
-    before, rest = text.split(SUMMARY)
-    return f"{before}{SUMMARY}" + "\n".join(lines) + f"\n{END}{rest.split(END, 1)[1]}"
 
 
 def cells(row: dict, best: dict) -> str:

@@ -11,7 +11,7 @@ class Verb(NamedTuple):
 
     A verb with a config has in its module the class of that config (``Train``) and ``run(config)``; `default` is its
     YAML when none is given, and a `bare` verb needs none: it starts from the defaults of its keys. A verb with `flags`
-    has ``add_arguments(parser)`` and ``run(arguments) -> exit code``.
+    has ``add_arguments(parser)`` and ``run(arguments) -> exit code``. `notes` are printed as paragraphs.
     """
 
     summary: str
@@ -21,6 +21,7 @@ class Verb(NamedTuple):
     default: str | None = None
     bare: bool = False
     flags: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def config_word(self) -> str:
@@ -41,6 +42,17 @@ VERBS = {
         "a language model (a folder, a hub name, or 'embedded') and a source of text",
         "a store: activation rows, tokens and a manifest",
         "jhsae harvest harvest/gemma2_2b.yaml out=stores/gemma-2-2b-l20",
+        notes=(
+            "Models: Gemma-2, Llama, Mistral, Qwen 2 and 3, GPT-NeoX (Pythia), from a folder or the Hugging Face "
+            "hub; each equals transformers to 1e-5 on random small checkpoints (tests/lm).",
+            "Text: one column of .jsonl, .json or .parquet, or the paragraphs of .txt. Rows without text (null, "
+            "missing, empty, not Unicode) are skipped, counted and recorded in the manifest; a value of another "
+            "kind is an error.",
+            "Several layers, lm.layer=[6,13,20] out=stores/l{layer}, are harvested in one pass. An interrupted "
+            "harvest resumes.",
+            "dtype=int8 needs half the space of bfloat16; its error and its effect on training: "
+            "experiments/int8/README.md.",
+        ),
     ),
     "teach": Verb(
         "estimate concept directions from an ontology, to start an SAE from",
@@ -53,6 +65,15 @@ VERBS = {
         "a store and, where the config names one, a teacher",
         "a run folder: config.yaml, run.json, metrics.jsonl, timing.jsonl, checkpoints/, sae/",
         "jhsae train scale.yaml data.store=stores/gemma-2-2b-l20 out=runs/scale",
+        notes=(
+            "An existing run is resumed, never overwritten. Checkpoints are saved asynchronously and restored onto "
+            "any mesh and number of processes, bit for bit on the same mesh; a corrupt one is set aside with a "
+            "warning, and the one before it is restored. SIGTERM saves and ends with exit code 143.",
+            "mesh.data devices share the batch and the optimizer's moments (ZeRO), mesh.expert devices the experts "
+            "or features. Several hosts: TPU pods, GKE, SLURM and Open MPI are recognised; else set "
+            "JHSAE_COORDINATOR, JHSAE_PROCESSES and JHSAE_PROCESS. Scripts: experiments/launch/.",
+            "Without a store: jhsae train live.yaml computes activations while it trains.",
+        ),
     ),
     "evaluate": Verb(
         "measure a trained SAE on held-out activations and in its language model",
@@ -60,6 +81,10 @@ VERBS = {
         "in the run folder: a row of results.jsonl (metrics, config hash, commit) and contexts.json",
         "jhsae evaluate evaluate/gemma2_2b.yaml run=runs/scale",
         bare=True,
+        notes=(
+            "Ratios whose denominator is 0 are null in results.jsonl. Definitions: jhsae.evals.fidelity, "
+            "jhsae.evals.splice.",
+        ),
     ),
     "ablate": Verb(
         "train and evaluate variants of one run, each with one part swapped",
@@ -79,6 +104,11 @@ VERBS = {
         "a new folder: a SAELens directory, a torch module, a Delphi cache, a Neuronpedia bundle, or our own files",
         "jhsae export run=runs/topk format=saelens out=exports/topk store=stores/heldout",
         bare=True,
+        notes=(
+            "BatchTopK and Matryoshka SAEs are written as JumpReLU SAEs with their running threshold.",
+            "format=torch writes H-SAEs: hsae.py in the folder needs torch alone; SAEBench runs it as it is, and "
+            "SAELens loads the folder after `import jhsae.interop.saelens.plugin`.",
+        ),
     ),
     "browse": Verb(
         "show what every feature of an SAE does: contexts, logits, search; an expert opens to its atoms",
@@ -93,6 +123,10 @@ VERBS = {
         "a run folder that jhsae evaluate and jhsae.load_sae read",
         "jhsae import source=hf://org/name/subfolder out=runs/imported",
         bare=True,
+        notes=(
+            "Pickles are refused; unpickle=true reads a .pt file with torch's weights_only=True.",
+            "Every tensor of a checkpoint is used, known to be unneeded, or refused by name.",
+        ),
     ),
     "plan": Verb(
         "memory, traffic and time of a run on TPUs that are not here",
@@ -100,6 +134,10 @@ VERBS = {
         "a page on the screen and, with --json, the same numbers as JSON",
         "jhsae plan scale.yaml --topology v5p:4x4x4 --tokens-per-chip 32512 --json plan.json",
         flags=True,
+        notes=(
+            "The training step is compiled for the slice; memory, FLOPs and collectives are read from the compiled "
+            "program. Times are a roofline, not a measurement. Results for scale.yaml: experiments/plan/README.md.",
+        ),
     ),
     "bench": Verb(
         "measure the speed of the step, the ops and the loader",

@@ -1,4 +1,8 @@
-"""What training minimises: an objective of named terms with scheduled weights."""
+"""The training objective: named terms with weights, which may follow a schedule.
+
+Dead features: `AuxK`, `AuxKNormalized`, `DeadPreActivation` and the legacy `GhostGradients` and `GhostAtoms` are terms;
+`jhsae.resampling.Resample`, the key ``resampling`` of ``jhsae train``, restarts them instead.
+"""
 
 from jhsae.losses.base import AbstractTerm as AbstractTerm
 from jhsae.losses.base import Objective as Objective

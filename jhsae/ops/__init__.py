@@ -1,4 +1,14 @@
-"""The hot operations: plain functions on arrays, each with a reference that tests hold equal to it."""
+"""The hot operations: plain functions on arrays, each with a reference that tests hold equal to it.
+
+All are exact and have gradients of their own. The router encodes a chunk of tokens, selects, sums the L1 penalty and
+its gradient, and drops the chunk: no batch x experts array survives. (token, expert) pairs are sorted by expert into
+tiles, so that each expert's matrices meet their tokens in one product, under any imbalance and without a capacity.
+Orthogonality penalties go through embed x embed Gram matrices.
+
+Keys of ``jhsae train``: ``sae.kernel`` is ``auto``, ``tiles``, ``dense`` or ``gather`` (the plain reference),
+``route.topk`` one of eight ways to select, ``precision=bfloat16`` rounds the operands of products, and
+``optimizer.momentum=bfloat16`` halves Adam's first moment.
+"""
 
 from jhsae.ops.chunks import sized_for as sized_for
 from jhsae.ops.experts import Kernel as Kernel

@@ -1,4 +1,26 @@
-"""The two philosophies as one call each, for scripts."""
+"""The two philosophies as one call each, for scripts.
+
+One skeleton is trained with small parts in its slots. A slot is one key of the YAML of ``jhsae train``, and swapping it
+is one ablation (``configs/ablations/``). What ``configs/scale.yaml`` and ``configs/geometry.yaml`` put into the slots:
+
+| slot | scale | geometry |
+|---|---|---|
+| `sae.experts` / `sub` / `atoms` | 16384 / 4 / 16 | 256 / 96 / 32 |
+| `sae.route` | `OffsetTopK(k=32)`, hard | `GumbelTopK(k=8)`, temperature 1.5 to 0.7 |
+| `sae.pick` | `TopK(1)` | `TopK(1)` |
+| `sae.child_input`, `child_scale` | `Token`, `Unscaled` | the same (others: `Residual`, `ScaledByParent`) |
+| `sae.tie` | equal at the start | untied |
+| `sae.biases` | none | encoder, decoder |
+| `init` | `UnitDecoder` | `FromTeacher` |
+| `data.normalize` | `UnitNorm` | `CenterScale` |
+| `metric`, `constraint` | Euclidean, `ProjectAndRenormalize` | causal (residual side), `Renormalize` |
+| `objective` | squared error, parents only, L1, cross-orthogonality | + bi- and causal orthogonality |
+| `stages` | one; warmup, cosine | freeze the decoders, then adapt; constant |
+
+``configs/reference/`` holds the published forms of both, whose mistakes are parts of their own: for example
+`jhsae.losses.CrossOrthogonalityRowDiagonal` (the diagonal subtracted as a row) and
+`jhsae.sparsify.BinaryGumbelTopK` (no magnitude reaches the decoder).
+"""
 
 from jaxtyping import Array, Key
 
