@@ -1,7 +1,7 @@
-"""Special tokens: which ids they are, and where packing puts them; the one definition for harvest and evaluation.
+"""Special tokens: their ids and their positions in packed sequences; shared by harvest and evaluation.
 
 Special are BOS, EOS and padding, as far as a tokenizer has them. Unknown words and further tokens that a tokenizer
-calls special (tool calls, fill-in-the-middle) are ordinary: they stand for text.
+calls special (tool calls, fill-in-the-middle) are ordinary: they represent text.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Integer
 
 @dataclass(frozen=True)
 class Framing:
-    """What packing puts around text: `first` opens every sequence, `between` follows every document; None for nothing.
+    """Special tokens that packing inserts: `first` opens every sequence, `between` follows every document.
 
     As in SAELens, a tokenizer without BOS (Qwen) gives sequences of text alone, and one without EOS has BOS between
     documents. Where BOS and EOS are one token (GPT-2, Pythia), it does both.
@@ -24,17 +24,17 @@ class Framing:
 
     @classmethod
     def of(cls, tokenizer: Any) -> "Framing":
-        """That of a Hugging Face tokenizer."""
+        """The framing of a Hugging Face tokenizer."""
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         return cls(bos, bos if eos is None else eos)
 
 
 def special_ids(tokenizer: Any) -> tuple[int, ...]:
-    """The ids of BOS, EOS and padding, ascending; those that the tokenizer lacks are left out."""
+    """Ids of BOS, EOS and padding, ascending, as far as the tokenizer has them."""
     found = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     return tuple(sorted(number for number in found if number is not None))
 
 
 def ordinary(tokens: Integer[np.ndarray, "*shape"], tokenizer: Any) -> Bool[np.ndarray, "*shape"]:
-    """True at every token that is not special: the positions whose activations are stored, and replaced in a splice."""
+    """Mask of the tokens that are not special: positions that are stored by a harvest and replaced by a splice."""
     return ~np.isin(tokens, special_ids(tokenizer))

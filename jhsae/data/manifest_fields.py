@@ -1,4 +1,4 @@
-"""What the fields of a store's manifest may be."""
+"""Checks of the fields of a store's manifest."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ LEAST = {
 
 
 def check_fields(raw: dict[str, Any], kinds: dict[str, Any], where: str) -> None:
-    """Compares types, ranges, and what follows from one field for another."""
+    """Checks types, ranges and the consistency of fields."""
 
     def refuse(name: str, expected: str) -> UserError:
         return UserError(

@@ -1,4 +1,4 @@
-"""The stream of rows of a harvest: sequences in random order, and of each the positions whose activations are kept."""
+"""The stream of rows of a harvest: sequences in random order, and the stored positions of each."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ class Stream:
 
     @property
     def rows(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return int(self.ends[-1])
 
     def span(self, start: int, stop: int) -> tuple[int, int]:

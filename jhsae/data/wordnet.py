@@ -85,7 +85,7 @@ def _read_file(path: Path, part: str) -> list[Synset]:
 
 
 def _parse(line: str, part: str) -> Synset:
-    """One synset. ValueError or IndexError: the line holds less than its counts say."""
+    """One synset. ValueError or IndexError: the line is shorter than its counts."""
     fields, _, gloss = line.partition("|")
     f = fields.split()
     words = int(f[3], 16)
@@ -99,5 +99,5 @@ def _parse(line: str, part: str) -> Synset:
 
 
 def is_heldout(synset_id: str) -> bool:
-    """True for the one synset in twenty, chosen by hash, whose gloss no bundled model was trained on."""
+    """True for the one synset in twenty, chosen by hash, whose gloss the bundled model was not trained on."""
     return int(sha256(synset_id.encode()).hexdigest(), 16) % 20 == 0

@@ -1,10 +1,10 @@
-"""What a language model is, whatever its folder is called: a hash of its settings and of its weights.
+"""Identity of a language model, independent of its path: a hash of its settings and weights.
 
-Hashed are the settings of config.json that are not mere notes, and of every tensor its name, type, shape and bytes: all
+Hashed are the settings of config.json that affect the model, and of every tensor its name, type, shape and bytes: all
 of them in a checkpoint of up to 64 MiB and in a tensor of up to 64 KiB, else 16 blocks of 4 KiB, evenly spread from the
-first byte to the last. How the tensors are dealt out to files does not matter. A large model takes a second or two this
-way; a change that touches only bytes between the blocks, such as one row of a large embedding, is not noticed. A shard
-that is missing counts as other weights.
+first byte to the last. The distribution of tensors over files does not matter. A large model takes a second or two this
+way; a change that touches only bytes between the blocks, such as one row of a large embedding, is not detected. A
+missing shard changes the hash.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The teacher: an artifact of arrays and numbers from which a hierarchical SAE can start.
+"""The teacher: an artifact of arrays and metadata from which a hierarchical SAE is initialised.
 
 With l_p a parent's unit vector in the unified space, Q_p the orthonormal basis of its children's deltas, Σ the
 covariance of the unembedding:
@@ -29,7 +29,7 @@ from jhsae.teacher.select import Concept
 from jhsae.teacher.subspace import subspace, unit
 
 FORMAT = 2
-WITHOUT_CHECKSUMS = 1  # the last format that had none
+WITHOUT_CHECKSUMS = 1  # the last format without checksums
 AGAIN = "make the teacher again with jhsae teach"
 ARRAYS, NUMBERS = "teacher.safetensors", "teacher.json"
 SHAPES = {
@@ -67,7 +67,11 @@ class Teacher:
         return from_covariance(self.sigma)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the folder; one that holds a teacher already is an error."""
+        """Writes the folder.
+
+        Raises:
+            UserError: It contains a teacher already.
+        """
         folder = Path(folder)
         if (folder / NUMBERS).exists():
             raise UserError(f"{folder} holds a teacher already; write another folder, or remove that one")
@@ -84,7 +88,11 @@ class Teacher:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Teacher":
-        """Read a folder that `save` wrote; a missing, damaged or inconsistent one is a `UserError`."""
+        """Reads a folder written by `save`.
+
+        Raises:
+            UserError: It is missing, damaged or inconsistent.
+        """
         folder = Path(folder)
         sums = Sums.of(folder)
         numbers = read_numbers(folder, sums)
@@ -147,7 +155,7 @@ def build(
 
 
 def read_numbers(folder: Path, sums: Sums | None = None) -> dict[str, Any]:
-    """What ``teacher.json`` holds: format, concepts (as JSON), provenance, validation."""
+    """Reads ``teacher.json``: format, concepts (as JSON), provenance, validation."""
     path = folder / NUMBERS
     if not path.exists():
         raise UserError(f"no teacher in {folder} ({NUMBERS} is not there); make one with jhsae teach")
@@ -174,7 +182,7 @@ def _concept(values: Any, path: Path) -> Concept:
 
 
 def _check_sizes(header: dict[str, tensor_files.TensorInfo], concepts: tuple[Concept, ...], folder: Path) -> None:
-    """Compares what the header promises with itself and with the concepts, before any number is read."""
+    """Checks the shapes in the header against each other and the concepts, before any tensor is read."""
     counts = [len(c.children) for c in concepts]
     if not counts or not all(counts):
         raise UserError(f"{folder / NUMBERS} names {len(counts)} parents, {counts.count(0)} without a child; {AGAIN}")

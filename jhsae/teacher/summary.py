@@ -1,4 +1,4 @@
-"""What a teacher found, as lines for the screen: its size, its validation beside the nulls, its first concepts."""
+"""Summary of a teacher for the terminal: size, validation against the nulls, first concepts."""
 
 from jhsae.teacher.artifact import Teacher
 from jhsae.teacher.select import Concept
@@ -37,7 +37,7 @@ def summary(teacher: Teacher, vocabulary: Vocabulary, shown: int = 8) -> str:
 
 
 def _number(value: float | None, width: int, decimals: int) -> str:
-    """A number in its column; ``n/a`` where it is not defined."""
+    """A value in its column; ``n/a`` where it is undefined."""
     return f"{'n/a':>{width}}" if value is None else f"{value:{width}.{decimals}f}"
 
 

@@ -1,4 +1,4 @@
-"""Which words of an ontology are single tokens of a model.
+"""Words of an ontology that are single tokens of a model.
 
 A word counts when the tokenizer makes exactly one token of it with a space before it. As in Park et al.
 (arXiv 2406.01506) a noun counts in its forms: lower case, plural and both capitalised. Words that WordNet
@@ -70,7 +70,7 @@ def forms(word: str) -> tuple[str, ...]:
 def single_tokens(tokenizer: Tokenizer, words: Iterable[str], usage: Mapping[str, int]) -> Vocabulary:
     """The nouns of at least three letters that are one token in some form.
 
-    `usage` says how often words (any, not nouns alone) occur in some text, to know which tokens are mostly pieces.
+    `usage` counts words (any, not nouns alone) in some text, to detect tokens that are mostly word pieces.
     """
     nouns = sorted({w for w in words if len(w) > 2 and " " not in w and w.lower() not in FUNCTION_WORDS})
     pairs = [(word, form) for word in nouns for form in forms(word)]
