@@ -1,4 +1,4 @@
-"""Type hints and config classes in words: for messages and for ``jhsae train --help``."""
+"""Type hints and config keys as text, for messages and ``jhsae train --help``."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +8,7 @@ from jhsae.config.schema import REQUIRED, Member, is_config, keys, members
 
 
 def type_name(hint: Any) -> str:
-    """A type hint in words a YAML author knows."""
+    """A type hint in terms of YAML."""
     names = [_member_name(m) for m in members(hint)]
     return " or ".join(dict.fromkeys(names))
 

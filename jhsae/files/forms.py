@@ -1,8 +1,8 @@
-"""The form that a value read from JSON or YAML must have, so that what follows never meets another type.
+"""Schemas of values read from JSON or YAML.
 
 A form is a `Kind` (`TEXT`, `NUMBER`, ...), a list with the form of its items, an `Each` with the form of the values of
-a mapping, or a dict with the form of every key that is needed; a key that ends in ``?`` may be missing or null. Other
-keys are not looked at.
+a mapping, or a dict with the form of every required key; a key that ends in ``?`` may be missing or null. Other keys
+are ignored.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from jhsae.errors import UserError
 
 
 class Kind(NamedTuple):
-    """A test of a value, and how messages call what passes it."""
+    """A test of a value, and its description in messages."""
 
     words: str
     test: Callable[[Any], bool]
@@ -25,7 +25,7 @@ class Each(NamedTuple):
     form: Any
 
 
-# beyond these sizes a number overflows in the arithmetic of whoever reads it, or in what draws it
+# larger numbers overflow in later arithmetic or plotting
 NUMBER = Kind("a number", lambda value: type(value) in (int, float) and abs(value) <= 1e30)
 COUNT = Kind("a whole number of at least 0", lambda value: type(value) is int and 0 <= value <= 10**15)
 TEXT = Kind("a string", lambda value: isinstance(value, str))

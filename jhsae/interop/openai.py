@@ -72,7 +72,7 @@ def _sparsifier(activation: Any, settings: Any, features: int, file: Path) -> Sl
 
 
 def _with_metadata(file: Path) -> Tensors:
-    """A safetensors file in the form of their state dict."""
+    """A safetensors file as their state dict."""
     tensors, said = load(file), tensor_files.tensor_metadata(file)
     if "activation" not in said:
         raise UserError(f"{file}: no 'activation' in the metadata of its header, expected 'ReLU' or 'TopK' (with 'k')")

@@ -2,7 +2,7 @@
 
 Semantics verified against the source of eai-sparsify 1.3.3 (``sparse_coder.py``, ``fused_encoder.py``):
 ``codes`` are the k largest of ``ReLU(W_enc (x - b_dec) + b_enc)``, ``x_hat = codes W_dec + b_dec``. Transcoders, which
-do not subtract b_dec and predict something else than their input, are refused, and so is the groupmax activation.
+do not subtract b_dec and have another target than their input, are refused, and so is the groupmax activation.
 Both matrices are stored with a row per latent. ``num_latents`` 0 means ``expansion_factor * d_in``.
 """
 
@@ -46,7 +46,7 @@ def read(path: str | Path) -> Imported:
 
 
 def _check_kind(cfg: dict[str, Any], file: Path) -> None:
-    """Versions before 1.0 lack the keys that later ones added; what they lack, they could not do."""
+    """Versions before 1.0 lack the keys that later ones added; those features did not exist."""
     activation = cfg.get("activation", "topk")
     if activation != "topk":
         raise UserError(f"{file}: activation is {brief(activation)}, expected 'topk', the one that can be read")

@@ -1,8 +1,8 @@
-"""SAELens's normalize_activations, both ways.
+"""SAELens's normalize_activations, read and written.
 
 ``none``, ``constant_norm_rescale`` and ``layer_norm`` are `Identity`, `ConstantNorm` and `LayerNorm`. Training with
 ``expected_average_only_in`` (`Scale`) or ``covariance_whitening`` (`Whiten`) ends with a fold and ``none``; before that
-their statistics stand in files of the checkpoint. On the way out affine normalisers are folded too, and `UnitNorm` is
+their statistics are files of the checkpoint. When written, affine normalisers are folded too, and `UnitNorm` is
 `ConstantNorm` times 1 / sqrt(d_in), which is folded.
 """
 
@@ -23,7 +23,7 @@ from jhsae.sae import AbstractSAE
 
 @singledispatch
 def folded(normalizer: AbstractNormalizer, sae: AbstractSAE) -> tuple[Any, str]:
-    """The SAE that does the same behind one of SAELens's normalisers, and the name of that."""
+    """An equivalent SAE with one of SAELens's normalisers, and the name of that normaliser."""
     if normalizer.affine() is None:
         raise UserError(
             f"SAELens has no normaliser like {type(normalizer).__name__}, which scales every token by a number of its "
@@ -59,7 +59,7 @@ def _check_eps(eps: float, expected: float, name: str) -> None:
 def normalizer_of(name: str, folder: Path, embed: int) -> tuple[dict[str, Any], AbstractNormalizer]:
     """Our slot and part for a normalize_activations of `name`; statistics are read from the checkpoint `folder`.
 
-    `UserError`: an unknown name, statistics that are not there or do not have the size `embed`.
+    `UserError`: an unknown name, statistics that are missing or not of size `embed`.
     """
     if name not in NORMALIZERS:
         known = nearest(name, NORMALIZERS)

@@ -1,8 +1,8 @@
 """Reads a SAELens directory of format 6: ``standard``, ``topk``, ``jumprelu``, ``gated``, and training checkpoints.
 
-A checkpoint of ``batchtopk`` or ``matryoshka_batchtopk`` holds a running threshold; it is read as the JumpReLU that
-SAELens saves when training is over. `rescale_acts_by_decoder_norm` is our `DecoderNormUnit`. Where
-``cfg.json`` leaves a key out, SAELens's own default holds. Thresholds below 0 act as 0, since SAELens applies a ReLU.
+A checkpoint of ``batchtopk`` or ``matryoshka_batchtopk`` has a running threshold; it is read as the JumpReLU that
+SAELens saves after training. `rescale_acts_by_decoder_norm` is our `DecoderNormUnit`. Where
+``cfg.json`` omits a key, SAELens's default applies. Thresholds below 0 act as 0, since SAELens applies a ReLU.
 """
 
 import re
@@ -65,7 +65,7 @@ class Source(NamedTuple):
 
 
 def read(path: str | Path) -> Imported:
-    """The SAE in the directory `path`, with the normaliser that stands before it.
+    """The SAE in the directory `path`, with its normaliser.
 
     `UserError`, and nothing is built: a file, key or tensor is missing, misshapen or unknown; an architecture, a
     normalisation or a version of the format that is not read here; a reshaped hook_z.
