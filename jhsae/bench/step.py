@@ -65,7 +65,7 @@ def to_original(sae: HierarchicalSAE) -> Original:
     return Original(*(jnp.array(leaf, copy=True) for leaf in leaves))
 
 
-def compare(sae: HierarchicalSAE, objective: Objective, x: Float[Array, "batch embed"], k: int) -> Errors:
+def compare_gradients(sae: HierarchicalSAE, objective: Objective, x: Float[Array, "batch embed"], k: int) -> Errors:
     """Compares loss and gradients with the original's, at the highest matmul precision."""
     with jax.default_matmul_precision("highest"):
         theirs, gradients = _original_gradients(to_original(sae), x, k)
@@ -140,7 +140,7 @@ def measure(config: StepBench) -> dict[str, Any]:
     rows, load = make_batch(shape, start.sae)
     batch = jnp.asarray(rows)
     fewer = batch[: config.original_tokens]
-    errors = compare(start.sae, start.modules.objective, fewer, shape.k) if len(fewer) else None
+    errors = compare_gradients(start.sae, start.modules.objective, fewer, shape.k) if len(fewer) else None
     programs: dict[str, Training | OriginalTraining] = {"ours": Training(start, batch)}
     if len(fewer):
         programs["original"] = OriginalTraining(to_original(start.sae), fewer, shape.k)

@@ -31,7 +31,7 @@ def grid(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def times(spread: dict[str, float]) -> list[str]:
+def range_cells(spread: dict[str, float]) -> list[str]:
     """Median, minimum and maximum in milliseconds."""
     return [duration(spread["median"]), duration(spread["min"]), duration(spread["max"])]
 
@@ -56,7 +56,7 @@ def step_table(result: dict[str, Any]) -> str:
     for name, tokens in result["tokens"].items():
         spread, memory = result[f"{name}_ms"], result["memory"][name]
         rate = f"{1000 * tokens / spread['median']:,.0f}"
-        rows.append([name, *times(spread), rate, size(memory["total"]), size(memory["temp"])])
+        rows.append([name, *range_cells(spread), rate, size(memory["total"]), size(memory["temp"])])
     lines = [*head(result), grid(rows), ""]
     if "speedup" in result:
         verdict = "equal" if result["equal"] else "NOT EQUAL: these are times of two different functions"
@@ -74,7 +74,7 @@ def ops_table(result: dict[str, Any]) -> str:
     rows = [["op", "alternative", "median", "least", "most", "over first", "temporaries", "error"]]
     for row in result["rows"]:
         ratio, temp = f"{row['over_first']['median']:.2f}", size(row["memory"]["temp"])
-        rows.append([row["op"], row["alternative"], *times(row["ms"]), ratio, temp, f"{row['error']:.1e}"])
+        rows.append([row["op"], row["alternative"], *range_cells(row["ms"]), ratio, temp, f"{row['error']:.1e}"])
     return "\n".join([*head(result), grid(rows)])
 
 

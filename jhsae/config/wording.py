@@ -33,7 +33,7 @@ def _member_name(member: Member) -> str:
     return getattr(hint, "__name__", str(hint))
 
 
-def describe(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+def describe_keys(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
     """(dotted key, type, default, help) of every key, sections included; N stands for a list index."""
     for key in keys(cls):
         default = "required" if key.default == REQUIRED else json.dumps(key.default)
@@ -43,7 +43,7 @@ def describe(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]
         for path, section in sections:
             if key.help:
                 yield path, "section", "", key.help
-            yield from describe(section, path + ".")
+            yield from describe_keys(section, path + ".")
 
 
 def _sections(hint: Any, path: str) -> Iterator[tuple[str, type]]:

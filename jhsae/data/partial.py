@@ -36,7 +36,7 @@ _PROGRESSES = ts.KvStore.KeyRange(PROGRESS, PROGRESS + "~")
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class StorePlan:
     """Everything that determines a store, except the activations."""
 
     origin: Origin
@@ -70,7 +70,7 @@ def folder_of(out: str) -> str:
     return out if is_bucket(out) else f"{out}.partial"
 
 
-def begin(out: str, plan: Plan, channels: Channels | None, resume: bool) -> None:
+def create_or_resume(out: str, plan: StorePlan, channels: Channels | None, resume: bool) -> None:
     """Makes the folder and the arrays, or opens those of the same plan. Called by one process, before others.
 
     `UserError`: what is there is an unfinished store of another plan, and `resume` was asked for; without it, it is
@@ -78,10 +78,10 @@ def begin(out: str, plan: Plan, channels: Channels | None, resume: bool) -> None
     """
     folder = folder_of(out)
     with writing_store(out):
-        _begin(out, folder, plan, channels, resume)
+        _create_or_resume(out, folder, plan, channels, resume)
 
 
-def _begin(out: str, folder: str, plan: Plan, channels: Channels | None, resume: bool) -> None:
+def _create_or_resume(out: str, folder: str, plan: StorePlan, channels: Channels | None, resume: bool) -> None:
     root = kvstore(folder)
     before = root.read(PLAN).result()
     if before.state == "value" and resume:
@@ -101,15 +101,15 @@ def _begin(out: str, folder: str, plan: Plan, channels: Channels | None, resume:
     root.write(PLAN, to_json(plan.record()).encode()).result()
 
 
-def storage_of(root: ts.KvStore, plan: Plan) -> AbstractStorage:
+def storage_of(root: ts.KvStore, plan: StorePlan) -> AbstractStorage:
     """The storage of the rows; that of an int8 store has the channels that were written at its start."""
     return storage(plan.dtype, lambda: arrays.channels(root, plan.arrays()["channels"]))
 
 
 class Partial:
-    """The unfinished store at `out`, which `begin` has made."""
+    """The unfinished store at `out`, which `create_or_resume` has made."""
 
-    def __init__(self, out: str, plan: Plan):
+    def __init__(self, out: str, plan: StorePlan):
         self._out, self._plan = out, plan
         self._root = kvstore(folder_of(out))
         if self._root.read(PLAN).result().state != "value":
@@ -207,7 +207,7 @@ def _same_plan(folder: str, there: dict[str, Any], here: dict[str, Any]) -> None
         )
 
 
-def finished(out: str, config_hash: str) -> bool:
+def is_complete(out: str, config_hash: str) -> bool:
     """True when `out` is a complete store of this configuration."""
     if kvstore(out).read(NAME).result().state != "value":
         return False

@@ -12,7 +12,7 @@ from jaxtyping import Int32, Shaped, UInt32
 
 from jhsae.data.files import writing_store
 from jhsae.data.manifest import Origin, refuse_existing
-from jhsae.data.partial import Partial, Plan, begin
+from jhsae.data.partial import Partial, StorePlan, create_or_resume
 from jhsae.data.shuffle import Group
 from jhsae.data.statistics import Running
 from jhsae.data.storage import DTYPES, Channels
@@ -70,10 +70,10 @@ class Writer:
         if dtype not in DTYPES:
             raise UserError(f"a store of dtype '{dtype}' was asked for" + nearest(dtype, DTYPES))
         refuse_existing(out, origin.config_hash)
-        self._plan = Plan(origin, tokens, rows, embed, dtype, shuffle_rows, shard_rows, chunk_rows)
+        self._plan = StorePlan(origin, tokens, rows, embed, dtype, shuffle_rows, shard_rows, chunk_rows)
         self._out, self._writers = str(out), writers
         if number == 0:
-            begin(self._out, self._plan, channels, resume)
+            create_or_resume(self._out, self._plan, channels, resume)
         self._partial = Partial(self._out, self._plan)
         self.rows = rows
         self.missing = self._partial.missing()

@@ -41,7 +41,7 @@ def read(path: str | Path) -> Imported:
     matrix, names = (features, embed), {"encoder.weight": "W_enc", "encoder.bias": "b_enc"}
     shapes = {"encoder.weight": matrix, "W_dec": matrix, "encoder.bias": (features,), "b_dec": (embed,)}
     leaves = {names.get(key, key): array for key, array in take_all(tensors, shapes, file).items()}
-    about = imported.about("sparsify", folder, cfg, *_reads(folder))
+    about = imported.about("sparsify", folder, cfg, *_model_and_layer(folder))
     return imported.assemble(imported.flat_slot(features, embed, imported.top_k(k)), leaves, about, file)
 
 
@@ -57,7 +57,7 @@ def _check_kind(cfg: dict[str, Any], file: Path) -> None:
             )
 
 
-def _reads(folder: Path) -> tuple[str | None, int | None]:
+def _model_and_layer(folder: Path) -> tuple[str | None, int | None]:
     # several seeds of one hookpoint lie in folders of their own: layers.5/seed0
     folder = folder.absolute()
     hookpoint = folder.parent if re.fullmatch(r"seed\d+", folder.name) else folder

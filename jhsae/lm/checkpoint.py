@@ -27,7 +27,7 @@ from jhsae.lm.head import settle_head
 from jhsae.lm.identity import identity
 from jhsae.lm.scaled import Weights
 from jhsae.lm.tokenizer import check_vocabulary, read_tokenizer
-from jhsae.lm.weights import fill
+from jhsae.lm.weights import load_weights
 
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json")
 
@@ -92,7 +92,7 @@ def load(
     check_vocabulary(tokenizer, config.vocab, folder)
     config, unneeded = settle_head(config, FAMILIES[config.model_type].model, weights)
     account(weights, shapes(config, dtype), unneeded, source)
-    model = fill(shapes(config.first(count), dtype), weights, mesh)
+    model = load_weights(shapes(config.first(count), dtype), weights, mesh)
     return LanguageModel(model, tokenizer, str(path_or_hub_name), identity(settings, weights.tensors))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jhsae.lm.tensors import Tensors
+from jhsae.lm.tensors import CheckpointTensors
 
 WHOLE_CHECKPOINT = 2**26
 WHOLE_TENSOR = 2**16
@@ -23,7 +23,7 @@ NOTES = {"_name_or_path", "_commit_hash", "transformers_version", "architectures
 NOTES |= {"torch_dtype", "dtype", "unsloth_version", "_attn_implementation_autoset"}
 
 
-def identity(settings: dict[str, Any], tensors: Tensors) -> str:
+def identity(settings: dict[str, Any], tensors: CheckpointTensors) -> str:
     """The hash of a checkpoint: `settings` is its parsed config.json."""
     kept = {key: value for key, value in settings.items() if key not in NOTES}
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())

@@ -21,7 +21,7 @@ SCALES = {"F8_E8M0": jnp.float8_e8m0fnu, "U8": np.uint8}
 DTYPES = {name: np.dtype(kind) for name, kind in (FLOATS | EIGHT_BITS | SCALES).items()}
 
 
-class Tensors:
+class CheckpointTensors:
     """The safetensors of a folder, one file or shards with an index.
 
     Raises:

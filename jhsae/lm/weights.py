@@ -20,7 +20,7 @@ from jhsae.lm.sharding import shardings
 from jhsae.lm.tensors import Index
 
 
-def fill(model: AbstractLM, weights: Weights, mesh: Mesh | None) -> AbstractLM:
+def load_weights(model: AbstractLM, weights: Weights, mesh: Mesh | None) -> AbstractLM:
     """`model` is one of shapes; its arrays come from `weights`, on `mesh` or on the default device.
 
     UserError: a tensor that is missing, of another type, or whose shape is not what config.json says; before any is

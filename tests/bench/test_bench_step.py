@@ -11,7 +11,7 @@ from jhsae.__main__ import main
 from jhsae.bench import ours
 from jhsae.bench.inputs import Build, Shape, make_batch, random_rows
 from jhsae.bench.original import OriginalTraining
-from jhsae.bench.step import Errors, StepBench, compare, measure, to_original
+from jhsae.bench.step import Errors, StepBench, compare_gradients, measure, to_original
 from jhsae.losses import Objective, SquaredError
 
 SHAPE = Shape(embed=12, experts=24, batch=32, sub=3, atoms=5, k=4)
@@ -79,7 +79,7 @@ def test_ours_alone():
 def test_both_sides_are_equal_to_rounding(topk):
     start = ours.faithful(SHAPE, Build(topk=topk))
     sae, objective = start.sae, start.modules.objective
-    errors = compare(sae, objective, jnp.asarray(make_batch(SHAPE, sae)[0]), SHAPE.k)
+    errors = compare_gradients(sae, objective, jnp.asarray(make_batch(SHAPE, sae)[0]), SHAPE.k)
     assert errors.loss <= 1e-6 and errors.gradient <= 1e-6
 
 
@@ -103,11 +103,11 @@ def test_another_function_is_not_equal():
     start = ours.faithful(SHAPE, Build())
     sae, objective = start.sae, start.modules.objective
     x = jnp.asarray(make_batch(SHAPE, sae)[0])
-    assert compare(sae, objective, x, SHAPE.k).equal
+    assert compare_gradients(sae, objective, x, SHAPE.k).equal
     other = Objective({"reconstruction": SquaredError()})
-    assert not compare(sae, other, x, SHAPE.k).equal
+    assert not compare_gradients(sae, other, x, SHAPE.k).equal
     nan = eqx.tree_at(lambda s: s.up, sae, sae.up * jnp.nan)
-    assert not compare(nan, objective, x, SHAPE.k).equal
+    assert not compare_gradients(nan, objective, x, SHAPE.k).equal
     assert not Errors(0.0, {"a": 1e-3, "b": 0.0}).equal
 
 
