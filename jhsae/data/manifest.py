@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -97,7 +97,7 @@ class Manifest:
                 f"{where} is a manifest of format {str(found)[:20]}, this version reads formats up to {FORMAT}; "
                 "harvest again into a new folder"
             )
-        check_fields(raw, get_type_hints(cls), where)
+        check_fields(raw, where)
         manifest = cls(**raw | {"mean": np.array(raw["mean"], np.float64)})
         check_files(manifest.files, manifest.arrays(), manifest.zeros, where)
         return manifest

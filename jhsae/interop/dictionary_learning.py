@@ -20,21 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jhsae.errors import UserError, nearest
+from jhsae.files.forms import brief, count, setting
 from jhsae.interop import imported
 from jhsae.interop.imported import Imported
-from jhsae.interop.tensors import (
-    LAYERS,
-    Tensors,
-    brief,
-    count,
-    fits,
-    load,
-    read_json,
-    refuse_unknown,
-    setting,
-    take,
-    take_all,
-)
+from jhsae.interop.tensors import LAYERS, Tensors, fits, load, read_json, refuse_unknown, take, take_all
 from jhsae.interop.unpickle import state_dict
 
 

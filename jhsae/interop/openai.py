@@ -16,9 +16,10 @@ from typing import Any
 from jhsae.config import Slot
 from jhsae.errors import UserError, nearest
 from jhsae.files import tensor_files
+from jhsae.files.forms import brief, count
 from jhsae.interop import imported
 from jhsae.interop.imported import Imported
-from jhsae.interop.tensors import Tensors, brief, count, fits, layer_number, load, refuse_unknown, take_all
+from jhsae.interop.tensors import Tensors, fits, layer_number, load, refuse_unknown, take_all
 from jhsae.interop.unpickle import state_dict
 
 LAYER_NORM: Slot = {"_target_": "jhsae.data.LayerNorm"}

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from jhsae.errors import UserError
+from jhsae.files.forms import brief, count, setting, text
 from jhsae.interop import imported
 from jhsae.interop.imported import Imported
-from jhsae.interop.tensors import brief, count, layer_number, load, read_json, refuse_unknown, setting, take_all, text
+from jhsae.interop.tensors import layer_number, load, read_json, refuse_unknown, take_all
 
 BLOCK = re.compile(r"(?:.*\.)?(?:layers|h)[._](\d+)")  # the output of a block, and of nothing inside it
 

@@ -156,47 +156,11 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return bounded.read_object(existing(path), CONFIG_BYTES, CONFIG_DEPTH)
 
 
-def setting(config: Mapping[str, Any], key: str, kind: type, file: str | Path) -> Any:
-    """``config[key]``, which must be of type `kind` (an int also where a float is asked for, never a bool for an int).
-
-    `UserError`: no such key, another type.
-    """
-    if key not in config:
-        raise UserError(f"{file}: no key '{key}', expected {kind.__name__}{nearest(key, config)}")
-    value = config[key]
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise UserError(f"{file}: '{key}' is {brief(value)}, expected {kind.__name__}")
-    return value
-
-
-def count(config: Mapping[str, Any], key: str, file: str | Path, features: int | None = None) -> int:
-    """``config[key]``, which must be an int of at least 1 and, where `features` is given, of at most that."""
-    value = setting(config, key, int, file)
-    if value < 1:
-        raise UserError(f"{file}: '{key}' is {value}, expected at least 1")
-    if features is not None and value > features:
-        raise UserError(f"{file}: {key} is {value} but there are {features} features")
-    return value
-
-
-def text(config: Mapping[str, Any], key: str, file: str | Path) -> str | None:
-    """``config[key]``, a string; None where the key is absent or null."""
-    return None if config.get(key) is None else setting(config, key, str, file)
-
-
 def layer_number(digits: str, file: str | Path) -> int:
     """The number of a layer from a name such as ``layers.5``."""
     if not digits.isascii() or not digits.isdecimal() or len(digits) > 9 or int(digits) > LAYERS:
         raise UserError(f"{file}: the layer is {digits[:40]!r}, expected a number of at most {LAYERS}")
     return int(digits)
-
-
-def brief(value: Any) -> str:
-    """repr of a value in at most 100 characters."""
-    shown = repr(value)
-    return shown if len(shown) <= 100 else shown[:97] + "..."
 
 
 def existing(path: str | Path) -> Path:

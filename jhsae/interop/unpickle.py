@@ -19,6 +19,7 @@ import numpy as np
 from jhsae.errors import UserError
 from jhsae.files import archives
 from jhsae.files.bounded import MIB, reason
+from jhsae.files.forms import brief
 from jhsae.interop import tensors
 from jhsae.interop.tensors import Tensors
 
@@ -98,9 +99,7 @@ def _check_pickle(data: bytes, path: Path) -> None:
     for opcode, argument, _ in pickletools.genops(data):
         name = f"{argument}" if opcode.name == "GLOBAL" else opcode.name
         if opcode.name in NAMED_ON_STACK or (opcode.name == "GLOBAL" and not PICKLED.fullmatch(name)):
-            raise UserError(
-                f"{path} is not a state dict of tensors and plain values (its pickle has {tensors.brief(name)})"
-            )
+            raise UserError(f"{path} is not a state dict of tensors and plain values (its pickle has {brief(name)})")
 
 
 def _check_tensor(tensor: Any, where: str) -> None:

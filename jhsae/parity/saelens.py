@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from jhsae import losses
 from jhsae.errors import UserError, nearest
 from jhsae.files import bounded
-from jhsae.interop.tensors import brief, count, setting
+from jhsae.files.forms import brief, count, setting
 from jhsae.leaf import describe
 from jhsae.losses import AbstractTerm, Objective
 from jhsae.parity.golden import FORWARD, GRADIENT, Golden, Row, compare, group, sizes

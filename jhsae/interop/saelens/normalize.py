@@ -15,9 +15,10 @@ import jax.numpy as jnp
 
 from jhsae.data import AbstractNormalizer, Affine, ConstantNorm, Identity, LayerNorm, Scale, UnitNorm, Whiten
 from jhsae.errors import UserError, nearest
+from jhsae.files.forms import brief, setting
 from jhsae.interop.fold import fold, fold_affine
 from jhsae.interop.saelens.layout import CONFIG, SCALER, WHITENING
-from jhsae.interop.tensors import brief, load, read_json, refuse_unknown, setting, take_all
+from jhsae.interop.tensors import load, read_json, refuse_unknown, take_all
 from jhsae.sae import AbstractSAE
 
 

@@ -15,11 +15,12 @@ import numpy as np
 
 from jhsae.errors import UserError, nearest
 from jhsae.files.checksums import verify
+from jhsae.files.forms import brief, count, setting
 from jhsae.interop import imported
 from jhsae.interop.imported import Imported
 from jhsae.interop.saelens.layout import CONFIG, MAJOR, WEIGHTS, layer_of
 from jhsae.interop.saelens.normalize import normalizer_of
-from jhsae.interop.tensors import Tensors, brief, count, load, read_json, refuse_unknown, setting, take, take_all
+from jhsae.interop.tensors import Tensors, load, read_json, refuse_unknown, take, take_all
 
 LARGEST_LOG = 88.0  # e^88 is nearly the largest float32
 
