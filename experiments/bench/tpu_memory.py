@@ -1,4 +1,4 @@
-"""What a training step needs on one TPU chip, by the TPU compiler's own account; no TPU is needed.
+"""Memory of a training step on one TPU chip, as the TPU compiler reports it; no TPU is needed.
 
     pip install -e '.[tpu]'
     python experiments/bench/tpu_memory.py [--chip v5p] [--experts 65536] [--json FILE] [sae.chunk=508 ...]
