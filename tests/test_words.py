@@ -105,3 +105,18 @@ def test_module_docstrings_state_a_subject():
         if not pending(file) and OPENING.match(words):
             wrong.append(f"{file.relative_to(ROOT)}: {words.splitlines()[0]}")
     assert not wrong, "\n".join(wrong)
+
+
+PRIVATE = re.compile(r"jax\._src|jaxlib\._|pallas\.triton|pallas import triton")
+
+
+def test_private_and_deprecated_apis_have_a_reason():
+    """JAX's private modules and Pallas' Triton backend may go in any release: a comment above the import says why."""
+    wrong = []
+    for file in [f for f in tracked() if f.suffix == ".py"]:
+        lines = file.read_text().splitlines()
+        for i, line in enumerate(lines):
+            first = next((j for j in range(i, -1, -1) if not PRIVATE.search(lines[j])), i)
+            if PRIVATE.search(line) and not lines[first].lstrip().startswith("#") and "#" not in line:
+                wrong.append(f"{file.relative_to(ROOT)}:{i + 1}: {line}")
+    assert not wrong, "\n".join(wrong)

@@ -16,15 +16,20 @@ from jhsae.files.bounded import check_size
 
 
 def build(slot: Slot, kind: type | Supplied | None = None, /, **extra: Any) -> Any:
-    """The part that `slot` names, with the arguments of the slot and of `extra`.
+    """Builds the part that a slot names.
 
     A slot from `load` or `checked` is built as it is. One written by a script is checked first, and must name a
-    subclass of `kind` (or what that `Supplied` accepts).
+    subclass of `kind` (or a target that the `Supplied` accepts).
+
+    Args:
+        slot: A mapping with a ``_target_`` and arguments.
+        kind: The class of the part, or a `Supplied`.
+        **extra: Further arguments of the constructor.
 
     Raises:
-        UserError: the slot does not fit, or a constructor refuses its arguments (`ValueError`), with the slot's place
-            in its file. Any other error of a constructor is a bug and comes through as it is, unless the slot was read.
-        TypeError: a slot that nothing has checked, and no kind.
+        UserError: The slot does not match, or a constructor refuses its arguments (`ValueError`), with the slot's
+            place in its file. Any other error of a constructor is a bug and is not caught, unless the slot was read.
+        TypeError: An unchecked slot without a kind.
     """
     if not isinstance(slot, CheckedSlot):
         if kind is None:

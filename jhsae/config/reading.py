@@ -55,7 +55,13 @@ def load(cls: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> 
 def read(cls: type[Config], path: str | Path, trust: str | Iterable[str] = ()) -> Config:
     """Reads a config recorded by a run (`write`), which has no ``base:`` and no references.
 
-    Its slots may name parts of jhsae and of the packages in `trust`. Raises `UserError` as `load` does.
+    Args:
+        cls: The config dataclass.
+        path: The YAML file.
+        trust: Packages besides jhsae whose parts its slots may name.
+
+    Raises:
+        UserError: As in `load`.
     """
     tree = with_current_keys(plain(path), cls.__name__)
     place = Place(((Path(path), tree),), trust=trusted(trust))
@@ -76,7 +82,14 @@ def plain(path: str | Path) -> dict[str, Any]:
 
 
 def find(name: str) -> Path:
-    """The config file `name`: a path, or else one of the configs of this package, such as ``scale.yaml``."""
+    """Finds a config file.
+
+    Args:
+        name: A path, or the name of a config of this package, such as ``scale.yaml``.
+
+    Raises:
+        UserError: There is no such file, with the closest match.
+    """
     if is_file(name):
         return Path(name)
     if os.path.exists(name):

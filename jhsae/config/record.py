@@ -41,7 +41,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def write(config: Any, path: str | Path) -> None:
-    """Writes the config as YAML, defaults included; ``load(type(config), path)`` gives an equal one."""
+    """Writes a config as YAML, defaults included; ``load(type(config), path)`` is its inverse.
+
+    Args:
+        config: A config dataclass.
+        path: The file.
+    """
     Path(path).write_text(to_yaml(config), encoding="utf-8")
 
 
@@ -69,7 +74,12 @@ def config_hash(config: Any) -> str:
 
 
 def diff(there: Any, here: Any) -> list[str]:
-    """One clause per hashed key that differs: ``stages.0.steps is 100 there, 200 here``."""
+    """Differences of two configs, one clause per hashed key: ``stages.0.steps is 100 there, 200 here``.
+
+    Args:
+        there: A config.
+        here: Another of the same class.
+    """
     a, b = (dict(_flat(with_current_names(_hashed(config), type(config).__name__))) for config in (there, here))
     return [
         f"{key} is {a.get(key, 'absent')!s} there, {b.get(key, 'absent')!s} here"

@@ -34,7 +34,15 @@ def _member_name(member: Member) -> str:
 
 
 def describe_keys(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """(dotted key, type, default, help) of every key, sections included; N stands for a list index."""
+    """Every key of a config dataclass, sections included; N stands for a list index.
+
+    Args:
+        cls: The dataclass.
+        prefix: Of the dotted keys.
+
+    Yields:
+        (dotted key, type, default, help).
+    """
     for key in keys(cls):
         default = "required" if key.default == REQUIRED else json.dumps(key.default)
         sections = list(_sections(key.hint, prefix + key.name))

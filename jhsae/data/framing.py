@@ -13,10 +13,14 @@ from jaxtyping import Bool, Integer
 
 @dataclass(frozen=True)
 class Framing:
-    """Special tokens that packing inserts: `first` opens every sequence, `between` follows every document.
+    """Special tokens that packing inserts.
 
     As in SAELens, a tokenizer without BOS (Qwen) gives sequences of text alone, and one without EOS has BOS between
     documents. Where BOS and EOS are one token (GPT-2, Pythia), it does both.
+
+    Args:
+        first: The token that opens every sequence, or None.
+        between: The token that follows every document, or None.
     """
 
     first: int | None
@@ -30,11 +34,26 @@ class Framing:
 
 
 def special_ids(tokenizer: Any) -> tuple[int, ...]:
-    """Ids of BOS, EOS and padding, ascending, as far as the tokenizer has them."""
+    """Ids of the special tokens of a tokenizer.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+
+    Returns:
+        The ids of BOS, EOS and padding that it has, ascending.
+    """
     found = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     return tuple(sorted(number for number in found if number is not None))
 
 
 def ordinary(tokens: Integer[np.ndarray, "*shape"], tokenizer: Any) -> Bool[np.ndarray, "*shape"]:
-    """Mask of the tokens that are not special: positions that are stored by a harvest and replaced by a splice."""
+    """Mask of the tokens that are not special.
+
+    Args:
+        tokens: Token ids, any shape.
+        tokenizer: A Hugging Face tokenizer.
+
+    Returns:
+        True at positions that are stored by a harvest and replaced by a splice; the shape of `tokens`.
+    """
     return ~np.isin(tokens, special_ids(tokenizer))

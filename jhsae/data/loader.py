@@ -51,7 +51,13 @@ def make_loader(
 
 
 def batches_per_epoch(store: Store, batch: int, streams: int = 1) -> int:
-    """Batches per epoch; the order changes with each epoch."""
+    """Batches per epoch; the order of the rows changes with each epoch.
+
+    Args:
+        store: The activations.
+        batch: Rows per step, over all hosts.
+        streams: Parts of a batch that are read independently.
+    """
     block = _block_rows(store, streams)
     blocks = -(-store.rows // block)
     missing = blocks * block - store.rows  # the last block may be short, and any stream may get it
@@ -66,7 +72,10 @@ def batches_per_epoch(store: Store, batch: int, streams: int = 1) -> int:
 
 
 class Batches:
-    """A grain data source: step -> this host's slice of the batch. Sequential access is fast, see `_Stream`."""
+    """A grain data source: step -> this host's slice of the batch. Sequential access is fast, see `_Stream`.
+
+    Its arguments are those of `make_loader`.
+    """
 
     def __init__(
         self, store: Store, batch: int, seed: int, host: int = 0, hosts: int = 1, streams: int = 1, window: int = 16

@@ -88,7 +88,15 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: bytes, where: str) -> "Manifest":
-        """Parses a manifest. Raises UserError for another format or an invalid field."""
+        """Parses a manifest.
+
+        Args:
+            text: JSON.
+            where: The file, for messages.
+
+        Raises:
+            UserError: Another format, or an invalid field.
+        """
         raw = bounded.as_object(bounded.parse_json(text, where), where)
         found = raw.get("format")
         raw = ADDED.get(found if isinstance(found, int) else 0, {}) | raw

@@ -13,7 +13,13 @@ BUNDLED = Path(__file__).parents[1] / "assets" / "tiny_lm"
 
 
 class ModelName(NamedTuple):
-    """A language model: `name` as it was written, the hash of its content and its folder, as far as known."""
+    """A language model, as far as it is known.
+
+    Args:
+        name: The name as it was written.
+        sha256: The hash of its content (`jhsae.lm.identity`), or None.
+        path: Its folder, or None.
+    """
 
     name: str
     sha256: str | None = None

@@ -71,17 +71,28 @@ class Store:
         return identity in (self._identity, self.manifest.identity_of_files())
 
     def request(self, start: int, stop: int) -> Pending:
-        """Starts reading activations `start` to `stop`; ``.result()`` blocks and returns bfloat16 where that is stored,
-        else float32."""
+        """Starts reading activations `start` to `stop`.
+
+        Returns:
+            A future whose ``.result()`` is [rows, embed], bfloat16 where that is stored, else float32.
+        """
         where = f"{self.path}/activations"
         return Pending(self._columns, *self._range(start, stop), where, self._storage.decode)
 
     def read(self, start: int, stop: int) -> Float32[np.ndarray, "rows embed"]:
-        """The activations `start` to `stop`, in the order of the store."""
+        """Reads activations `start` to `stop` in the order of the store.
+
+        Returns:
+            [rows, embed] in float32.
+        """
         return self.request(start, stop).result().astype(np.float32)
 
     def index(self, start: int, stop: int) -> Int32[np.ndarray, "rows 3"]:
-        """(sequence, position, token id) of the same rows."""
+        """Origin of the activations `start` to `stop`.
+
+        Returns:
+            (sequence, position, token id) per row, int32 [rows, 3].
+        """
         return Pending([self._index], *self._range(start, stop), f"{self.path}/index").result()
 
     def tokens(self) -> UInt32[np.ndarray, "sequences context"]:

@@ -80,9 +80,15 @@ class AbstractText(ABC):
 
 @dataclass(frozen=True)
 class TextFiles(AbstractText):
-    """Local files. ``.txt``: a paragraph (blank line around it) is a document; ``.jsonl``, ``.json`` and
-    ``.parquet``: the string in `column` of a row is a document. All but Parquet may be compressed (``.txt.gz``,
-    ``.bz2``, ``.xz``)."""
+    """Local files: ``.txt``, ``.jsonl``, ``.json`` and ``.parquet``, all but Parquet optionally compressed.
+
+    In a ``.txt`` a paragraph (blank line around it) is a document, in the others the string in `column` of a row.
+    Compressed files end in ``.gz``, ``.bz2`` or ``.xz``.
+
+    Args:
+        paths: A file, or several.
+        column: The column of the text.
+    """
 
     paths: str | list[str]
     column: str = "text"

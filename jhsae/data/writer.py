@@ -105,7 +105,12 @@ class Writer:
         self._pending = group, statistics, futures
 
     def add(self, x: Shaped[np.ndarray, "n embed"], index: Int32[np.ndarray, "n 3"]) -> None:
-        """Writes the next rows of the stream, for a single writer of a new store."""
+        """Writes the next rows of the stream, for a single writer of a new store.
+
+        Args:
+            x: Rows in the order of the stream, [n, embed].
+            index: (sequence, position, token id) of each row.
+        """
         self._added += len(x)
         self._waiting.append((x, index))
         while self._next < len(self.missing) and sum(len(x) for x, _ in self._waiting) >= self._next_group.rows:

@@ -19,7 +19,10 @@ from jhsae.errors import UserError
 
 
 class AbstractConfig(ABC):
-    """Sizes and constants of one model: hashable, static. `extras` names the optional weights that it has."""
+    """Sizes and constants of one model: hashable, static.
+
+    `extras` names the optional weights that the model has.
+    """
 
     model_type: str
     vocab: int
@@ -108,16 +111,29 @@ class AbstractLM(eqx.Module):
         return self.config.vocab
 
     def residual(self, ids: Int[Array, "batch time"], layer: int) -> Float[Array, "batch time embed"]:
-        """The residual stream after the first `layer` blocks; later blocks do not run."""
+        """The residual stream at one layer; later blocks do not run.
+
+        Args:
+            ids: Token ids, [batch, time].
+            layer: Number of blocks that run; 0 is the embedding.
+
+        Returns:
+            float32 [batch, time, embed].
+        """
         self._check(layer)
         return self._run(self._start(ids), 0, layer)
 
     def residuals(
         self, ids: Int[Array, "batch time"], layers: tuple[int, ...]
     ) -> Float[Array, "taps batch time embed"]:
-        """The residual streams at several layers, in the order of `layers`; every block runs once.
+        """The residual streams at several layers; every block runs once, blocks after the last layer do not run.
 
-        Blocks after the last of them do not run.
+        Args:
+            ids: Token ids, [batch, time].
+            layers: Numbers of blocks.
+
+        Returns:
+            float32 [layers, batch, time, embed], in the order of `layers`.
         """
         if not layers:
             raise UserError("residuals of no layers; write at least one, e.g. (0,)")
@@ -139,7 +155,15 @@ class AbstractLM(eqx.Module):
         return kept if tuple(taps) == tuple(layers) else kept[place]
 
     def logits_from(self, x: Float[Array, "batch time embed"], layer: int) -> Float[Array, "batch time vocab"]:
-        """Next-token logits from the residual stream at `layer`."""
+        """Next-token logits from a residual stream.
+
+        Args:
+            x: The residual stream at `layer`, [batch, time, embed].
+            layer: Number of blocks that have run.
+
+        Returns:
+            float32 [batch, time, vocab].
+        """
         self._check(layer)
         return self._head(self._run(x.astype(jnp.float32), layer, self.layers))
 

@@ -102,7 +102,14 @@ def save(
     folder: str | Path,
     dtype: DTypeLike = jnp.bfloat16,
 ) -> None:
-    """Writes a folder that `load` and transformers' AutoModelForCausalLM read; does not overwrite an existing model."""
+    """Writes a folder that `load` and transformers' AutoModelForCausalLM read.
+
+    Args:
+        model: The language model.
+        tokenizer: A Hugging Face tokenizer.
+        folder: An existing model there is not overwritten.
+        dtype: Of the stored weights.
+    """
     folder, dtype = Path(folder), jnp.dtype(dtype)
     if (folder / "config.json").exists():
         raise UserError(f"{folder} holds a model already; write another folder, or remove that one")

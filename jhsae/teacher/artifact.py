@@ -124,7 +124,18 @@ def build(
     provenance: dict[str, Any],
     validation: dict[str, Any],
 ) -> Teacher:
-    """The artifact of unified-space `directions`, with subspaces of `sub` dimensions (`subspace.py`)."""
+    """Builds a teacher from estimated directions.
+
+    Args:
+        concepts: The parents, with their children.
+        directions: Unified-space vectors of parents and deltas.
+        geometry: The causal geometry of the language model.
+        sub: Dimensions of each parent's subspace (`jhsae.teacher.subspace`).
+        variance: Fraction of the squared singular values of the deltas that the subspace retains.
+        seed: Of the random directions that fill up a subspace.
+        provenance: Recorded in the artifact.
+        validation: Recorded in the artifact.
+    """
     rng = np.random.default_rng(seed)
     steer = np.asarray(geometry.unembedding.matrix, np.float64)
     read = np.asarray(geometry.residual.matrix, np.float64)

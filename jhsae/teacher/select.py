@@ -87,10 +87,17 @@ def select(
     limits: SelectionLimits,
     concepts: Iterable[str] = (),
 ) -> tuple[Concept, ...]:
-    """`parents` parent concepts, most tokens first; or exactly those that `concepts` names, in that order.
+    """Selects parent concepts, most tokens first; or exactly those named by `concepts`, in that order.
+
+    Args:
+        ontology: The graph of concepts.
+        vocabulary: Words that are single tokens.
+        parents: Number of parents.
+        limits: Criteria of parents and children.
+        concepts: Names, words or ids of parents; empty selects them.
 
     Raises:
-        UserError: an unknown concept, one with too few words, or fewer parents than asked for.
+        UserError: An unknown concept, one with too few words, or fewer parents than requested.
     """
     tokens = token_sets(ontology, vocabulary)
     graph = merged_children(ontology, tokens, limits.min_child_tokens, limits.rest)

@@ -6,7 +6,13 @@ from jhsae.teacher.vocabulary import Vocabulary
 
 
 def summary(teacher: Teacher, vocabulary: Vocabulary, shown: int = 8) -> str:
-    """The lines, with the first `shown` concepts."""
+    """Summary lines of a teacher.
+
+    Args:
+        teacher: The artifact.
+        vocabulary: For the words of its tokens.
+        shown: Number of concepts in the summary.
+    """
     about, validation = teacher.provenance, teacher.validation
     angles, project = validation["orthogonality"], validation["projection"]
     lines = [

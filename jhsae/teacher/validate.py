@@ -30,9 +30,18 @@ def validate(
     lemmas: Mapping[int, str],
     seed: int,
 ) -> dict[str, Any]:
-    """{"orthogonality": {...}, "projection": {...}}: metrics of the teacher and of its nulls.
+    """Metrics of a teacher and of its nulls.
 
-    `lemmas` maps a token to its word, so that "dog" and "dogs" are held out together.
+    Args:
+        concepts: Parents with their children.
+        directions: Their estimated directions.
+        estimator: The rule that estimated them.
+        samples: Samples of all tokens.
+        lemmas: Token id -> word, so that "dog" and "dogs" are held out together.
+        seed: Of splits and permutations.
+
+    Returns:
+        ``{"orthogonality": {...}, "projection": {...}}``, JSON values; undefined ones are None.
     """
     rng = np.random.default_rng(seed)
     shuffled = samples.shuffled(rng)

@@ -70,7 +70,10 @@ def forms(word: str) -> tuple[str, ...]:
 def single_tokens(tokenizer: Tokenizer, words: Iterable[str], usage: Mapping[str, int]) -> Vocabulary:
     """The nouns of at least three letters that are one token in some form.
 
-    `usage` counts words (any, not nouns alone) in some text, to detect tokens that are mostly word pieces.
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        words: Nouns.
+        usage: Counts of words (any, not nouns alone) in some text, to detect tokens that are mostly word pieces.
     """
     nouns = sorted({w for w in words if len(w) > 2 and " " not in w and w.lower() not in FUNCTION_WORDS})
     pairs = [(word, form) for word in nouns for form in forms(word)]

@@ -24,17 +24,26 @@ Factor = Float[Array, ""] | Float[Array, "embed"] | Float[Array, "embed embed"]
 
 
 class PerToken(eqx.Module):
-    """The part that depends on the token: ``x = x' scale + shift``."""
+    """The part of a normaliser that depends on the token: ``x = x' scale + shift``.
+
+    Args:
+        scale: One factor per row, [batch, 1].
+        shift: One shift per row, [batch, 1].
+    """
 
     scale: Float[Array, "batch 1"]
     shift: Float[Array, "batch 1"]
 
 
 class Affine(eqx.Module):
-    """``x' = times(x - shift, matrix)`` and ``x = times(x', inverse) + shift``, the same for every token.
+    """An affine map, the same for every token.
 
-    A `matrix` is a factor for all dimensions, one for each, or a matrix that acts on rows from the right. Without
-    a shift it is the scalar 0; `over` broadcasts it.
+    ``x' = times(x - shift, matrix)`` and ``x = times(x', inverse) + shift``.
+
+    Args:
+        shift: [embed], or the scalar 0 without a shift; `over` broadcasts it.
+        matrix: A scalar, one factor per dimension [embed], or [embed, embed], which acts on rows from the right.
+        inverse: Its inverse, in the same form.
     """
 
     shift: Float[Array, "embed"] | Float[Array, ""]
@@ -49,7 +58,12 @@ class Affine(eqx.Module):
 def times(
     rows: Float[Array, "*batch embed"] | Float[np.ndarray, "*batch embed"], factor: Factor
 ) -> Float[Array, "*batch embed"]:
-    """``rows @ factor`` for a matrix, ``rows * factor`` otherwise; in full float32 on every device."""
+    """Applies a factor to rows, in full float32 on every device.
+
+    Args:
+        rows: [rows, embed].
+        factor: A matrix [embed, embed] (``rows @ factor``), or a factor per dimension or a scalar (``rows * factor``).
+    """
     if factor.ndim == 2:
         return jnp.matmul(rows, factor, precision=jax.lax.Precision.HIGHEST)
     return jnp.asarray(rows) * factor
@@ -71,7 +85,12 @@ class AbstractNormalizer(Ranged, eqx.Module):
 
     @abstractmethod
     def undo(self, x_hat: Rows, token: PerToken) -> Rows:
-        """Normalised rows back in the original units."""
+        """Maps normalised rows back to the original units.
+
+        Args:
+            x_hat: Normalised rows, [rows, embed].
+            token: The second result of the call on the same rows.
+        """
 
     @abstractmethod
     def affine(self) -> Affine | None:
