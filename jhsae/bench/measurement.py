@@ -25,7 +25,7 @@ from jhsae.errors import UserError
 from jhsae.files.bounded import to_json
 from jhsae.files.folders import write_whole
 
-LEAST_ROUNDS = 3  # a median of fewer says nothing
+LEAST_ROUNDS = 3  # a median of fewer is not meaningful
 
 
 @dataclass(frozen=True)

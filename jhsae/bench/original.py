@@ -108,7 +108,7 @@ def _optimizer() -> optax.GradientTransformation:
 
 
 def _scan_topk(z: Float[Array, "one experts"], k: int) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
-    """The k largest of one row by k passes of argmax, each masking what it found; the gradient runs through them."""
+    """The k largest of one row by k passes of argmax, each masking what it found; differentiable through them."""
 
     def once(left: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
         best = jnp.argmax(left, axis=1)

@@ -24,7 +24,7 @@ def existing(root: ts.KvStore, layout: ArrayLayout, write: bool = False, zeros: 
     out.
 
     Raises:
-        UserError: no array, or another one than `layout` says.
+        UserError: There is no array, or it does not match `layout`.
     """
     return _open(root, layout, {"open": True, "read": True, "write": write}, zeros)
 

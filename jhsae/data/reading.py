@@ -162,11 +162,11 @@ def column_of(rows: Iterable[Row], column: str, what: str) -> Iterator[str | Ski
         UserError: no such column in the first rows, or a row of it that holds anything but text.
     """
     iterator = _readable(rows, what)
-    begun, seen = first_with(iterator, column)
+    first, seen = first_with(iterator, column)
     if seen:
         raise UserError(f"the dataset {what} has no column '{column}'" + nearest(column, seen))
-    texts = [_text(row, number, column, what) for number, row in enumerate(begun, 1)]
-    return chain(texts, (_text(row, number, column, what) for number, row in enumerate(iterator, len(begun) + 1)))
+    texts = [_text(row, number, column, what) for number, row in enumerate(first, 1)]
+    return chain(texts, (_text(row, number, column, what) for number, row in enumerate(iterator, len(first) + 1)))
 
 
 def _text(row: Row, number: int, column: str, what: str) -> str | Skipped:

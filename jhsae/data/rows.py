@@ -135,11 +135,11 @@ def _more(text: str, file: Any, decode: Any, size: int) -> tuple[str, bool]:
 def first_with(rows: Iterator[Row], column: str, most: int = 1000) -> tuple[list[Row], list[str]]:
     """The rows up to the first with the column, and the columns seen where none has it."""
     seen: dict[str, None] = {}
-    begun: list[Row] = []
+    rows: list[Row] = []
     for row in islice(rows, most):
-        begun.append(row)
+        rows.append(row)
         if isinstance(row, dict):
             if column in row:
-                return begun, []
+                return rows, []
             seen |= dict.fromkeys(row)
-    return begun, list(seen)
+    return rows, list(seen)

@@ -46,6 +46,6 @@ class Stream:
         before = int(self.ends[first - 1]) if first else 0
         inside = slice(max(0, start - before), max(0, stop - before))
         sequence, position = sequence[inside], position[inside]
-        numbers = chosen[sequence]
-        index = np.stack([numbers, position, self.tokens[numbers, position]], axis=1)
+        sequences = chosen[sequence]
+        index = np.stack([sequences, position, self.tokens[sequences, position]], axis=1)
         return sequence, position, index.astype(np.int32)

@@ -63,7 +63,7 @@ def read_wndb(directory: str | Path | None = None, parts: str = "nvar") -> dict[
 
 
 def read_table(path: Path) -> list[tuple[int, str]]:
-    """The lines of a database or index file without those of the licence, and their numbers from 1.
+    """The lines of a database or index file without the licence, and their line numbers from 1.
 
     `UserError`: no regular file, a damaged gzip file, more bytes or lines than WordNet could have.
     """

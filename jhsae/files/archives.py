@@ -36,7 +36,8 @@ def npz_header(path: str | File, limit: int | None = None) -> dict[str, ArrayInf
     """Shape and type of every array of an npz archive; no array is read.
 
     Raises:
-        UserError: no such archive, a member that is not an array of numbers or text, one that does not fit its bytes.
+        UserError: no such archive, a member that is not a numeric or text array, or whose header does not match its
+        size.
     """
     return _npz(path, limit, ())[0]
 
@@ -81,7 +82,7 @@ def check_zip_list(file: Any, path: str | File) -> None:
     if end < 0 or len(tail) < end + 22:
         raise zipfile.BadZipFile("it does not end as a zip archive")
     lengths = [struct.unpack_from("<L", tail, end + 12)[0]]
-    if end >= 20 and tail.startswith(b"PK\6\7", end - 20):  # of large archives, a record before it or where it says
+    if end >= 20 and tail.startswith(b"PK\6\7", end - 20):  # zip64: the record before it, or at its offset
         file.seek(min(struct.unpack_from("<Q", tail, end - 12)[0], size))
         for record in (tail[max(0, end - 76) : end - 20], file.read(56)):
             if record.startswith(b"PK\6\6") and len(record) == 56:
@@ -94,7 +95,7 @@ def check_zip_list(file: Any, path: str | File) -> None:
 def check_zip(archive: zipfile.ZipFile, path: str | File, limit: int | None = None) -> None:
     """Raises `UserError` for an archive that is not made of plain, separate members of bounded size.
 
-    Together they may expand to `limit` bytes; None stands for `ZIP_BYTES`, or `ZIP_RATIO` times the archive's size.
+    Together they may expand to `limit` bytes; None is `ZIP_BYTES`, or `ZIP_RATIO` times the archive's size.
     """
     total, names = 0, set[str]()
     for info in archive.infolist():

@@ -45,7 +45,7 @@ def write(
 ) -> None:
     """Writes `sae` with its `normalizer` and `about` (as `load_sae` gives them) and a README.md into a new `folder`.
 
-    `results` is a row of results.jsonl (``jhsae evaluate``), whose numbers the README then quotes. `UserError`:
+    `results` is a row of results.jsonl (``jhsae evaluate``), which the README quotes. `UserError`:
     something is there already.
     """
     folder = Path(folder)

@@ -101,9 +101,9 @@ def load_npz(path: str | Path) -> Tensors:
 
 
 def take(tensors: Mapping[str, Any], key: str, shape: Shape, file: str | Path, whole: bool = False) -> np.ndarray:
-    """The tensor `key` as float32, of exactly `shape`; a None in `shape` stands for any size of at least 1.
+    """The tensor `key` as float32, of exactly `shape`; None in `shape` matches any size of at least 1.
 
-    Weights are floats: integers, which may be quantised, are taken as scalars, or anywhere where `whole` says so.
+    Weights are floats: integers, which may be quantised, are accepted as scalars, or anywhere with `whole`.
     `UserError`: no such key, another shape, not a numeric array, NaN or infinity.
     """
     fits(tensors, key, shape, file, whole)
@@ -169,7 +169,7 @@ def existing(path: str | Path) -> Path:
 
 
 def _refuse_pickle(path: Path) -> None:
-    """`UserError` for a file that starts like one of torch.save, whatever its name says."""
+    """`UserError` for a file that starts like one of torch.save, whatever its name."""
     if bounded.read_start(path, 4).startswith(PICKLES):
         raise UserError(
             f"{path} is a pickle or zip archive (torch.save), expected safetensors; pickles can run code and are not "

@@ -1,6 +1,6 @@
 """The only place that opens a pickle: a torch state dict, on request, and then tensors and plain values alone.
 
-A pickle can run code when it is read. So a ``.pt`` file is refused unless the caller says ``unpickle=True``, and even
+A pickle can run code when it is read. So a ``.pt`` file is refused unless the caller passes ``unpickle=True``, and even
 then torch reads it with ``weights_only=True``, which refuses everything but tensors and plain Python values. Before
 torch sees it, the archive must be one that `torch.save` writes: separate members that are not packed, and a pickle
 that names nothing but tensors, so that no byte array of any size is made. torch is imported here, when it is needed:

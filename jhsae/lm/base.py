@@ -70,7 +70,7 @@ class AbstractLM(eqx.Module):
     loop (same values; slower to compile, faster to differentiate on a CPU).
     """
 
-    tensors: ClassVar[dict[str, str]]  # leaf -> name in the checkpoint; {} stands for the layer
+    tensors: ClassVar[dict[str, str]]  # leaf -> name in the checkpoint; {} is the layer
     embedding: eqx.AbstractVar[Float[Array, "vocab embed"]]
     blocks: eqx.AbstractVar[Any]
     final_norm: eqx.AbstractVar[Float[Array, " embed"]]

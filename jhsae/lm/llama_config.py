@@ -119,7 +119,7 @@ def _sliding(settings: dict[str, Any], source: str) -> tuple[int | None, tuple[b
     kind, count = settings["model_type"], layer_count(settings, source)
     if kind == "mistral" and "sliding_window" not in settings:
         raise UserError(f"{source}: no sliding_window; write its tokens, or null for none")
-    own = kind.startswith("qwen") and flag(settings, "use_sliding_window", False, source)  # each layer as it says
+    own = kind.startswith("qwen") and flag(settings, "use_sliding_window", False, source)  # per layer
     slides = (own or kind == "mistral") and settings.get("sliding_window") is not None
     window = whole(settings, "sliding_window", source) if slides else None
     kinds = settings.get("layer_types")

@@ -1,6 +1,6 @@
-"""Weights as the numbers they stand for: floats as they are, 8 bits with scales multiplied out as they are read.
+"""Dequantised weights: floats unchanged, 8-bit weights multiplied by their scales as they are read.
 
-A weight W of int8 or float8 stands beside a tensor of scales:
+A weight W of int8 or float8 has a tensor of scales:
 
 - ``SCB [rows]`` (bitsandbytes 8-bit): W[i, j] SCB[i] / 127.
 - ``weight_scale_inv`` (fine-grained fp8 of DeepSeek and Qwen): W[i, j] s[i // b0, j // b1], with blocks of
@@ -39,7 +39,7 @@ class WeightScale(NamedTuple):
 
 
 class Weights:
-    """The tensors of a checkpoint as the numbers they stand for.
+    """The dequantised tensors of a checkpoint.
 
     Raises:
         UserError: config.json names a quantisation that is not read; when a tensor is checked or read also a type that
@@ -77,7 +77,7 @@ class Weights:
         return there | {stem + word for word in CACHE if stem + word in self}
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Compares type and shape of a tensor, and of its scales, with what is wanted; reads no numbers but these."""
+        """Checks dtype and shape of a tensor and of its scales; reads no other values."""
         name = self._other.get(name, name)
         found = self.tensors.info(name)
         if found.dtype not in FLOATS and found.dtype not in EIGHT_BITS:

@@ -23,8 +23,8 @@ from jhsae.errors import UserError
 from jhsae.files import bounded, tensor_files
 from jhsae.files.checksums import Sums, new_folder
 from jhsae.metric import CausalGeometry, from_covariance
+from jhsae.teacher.checks import check_arrays
 from jhsae.teacher.estimate import Directions
-from jhsae.teacher.numbers import check_numbers
 from jhsae.teacher.select import Concept
 from jhsae.teacher.subspace import subspace, unit
 
@@ -75,7 +75,7 @@ class Teacher:
         folder = Path(folder)
         if (folder / NUMBERS).exists():
             raise UserError(f"{folder} holds a teacher already; write another folder, or remove that one")
-        numbers = {
+        metadata = {
             "format": FORMAT,
             "concepts": [asdict(c) for c in self.concepts],
             "provenance": self.provenance,
@@ -83,7 +83,7 @@ class Teacher:
         }
         with new_folder(folder) as new:
             new.write(ARRAYS, save({name: np.ascontiguousarray(getattr(self, name)) for name in SHAPES}))
-            new.write(NUMBERS, bounded.to_json(numbers, indent=1) + "\n")
+            new.write(NUMBERS, bounded.to_json(metadata, indent=1) + "\n")
         return folder
 
     @classmethod
@@ -95,21 +95,21 @@ class Teacher:
         """
         folder = Path(folder)
         sums = Sums.of(folder)
-        numbers = read_numbers(folder, sums)
-        concepts = tuple(_concept(c, folder / NUMBERS) for c in numbers["concepts"])
-        sums.required(numbers["format"] > WITHOUT_CHECKSUMS)
+        metadata = read_metadata(folder, sums)
+        concepts = tuple(_concept(c, folder / NUMBERS) for c in metadata["concepts"])
+        sums.required(metadata["format"] > WITHOUT_CHECKSUMS)
         header = tensor_files.tensor_header(folder / ARRAYS)
         _check_sizes(header, concepts, folder)
         try:
             arrays = load(sums.read(ARRAYS))
         except SafetensorError as error:
             raise UserError(f"{folder / ARRAYS} cannot be read ({error}); {AGAIN}") from error
-        _check_numbers(arrays, concepts, folder)
+        _check_content(arrays, concepts, folder)
         return cls(
             **{name: arrays[name] for name in SHAPES},
             concepts=concepts,
-            provenance=numbers["provenance"],
-            validation=numbers["validation"],
+            provenance=metadata["provenance"],
+            validation=metadata["validation"],
         )
 
 
@@ -165,18 +165,18 @@ def build(
     )
 
 
-def read_numbers(folder: Path, sums: Sums | None = None) -> dict[str, Any]:
+def read_metadata(folder: Path, sums: Sums | None = None) -> dict[str, Any]:
     """Reads ``teacher.json``: format, concepts (as JSON), provenance, validation."""
     path = folder / NUMBERS
     if not path.exists():
         raise UserError(f"no teacher in {folder} ({NUMBERS} is not there); make one with jhsae teach")
     text = (sums or Sums.of(folder)).read(NUMBERS, bounded.JSON_BYTES)
-    numbers = bounded.as_object(bounded.parse_json(text, path), path)
+    metadata = bounded.as_object(bounded.parse_json(text, path), path)
     kinds = {"format": int, "concepts": list, "provenance": dict, "validation": dict}
-    known = all(type(numbers.get(key)) is kind for key, kind in kinds.items())
-    if not known or not WITHOUT_CHECKSUMS <= numbers["format"] <= FORMAT:
+    known = all(type(metadata.get(key)) is kind for key, kind in kinds.items())
+    if not known or not WITHOUT_CHECKSUMS <= metadata["format"] <= FORMAT:
         raise UserError(f"{path} is not a teacher of format {FORMAT}; make it again with jhsae teach")
-    return numbers
+    return metadata
 
 
 def _concept(values: Any, path: Path) -> Concept:
@@ -209,7 +209,7 @@ def _check_sizes(header: dict[str, tensor_files.TensorInfo], concepts: tuple[Con
                 )
 
 
-def _check_numbers(arrays: dict[str, np.ndarray], concepts: tuple[Concept, ...], folder: Path) -> None:
+def _check_content(arrays: dict[str, np.ndarray], concepts: tuple[Concept, ...], folder: Path) -> None:
     if [len(c.children) for c in concepts] != arrays["counts"].tolist():
         raise UserError(f"{folder}: {NUMBERS} names other concepts than {ARRAYS} holds; {AGAIN}")
-    check_numbers({name: arrays[name] for name in SHAPES}, folder / ARRAYS)
+    check_arrays({name: arrays[name] for name in SHAPES}, folder / ARRAYS)

@@ -3,7 +3,7 @@
 A word counts when the tokenizer makes exactly one token of it with a space before it. As in Park et al.
 (arXiv 2406.01506) a noun counts in its forms: lower case, plural and both capitalised. Words that WordNet
 has as nouns but that are hardly ever used as one ("in" the unit, "will" the faculty) do not count, nor do tokens
-that mostly begin longer words ("prof").
+that mostly start longer words ("prof").
 """
 
 from collections import Counter
@@ -92,7 +92,7 @@ def _encode(tokenizer: Tokenizer, words: list[str]) -> list[list[int]]:
 
 
 def _pieces(tokenizer: Tokenizer, usage: Mapping[str, int]) -> set[int]:
-    """Tokens that begin a longer word more often than they are one."""
+    """Tokens that start a longer word more often than they are a word."""
     whole: Counter[int] = Counter()
     for (_, count), tokens in zip(usage.items(), _encode(tokenizer, list(usage)), strict=True):
         if tokens:  # a tokenizer without bytes and without an unknown token may give none

@@ -72,7 +72,7 @@ def normalizer_of(name: str, folder: Path, embed: int) -> tuple[dict[str, Any], 
 def _scale(folder: Path, embed: int) -> AbstractNormalizer:
     file = _statistics(folder / SCALER)
     factor = setting(read_json(file), "scaling_factor", float, file)
-    if not 1e-30 < factor < 1e30:  # beyond, it or what it divides is no float32
+    if not 1e-30 < factor < 1e30:  # beyond, the factor or its inverse overflows float32
         raise UserError(f"{file}: scaling_factor is {factor}, expected a number above 0 of some usual size")
     return Scale(jnp.float32(1 / factor))
 

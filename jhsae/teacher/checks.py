@@ -10,7 +10,7 @@ from jhsae.errors import UserError
 DIRECTIONS = ("parents", "readouts", "up", "down")  # arrays whose rows must be nonzero
 
 
-def check_numbers(arrays: Mapping[str, np.ndarray], file: Path) -> None:
+def check_arrays(arrays: Mapping[str, np.ndarray], file: Path) -> None:
     """Raises `UserError` for an array that is not finite, a direction of zeros, a parent without children.
 
     An SAE that starts from such a teacher would have experts that never fire.
