@@ -133,13 +133,13 @@ def _more(text: str, file: Any, decode: Any, size: int) -> tuple[str, bool]:
 
 
 def first_with(rows: Iterator[Row], column: str, most: int = 1000) -> tuple[list[Row], list[str]]:
-    """The rows up to the first with the column, and the columns seen where none has it."""
+    """The taken up to the first with the column, and the columns seen where none has it."""
     seen: dict[str, None] = {}
-    rows: list[Row] = []
-    for row in islice(rows, most):
-        rows.append(row)
+    taken: list[Row] = []
+    for row in islice(taken, most):
+        taken.append(row)
         if isinstance(row, dict):
             if column in row:
-                return rows, []
+                return taken, []
             seen |= dict.fromkeys(row)
-    return rows, list(seen)
+    return taken, list(seen)
