@@ -133,10 +133,10 @@ def _more(text: str, file: Any, decode: Any, size: int) -> tuple[str, bool]:
 
 
 def first_with(rows: Iterator[Row], column: str, most: int = 1000) -> tuple[list[Row], list[str]]:
-    """The taken up to the first with the column, and the columns seen where none has it."""
+    """The rows up to the first with the column, and the columns seen where none has it."""
     seen: dict[str, None] = {}
     taken: list[Row] = []
-    for row in islice(taken, most):
+    for row in islice(rows, most):
         taken.append(row)
         if isinstance(row, dict):
             if column in row:
