@@ -23,7 +23,7 @@ from jhsae.optimizer import adam
 from jhsae.ranges import Count, Fraction, Infinite, Positive, Ranged, hints_of, ranged, violation
 from jhsae.resampling import Resample
 from jhsae.sae import FlatSAE, HierarchicalSAE
-from jhsae.training.config import Stage, Train
+from jhsae.training.config import StageConfig, Train
 
 KEY = jax.random.key(0)
 
@@ -100,8 +100,8 @@ def test_what_is_right_passes(value, hint):
         (lambda: FlatSAE(0, 8, sparsify.TopK(1), key=KEY), "FlatSAE: embed is 0, expected at least 1"),
         (lambda: FlatSAE(8, 8, sparsify.TopK(1), chunk=0, key=KEY), "FlatSAE: chunk is 0, expected at least 1"),
         (lambda: HierarchicalSAE(4, 8, 5, 2, sparsify.TopK(1), sparsify.TopK(1), key=KEY), "sub is 5, but vectors"),
-        (lambda: Stage("a", 0, 0.1), "Stage: steps is 0, expected at least 1"),
-        (lambda: Stage("a", 1, -0.1), "Stage: learning_rate is -0.1, expected at least 0"),
+        (lambda: StageConfig("a", 0, 0.1), "StageConfig: steps is 0, expected at least 1"),
+        (lambda: StageConfig("a", 1, -0.1), "StageConfig: learning_rate is -0.1, expected at least 0"),
         (lambda: Evaluate("r", "s", "lm", rows=0), "Evaluate: rows is 0, expected at least 1"),
         (lambda: Evaluate("r", "s", "lm", batch=-1), "Evaluate: batch is -1, expected at least 1"),
         (lambda: Harvest("o", Source("m", 1), {}, 5, context=1), "Harvest: context is 1, expected at least 2"),
