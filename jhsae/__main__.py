@@ -138,7 +138,7 @@ class _VerbParser(argparse.ArgumentParser):
 
 def verb_help(name: str) -> str:
     """The help of a verb: what it does, reads and writes, an example, and the keys of its config."""
-    from jhsae.config import describe
+    from jhsae.config import describe_keys
 
     verb = VERBS[name]
     lines = [
@@ -151,7 +151,7 @@ def verb_help(name: str) -> str:
         "",
         "keys (type, default: meaning):",
     ]
-    for key, kind, default, text in describe(getattr(module(name), name.capitalize())):
+    for key, kind, default, text in describe_keys(getattr(module(name), name.capitalize())):
         words = ", ".join(word for word in (kind, default) if word) + (f": {text}" if text else "")
         lines += _entry(key, words, 30)
     return "\n".join(lines) + "\n"

@@ -1,8 +1,8 @@
-"""Exceptions for wrong input, and how a command ends: one sentence and an exit code.
+"""Errors of user input, and the outcome of a command: one sentence and an exit code.
 
-A `UserError` says what was got, what was expected and what to write. Errors with an `exit_code` say their own sentence.
-A full disk, a place that may not be written and memory that is used up can be met anywhere and are known by the
-system's number or words. Anything else is a bug and stays a traceback.
+A `UserError` states what was got, what was expected and what to write instead. Errors with an `exit_code` have their
+own message. A full disk, missing permissions and exhausted memory may occur anywhere and are recognised by errno or
+message. Anything else is a bug and stays a traceback.
 """
 
 import errno
@@ -22,21 +22,21 @@ WORDS = {"No space left on device": errno.ENOSPC, "Disk quota exceeded": errno.E
 
 
 class UserError(ValueError):
-    """Input that the user can mend. The command line prints it alone and exits with `exit_code`."""
+    """Invalid user input. The command line prints it without a traceback and exits with `exit_code`."""
 
     exit_code = 2
 
 
 class NoRoomError(UserError):
-    """No room on a disk or in memory for what was asked for; the same command may go on when there is."""
+    """A full disk or exhausted memory; the same command may resume when there is room."""
 
     exit_code = 4
 
 
 def sentence(error: BaseException | str) -> str:
-    """The text of an error, or a note, as a terminal shows it: one line of at most `LONGEST` characters.
+    """The text of an error, or a note, for a terminal: one line of at most `LONGEST` characters.
 
-    Characters that have no shape, such as those that steer a terminal, are written out: the text may quote a file.
+    Control characters are escaped: the text may quote a file.
     """
     text = " ".join(str(error).split())
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -63,23 +63,23 @@ def outcome(error: BaseException) -> tuple[str, int] | None:
         return f"the memory of a device is used up ({one_line(error)}); {_LESS}", NO_ROOM
     if isinstance(error, UnicodeEncodeError) or (isinstance(error, ValueError) and "embedded null" in str(error)):
         return f"a path or a name has characters that no file can have ({one_line(error)}); write another", WRONG
-    if isinstance(error, ImportError) and "install" in str(error).lower():  # what fsspec says of a bucket
+    if isinstance(error, ImportError) and "install" in str(error).lower():  # the message of fsspec for a bucket
         return f"a library is missing ({one_line(error)})", WRONG
     number, reason = system_error(error), getattr(error, "strerror", None) or one_line(error)
     if number in FULL:
         return f"{_place(error)} cannot be written ({reason}); make room, then run the same command", NO_ROOM
-    if number in DENIED or (number == errno.ENOENT and _raised_in(error) == "mkdir"):  # /proc takes no folder
+    if number in DENIED or (number == errno.ENOENT and _raised_in(error) == "mkdir"):  # no folder can be made in /proc
         return f"{_place(error)} cannot be used ({reason}); write another path, or change its rights", WRONG
     return None
 
 
 def no_room(error: BaseException) -> bool:
-    """Is it a full disk that an operation failed of?"""
+    """True for an operation that failed on a full disk."""
     return system_error(error) in FULL
 
 
 def system_error(error: BaseException | None) -> int | None:
-    """The operating system's number of an error, from itself, its words (TensorStore, safetensors) or its cause."""
+    """The errno of an error, from itself, its message (TensorStore, safetensors) or its cause."""
     if error is None:
         return None
     if isinstance(error, OSError) and error.errno is not None:

@@ -1,8 +1,8 @@
-"""Ranges of numbers, stated where a field or an argument is declared: ``k: Annotated[int, Ge(1)]``, or ``k: Count``.
+"""Numeric ranges in the annotations of fields and arguments: ``k: Annotated[int, Ge(1)]``, or ``k: Count``.
 
-The reader of configs checks them (`violation`), and so do the constructors of all that derives from `Ranged`, the base
-of every part, and each function and config class under `ranged`: what states its ranges in its annotations has both. A
-float is finite and fits float32, an int fits 64 bits, whatever else is said of it. The range of a schedule,
+The reader of configs checks them (`violation`), and so do the constructors of subclasses of `Ranged`, the base of every
+part, and each function and config class decorated with `ranged`. Every float must be finite and fit float32, every int
+64 bits. The range of a schedule,
 ``Annotated[AbstractSchedule, Ge(0)]``, is that of its values over the steps of a run (`jhsae.training.checks`).
 ``tests/bad_values.py`` has 240 values that are refused.
 """
@@ -39,11 +39,11 @@ T = TypeVar("T")
 
 
 class Infinite:
-    """A note that lets a float be infinite: ``Annotated[float, Infinite()]``."""
+    """An annotation that allows an infinite float: ``Annotated[float, Infinite()]``."""
 
 
 class Ranged:
-    """Base of classes whose constructors check what they are given: their fields, or the arguments of ``__init__``."""
+    """Base of classes whose constructors check their fields, or the arguments of ``__init__``."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -67,10 +67,10 @@ def ranged(target: T) -> T:
 
 
 def violation(value: Any, hint: Any, name: str = "") -> str | None:
-    """What is wrong with `value`, as in "k is -3, expected at least 1"; None where it is as `hint` says.
+    """The violation of a hint, as in "k is -3, expected at least 1"; None where `value` matches it.
 
-    Lists, mappings and alternatives are looked into. What a hint says beyond numbers, words and classes, such as the
-    shape of an array, is not checked, and neither is a slot (a mapping with a ``_target_``), which has its own class.
+    Lists, mappings and alternatives are checked recursively. Array shapes are not checked, nor slots (mappings with a
+    ``_target_``), which are checked against their own class.
     """
     wrong = _wrong(value, hint, ())
     if wrong is None:
@@ -85,7 +85,7 @@ def bounds(hint: Any) -> tuple[BaseMetadata, ...]:
 
 
 def outside(value: Any, notes: Iterable[Any]) -> str | None:
-    """What was expected of a number that is beyond one of its bounds or not finite, None where it is within."""
+    """The expectation that a value violates (a bound, finiteness), None where it is within its range."""
     notes = tuple(notes)
     if isinstance(value, Integral):
         if abs(int(value)) > INT64:
@@ -113,7 +113,7 @@ def _hints_of(target: Any) -> Mapping[str, Any]:
             holder = types.SimpleNamespace(__annotations__={name: hint})
             try:
                 hints |= typing.get_type_hints(holder, dict(scope), include_extras=True)
-            except (NameError, TypeError, SyntaxError):  # seen by a type checker alone, so there is nothing to check
+            except (NameError, TypeError, SyntaxError):  # a name imported only under TYPE_CHECKING cannot be checked
                 hints.pop(name, None)
     return types.MappingProxyType(hints)
 
@@ -125,7 +125,7 @@ def _checking(function: Callable[..., Any], owner: str | None = None) -> Callabl
     def call(*values: Any, **words: Any) -> Any:
         try:
             given = signature.bind(*values, **words).arguments
-        except TypeError:  # the call itself says best which argument is missing
+        except TypeError:  # the call raises the better error
             return function(*values, **words)
         hints = hints_of(function)
         for name, value in given.items():
@@ -141,7 +141,7 @@ def _name(function: Callable[..., Any], given: Mapping[str, Any]) -> str:
 
 
 class _Wrong(NamedTuple):
-    """Where inside of a value, what was got and expected there, and whether it is of another kind altogether."""
+    """The place inside a value, what was got and expected there, and whether the type differs."""
 
     where: tuple[Any, ...]
     got: str
@@ -223,7 +223,7 @@ def _wrong_items(value: Any, origin: Any, args: tuple[Any, ...], notes: tuple[An
 
 def _wrong_entries(value: Any, args: tuple[Any, ...], notes: tuple[Any, ...]) -> _Wrong | None:
     if not isinstance(value, Mapping):
-        # a slot may be built already: its note says of which class the part is
+        # a slot may be built already: its annotation has the class of the part
         kinds = tuple(k for k in (getattr(note, "kind", None) for note in notes) if inspect.isclass(k))
         return None if isinstance(value, kinds) else _other_kind(value, "a mapping")
     return _wrong_length(value, notes) or _first((k, v, args[1] if args else Any) for k, v in value.items())
@@ -269,12 +269,12 @@ def _short(value: Any) -> str:
 
 
 def _is_traced(value: Any) -> bool:
-    """True of an array of JAX, which may be a tracer; ranges are those of plain numbers."""
+    """True for a JAX array, which may be a tracer; ranges apply to Python and NumPy scalars."""
     return hasattr(value, "aval")
 
 
 def _is_plain_class(hint: Any) -> bool:
-    """True of a class that `isinstance` can be asked about; arrays with shapes, protocols and aliases are none."""
+    """True for a class that `isinstance` accepts: no shaped arrays, protocols or aliases."""
     return (
         inspect.isclass(hint)
         and get_origin(hint) is None

@@ -37,6 +37,7 @@ from jhsae.teacher import AbstractEstimator, AbstractEvidence
 from jhsae.training.checkpoint import load_sae, save_sae
 from jhsae.training.config import OPTIMIZER, Train
 
+saelens_write = importlib.import_module("jhsae.interop.saelens.write")  # the package has a function of that name
 ROOT = Path(__file__).parents[1]
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())  # as of commit 4b4ae9c
 KINDS = (

@@ -252,7 +252,7 @@ def test_find_takes_a_path_then_a_shipped_config(good: Path, tmp_path: Path, mon
 
 
 def test_describe_lists_every_key_with_type_default_and_help():
-    rows = {name: (kind, default, text) for name, kind, default, text in config.describe(Run)}
+    rows = {name: (kind, default, text) for name, kind, default, text in config.describe_keys(Run)}
     assert rows["data.store"] == ("Path", "required", "folder of the store")
     assert rows["stages.N.steps"] == ("int", "required", "optimizer steps")
     assert rows["net"] == ("part (Net)", "required", "the network")

@@ -203,7 +203,7 @@ def test_a_slot_of_no_kind_is_a_programming_error(hint: Any, good: Path):
     with pytest.raises(TypeError, match=r"Open\.pick is a slot of no kind; write .*kind="):
         config.load(cls, good)
     with pytest.raises(TypeError, match="of no kind"):
-        [*config.describe(cls)]
+        [*config.describe_keys(cls)]
 
 
 def test_a_slot_of_a_script_needs_a_kind():

@@ -18,7 +18,7 @@ from jhsae.sae import FlatSAE, mixture_of_experts_v2
 from jhsae.schedule import Constant, Linear
 from jhsae.teacher.estimate import LDAEstimator, MeanEstimator, ParkEstimator
 from jhsae.teacher.subspace import delta_span
-from jhsae.teacher.validate import auc, off_right_angle, spread
+from jhsae.teacher.validate import auc, off_right_angle, quartiles
 from jhsae.training.step import _fidelity
 from jhsae.usage import Context, FeatureStats
 
@@ -207,10 +207,10 @@ def test_a_teacher_leaves_out_what_has_no_angle_and_no_spread():
     deltas = np.concatenate([nothing, np.eye(4)[1:3]])
     np.testing.assert_array_equal(np.isnan(off_right_angle(deltas, parent)), [True, False, False])
     assert np.isnan(off_right_angle(deltas, nothing[0])).all()
-    assert spread(np.array([np.nan, 1.0, 3.0])) | {"quartile_1": 0, "quartile_3": 0} == {
+    assert quartiles(np.array([np.nan, 1.0, 3.0])) | {"quartile_1": 0, "quartile_3": 0} == {
         "median": 2.0, "quartile_1": 0, "quartile_3": 0, "n": 2
     }  # fmt: skip
-    assert spread(np.zeros(0)) == {"median": None, "quartile_1": None, "quartile_3": None, "n": 0}
+    assert quartiles(np.zeros(0)) == {"median": None, "quartile_1": None, "quartile_3": None, "n": 0}
     assert np.isnan([auc(np.zeros(0), np.ones(2)), auc(np.ones(2), np.zeros(0))]).all()
     for deltas in (nothing, nothing[:0]):
         assert delta_span(deltas, 2, 0.9).shape == (0, 4)
@@ -219,6 +219,6 @@ def test_a_teacher_leaves_out_what_has_no_angle_and_no_spread():
 @pytest.mark.parametrize("kind", [ParkEstimator, LDAEstimator])
 def test_one_sample_of_a_concept_has_no_spread(kind):
     one = np.ones((1, 4))
-    with pytest.raises(UserError, match="no spread or no mean"):
+    with pytest.raises(UserError, match="no quartiles or no mean"):
         kind().direction(one, 2 * one)
     assert np.array_equal(MeanEstimator().direction(one, one), np.ones(4))

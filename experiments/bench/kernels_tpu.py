@@ -1,4 +1,4 @@
-"""What the TPU compiler says of each kernel, next to the same program without it; no TPU is needed.
+"""Memory and cost of each kernel by the TPU compiler, next to the same program without it; no TPU is needed.
 
     pip install -e '.[tpu]'
     python experiments/bench/kernels_tpu.py [--chip v5p] [--kernel topk] [--json FILE]

@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jhsae.bench.machine import load_average, machine, write
-from jhsae.bench.timing import interleave
+from jhsae.bench.measurement import environment, interleave, load_average, write
 from jhsae.ops import rows, tile_products
 from jhsae.ops.chunks import sized_for
 
@@ -73,7 +72,7 @@ def main() -> None:
             + "{:9.3f} ms {:9.3f} ms".format(*each)
         )
         found[name] = {"ratio": asdict(ratio)} | {form: asdict(times.milliseconds(form)) for form in FORMS}
-    write({"embed": words.embed, "calls": CALLS, "cases": found, "load_before": before, **machine()}, words.json)
+    write({"embed": words.embed, "calls": CALLS, "cases": found, "load_before": before, **environment()}, words.json)
 
 
 if __name__ == "__main__":

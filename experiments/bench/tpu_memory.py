@@ -1,4 +1,4 @@
-"""What a training step needs on one TPU chip, by the TPU compiler's own account; no TPU is needed.
+"""Memory of a training step on one TPU chip, as the TPU compiler reports it; no TPU is needed.
 
     pip install -e '.[tpu]'
     python experiments/bench/tpu_memory.py [--chip v5p] [--experts 65536] [--json FILE] [sae.chunk=508 ...]
@@ -24,9 +24,9 @@ from jhsae.errors import UserError
 from jhsae.files.bounded import to_json
 from jhsae.files.folders import append_line
 from jhsae.parallel.mesh import MeshShape, make_mesh
-from jhsae.plan.program import compile_program, sizes_of
+from jhsae.plan.estimate import compile_program, memory_of
+from jhsae.plan.lowering import lower_train, stage_of
 from jhsae.plan.topology import topology
-from jhsae.plan.training import lower, stage_of
 from jhsae.training.config import StageConfig, Train
 
 GIB = 2**30
@@ -84,8 +84,8 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def measured(config: Train, stage: StageConfig, chip: str, dump: Path | None) -> dict[str, Any]:
     """What the compiler says of the step: GiB, cost, largest values; or how much too large it is."""
     device: Any = topology(TOPOLOGIES[chip]).devices[0]
-    lowered = lower(config, stage, make_mesh(MeshShape(), [device]), "tpu")
-    found: dict[str, Any] = {"device": device.device_kind, "parameters": lowered.numbers}
+    lowered = lower_train(config, stage, make_mesh(MeshShape(), [device]), "tpu")
+    found: dict[str, Any] = {"device": device.device_kind, "parameters": lowered.parameter_count}
     program, total, usable, seconds = compile_program(lowered.program)
     if program is None:
         return found | {"fits": False, "total_gib": total / GIB, "chip_gib": (usable or 0) / GIB}
@@ -94,7 +94,7 @@ def measured(config: Train, stage: StageConfig, chip: str, dump: Path | None) ->
         dump.write_text(text)
     return found | {
         "fits": True,
-        **{f"{part}_gib": size / GIB for part, size in sizes_of(program).items()},
+        **{f"{part}_gib": size / GIB for part, size in memory_of(program).items()},
         "total_gib": total / GIB,
         **{key: cost.get(key) for key in COST},
         "compile_seconds": seconds,

@@ -1,4 +1,4 @@
-"""Commands, each killed with SIGKILL at a random moment and started again: compared with ones that nobody killed.
+"""Commands, each killed with SIGKILL at a random moment and started again: compared with uninterrupted ones.
 
     python experiments/faults/kill.py [--kills 60] [--seed 0] [--jobs 2] [--only WORDS]
 
@@ -77,7 +77,7 @@ class Moment:
 
 
 def whole(case: Case, folder: Path, cache: Path) -> tuple[dict[str, str], float]:
-    """The result of a command that nobody kills, and the seconds from its first file to its end."""
+    """The result of an uninterrupted command, and the seconds from its first file to its end."""
     folder.mkdir()
     case.prepare(folder)
     finish(folder, case.words, cache)  # compiles
@@ -92,7 +92,7 @@ def whole(case: Case, folder: Path, cache: Path) -> tuple[dict[str, str], float]
     expected, found = (result(place / case.out) for place in (folder, again))
     if found != expected:
         names = sorted(name for name in {**found, **expected} if found.get(name) != expected.get(name))
-        raise RuntimeError(f"{case.name}: two runs that nobody killed differ in {', '.join(names)}")
+        raise RuntimeError(f"{case.name}: two uninterrupted runs differ in {', '.join(names)}")
     return expected, time.perf_counter() - first
 
 
@@ -138,8 +138,8 @@ def table(found: list[dict]) -> str:
     late = sum(row["killed"] and row["complete_before"] for row in found)
     lines = [
         f"{killed} of {len(found)} commands were killed before they ended, {late} of these when their files were "
-        f"complete; the others that were killed were started again. {equal} of {len(found)} ended with the files of "
-        f"the command that nobody killed, byte for byte. `train`: {STEPS} steps or more, a checkpoint every {EVERY}.",
+        f"complete; the other killed commands were restarted. {equal} of {len(found)} ended with the files of "
+        f"the uninterrupted command, byte for byte. `train`: {STEPS} steps or more, a checkpoint every {EVERY}.",
         "",
         "| command | kills | with something half-written | most steps done again | equal at the end |",
         "|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""What int8 and bfloat16 stores cost: the error of a row, and the SAE that is trained on them.
+"""The cost of int8 and bfloat16 stores: the error of a row, and the SAE that is trained on them.
 
     python experiments/int8/run.py [--work FOLDER]
 

@@ -1,4 +1,4 @@
-"""Does a device have more work when there are more of them? Compiled for 1 to 8 simulated CPU devices.
+"""Weak scaling: the work of one device as their number grows. Compiled for 1 to 8 simulated CPU devices.
 
     python experiments/scaling/weak.py          # writes results.jsonl and the table of README.md; some minutes
 

@@ -1,4 +1,4 @@
-"""Export the averaged weights of train.py as the embedded model and measure them on all held-out text.
+"""Exports the averaged weights of train.py as the embedded model and measures them on all held-out text.
 
 Writes a Hugging Face folder in bfloat16, its model card (model_card.md with the numbers filled in), and result.json
 and curve.jsonl beside this file. The losses are of the exported folder, read back and computed in float32.

@@ -1,8 +1,8 @@
-"""``jhsae bench loader``: rows per second that the loader gives, beside the tokens per second that our step takes.
+"""``jhsae bench loader``: rows per second of the loader against tokens per second of our step.
 
 Measured in turn, round by round: `loader` draws batches alone; `step` trains on one batch again and again; `both` draws
 a batch, puts it on the device and trains on it, as the training loop does, while the loader's thread works ahead.
-Input starves the step where `both` is slower than `step`.
+The step is input-bound where `both` is slower than `step`.
 """
 
 import tempfile
@@ -16,23 +16,21 @@ from typing import Any
 import jax.numpy as jnp
 
 from jhsae.bench import ours
-from jhsae.bench.batch import random_rows
-from jhsae.bench.machine import check_writable, load_average, machine, write
-from jhsae.bench.shape import Build, Shape
+from jhsae.bench.inputs import Build, Shape, random_rows
+from jhsae.bench.measurement import Timings, check_rounds, check_writable, environment, interleave, load_average, write
 from jhsae.bench.table import loader_table
-from jhsae.bench.timing import Times, check_rounds, interleave
 from jhsae.data import Store, UnitNorm, make_loader, write_array
 from jhsae.errors import UserError
 from jhsae.parallel.mesh import MeshShape, make_mesh, shard_batch
 
 BATCHES = 8  # drawn in one timing
-READY = 3  # what the loader has ready, at most, is drawn before the clock starts
-KEPT = 16  # batches in the temporary store
+PREFETCHED = 3  # batches at most; drawn before the clock starts
+STORED = 16  # batches in the temporary store
 
 
 @dataclass(frozen=True)
-class Loader:
-    """What to measure."""
+class LoaderBench:
+    """Settings of ``jhsae bench loader``."""
 
     shape: Shape
     build: Build = field(default_factory=Build)
@@ -41,12 +39,12 @@ class Loader:
 
 
 def command(words: Namespace) -> bool:
-    """Measures, prints the table, writes the JSON."""
+    """Runs the verb: measures, prints the table, writes the JSON."""
     check_writable(words.json)
     check_rounds(words.repeats, words.seconds)
     with _store(words) as store:
         words.embed = store.embed
-        result = measure(Loader(Shape.of(words), Build.of(words), words.repeats, words.seconds), store)
+        result = measure(LoaderBench(Shape.of(words), Build.of(words), words.repeats, words.seconds), store)
     print(loader_table(result))
     write(result, words.json)
     return True
@@ -65,17 +63,17 @@ def _store(words: Namespace) -> Iterator[Store]:
         raise UserError("neither a store nor --embed was given; write the path of a store, or --embed 256")
     shape = Shape.of(words)
     with tempfile.TemporaryDirectory() as folder:
-        rows = random_rows(KEPT * shape.batch, shape.embed)
+        rows = random_rows(STORED * shape.batch, shape.embed)
         yield write_array(Path(folder) / "store", rows, name="random rows", dtype="bfloat16")
 
 
-def measure(config: Loader, store: Store) -> dict[str, Any]:
-    """The three rates as plain data."""
+def measure(config: LoaderBench, store: Store) -> dict[str, Any]:
+    """Measures the three rates and returns plain data."""
     before, shape = load_average(), config.shape
     loader = make_loader(store, shape.batch, seed=0)
     mesh = make_mesh(MeshShape(data=1), devices=1)
     batch = shard_batch(next(loader), mesh)
-    training = ours.Training(*ours.faithful(shape, config.build), batch, UnitNorm().fit(store))
+    training = ours.Training(ours.faithful(shape, config.build, UnitNorm().fit(store)), batch)
 
     def draw(count: int = BATCHES) -> None:
         for _ in range(count):
@@ -91,7 +89,7 @@ def measure(config: Loader, store: Store) -> dict[str, Any]:
             training.update(shard_batch(next(loader), mesh))
         training.wait()
 
-    prepare = {"loader": lambda: draw(READY), "both": lambda: draw(READY)}
+    prepare = {"loader": lambda: draw(PREFETCHED), "both": lambda: draw(PREFETCHED)}
     programs = {"loader": draw, "step": step, "both": both}
     times = interleave(programs, config.repeats, config.seconds, prepare=prepare)
     return {
@@ -103,11 +101,11 @@ def measure(config: Loader, store: Store) -> dict[str, Any]:
         "seconds": times.seconds,
         "load_before": before,
         "load_after": load_average(),
-        **machine(),
+        **environment(),
     }
 
 
-def _rates(times: Times, rows: int, row_bytes: int) -> dict[str, Any]:
+def _rates(times: Timings, rows: int, row_bytes: int) -> dict[str, Any]:
     loader = times.per_second("loader", rows)
     return {
         "loader_rows_per_second": asdict(loader),

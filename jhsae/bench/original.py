@@ -1,11 +1,11 @@
-"""`MixtureOfExperts_v2` as it was published (arXiv 2506.01197), cost included: the other side of ``jhsae bench step``.
+"""`MixtureOfExperts_v2` as it was published (arXiv 2506.01197), cost included: the reference of ``jhsae bench step``.
 
-Written anew from its equations in its own style and array layouts (decoders are columns):
+Reimplemented from its equations in its own style and array layouts (decoders are columns):
 ``z = 1[E x >= t] E x``, the k largest by k passes of argmax over the whole row, ``c = leaky(Ec_i Wd_i x)`` for each of
 them, its best atom kept by a mask, ``x_hat = sum_i v_i D_i + sum_i Wu_i Dc_i c_i``; batch x experts masks, an
 experts x experts penalty, per-token gathers under `vmap`, a tracker repeated for every token of the batch.
 Left out, in its favour: the norms of the atom decoder that it repeats for every token only to log their extremes.
-`tests/bench/test_bench_original.py` holds it equal to the golden numbers of the original program.
+`tests/bench/test_bench_original.py` compares it with the golden values of the original program.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-L1, ORTHOGONALITY, PARENTS_ONLY = 1e-3, 0.1, 0.1  # the weights of its terms
+from jhsae.bench.measurement import Memory
+
+L1, ORTHOGONALITY, PARENTS_ONLY = 1e-3, 0.1, 0.1  # weights of its loss terms
 CLIP, RATE, SLOPE, EPS = 0.75, 5e-4, 0.01, 1e-6
 
 
@@ -31,14 +33,14 @@ class Original(NamedTuple):
 
 
 class Selected(NamedTuple):
-    """The experts of every token, and the codes of all their atoms: what the tracker reads."""
+    """The experts of every token, and the codes of all their atoms: the input of the tracker."""
 
     indices: Int[Array, "batch k"]
     atoms: Float[Array, "batch k atoms"]
 
 
 class Updated(NamedTuple):
-    """What its jitted training step returns."""
+    """The output of its jitted training step."""
 
     params: Original
     opt_state: optax.OptState
@@ -47,7 +49,7 @@ class Updated(NamedTuple):
 
 
 class OriginalState(NamedTuple):
-    """What its training loop carries from step to step."""
+    """The carry of its training loop."""
 
     params: Original
     opt_state: optax.OptState
@@ -55,7 +57,7 @@ class OriginalState(NamedTuple):
 
 
 def loss(params: Original, x: Float[Array, "batch embed"], k: int) -> tuple[Float[Array, ""], Selected]:
-    """The whole objective, and what the tracker reads."""
+    """The whole objective, and the input of the tracker."""
 
     def encode(token: Array) -> tuple[Array, Array, Array, Array]:
         z = params.router_encoder @ token
@@ -106,7 +108,7 @@ def _optimizer() -> optax.GradientTransformation:
 
 
 def _scan_topk(z: Float[Array, "one experts"], k: int) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
-    """The k largest of one row by k passes of argmax, each masking what it found; the gradient runs through them."""
+    """The k largest of one row by k passes of argmax, each masking what it found; differentiable through them."""
 
     def once(left: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
         best = jnp.argmax(left, axis=1)
@@ -136,7 +138,7 @@ def _cross_penalty(encoder: Float[Array, "embed experts"], decoder: Float[Array,
 
 
 def project(grads: Original, params: Original) -> Original:
-    """Takes from the gradients of both decoders what points along their own columns."""
+    """Removes from the gradients of both decoders the component along each column."""
 
     def reject(gradient: Array, columns: Array, axis: int) -> Array:
         unit = columns / jnp.linalg.norm(columns, axis=axis, keepdims=True)
@@ -152,3 +154,30 @@ def _renormalize(params: Original) -> Original:
         router_decoder=router / jnp.linalg.norm(router, axis=0, keepdims=True),
         expert_decoder=expert / jnp.linalg.norm(expert, axis=1, keepdims=True),
     )
+
+
+class OriginalTraining:
+    """The compiled step and tracker, which its loop calls in turn; every call makes one update.
+
+    `memory` is that of the step, without the tracker.
+    """
+
+    def __init__(self, params: Original, batch: Float[Array, "batch embed"], k: int):
+        self.batch, self.state = batch, start(params)
+        step = jax.jit(update, static_argnums=3).lower(params, self.state.opt_state, batch, k)
+        self.step = step.compile()
+        self.track = jax.jit(track).lower(self.state.tracker, step.out_info.selected).compile()
+        self.memory, self.tracker_memory = Memory.of(self.step), Memory.of(self.track)
+
+    def __call__(self) -> None:
+        """One update; returns when it is done."""
+        done = self.step(self.state.params, self.state.opt_state, self.batch)
+        self.state = OriginalState(done.params, done.opt_state, self.track(self.state.tracker, done.selected))
+        jax.block_until_ready((self.state, done.loss))
+
+
+def memory_at(params: Original, batch: int, k: int) -> Memory:
+    """The memory of its step for a batch of that many tokens, compiled but not run."""
+    state = jax.eval_shape(start, params)
+    x = jax.ShapeDtypeStruct((batch, params.router_encoder.shape[1]), params.router_encoder.dtype)
+    return Memory.of(jax.jit(update, static_argnums=3).lower(state.params, state.opt_state, x, k).compile())

@@ -1,88 +1,81 @@
-"""Our side of ``jhsae bench step``: an SAE at its start and its objective, and their compiled step.
+"""Our side of ``jhsae bench step``: the published configs at the sizes of a benchmark, and their compiled step.
 
 ``faithful`` computes what the original computes (``configs/reference/mixture_of_experts_v2.yaml``), ``scale`` the
-corrected form (``configs/scale.yaml``), ``flat`` a TopK SAE.
+corrected form (``configs/scale.yaml``), ``flat`` a TopK SAE (``configs/topk.yaml``). Weights and the learning rate are
+held at the values that those configs ramp up to.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
+import optax
 from jaxtyping import Array, Float
 
-from jhsae.bench.memory import Memory
-from jhsae.bench.original import CLIP, L1, ORTHOGONALITY, PARENTS_ONLY, RATE
-from jhsae.bench.shape import Build, Shape
-from jhsae.constraint import ProjectAndRenormalize
+from jhsae import config as cfg
+from jhsae.bench.inputs import Build, Shape
+from jhsae.bench.measurement import Memory
+from jhsae.bench.original import CLIP, L1, ORTHOGONALITY, RATE
 from jhsae.data import AbstractNormalizer, Identity
-from jhsae.init import UnitDecoder
-from jhsae.losses import (
-    CrossOrthogonality,
-    CrossOrthogonalityRowDiagonal,
-    L1Active,
-    L1All,
-    Objective,
-    ParentsOnly,
-    SquaredError,
-)
-from jhsae.losses.base import AbstractTerm
-from jhsae.optimizer import adam
-from jhsae.sae import AbstractSAE, FlatSAE, HierarchicalSAE
-from jhsae.schedule import Constant
-from jhsae.sparsify import AbstractSparsifier, LeakyOffsetTopK, OffsetTopK, TopK
+from jhsae.sae import AbstractSAE
+from jhsae.training.config import Train
+from jhsae.training.recipe import Recipe, build_sae
 from jhsae.training.step import StageModules, TrainState, make_step
 
+CONSTANT_WEIGHTS = (f"weights.l1={L1}", f"weights.cross_orthogonality={ORTHOGONALITY}")
 
-def faithful(shape: Shape, build: Build) -> tuple[HierarchicalSAE, Objective]:
+
+class Start(NamedTuple):
+    """An SAE at its initialisation, and what its training step computes with."""
+
+    sae: Any
+    modules: StageModules
+    optimizer: optax.GradientTransformation
+
+
+def faithful(shape: Shape, build: Build, normalizer: AbstractNormalizer = Identity()) -> Start:  # noqa: B008
     """The original's function and loss, its mistakes included."""
-    return (
-        _hierarchical(shape, build, LeakyOffsetTopK(1, offset=shape.offset)),
-        _objective(L1All(), CrossOrthogonalityRowDiagonal()),
-    )
+    sizes = _hierarchical(shape, build)
+    return _start("reference/mixture_of_experts_v2.yaml", sizes, CONSTANT_WEIGHTS, normalizer)
 
 
-def scale(shape: Shape, build: Build) -> tuple[AbstractSAE, Objective]:
+def scale(shape: Shape, build: Build) -> Start:
     """The corrected form."""
-    sae = _hierarchical(shape, build, TopK(1))
-    return UnitDecoder()(sae, jax.random.key(0)), _objective(L1Active(), CrossOrthogonality())
+    return _start("scale.yaml", _hierarchical(shape, build), CONSTANT_WEIGHTS)
 
 
-def flat(shape: Shape, build: Build, features: int, k: int) -> tuple[AbstractSAE, Objective]:
+def flat(shape: Shape, build: Build, features: int, k: int) -> Start:
     """A TopK SAE, trained for the squared error alone."""
-    sae = FlatSAE(shape.embed, features, TopK(k, **build.select), key=jax.random.key(0), **build.compute)
-    return sae, Objective({"reconstruction": SquaredError()})
+    sparsifier = {f"sparsifier.{name}": value for name, value in {"k": k, **build.select}.items()}
+    return _start("topk.yaml", {"embed": shape.embed, "features": features, **sparsifier, **build.compute}, ())
 
 
-def _hierarchical(shape: Shape, build: Build, pick: AbstractSparsifier) -> HierarchicalSAE:
-    route = OffsetTopK(shape.k, offset=shape.offset, **build.select)
-    sizes = (shape.embed, shape.experts, shape.sub, shape.atoms)
-    return HierarchicalSAE(*sizes, route, pick, key=jax.random.key(0), **build.compute)
+def _hierarchical(shape: Shape, build: Build) -> dict[str, Any]:
+    sizes = {name: getattr(shape, name) for name in ("embed", "experts", "sub", "atoms")}
+    route = {f"route.{name}": value for name, value in {"k": shape.k, **build.select}.items()}
+    return {**sizes, **route, **build.compute}
 
 
-def _objective(l1: AbstractTerm, orthogonality: AbstractTerm) -> Objective:
-    terms = {
-        "reconstruction": SquaredError(),
-        "parents_only": ParentsOnly(),
-        "l1": l1,
-        "orthogonality": orthogonality,
-    }
-    return Objective(terms, {"parents_only": PARENTS_ONLY, "l1": L1, "orthogonality": ORTHOGONALITY})
+def _start(
+    name: str,
+    sae: Mapping[str, Any],
+    weights: tuple[str, ...],
+    normalizer: AbstractNormalizer = Identity(),  # noqa: B008  (an immutable module)
+) -> Start:
+    overrides = [f"sae.{key}={value}" for key, value in sae.items()]
+    config = cfg.load(Train, cfg.find(name), [*overrides, *weights, f"stages.0.learning_rate={RATE}"])
+    recipe = Recipe.of(config, normalizer)
+    built: AbstractSAE = build_sae(config, jax.random.key(0))
+    return Start(built, recipe.modules(config.stages[0]), recipe.optimizer)
 
 
 class Training:
-    """The compiled training step of an SAE, usage statistics included; every call makes one update of `batch`."""
+    """The compiled training step of an SAE, feature statistics included; every call makes one update of `batch`."""
 
-    def __init__(
-        self,
-        sae: AbstractSAE,
-        objective: Objective,
-        batch: Float[Array, "batch embed"],
-        normalizer: AbstractNormalizer = Identity(),  # noqa: B008  (an immutable module)
-    ):
-        optimizer = adam()
-        self.modules = StageModules(objective, Constant(RATE), ProjectAndRenormalize(), normalizer)
-        self.batch = batch
-        self.state = TrainState.init(sae, optimizer, jax.random.key(0))
-        step: Any = make_step(optimizer, clip=CLIP)
+    def __init__(self, start: Start, batch: Float[Array, "batch embed"]):
+        self.modules, self.batch = start.modules, batch
+        self.state = TrainState.init(start.sae, start.optimizer, jax.random.key(0))
+        step: Any = make_step(start.optimizer, clip=CLIP)
         self.step = step.lower((self.modules, batch), self.state).compile()
         self.memory = Memory.of(self.step.compiled)
 
@@ -92,9 +85,9 @@ class Training:
         self.wait()
 
     def update(self, batch: Float[Array, "batch embed"]) -> None:
-        """Begins one update of another batch of the same size."""
+        """Dispatches one update of another batch of the same size."""
         self.state, _ = self.step((self.modules, batch), self.state)
 
     def wait(self) -> None:
-        """Returns when every update is done."""
+        """Blocks until every dispatched update is done."""
         jax.block_until_ready(self.state)

@@ -1,4 +1,4 @@
-"""The tables of ``jhsae bench`` on the screen."""
+"""The tables that ``jhsae bench`` prints."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def size(count: int) -> str:
-    """Bytes in a readable unit."""
+    """Bytes with a binary prefix."""
     number, unit = float(count), 0
     while number >= 1024 and unit < len(UNITS) - 1:
         number, unit = number / 1024, unit + 1
@@ -15,7 +15,7 @@ def size(count: int) -> str:
 
 
 def duration(milliseconds: float) -> str:
-    """A time in a readable unit."""
+    """Milliseconds in ms or s."""
     return f"{milliseconds:.4g} ms" if milliseconds < 10_000 else f"{milliseconds / 1000:.4g} s"
 
 
@@ -31,13 +31,13 @@ def grid(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def times(spread: dict[str, float]) -> list[str]:
-    """Median, least and greatest of a spread in milliseconds."""
+def range_cells(spread: dict[str, float]) -> list[str]:
+    """Median, minimum and maximum in milliseconds."""
     return [duration(spread["median"]), duration(spread["min"]), duration(spread["max"])]
 
 
 def surroundings(result: dict[str, Any]) -> str:
-    """Where a result was measured, in one line."""
+    """Device, load, versions and commit in one line."""
     load = f"load {result['load_before'][0]:.2f} before, {result['load_after'][0]:.2f} after"
     commit = (result["commit"] or "no commit")[:12] + ("-dirty" if str(result["commit"]).endswith("-dirty") else "")
     versions = f"jax {result['versions']['jax']}, Python {result['versions']['python']}"
@@ -46,17 +46,17 @@ def surroundings(result: dict[str, Any]) -> str:
 
 
 def head(result: dict[str, Any]) -> list[str]:
-    """The shape and the machine."""
+    """Shape and environment."""
     return [", ".join(f"{name} {number:,}" for name, number in result["shape"].items()), surroundings(result), ""]
 
 
 def step_table(result: dict[str, Any]) -> str:
-    """What ``jhsae bench step`` prints."""
+    """The table of ``jhsae bench step``."""
     rows = [["one update", "median", "least", "most", "tokens/s", "memory", "temporaries"]]
     for name, tokens in result["tokens"].items():
         spread, memory = result[f"{name}_ms"], result["memory"][name]
         rate = f"{1000 * tokens / spread['median']:,.0f}"
-        rows.append([name, *times(spread), rate, size(memory["total"]), size(memory["temp"])])
+        rows.append([name, *range_cells(spread), rate, size(memory["total"]), size(memory["temp"])])
     lines = [*head(result), grid(rows), ""]
     if "speedup" in result:
         verdict = "equal" if result["equal"] else "NOT EQUAL: these are times of two different functions"
@@ -70,16 +70,16 @@ def step_table(result: dict[str, Any]) -> str:
 
 
 def ops_table(result: dict[str, Any]) -> str:
-    """What ``jhsae bench ops`` prints."""
+    """The table of ``jhsae bench ops``."""
     rows = [["op", "alternative", "median", "least", "most", "over first", "temporaries", "error"]]
     for row in result["rows"]:
         ratio, temp = f"{row['over_first']['median']:.2f}", size(row["memory"]["temp"])
-        rows.append([row["op"], row["alternative"], *times(row["ms"]), ratio, temp, f"{row['error']:.1e}"])
+        rows.append([row["op"], row["alternative"], *range_cells(row["ms"]), ratio, temp, f"{row['error']:.1e}"])
     return "\n".join([*head(result), grid(rows)])
 
 
 def loader_table(result: dict[str, Any]) -> str:
-    """What ``jhsae bench loader`` prints."""
+    """The table of ``jhsae bench loader``."""
     rows = [["", "median", "least", "most"]]
     for name, title in (
         ("loader_rows_per_second", "loader alone, rows/s"),

@@ -23,7 +23,7 @@ from jhsae.activations.fill import WAIT_SECONDS, fill, first_rows, say
 from jhsae.activations.streams import Streams
 from jhsae.data import Framing, ModelName, Origin, Writer, packed
 from jhsae.data.manifest import refuse_existing
-from jhsae.data.partial import finished
+from jhsae.data.partial import is_complete
 from jhsae.data.storage import Channels
 from jhsae.data.stream import Stream
 from jhsae.data.text import AbstractText
@@ -89,7 +89,7 @@ def _run(config: Harvest, config_hash: str) -> Path:
 
 def _unfinished(stores: dict[int, str], config_hash: str) -> dict[int, str]:
     """The stores to write: of several that one harvest makes, some may have been sealed before it was cut off."""
-    done = {layer for layer, out in stores.items() if finished(out, config_hash)}
+    done = {layer for layer, out in stores.items() if is_complete(out, config_hash)}
     wanted = {layer: out for layer, out in stores.items() if layer not in done} or stores
     for out in wanted.values():
         refuse_existing(out, config_hash)

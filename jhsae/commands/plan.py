@@ -39,4 +39,4 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"plan was given no {missing}, expected one: {VERBS['plan'].example}")
     if arguments.tokens_per_chip is not None and arguments.tokens_per_chip < 1:
         raise UserError(f"--tokens-per-chip is {arguments.tokens_per_chip}, expected at least 1")
-    return 0 if importlib.import_module("jhsae.plan.run").command(arguments) else 1
+    return 0 if importlib.import_module("jhsae.plan.compare").command(arguments) else 1

@@ -17,7 +17,7 @@ from jhsae.errors import UserError
 from jhsae.files.folders import local_folder
 from jhsae.files.lock import owned
 from jhsae.ranges import Count, Words, ranged
-from jhsae.teacher.artifact import read_numbers
+from jhsae.teacher.artifact import read_metadata
 
 
 @ranged
@@ -90,7 +90,7 @@ def _harvest(folder: Path, config: harvest.Harvest) -> None:
 
 def _teach(folder: Path, config: teach.Teach) -> None:
     if (folder / "teacher.json").exists():
-        provenance = read_numbers(folder)["provenance"]
+        provenance = read_metadata(folder)["provenance"]
         _same(folder, provenance.get("config_hash"), cfg.config_hash(config))
     else:
         teach.run(config)

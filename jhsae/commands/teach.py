@@ -28,8 +28,8 @@ from jhsae.teacher import (
     AbstractEstimator,
     AbstractEvidence,
     Concept,
-    Limits,
     Prompts,
+    SelectionLimits,
     View,
     Vocabulary,
     build,
@@ -66,7 +66,9 @@ class Teach:
     senses: Annotated[Count | None, "how many senses of a word count, the commonest first; null: all"] = 1
     parents: Annotated[Count, "how many parents to find, where `concepts` names none"] = 64
     concepts: Annotated[list[str], "the parents by name (plant.n.02), word or id"] = field(default_factory=list)
-    limits: Annotated[Limits, "what a concept needs to be a parent or a child"] = field(default_factory=Limits)
+    limits: Annotated[SelectionLimits, "what a concept needs to be a parent or a child"] = field(
+        default_factory=SelectionLimits
+    )
     evidence: Annotated[Slot, "where samples come from", Supplied(kind=AbstractEvidence)] = field(
         default_factory=lambda: {"_target_": "jhsae.teacher.Unembedding"}
     )

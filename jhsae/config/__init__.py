@@ -30,4 +30,4 @@ from jhsae.config.record import to_yaml as to_yaml
 from jhsae.config.record import write as write
 from jhsae.config.schema import Slot as Slot
 from jhsae.config.schema import Supplied as Supplied
-from jhsae.config.wording import describe as describe
+from jhsae.config.wording import describe_keys as describe_keys

@@ -1,9 +1,9 @@
-"""Fits plain values to type hints, strictly: `fit(value, hint, place)` is the value as the hint wants it.
+"""Fits plain values to type hints, strictly: `fit(value, hint, place)` is the converted value.
 
 YAML has no tuples and writes 1 for 1.0: lists become tuples and ints floats where the hint says so, and
-nothing else is converted. A slot ``{_target_: package.Class, argument: value}`` is held against the signature
-of its class, and so are the slots inside it. Whatever does not fit is a `UserError` with the place, what was
-got and what was expected. A name is one of a part only where a part belongs, and nothing is built here.
+nothing else is converted. A slot ``{_target_: package.Class, argument: value}`` is checked against the signature
+of its class, and so are the slots inside it. A mismatch is a `UserError` with the place, the value and what was
+expected. Nothing is built here.
 """
 
 import warnings
@@ -30,9 +30,9 @@ MISFIT = object()
 
 
 class CheckedSlot(dict[str, Any]):
-    """A slot that passed the check: `target` is what it names, and its arguments fit that.
+    """A checked slot: `target` is the class or function, whose signature its arguments match.
 
-    `place` is where it was written, for what the constructor may say later.
+    `place` is its origin, for errors of the constructor.
     """
 
     def __init__(self, values: Mapping[str, Any], place: Place, target: Callable[..., Any]) -> None:
@@ -42,7 +42,7 @@ class CheckedSlot(dict[str, Any]):
 
 
 def fit(value: Any, hint: Any, place: Place, supplied: Supplied | None = None) -> Any:
-    """`value` as `hint` wants it; `supplied` overrules what the hint says about a slot."""
+    """Converts `value` to `hint`; `supplied` overrides the hint of a slot."""
     options = members(hint, supplied)
     if value is None and any(m.hint in NONE for m in options):
         return None
@@ -83,7 +83,7 @@ def _fit_mapping(value: Mapping, options: list[Member], place: Place) -> Any:
             return {
                 fit(k, args[0] if args else Any, place): fit(v, inner, place / k, option.supplied)
                 for k, v in value.items()
-                if v is not None or nullable  # null takes an entry out that a base file put in
+                if v is not None or nullable  # null removes an inherited entry
             }
     return MISFIT
 
@@ -110,7 +110,7 @@ def _fit_scalar(value: Any, options: list[Member]) -> Any:
     if isinstance(value, bool):
         hints = [h for h in hints if h is not int]
     with warnings.catch_warnings():
-        # Other packages' signatures still say typing.List, which is no concern of this one's users.
+        # signatures of other packages may still use typing.List
         warnings.simplefilter("ignore", BeartypeDecorHintPep585DeprecationWarning)
         if any(is_bearable(value, h) for h in hints):
             return value

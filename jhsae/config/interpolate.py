@@ -1,6 +1,6 @@
 """``${a.b}`` in a config: the value of another key; ``${rsqrt:${a.b}}`` is 1/sqrt of it, ``${oc.env:HOME}`` a variable.
 
-Every key is resolved once. What a chain of references expands to is bounded.
+Every key is resolved once. The expansion of chained references is bounded.
 """
 
 import math
@@ -12,14 +12,14 @@ from jhsae.config.place import Place, list_index, override_keys, shortened
 from jhsae.errors import nearest
 from jhsae.files import bounded
 
-LONGEST = 10_000  # characters of a text that holds ${...}
-CHAIN = 16  # references that follow each other
-LEVELS = 80  # sections inside each other, those of references included
+LONGEST = 10_000  # characters of a text with references
+CHAIN = 16  # chained references
+LEVELS = 80  # nested sections, including those of references
 Keys = tuple[str, ...]
 
 
 def resolved(tree: dict[str, Any], place: Place) -> dict[str, Any]:
-    """`tree` with every ``${...}`` replaced. `UserError` at its place for a key that is not there, or its own."""
+    """`tree` with every ``${...}`` replaced. `UserError` at its place for a missing key or a cycle."""
     found = _Resolver(tree, place).at((), tree)
     bounded.check_size(found, str(place) or "the config")
     return found
@@ -40,7 +40,7 @@ class _Resolver:
         self.chain = 0
 
     def at(self, keys: Keys, written: Any = None) -> Any:
-        """The value at `keys`, resolved; `written` is what stands there."""
+        """The value at `keys`, resolved; `written` is its text."""
         if keys not in self.done:
             if keys in self.open:
                 raise self.error(self.open[-1], "it refers to itself")
@@ -78,7 +78,7 @@ class _Resolver:
         return value
 
     def text(self, text: str, keys: Keys, depth: int = 0) -> Any:
-        """A text with its references replaced; one that is a reference and no more is the value itself."""
+        """A text with its references replaced; a single reference becomes the value itself."""
         if depth > 8 or len(text) > LONGEST:
             raise self.error(keys, "it is too long or too deeply nested")
         start, done = text.find("${"), ""
@@ -98,7 +98,7 @@ class _Resolver:
         return done + text
 
     def reference(self, inside: str, keys: Keys) -> Any:
-        """The value of what stood between the braces."""
+        """The value of the expression between the braces."""
         name, colon, argument = inside.partition(":")
         if colon:
             if name not in FUNCTIONS:

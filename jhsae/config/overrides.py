@@ -1,4 +1,4 @@
-"""Overrides of a config, ``a.b=c`` or ``stages.0.steps=9``, set into its tree one after the other."""
+"""Overrides of a config, ``a.b=c`` or ``stages.0.steps=9``, applied to its tree in order."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from jhsae.files.bounded import DEPTH
 def overridden(tree: dict[str, Any], place: Place, owner: str) -> dict[str, Any]:
     """A copy of `tree`, of the config class `owner`, with the overrides of `place` set.
 
-    A mapping merges with the one that was there, one that names a `_target_` and any other value replaces it.
+    A mapping merges with the existing one; one that names a `_target_`, or any other value, replaces it.
 
     Raises:
         UserError: something that is not key=value, a value that is no YAML, an index that a list does not have.
@@ -52,7 +52,7 @@ def _index(tree: Any, key: str) -> Any:
 
 
 def _copied(value: Any) -> Any:
-    """Plain data without shared parts: what YAML anchors made one is changed apart."""
+    """A deep copy without shared nodes: nodes shared by YAML anchors are changed independently."""
     if isinstance(value, dict):
         return {key: _copied(inner) for key, inner in value.items()}
     return [_copied(inner) for inner in value] if isinstance(value, list) else value

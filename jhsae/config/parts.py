@@ -1,6 +1,6 @@
 """Builds the part that a slot names: ``build({_target_: jhsae.sparsify.TopK, k: 32}, ...)`` is ``TopK(k=32)``.
 
-Only what `check` has found to be of the right kind is called, with arguments that fit it.
+Only targets that passed `check` are called, with arguments that match their signature.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,15 +16,20 @@ from jhsae.files.bounded import check_size
 
 
 def build(slot: Slot, kind: type | Supplied | None = None, /, **extra: Any) -> Any:
-    """The part that `slot` names, with the arguments of the slot and of `extra`.
+    """Builds the part that a slot names.
 
-    A slot that comes from `load` or `checked` is built as it is. Another one, which a script writes, is checked first,
-    and must name a class derived from `kind` (or what that `Supplied` says).
+    A slot from `load` or `checked` is built as it is. One written by a script is checked first, and must name a
+    subclass of `kind` (or a target that the `Supplied` accepts).
+
+    Args:
+        slot: A mapping with a ``_target_`` and arguments.
+        kind: The class of the part, or a `Supplied`.
+        **extra: Further arguments of the constructor.
 
     Raises:
-        UserError: the slot does not fit, or a constructor refuses its arguments (`ValueError`), with the slot's place
-            in its file. Any other error of a constructor is a bug and comes through as it is, unless the slot was read.
-        TypeError: a slot that nothing has checked, and no kind.
+        UserError: The slot does not match, or a constructor refuses its arguments (`ValueError`), with the slot's
+            place in its file. Any other error of a constructor is a bug and is not caught, unless the slot was read.
+        TypeError: An unchecked slot without a kind.
     """
     if not isinstance(slot, CheckedSlot):
         if kind is None:
@@ -40,9 +45,9 @@ def checked(
     """A slot read from the file `where`, JSON say, checked as `load` checks the slots of a config.
 
     Args:
-        slot: The slot as it stands there.
+        slot: The slot.
         where: The file, for messages.
-        supplied: What the slot must name.
+        supplied: Targets that the slot accepts.
         key: Its key in the file, for messages.
         trust: Packages beside jhsae whose classes it may name.
 
@@ -64,7 +69,7 @@ def _called(slot: CheckedSlot, extra: Mapping[str, Any]) -> Any:
     except ValueError as error:
         raise UserError(f"{slot.place}: {error}") from error
     except (TypeError, ArithmeticError) as error:
-        if slot.place.trust.written:  # a bug, which its author wants to see
+        if slot.place.trust.written:  # a bug, with its traceback
             raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{slot.place}: {slot['_target_']} cannot be built of these arguments ({reason})") from error

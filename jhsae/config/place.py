@@ -1,4 +1,4 @@
-"""Where a value of a config was written, for messages: the file or the override, and the dotted key."""
+"""Origin of a config value, for messages: the file or the override, and the dotted key."""
 
 import re
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ from typing import Any
 from jhsae.config.trust import WRITTEN, Trust
 from jhsae.errors import UserError
 
-LONGEST = 100  # characters of a value that a message shows
+LONGEST = 100  # characters of a value in a message
 
 
 @dataclass(frozen=True)
 class Place:
     """A key in a stack of files (the one that wins first, each with its own tree) under some overrides.
 
-    `trust` says what those files may name.
+    `trust`: the packages that those files may name.
     """
 
     files: tuple[tuple[Path, Mapping[str, Any]], ...] = ()
@@ -35,7 +35,7 @@ class Place:
         return UserError(f"{self} {sentence}" if self.keys else f"{self}: {sentence}".removeprefix(": "))
 
     def origin(self) -> str:
-        """The override or file that wrote the value, or a piece of it, or else its nearest ancestor."""
+        """The override or file that set the value, a part of it, or else its closest ancestor."""
         top = str(self.files[0][0]) if self.files else ""
         for override in reversed(self.overrides):
             path = override_keys(override)

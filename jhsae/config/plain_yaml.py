@@ -1,6 +1,6 @@
 """YAML as configs use it: mappings, lists, strings, numbers, true, false and null, and nothing else.
 
-As in YAML 1.2 and JSON, 1e-3 is a number; as in no YAML, a key that occurs twice is an error. Dates stay strings.
+As in YAML 1.2 and JSON, 1e-3 is a number; unlike in YAML, a repeated key is an error. Dates stay strings.
 """
 
 import re
@@ -29,7 +29,7 @@ def parse(text: str, where: str | Path) -> Any:
     """The value of a YAML text.
 
     Raises:
-        UserError: not YAML, too large or deep a one, a value of another type, a key that occurs twice.
+        UserError: Invalid YAML, a text that is too large or nested too deeply, a value of another type, a repeated key.
     """
     check_yaml(text, where)
     try:
@@ -47,7 +47,7 @@ def read(path: Path) -> Any:
 
 
 def text(value: Any) -> str:
-    """Plain data as YAML, which `parse` reads back as it is."""
+    """Plain data as YAML; `parse` is its inverse."""
     return yaml.dump(value, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
 
 
@@ -66,7 +66,9 @@ class _Loader(yaml.SafeLoader):
         value = super().construct_scalar(node)
         if not isinstance(value, str):
             return value
-        return value.encode("utf-16", "surrogatepass").decode("utf-16")  # JSON writes other letters in two halves
+        return value.encode("utf-16", "surrogatepass").decode(
+            "utf-16"
+        )  # JSON escapes other characters as surrogate pairs
 
 
 class _Dumper(yaml.SafeDumper):

@@ -1,6 +1,6 @@
 """Reads a config class from YAML: its defaults, then ``base:`` files, the file itself, the overrides.
 
-`load` is for what the user writes, `read` for what a run has left behind; `check` fits the tree to the class.
+`load` reads configs written by a user, `read` those recorded by a run; `check` converts the tree to the class.
 """
 
 import os
@@ -26,12 +26,19 @@ Layers = tuple[tuple[Path, dict[str, Any]], ...]
 
 
 def load(cls: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The config dataclass `cls` from the YAML file `path`, under overrides such as ``stages.0.steps=100``.
+    """Loads a config dataclass from a YAML file.
 
-    A file may begin with ``base: other.yaml`` (relative to it) and then states only what differs. A mapping
-    that names a `_target_` replaces the one below it; other mappings merge; ``null`` takes an entry out of a
-    mapping of parts. ``${rsqrt:${sae.embed}}`` is 1/sqrt of a value. Raises `UserError` with file, key and
-    what would be right.
+    A file may start with ``base: other.yaml`` (relative to it) and then contains only the differences. A mapping that
+    names a `_target_` replaces the inherited one; other mappings merge; ``null`` removes an inherited entry of a
+    mapping of parts. ``${rsqrt:${sae.embed}}`` is 1/sqrt of a value.
+
+    Args:
+        cls: A frozen dataclass.
+        path: The YAML file.
+        overrides: Such as ``stages.0.steps=100``.
+
+    Raises:
+        UserError: With file, key, value and what was expected.
     """
     if any(key.name == "base" for key in keys(cls)):
         raise TypeError(f"{cls.__name__} has a key 'base', which names the file below in every YAML; rename it")
@@ -46,9 +53,15 @@ def load(cls: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> 
 
 
 def read(cls: type[Config], path: str | Path, trust: str | Iterable[str] = ()) -> Config:
-    """The config that a run wrote into its folder (`write`): without ``base:`` and references.
+    """Reads a config recorded by a run (`write`), which has no ``base:`` and no references.
 
-    Its slots may name parts of jhsae, and those of the packages in `trust`. Raises `UserError` as `load` does.
+    Args:
+        cls: The config dataclass.
+        path: The YAML file.
+        trust: Packages besides jhsae whose parts its slots may name.
+
+    Raises:
+        UserError: As in `load`.
     """
     tree = with_current_keys(plain(path), cls.__name__)
     place = Place(((Path(path), tree),), trust=trusted(trust))
@@ -61,7 +74,7 @@ def read(cls: type[Config], path: str | Path, trust: str | Iterable[str] = ()) -
 
 
 def plain(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file as plain data: its slots are not looked at, its references not resolved."""
+    """The mapping in a YAML file as plain data; slots are not checked, references not resolved."""
     tree = plain_yaml.read(Path(path))
     if tree is not None and not isinstance(tree, dict):
         raise UserError(f"{path}: holds a {type(tree).__name__}, expected a mapping: lines such as steps: 100")
@@ -69,11 +82,18 @@ def plain(path: str | Path) -> dict[str, Any]:
 
 
 def find(name: str) -> Path:
-    """The config file `name`: a path, or else one of the configs of this package, such as ``scale.yaml``."""
+    """Finds a config file.
+
+    Args:
+        name: A path, or the name of a config of this package, such as ``scale.yaml``.
+
+    Raises:
+        UserError: There is no such file, with the closest match.
+    """
     if is_file(name):
         return Path(name)
     if os.path.exists(name):
-        bounded.regular_file(name)  # says what it is instead
+        bounded.regular_file(name)  # raises an error that says what it is
     package = Path(__file__).parents[1]
     folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), package)
     known = {str(f.relative_to(folder)): f for f in sorted(folder.rglob("*.yaml"))}
@@ -84,7 +104,7 @@ def find(name: str) -> Path:
 
 
 def is_file(name: str | Path) -> bool:
-    """True for the path of a regular file; False, too, for what cannot be a path."""
+    """True for the path of a regular file; False for an invalid path too."""
     try:
         return Path(name).is_file()
     except (OSError, ValueError):  # too long a name, a NUL in it
@@ -92,7 +112,7 @@ def is_file(name: str | Path) -> bool:
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> Layers:
-    """The file and the files below it, the winning one first, each with its own tree."""
+    """The file and its bases, the one with precedence first, each with its tree."""
     if path.resolve() in above:
         raise UserError(f"{above[-1]}: base: {path} is its own base, by way of {len(above)} files; break the circle")
     if len(above) == MOST_BASES:

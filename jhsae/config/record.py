@@ -1,6 +1,7 @@
-"""What a run writes down about itself: its resolved config, the hash of that, the commit and the versions.
+"""Provenance of a run: resolved config, config hash, commit and versions.
 
-The hash is sha256 of the canonical JSON (sorted keys, no spaces) of what decides the result, first 12 digits.
+The hash is the first 12 digits of the sha256 of canonical JSON (sorted keys, no spaces) of every key that affects the
+result.
 """
 
 import hashlib
@@ -35,33 +36,37 @@ PACKAGES = (
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The config as plain data: what `write` puts into the file."""
+    """The config as plain data, as `write` stores it."""
     return plain(config)
 
 
 def write(config: Any, path: str | Path) -> None:
-    """Writes the config as YAML, defaults included; ``load(type(config), path)`` gives an equal one."""
+    """Writes a config as YAML, defaults included; ``load(type(config), path)`` is its inverse.
+
+    Args:
+        config: A config dataclass.
+        path: The file.
+    """
     Path(path).write_text(to_yaml(config), encoding="utf-8")
 
 
 def to_yaml(config: Any) -> str:
-    """The config as `write` writes it."""
+    """The YAML text that `write` stores."""
     return plain_yaml.text(to_dict(config))
 
 
 def packages(config: Any) -> tuple[str, ...]:
-    """The packages beside jhsae whose parts a config names, by which the user that wrote it trusts them."""
+    """Packages other than jhsae whose parts a config names; the user who wrote it trusts them."""
     roots = (str(v).partition(".")[0] for k, v in _flat(to_dict(config)) if k.endswith("_target_"))
     return tuple(dict.fromkeys(root for root in roots if root != OURS))
 
 
 def config_hash(config: Any) -> str:
-    """12 hex digits over every key but `out` and those that the config's classes list in `UNHASHED`.
+    """12 hex digits over every key except `out` and those listed in `UNHASHED` by the config's classes.
 
-    A part that has moved counts under the name that was published.
-
-    A key that is younger than some results stands in `LATER` (``data.streams`` for one inside a section) with the value
-    that those were made with, and is left out while it has it: their hashes stay true.
+    A part that has moved is hashed under its published name. A key that was added later is listed in `LATER`
+    (``data.streams`` for one inside a section) with its previous behaviour as value, and is not hashed at that value:
+    older hashes stay valid.
     """
     names = with_published_names(_hashed(config), type(config).__name__)
     text = json.dumps(names, sort_keys=True, separators=(",", ":"))
@@ -69,7 +74,12 @@ def config_hash(config: Any) -> str:
 
 
 def diff(there: Any, here: Any) -> list[str]:
-    """One clause for every hashed key that differs: ``stages.0.steps is 100 there, 200 here``."""
+    """Differences of two configs, one clause per hashed key: ``stages.0.steps is 100 there, 200 here``.
+
+    Args:
+        there: A config.
+        here: Another of the same class.
+    """
     a, b = (dict(_flat(with_current_names(_hashed(config), type(config).__name__))) for config in (there, here))
     return [
         f"{key} is {a.get(key, 'absent')!s} there, {b.get(key, 'absent')!s} here"

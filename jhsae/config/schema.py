@@ -1,8 +1,8 @@
-"""What a config dataclass says about its keys: names, types, defaults, help.
+"""Keys of a config dataclass: names, types, defaults, help.
 
-A config is a frozen dataclass; a key's help stands in its annotation, as in
+A config is a frozen dataclass; the help of a key is in its annotation, as in
 ``steps: Annotated[int, "optimizer steps"] = 100``. A swappable part is annotated `Slot`; a `Supplied` in the
-annotation says what class of part it takes and which arguments the program adds.
+annotation declares the class of the part and the arguments that the program adds.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ from jhsae.config.target import Wanted
 
 
 class Supplied:
-    """What the part in a slot must be, and what the program, not the YAML, gives to its constructor.
+    """The class of the part in a slot, and the constructor arguments that the program, not the YAML, supplies.
 
     ``Annotated[Slot, "the autoencoder", Supplied("key", kind=AbstractSAE)]``. A slot takes classes derived from `kind`
-    and the `functions` of these import paths. A kind whose parts a function may make as well lists it in `MADE_BY`.
+    and the `functions` of these import paths. A kind whose parts may also be made by a function lists it in `MADE_BY`.
     """
 
     def __init__(self, *names: str, kind: type | None = None, functions: Sequence[str] = ()) -> None:
@@ -36,12 +36,12 @@ class Supplied:
 
     @property
     def wanted(self) -> Wanted:
-        """What the slot may name."""
+        """Targets that the slot accepts."""
         return wanted(() if self.kind is None else (self.kind,), self.functions)
 
 
 def is_kind(cls: Any) -> bool:
-    """True for a class that says something of what is derived from it: no protocol, none of Python's own classes."""
+    """True for a class that constrains its subclasses: not a protocol, not a builtin."""
     if not inspect.isclass(cls) or cls is eqx.Module or getattr(cls, "_is_protocol", False):
         return False
     return cls.__module__.partition(".")[0] not in sys.stdlib_module_names
@@ -53,13 +53,13 @@ def is_part(hint: Any) -> bool:
 
 
 def wanted(kinds: tuple[type, ...], functions: Sequence[str] = ()) -> Wanted:
-    """What a slot of these kinds may name."""
+    """Targets that a slot of these kinds accepts."""
     made_by = (name for kind in kinds for name in vars(kind).get("MADE_BY", ()))
     return Wanted(kinds, tuple(dict.fromkeys([*functions, *made_by])))
 
 
-Slot = Annotated[dict[str, Any], Supplied("key")]  # every slot adds a `Supplied` of its own, with the kind
-REQUIRED = "???"  # the mark of a value that must still be given
+Slot = Annotated[dict[str, Any], Supplied("key")]  # every slot adds its own `Supplied`, with the kind
+REQUIRED = "???"  # marks a required value
 
 
 class Key(NamedTuple):
@@ -72,9 +72,9 @@ class Key(NamedTuple):
 
 
 class Member(NamedTuple):
-    """One alternative of a type hint, without `Annotated`; `supplied` is None where no slot may stand.
+    """One alternative of a type hint, without `Annotated`; `supplied` is None where no slot is allowed.
 
-    `notes` is what `Annotated` said of it, a range for example: of the alternative itself and of the whole hint.
+    `notes` are the annotations of the alternative and of the whole hint, such as a range.
     """
 
     hint: Any
@@ -144,7 +144,7 @@ def is_config(hint: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """`value` as YAML can hold it: dataclasses become mappings, tuples lists, paths strings."""
+    """`value` as plain YAML data: dataclasses become mappings, tuples lists, paths strings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
     if isinstance(value, Mapping):

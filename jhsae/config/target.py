@@ -1,7 +1,7 @@
-"""The class or function that a slot's `_target_` names, found by its type and not called, and its arguments.
+"""The class or function that a slot's `_target_` names, resolved without being called, and its arguments.
 
-A name is a module and one word in it. The word is taken for a class derived from the kind that the slot declares, or
-for a function that the slot lists, and for nothing else; what lies in another package than the one named is refused.
+A name is a module and one word in it. It must be a class derived from the kind that the slot declares, or a
+function that the slot lists; a member defined in another package than the one named is refused.
 """
 
 import inspect
@@ -18,7 +18,7 @@ from jhsae.config.place import Place, shortened
 from jhsae.config.trust import OURS, import_inside, refusal
 from jhsae.errors import nearest
 
-NO_PARTS = [OURS, "interop"]  # whose modules may import the libraries that they are for, which takes long
+NO_PARTS = [OURS, "interop"]  # rooms whose modules may import heavy third-party libraries
 
 
 class Argument(NamedTuple):
@@ -29,7 +29,7 @@ class Argument(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What a slot may name: classes derived from one of `kinds`, and the functions of these names."""
+    """Targets that a slot accepts: subclasses of one of `kinds`, and the functions of these names."""
 
     kinds: tuple[type, ...]
     functions: tuple[str, ...] = ()
@@ -41,11 +41,11 @@ class Wanted(NamedTuple):
 
 
 def locate(name: Any, place: Place, wanted: Wanted) -> Callable[..., Any]:
-    """The class or function of dotted `name`, which nothing has called yet.
+    """The class or function of dotted `name`, which is not called.
 
     Raises:
-        UserError: at `place`, for a name that is not there (with the nearest that is), may not be imported, or is not
-            what the slot asks for.
+        UserError: at `place`, the name does not exist (with the closest match), may not be imported, or is not
+            accepted by the slot.
     """
     words = name.split(".") if isinstance(name, str) and len(name) < 500 else []
     if len(words) < 2 or not all(word.isidentifier() and not word.startswith("__") for word in words):
@@ -97,12 +97,12 @@ def _failed(module: str, name: str, place: Place, error: BaseException) -> Excep
 
 
 def _member(module: ModuleType, word: str, name: str, place: Place) -> Any:
-    """The public member of a module; of its submodules only those that something else has imported."""
+    """The public member of a module; of its submodules only those already imported."""
     known = {n for n in dir(module) if not n.startswith("_")}
     if word in known:
         try:
             return getattr(module, word)
-        except Exception as error:  # of a module that imports its names when they are asked for
+        except Exception as error:  # of a module with lazy imports
             raise _failed(module.__name__, name, place, error) from error
     if word in (inside := _submodules(module)):
         raise place.error(f"is {name}, which is a module; write one of its classes")
@@ -121,7 +121,7 @@ def arguments(target: Callable[..., Any]) -> tuple[dict[str, Argument], bool]:
     """The arguments that `target` takes by name, and whether it takes any other (`**kwargs`, no signature)."""
     try:
         parameters = inspect.signature(target).parameters.values()
-    except (ValueError, TypeError):  # a class written in C that states no signature
+    except (ValueError, TypeError):  # a class written in C without a signature
         return {}, True
     hints = resolved_hints(target)
     named = {
@@ -141,7 +141,7 @@ def resolved_hints(target: Callable[..., Any]) -> dict[str, Any]:
         holder = types.SimpleNamespace(__annotations__={name: hint})
         try:
             hints |= typing.get_type_hints(holder, scope, include_extras=True)
-        except NameError:  # a quoted name that only a type checker sees, so there is nothing to check
+        except NameError:  # a name imported only under TYPE_CHECKING cannot be checked
             continue
     return hints
 

@@ -1,4 +1,4 @@
-"""Which packages a file may name: the rules by which code is imported because a `_target_` says so.
+"""Trust: the packages that a `_target_` in a file may import.
 
 A file that was read (sae.json, the config.yaml of a run folder, anything from a hub) may name parts of jhsae, and those
 of packages that the user names for this call: ``trust=my_package``. A config that the user writes may name any package
@@ -25,7 +25,7 @@ TrustedPackages = Annotated[str | list[str], "packages, beside jhsae, whose part
 
 
 class Trust(NamedTuple):
-    """What a file may name beside jhsae: the `packages`, or every package on the path if the user wrote the file."""
+    """Packages that a file may name besides jhsae: `packages`, or every one on the path if the user wrote the file."""
 
     packages: tuple[str, ...] = ()
     written: bool = False
@@ -48,7 +48,7 @@ def trusted(packages: str | Iterable[str]) -> Trust:
 
 
 def refusal(root: str, trust: Trust) -> str | None:
-    """Why nothing may be imported from the package `root`, as the end of a sentence; None where it may."""
+    """The reason why the package `root` may not be imported, as the end of a sentence; None where it may."""
     if root == OURS:
         return None
     if root in sys.stdlib_module_names:
@@ -93,13 +93,13 @@ def _import_root(root: str) -> None:
 
 
 def _spec(root: str, path: list[str]) -> ModuleSpec | None:
-    """How the interpreter would find a top-level package if `path` were its path."""
+    """The spec of a top-level package if `path` were `sys.path`."""
     finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
     return next((spec for find in finders if find is not None and (spec := find(root, path)) is not None), None)
 
 
 def _search_path() -> list[str]:
-    """`sys.path` without what stands for the working directory: '', relative entries, the directory itself.
+    """`sys.path` without entries of the working directory: '', relative entries, the directory itself.
 
     The directory stays where it was chosen: an absolute entry of PYTHONPATH, the place of an editable installation.
     """

@@ -1,4 +1,4 @@
-"""Type hints and config classes in words: for messages and for ``jhsae train --help``."""
+"""Type hints and config keys as text, for messages and ``jhsae train --help``."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +8,7 @@ from jhsae.config.schema import REQUIRED, Member, is_config, keys, members
 
 
 def type_name(hint: Any) -> str:
-    """A type hint in words a YAML author knows."""
+    """A type hint in terms of YAML."""
     names = [_member_name(m) for m in members(hint)]
     return " or ".join(dict.fromkeys(names))
 
@@ -33,8 +33,16 @@ def _member_name(member: Member) -> str:
     return getattr(hint, "__name__", str(hint))
 
 
-def describe(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """(dotted key, type, default, help) of every key, sections included; N stands for a list index."""
+def describe_keys(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Every key of a config dataclass, sections included; N stands for a list index.
+
+    Args:
+        cls: The dataclass.
+        prefix: Of the dotted keys.
+
+    Yields:
+        (dotted key, type, default, help).
+    """
     for key in keys(cls):
         default = "required" if key.default == REQUIRED else json.dumps(key.default)
         sections = list(_sections(key.hint, prefix + key.name))
@@ -43,7 +51,7 @@ def describe(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]
         for path, section in sections:
             if key.help:
                 yield path, "section", "", key.help
-            yield from describe(section, path + ".")
+            yield from describe_keys(section, path + ".")
 
 
 def _sections(hint: Any, path: str) -> Iterator[tuple[str, type]]:

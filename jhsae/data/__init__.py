@@ -1,7 +1,6 @@
-"""Activations: text in, a store on disk, batches out.
+"""Activation data: text, packing, the store on disk, batches, and input normalisers.
 
-text -> pack -> (a language model) -> writer -> store -> loader -> normalize; `synthetic` needs no language
-model.
+text -> pack -> (a language model) -> writer -> store -> loader -> normalize; `synthetic` needs no language model.
 """
 
 from jhsae.data.framing import Framing as Framing

@@ -1,4 +1,4 @@
-"""The arrays of a store: sharded zarr v3 through tensorstore, whose every chunk can be read and checked alone."""
+"""The arrays of a store: sharded zarr v3 through tensorstore, with a checksum per chunk."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,18 +13,18 @@ from jhsae.errors import UserError
 
 
 def create(root: ts.KvStore, layout: ArrayLayout) -> ts.TensorStore:
-    """A new array below `root`, in place of one that a cut-off write left there."""
+    """Creates an array below `root`, replacing one left by an interrupted write."""
     return _open(root, layout, {"create": True, "delete_existing": True})
 
 
 def existing(root: ts.KvStore, layout: ArrayLayout, write: bool = False, zeros: bool = False) -> ts.TensorStore:
     """The array below `root`, for reading, and for writing too if `write`.
 
-    Reading a chunk that is missing is an error; with `zeros` it reads as zeros, which versions before format 3 left
+    Reading a chunk that is missing is an error; with `zeros` it reads as zeros, as versions before format 3 left them
     out.
 
     Raises:
-        UserError: no array, or another one than `layout` says.
+        UserError: There is no array, or it does not match `layout`.
     """
     return _open(root, layout, {"open": True, "read": True, "write": write}, zeros)
 
@@ -35,12 +35,12 @@ def _open(root: ts.KvStore, layout: ArrayLayout, how: dict[str, Any], zeros: boo
         "kvstore": (root / f"{layout.name}/").spec().to_json(),
         "metadata": layout.metadata(),
         "fill_missing_data_reads": zeros,
-        "store_data_equal_to_fill_value": True,  # so that what is not there is missing, and not zero
+        "store_data_equal_to_fill_value": True,  # so that an absent chunk is an error, not zeros
     }
     try:
         array = ts.open(spec, **how).result()
     except ValueError as error:
-        if how.get("create"):  # whoever writes says so
+        if how.get("create"):  # writers pass create
             raise
         raise UserError(
             f"the array {root.url}{layout.name} cannot be opened as the manifest describes it ({short(error)}); the "
@@ -59,7 +59,7 @@ def channels(root: ts.KvStore, layout: ArrayLayout) -> Channels:
 
 
 class Pending:
-    """A read under way: the same rows of one or more arrays, which `decode` makes into one."""
+    """A pending read of the same rows of one or more arrays; `decode` combines them."""
 
     def __init__(
         self,

@@ -48,7 +48,7 @@ def checksums(root: ts.KvStore, keys: Iterable[str]) -> dict[str, dict[str, Any]
 
 @contextmanager
 def writing_store(path: str | Path) -> Iterator[None]:
-    """Makes the refusal to write a store (a full disk, no permission), tensorstore's or Python's, a `UserError`."""
+    """Turns write errors of tensorstore or Python (full disk, no permission) into a `UserError`."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -61,7 +61,7 @@ def writing_store(path: str | Path) -> Iterator[None]:
 
 
 def short(error: BaseException) -> str:
-    """The end of what tensorstore says, where the cause stands, without the specification that it appends."""
+    """The end of a tensorstore message, which names the cause, without the spec that it appends."""
     text = " ".join(str(error).split("[tensorstore_spec")[0].split("[os_error_code")[0].split()).rstrip(" [")
     return text if len(text) <= 240 else f"...{text[-240:]}"
 

@@ -1,4 +1,4 @@
-"""A store made from an array in memory, for synthetic data and for the rows of an unembedding matrix."""
+"""Writes an array in memory as a store, for synthetic data and for the rows of an unembedding matrix."""
 
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,19 @@ def write_array(
     shard_rows: Count = SHARD_ROWS,
     chunk_rows: Count = CHUNK_ROWS,
 ) -> Store:
-    """A store of the rows of an array (synthetic data, unembedding rows) in shuffled order.
+    """Writes the rows of an array (synthetic data, unembedding rows) as a store, in shuffled order.
 
-    Row i of `x` has index (i, 0, 0): sequence i, of one token. Raises `UserError` for rows that are not finite floats.
+    Args:
+        out: Folder of the store, which must not exist.
+        x: Rows [rows, embed]; row i has index (i, 0, 0): sequence i, of one token.
+        name: Provenance, for the manifest.
+        dtype: float32, bfloat16 or int8.
+        seed: Determines the order of the rows.
+        shard_rows: Rows of a file.
+        chunk_rows: Rows of a chunk.
+
+    Raises:
+        UserError: The rows are not finite floats, or `out` exists.
     """
     x = host_rows(x)
     rows, embed = x.shape

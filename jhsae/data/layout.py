@@ -1,4 +1,4 @@
-"""Which arrays a store consists of, in which files, and how large each file is.
+"""Arrays of a store: their files (shards) and the size of each.
 
 A file (shard) holds `shard_rows` rows in chunks of `chunk_rows` rows, nothing compressed; then the index of the chunks.
 Chunks and index carry a crc32c: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/
@@ -31,7 +31,7 @@ class ArrayLayout:
 
     @property
     def shards(self) -> int:
-        """How many files hold its rows."""
+        """Number of files with rows."""
         return -(-self.shape[0] // self.shard_rows)
 
     def file(self, shard: int) -> str:
@@ -50,7 +50,7 @@ class ArrayLayout:
         return -(-rows // self.chunk_rows) * chunk + self.shard_rows // self.chunk_rows * INDEX_ENTRY + CRC
 
     def metadata(self) -> dict[str, Any]:
-        """What ``zarr.json`` says."""
+        """The content of ``zarr.json``."""
         sharding = {"chunk_shape": [self.chunk_rows, self.shape[1]], "codecs": BYTES, "index_codecs": BYTES}
         return {
             "shape": self.shape,

@@ -1,11 +1,11 @@
-"""Batches of a store, shuffled, forever: a pure function of (seed, step), whoever reads them; served by grain.
+"""Infinite shuffled batches of a store, deterministic in (seed, step) for any number of readers; served by grain.
 
-A batch is made of equal parts from `streams` streams; host h of H reads the h-th of H equal slices of it. So the rows
-of a run do not depend on how many hosts it has, and a host reads only the streams that its slice meets. Every epoch
+A batch consists of equal parts from `streams` streams; host h of H reads the h-th of H equal slices of it. So the rows
+of a run do not depend on its number of hosts, and a host reads only the streams that overlap its slice. Each epoch
 draws one permutation of the store's chunks; stream s of S takes every S-th of them; `window` chunks at a time are read
-together and their rows permuted; parts are cut from that; what does not fill a batch at the end of an epoch is dropped.
-No state but the step: ``get_state()`` is ``{"next_index": step}``, exact to resume from on any number of hosts, small
-enough for JSON, and understood by orbax (``grain.checkpoint.CheckpointSave(iterator)``).
+together, their rows are permuted, and parts are cut from the result. An incomplete batch at the end of an epoch is
+dropped. The step is the only state: ``get_state()`` is ``{"next_index": step}``; resuming from it is exact on any
+number of hosts, and orbax saves it (``grain.checkpoint.CheckpointSave(iterator)``).
 """
 
 import sys
@@ -20,20 +20,30 @@ from jhsae.data.arrays import Pending
 from jhsae.data.store import Store
 from jhsae.errors import UserError
 
-BLOCKS_PER_STREAM = 16  # a small store is cut finer than its chunks, so that there is something to shuffle
+BLOCKS_PER_STREAM = 16  # a small store is split into blocks smaller than its chunks, or nothing would be shuffled
 
 
 def make_loader(
     store: Store, batch: int, seed: int, host: int = 0, hosts: int = 1, streams: int = 1, window: int = 16
 ) -> grain.DatasetIterator:
-    """An endless iterator of float32 numpy arrays [batch / hosts, embed]; ``get_state`` and ``set_state`` are exact.
+    """Makes an infinite iterator of float32 numpy arrays [batch / hosts, embed].
 
-    `batch` is that of all hosts together. `window` blocks of 1024 rows are held in memory twice, for each stream that
-    this host reads. A background thread keeps two batches ready.
+    Args:
+        store: The activations.
+        batch: Rows per step, over all hosts.
+        seed: Determines the order of the rows.
+        window: Blocks of 1024 rows that are shuffled together; two windows are in memory for each stream that this
+            host reads.
+        host: Index of this host.
+        hosts: Number of hosts.
+        streams: Parts of a batch that are read independently.
+
+    Returns:
+        A grain iterator whose ``get_state`` and ``set_state`` are exact; a background thread prefetches two batches.
 
     Raises:
-        UserError: fewer rows in a stream than its part of a batch, a host outside 0 to ``hosts - 1``, a batch that the
-            hosts or the streams cannot share.
+        UserError: A stream has fewer rows than its part of a batch, `host` is outside 0 to ``hosts - 1``, or the batch
+            is not divisible by hosts or streams.
     """
     batches = Batches(store, batch, seed, host, hosts, streams, window)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
@@ -41,7 +51,13 @@ def make_loader(
 
 
 def batches_per_epoch(store: Store, batch: int, streams: int = 1) -> int:
-    """How many batches there are before an epoch ends and the order changes."""
+    """Batches per epoch; the order of the rows changes with each epoch.
+
+    Args:
+        store: The activations.
+        batch: Rows per step, over all hosts.
+        streams: Parts of a batch that are read independently.
+    """
     block = _block_rows(store, streams)
     blocks = -(-store.rows // block)
     missing = blocks * block - store.rows  # the last block may be short, and any stream may get it
@@ -56,7 +72,10 @@ def batches_per_epoch(store: Store, batch: int, streams: int = 1) -> int:
 
 
 class Batches:
-    """Step -> a host's slice of the batch; a grain source. Fast in order: see `_Stream`."""
+    """A grain data source: step -> this host's slice of the batch. Sequential access is fast, see `_Stream`.
+
+    Its arguments are those of `make_loader`.
+    """
 
     def __init__(
         self, store: Store, batch: int, seed: int, host: int = 0, hosts: int = 1, streams: int = 1, window: int = 16
@@ -87,13 +106,13 @@ class Batches:
         return np.concatenate([stream.rows(int(step), start, stop) for stream, start, stop in self._parts])
 
     def places(self, step: int) -> Int64[np.ndarray, "batch"]:
-        """Which rows of the store the same slice consists of."""
+        """Row indices in the store of the same slice."""
         return np.concatenate([stream.places(int(step), start, stop) for stream, start, stop in self._parts])
 
 
 @dataclass(frozen=True)
 class _Epoch:
-    """What one stream reads in one epoch: its blocks in order, and where in it each window starts."""
+    """The blocks that one stream reads in one epoch, in order, and the start of each window."""
 
     number: int
     blocks: Int64[np.ndarray, "blocks"]
@@ -101,7 +120,7 @@ class _Epoch:
 
 
 class _Stream:
-    """One of the streams: its part of every batch. The window in use is kept, the next one requested."""
+    """One of the streams: its part of every batch. The current window is in memory, the next one is prefetched."""
 
     def __init__(self, store: Store, part: int, seed: int, number: int, of: int, window: int, per_epoch: int):
         self._store, self._part, self._seed, self._number, self._of = store, part, seed, number, of
@@ -112,11 +131,11 @@ class _Stream:
         self._ahead: tuple[tuple[int, int], list[Pending]] | None = None
 
     def rows(self, step: int, start: int, stop: int) -> Float32[np.ndarray, "rows embed"]:
-        """Rows `start` to `stop` of the part that belongs to batch `step`."""
+        """Rows `start` to `stop` of its part of batch `step`."""
         return self._cut(step, start, stop, self._rows_of).astype(np.float32)
 
     def places(self, step: int, start: int, stop: int) -> Int64[np.ndarray, "rows"]:
-        """The same rows' numbers in the store."""
+        """Indices of the same rows in the store."""
         return self._cut(step, start, stop, self._places_of)
 
     def _cut(self, step: int, start: int, stop: int, of: Callable[[int], np.ndarray]) -> np.ndarray:

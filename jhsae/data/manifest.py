@@ -1,6 +1,6 @@
-"""The manifest of an activation store: what it holds, where that came from, and a checksum of every file.
+"""The manifest of an activation store: content, origin, and a checksum of every file.
 
-It is written last: a folder without ``manifest.json`` is a harvest that did not finish. ``SHA256SUMS`` beside it covers
+It is written last: a folder without ``manifest.json`` is an incomplete harvest. ``SHA256SUMS`` beside it covers
 the manifest as well; stores of format 2 and older have none.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -25,14 +25,14 @@ from jhsae.files.folders import is_bucket
 NAME = "manifest.json"
 FORMAT = 3
 WITHOUT_CHECKSUMS = 2  # the last format without SHA256SUMS; its chunks of zeros may be absent
-ADDED = {1: {"writers": [1]}}  # what a store of an older format would say of the fields that came later
+ADDED = {1: {"writers": [1]}}  # values of later fields for stores of an older format
 HASH_ON_OPEN_BYTES = 2 * 10**9
 PACKAGES = ("jhsae", "jax", "numpy", "tensorstore", "transformers", "datasets")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the rows come from; written into the manifest field by field.
+    """Provenance of the rows; its fields are fields of the manifest.
 
     `layer` counts the blocks that have run (0: the scaled embeddings). `tokenizer` holds name and hash,
     `dataset` the text source's ``describe()``; `documents` counts the documents that end inside the
@@ -51,9 +51,9 @@ class Origin:
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """Everything known about a store. Norms and `mean` are in the units of the stored activations.
+    """Metadata of a store. Norms and `mean` are in the units of the stored activations.
 
-    `writers` lists how many processes wrote it (more than one number when it was resumed with another); the rows and
+    `writers` lists how many processes wrote it (several entries when it was resumed with another number); the rows and
     their order do not depend on it, their last bits may, because it decides the shapes that a device computes.
     """
 
@@ -89,7 +89,15 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: bytes, where: str) -> "Manifest":
-        """Raises UserError when the text is not a manifest of this format, or one of its fields cannot be right."""
+        """Parses a manifest.
+
+        Args:
+            text: JSON.
+            where: The file, for messages.
+
+        Raises:
+            UserError: Another format, or an invalid field.
+        """
         raw = bounded.as_object(bounded.parse_json(text, where), where)
         found = raw.get("format")
         raw = ADDED.get(found if isinstance(found, int) else 0, {}) | raw
@@ -98,7 +106,7 @@ class Manifest:
                 f"{where} is a manifest of format {str(found)[:20]}, this version reads formats up to {FORMAT}; "
                 "harvest again into a new folder"
             )
-        check_fields(raw, get_type_hints(cls), where)
+        check_fields(raw, where)
         manifest = cls(**raw | {"mean": np.array(raw["mean"], np.float64)})
         check_files(manifest.files, manifest.arrays(), manifest.zeros, where)
         return manifest
@@ -114,17 +122,17 @@ class Manifest:
         return self.format <= WITHOUT_CHECKSUMS
 
     def identity_of_files(self) -> str:
-        """What versions before format 3 called the identity of a store: a hash of the checksums of its files."""
+        """The identity of a store before format 3: a hash of the checksums of its files."""
         return sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(path: str | Path) -> Manifest:
-    """The manifest of the store at `path`; UserError where there is no finished store, or it is damaged."""
+    """The manifest of the store at `path`; UserError where it is missing, incomplete or damaged."""
     return read_identified(path)[0]
 
 
 def read_identified(path: str | Path) -> tuple[Manifest, str]:
-    """The manifest, and the sha256 of its text, by which the store is known again."""
+    """The manifest, and the sha256 of its text, which identifies the store."""
     if not is_bucket(path) and not Path(path).is_dir():
         cut = ": a harvest of it was cut off; run the harvest again" if Path(f"{path}.partial").exists() else ""
         raise UserError(f"the activation store {path} does not exist{cut or '; run jhsae harvest first'}")

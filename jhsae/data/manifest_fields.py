@@ -1,45 +1,41 @@
-"""What the fields of a store's manifest may be."""
+"""Checks of the fields of a store's manifest."""
 
 from typing import Any
-
-from beartype.door import is_bearable
 
 from jhsae.data.layout import ArrayLayout
 from jhsae.data.storage import DTYPES
 from jhsae.errors import UserError
 from jhsae.files.bounded import MIB
+from jhsae.files.forms import NUMBER, OBJECT, TEXT, Each, at_least, brief, check, real
 
-LEAST = {
-    "format": 1, "layer": 0, "documents": 0, "seed": 0, "rows": 1, "embed": 1, "sequences": 1, "context": 1,
-    "shard_rows": 1, "chunk_rows": 1, "mean_norm": 0, "rms_norm": 0, "min_norm": 0, "max_norm": 0, "total_variance": 0,
+DAMAGED = "; the store is damaged, harvest it again"
+ROWS = at_least(1)
+INDEX = at_least(0)
+NORM = real()
+FORM = {
+    "format": ROWS, "model": TEXT, "layer": INDEX, "tokenizer": OBJECT, "dataset": OBJECT, "documents": INDEX,
+    "seed": INDEX, "config": OBJECT, "config_hash": TEXT, "dtype": TEXT, "rows": ROWS, "embed": ROWS,
+    "sequences": ROWS, "context": ROWS, "shard_rows": ROWS, "chunk_rows": ROWS, "writers": [ROWS], "mean": [NUMBER],
+    "mean_norm": NORM, "rms_norm": NORM, "min_norm": NORM, "max_norm": NORM, "total_variance": NORM,
+    "versions": Each(TEXT), "files": Each(OBJECT),
 }  # fmt: skip
 
 
-def check_fields(raw: dict[str, Any], kinds: dict[str, Any], where: str) -> None:
-    """Compares types, ranges, and what follows from one field for another."""
+def check_fields(raw: dict[str, Any], where: str) -> None:
+    """Checks types, ranges and the consistency of fields."""
+    check(raw, FORM, where, mend=DAMAGED)
 
     def refuse(name: str, expected: str) -> UserError:
-        return UserError(
-            f"{where}: {name} is {str(raw[name])[:60]!r}, expected {expected}; the store is damaged, harvest it again"
-        )
+        return UserError(f"{where}: {name} is {brief(raw[name])}, expected {expected}{DAMAGED}")
 
-    for name, kind in kinds.items():
-        value = raw[name]
-        wanted: Any = {"mean": list}.get(name, float | int if kind is float else kind)
-        if isinstance(value, bool) or not is_bearable(value, wanted):
-            raise refuse(name, f"{getattr(wanted, '__name__', wanted)}")
-        if name in LEAST and value < LEAST[name]:
-            raise refuse(name, f"at least {LEAST[name]}")
     if raw["dtype"] not in DTYPES:
         raise refuse("dtype", f"one of {', '.join(DTYPES)}")
-    if len(raw["mean"]) != raw["embed"] or not all(type(number) in (int, float) for number in raw["mean"]):
-        raise refuse("mean", f"{raw['embed']} numbers, embed")
+    if len(raw["mean"]) != raw["embed"]:
+        raise refuse("mean", f"{raw['embed']} values, embed")
     if raw["shard_rows"] % raw["chunk_rows"]:
         raise refuse("shard_rows", f"a multiple of chunk_rows, {raw['chunk_rows']}")
-    if not all(isinstance(number, str) for number in raw["versions"].values()):
-        raise refuse("versions", "strings")
-    if not raw["writers"] or not all(type(n) is int and n > 0 for n in raw["writers"]):
-        raise refuse("writers", "numbers of at least 1")
+    if not raw["writers"]:
+        raise refuse("writers", "at least one entry")
 
 
 def check_files(files: dict[str, Any], arrays: dict[str, ArrayLayout], zeros: bool, where: str) -> None:
@@ -49,9 +45,7 @@ def check_files(files: dict[str, Any], arrays: dict[str, ArrayLayout], zeros: bo
     """
     expected = sum(1 + layout.shards for layout in arrays.values())
     if len(files) != expected:
-        raise UserError(
-            f"{where} lists {len(files)} files, expected {expected}; the store is damaged, harvest it again"
-        )
+        raise UserError(f"{where} lists {len(files)} files, expected {expected}{DAMAGED}")
     for layout in arrays.values():
         for number, name in enumerate(layout.files(), -1):
             known = files.get(name)
@@ -66,6 +60,5 @@ def check_files(files: dict[str, Any], arrays: dict[str, ArrayLayout], zeros: bo
             )
             if not right:
                 raise UserError(
-                    f"{where}: files has {str(known)[:80]} for {name}, expected a sha256 and {whole} bytes; the store "
-                    "is damaged, harvest it again"
+                    f"{where}: files has {str(known)[:80]} for {name}, expected a sha256 and {whole} bytes{DAMAGED}"
                 )

@@ -3,7 +3,7 @@
 The documents, shuffled through a bounded buffer and each followed by EOS, form one stream; every sequence is BOS
 followed by the next ``context - 1`` tokens of the stream, so no position is padding. A tokenizer without BOS gives
 sequences of ``context`` tokens of the stream (`jhsae.data.framing`). Activations are stored for the ordinary tokens
-alone: those at BOS, EOS and padding have norms and directions of their own kind.
+alone: those at BOS, EOS and padding are outliers in norm and direction.
 """
 
 import random
@@ -22,7 +22,7 @@ DOCUMENTS_PER_CALL = 512
 
 
 class Packed(NamedTuple):
-    """Token sequences, and how many documents end in them."""
+    """Token sequences, and the number of documents that end in them."""
 
     tokens: UInt32[np.ndarray, "sequences context"]
     documents: int
@@ -38,7 +38,24 @@ def pack(
     buffer: int = 10_000,
     vocab: int | None = None,
 ) -> UInt32[np.ndarray, "sequences context"]:
-    """The token sequences of `packed` alone."""
+    """Packs documents into token sequences.
+
+    Args:
+        documents: Texts.
+        tokenizer: A Hugging Face tokenizer.
+        context: Tokens of a sequence, at least 2.
+        seed: Determines the order of the documents.
+        rows: Stop once the sequences have that many ordinary tokens; None reads everything.
+        buffer: Documents in the shuffle buffer.
+        vocab: Size of the model's embedding; larger token ids are an error.
+
+    Returns:
+        Token ids [sequences, context]; the last, incomplete sequence is dropped.
+
+    Raises:
+        UserError: `context` is below 2, the text is shorter than one sequence or has no ordinary token, or a token id
+            is outside `vocab`.
+    """
     return packed(documents, tokenizer, context, seed, rows=rows, buffer=buffer, vocab=vocab).tokens
 
 
@@ -52,16 +69,7 @@ def packed(
     buffer: int = 10_000,
     vocab: int | None = None,
 ) -> Packed:
-    """Token sequences of the documents, deterministic in `seed`; the last, incomplete one is left out.
-
-    `rows` stops the reading as soon as the sequences hold that many ordinary tokens; ``None`` reads
-    everything. `buffer` is how many documents the shuffle holds. `tokenizer` is a Hugging Face tokenizer; `vocab` is
-    the size of the model's embedding.
-
-    Raises:
-        UserError: a context below 2, less text than one sequence, none of it ordinary, or a token that the model does
-            not have.
-    """
+    """As `pack`, with the number of documents that end in the sequences."""
     if context < 2:
         raise UserError(f"context is {context}, expected at least 2: BOS and one token")
     framing = Framing.of(tokenizer)

@@ -1,9 +1,9 @@
-"""A store that is being written: its arrays, which groups of rows are complete, and the seal.
+"""An incomplete store: its arrays, its complete groups of rows, and the manifest that completes it.
 
-A local store is built as ``<out>.partial`` and renamed when complete; in a bucket the manifest, written last, seals it.
-``plan.json`` says what is being written; ``progress-<group>.json`` appears, complete at once, when the shards of a
-group are, and holds their statistics and checksums. A harvest that was cut off, and whose plan is the same, goes on
-with the groups that are missing; any number of processes may write.
+A local store is built as ``<out>.partial`` and renamed when complete; in a bucket the manifest, written last, completes
+it. ``plan.json`` describes the store; ``progress-<group>.json`` is written atomically when the shards of a group are
+complete, and contains their statistics and checksums. An interrupted harvest with the same plan resumes with the
+missing groups; any number of processes may write.
 """
 
 import json
@@ -36,8 +36,8 @@ _PROGRESSES = ts.KvStore.KeyRange(PROGRESS, PROGRESS + "~")
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
-    """What decides a store, beside the activations."""
+class StorePlan:
+    """Everything that determines a store, except the activations."""
 
     origin: Origin
     tokens: UInt32[np.ndarray, "sequences context"]
@@ -49,7 +49,7 @@ class Plan:
     chunk_rows: int
 
     def record(self) -> dict[str, Any]:
-        """What ``plan.json`` holds."""
+        """The content of ``plan.json``."""
         sizes = {k: getattr(self, k) for k in ("rows", "embed", "dtype", "shuffle_rows", "shard_rows", "chunk_rows")}
         tokens = sha256(self.tokens.tobytes()).hexdigest()
         about = {"layer": self.origin.layer, "config_hash": self.origin.config_hash, "seed": self.origin.seed}
@@ -70,18 +70,18 @@ def folder_of(out: str) -> str:
     return out if is_bucket(out) else out + PARTIAL
 
 
-def begin(out: str, plan: Plan, channels: Channels | None, resume: bool) -> None:
-    """Makes the folder and the arrays, or finds those of the same plan. One process does it, before any other opens it.
+def create_or_resume(out: str, plan: StorePlan, channels: Channels | None, resume: bool) -> None:
+    """Makes the folder and the arrays, or opens those of the same plan. Called by one process, before others.
 
     `UserError`: what is there is an unfinished store of another plan, and `resume` was asked for; without it, it is
     removed.
     """
     folder = folder_of(out)
     with writing_store(out):
-        _begin(out, folder, plan, channels, resume)
+        _create_or_resume(out, folder, plan, channels, resume)
 
 
-def _begin(out: str, folder: str, plan: Plan, channels: Channels | None, resume: bool) -> None:
+def _create_or_resume(out: str, folder: str, plan: StorePlan, channels: Channels | None, resume: bool) -> None:
     root = kvstore(folder)
     before = root.read(PLAN).result()
     if before.state == "value" and resume:
@@ -101,15 +101,15 @@ def _begin(out: str, folder: str, plan: Plan, channels: Channels | None, resume:
     root.write(PLAN, to_json(plan.record()).encode()).result()
 
 
-def storage_of(root: ts.KvStore, plan: Plan) -> AbstractStorage:
-    """How the rows are stored; of an int8 store with the channels that were written when it was begun."""
+def storage_of(root: ts.KvStore, plan: StorePlan) -> AbstractStorage:
+    """The storage of the rows; that of an int8 store has the channels that were written at its start."""
     return storage(plan.dtype, lambda: arrays.channels(root, plan.arrays()["channels"]))
 
 
 class Partial:
-    """The unfinished store at `out`, which `begin` has made."""
+    """The unfinished store at `out`, which `create_or_resume` has made."""
 
-    def __init__(self, out: str, plan: Plan):
+    def __init__(self, out: str, plan: StorePlan):
         self._out, self._plan = out, plan
         self._root = kvstore(folder_of(out))
         if self._root.read(PLAN).result().state != "value":
@@ -122,17 +122,17 @@ class Partial:
         self._columns = [arrays.existing(self._root, layouts[name], write=True) for name in (*self._names(), "index")]
 
     def missing(self) -> list[Group]:
-        """The groups whose shards are not complete, or whose record of that is damaged."""
+        """Groups whose shards are incomplete, or whose progress file is damaged."""
         done = {name for name in names(self._root) if name.startswith(PROGRESS)}
         return [g for g in self._plan.groups() if _progress(g) not in done or self._recorded(g) is None]
 
     def start(self, first: int, values: Iterable[np.ndarray], index: Int32[np.ndarray, "rows 3"]) -> list[Any]:
-        """Begins to write one shard, from row `first` on; gives futures to wait for."""
+        """Starts writing one shard from row `first` on; returns futures."""
         rows = slice(first, first + len(index))
         return [a[rows].write(v) for a, v in zip(self._columns, (*values, index), strict=True)]
 
     def record(self, group: Group, statistics: Running, writers: int) -> None:
-        """Says that the shards of `group` are complete."""
+        """Records that the shards of `group` are complete."""
         size = self._plan.shard_rows
         shards = range(group.start // size, -(-group.stop // size))
         layouts = self._plan.arrays()
@@ -143,12 +143,12 @@ class Partial:
             self._root.write(_progress(group), record).result()
 
     def _recorded(self, group: Group) -> dict[str, Any] | None:
-        """What `record` wrote; None where it is not that."""
+        """The content written by `record`; None where it is missing or damaged."""
         digest, _, content = self._root.read(_progress(group)).result().value.partition(b"\n")
         return json.loads(content) if sha256(content).hexdigest().encode() == digest else None
 
     def seal(self) -> None:
-        """Writes the manifest; from here on the store exists. ValueError when a group is missing."""
+        """Writes the manifest, which completes the store. ValueError when a group is missing."""
         if missing := self.missing():
             raise ValueError(f"groups {[group.number for group in missing]} of {self._out} are not written yet")
         done = [found for group in self._plan.groups() if (found := self._recorded(group)) is not None]
@@ -207,8 +207,8 @@ def _same_plan(folder: str, there: dict[str, Any], here: dict[str, Any]) -> None
         )
 
 
-def finished(out: str, config_hash: str) -> bool:
-    """True when `out` is a complete store of this very configuration."""
+def is_complete(out: str, config_hash: str) -> bool:
+    """True when `out` is a complete store of this configuration."""
     if kvstore(out).read(NAME).result().state != "value":
         return False
     return read_manifest(out).config_hash == config_hash

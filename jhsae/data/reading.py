@@ -1,4 +1,4 @@
-"""Reads documents out of text files and datasets; whatever cannot be read is a `UserError` that names it.
+"""Reads documents from text files and datasets; every read error is a `UserError` that names the file.
 
 A row without text is no error: it is a `Skipped`, which the source counts.
 """
@@ -28,7 +28,7 @@ MODULES = ("json", "parquet", "csv", "text", "arrow", "cache")  # readers of `da
 
 
 class Skipped(StrEnum):
-    """Why a row is no document."""
+    """Reason why a row is not a document."""
 
     NULL = "null or missing"
     EMPTY = "empty"
@@ -37,18 +37,18 @@ class Skipped(StrEnum):
 
 
 def kind(path: str | Path) -> str:
-    """The ending of a file's name, that of its compression left out: ``.jsonl`` of ``a.jsonl.gz``."""
+    """The extension of a file without that of its compression: ``.jsonl`` of ``a.jsonl.gz``."""
     path = Path(path)
     return (path.with_suffix("") if path.suffix in COMPRESSED else path).suffix
 
 
 def opened(path: Path, mode: str = "rb", **options: Any) -> Any:
-    """A local file, decompressed as its name says."""
+    """Opens a local file, decompressed by its extension."""
     return COMPRESSED.get(path.suffix, open)(path, mode, **options)
 
 
 def paragraphs(path: Path) -> Iterator[str]:
-    """Runs of lines without a blank line between them, of UTF-8; compressed where the name says so."""
+    """Paragraphs of a UTF-8 file, separated by blank lines; decompressed by its extension."""
     lines: list[str] = []
     size = number = 0
     with opened(path, "rt", encoding="utf-8-sig") as file:
@@ -85,7 +85,7 @@ def _lines(file: Any, path: Path) -> Iterator[str]:
 
 
 def file_texts(path: Path, column: str) -> Iterator[str | Skipped]:
-    """The text of one column of a local .jsonl, .json or .parquet file, which is opened when it is its turn."""
+    """The text of one column of a local .jsonl, .json or .parquet file, opened lazily."""
     with opened(path) as file:
         yield from column_of(_rows(file, column, str(path)), column, str(path))
 
@@ -105,13 +105,13 @@ def dataset_texts(
 ) -> Iterator[str | Skipped]:
     """The text of one column and split of a dataset on the hub, or of a local folder of data files.
 
-    JSON and Parquet are read here, so that other columns do not matter; the rest by the `datasets` library.
+    JSON and Parquet are read here, so that errors in other columns are ignored; the rest by the `datasets` library.
     """
     try:
         builder = datasets.load_dataset_builder(name, config, revision=revision)
         module = type(builder).__module__.rpartition(".")[2]
         files = {str(key): value for key, value in (builder.config.data_files or {}).items()}
-    except Exception as error:  # whatever a foreign file makes of a foreign library
+    except Exception as error:  # any exception of a third-party library on an invalid file
         raise UserError(f"the dataset {name} cannot be opened: {reason(error)}") from error
     local = Path(name).is_dir()
     if module not in MODULES:
@@ -147,26 +147,26 @@ def _loaded(name: str, config: str | None, column: str, **options: Any) -> Itera
         if names is not None and column not in names:
             raise UserError(f"the dataset {name} has no column '{column}'" + nearest(column, names))
         return dataset if names is None else dataset.select_columns([column])
-    except StopIteration:  # how `datasets` says that it found not one row to infer the columns from
+    except StopIteration:  # the message of `datasets` for no rows to infer the columns from
         return []
     except UserError:
         raise
-    except Exception as error:  # whatever a foreign file makes of a foreign library
+    except Exception as error:  # any exception of a third-party library on an invalid file
         raise UserError(f"the dataset {name} cannot be opened: {reason(error)}") from error
 
 
 def column_of(rows: Iterable[Row], column: str, what: str) -> Iterator[str | Skipped]:
-    """The text of one column. The first row that has the column is read at once, so that a wrong one is found early.
+    """The text of one column. The first row that has the column is read at once, to fail early.
 
     Raises:
         UserError: no such column in the first rows, or a row of it that holds anything but text.
     """
     iterator = _readable(rows, what)
-    begun, seen = first_with(iterator, column)
+    first, seen = first_with(iterator, column)
     if seen:
         raise UserError(f"the dataset {what} has no column '{column}'" + nearest(column, seen))
-    texts = [_text(row, number, column, what) for number, row in enumerate(begun, 1)]
-    return chain(texts, (_text(row, number, column, what) for number, row in enumerate(iterator, len(begun) + 1)))
+    texts = [_text(row, number, column, what) for number, row in enumerate(first, 1)]
+    return chain(texts, (_text(row, number, column, what) for number, row in enumerate(iterator, len(first) + 1)))
 
 
 def _text(row: Row, number: int, column: str, what: str) -> str | Skipped:
@@ -195,7 +195,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _readable(rows: Iterable[Row], what: str) -> Iterator[Row]:
-    """The rows; an error of the libraries that read them is a `UserError`."""
+    """Yields the rows; errors of the libraries that read them become `UserError`."""
     number = 0
     try:
         for row in rows:
@@ -203,7 +203,7 @@ def _readable(rows: Iterable[Row], what: str) -> Iterator[Row]:
             yield row
     except UserError:
         raise
-    except Exception as error:  # whatever a foreign file makes of a foreign library
+    except Exception as error:  # any exception of a third-party library on an invalid file
         raise UserError(f"the dataset {what} cannot be read: {reason(error)} (after row {number})") from error
 
 

@@ -1,6 +1,6 @@
-"""The rows of JSON, JSON Lines and Parquet files, for one column: whatever stands in the others stops nothing.
+"""Streams one column of JSON, JSON Lines and Parquet files; errors in other columns are ignored.
 
-A row is a mapping with the column in it, or without; nothing is inferred from other rows. Files are streamed, and at
+A row is a mapping with or without the column; no schema is inferred from other rows. Files are streamed, and at
 most one row of JSON, or one batch of Parquet, is in memory.
 """
 
@@ -15,13 +15,13 @@ import pyarrow.parquet
 
 from jhsae.errors import UserError, nearest
 
-ROW_BYTES = 2**25  # of one row, or one document: more is not text that was meant as one
+ROW_BYTES = 2**25  # of one row, or one document: a longer one is not a document
 PARQUET_ROWS = 256
 BLOCK = 2**16
 
 
 class TooDeep:
-    """Stands for a row that is nested too deeply to be read."""
+    """Placeholder of a row that is nested too deeply to be parsed."""
 
 
 Row = dict[str, Any] | type[TooDeep]
@@ -30,7 +30,7 @@ Row = dict[str, Any] | type[TooDeep]
 def json_rows(file: Any, what: str) -> Iterator[Row]:
     """The objects of JSON Lines, or of one JSON array. A string is a row whose one column is ``text``.
 
-    Bytes that are not UTF-8 become lone surrogates, so that they matter only in the column that is read.
+    Invalid UTF-8 becomes lone surrogates, so that it matters only in the column that is read.
     """
     number, first = 1, file.readline(BLOCK).removeprefix(codecs.BOM_UTF8)
     while first.isspace():
@@ -45,7 +45,7 @@ def json_rows(file: Any, what: str) -> Iterator[Row]:
 
 
 def parquet_rows(file: Any, column: str, what: str) -> Iterator[Row]:
-    """The rows of a Parquet file, of which no other column is read. `UserError` where it has no such column."""
+    """The rows of a Parquet file; other columns are not read. `UserError` where the column is missing."""
     table = pyarrow.parquet.ParquetFile(file)
     names = table.schema_arrow.names
     if column not in names:
@@ -56,7 +56,7 @@ def parquet_rows(file: Any, column: str, what: str) -> Iterator[Row]:
 
 
 def _values(array: Any) -> Iterator[Any]:
-    """Python values; text by way of its bytes, because those need not be UTF-8."""
+    """Python values; text through its bytes, which may be invalid UTF-8."""
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
@@ -65,7 +65,7 @@ def _values(array: Any) -> Iterator[Any]:
 
 
 def _lines(line: bytes, number: int, file: Any, what: str) -> Iterator[Any]:
-    """One value a line, from the begun line `number`; empty lines are none."""
+    """One value per line, starting in line `number`; empty lines are skipped."""
     if line and not line.endswith(b"\n"):
         line += file.readline(ROW_BYTES)
     while line:
@@ -90,7 +90,7 @@ def _value(line: bytes, number: int, what: str) -> Any:
 
 
 def _array(first: bytes, file: Any, what: str) -> Iterator[Any]:
-    """The values of one array, each decoded as soon as it is complete."""
+    """The values of one array, decoded as they arrive."""
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     scan = json.JSONDecoder().raw_decode
     text, size, end = decode(first).lstrip()[1:].lstrip(), BLOCK, False
@@ -127,19 +127,19 @@ def _array(first: bytes, file: Any, what: str) -> Iterator[Any]:
 
 
 def _more(text: str, file: Any, decode: Any, size: int) -> tuple[str, bool]:
-    """`text` and the next bytes of the file; whether that was all."""
+    """`text` with the next bytes of the file, and whether the file has ended."""
     data = file.read(size)
     return (text + decode(data, not data)).lstrip(), not data
 
 
 def first_with(rows: Iterator[Row], column: str, most: int = 1000) -> tuple[list[Row], list[str]]:
-    """The rows up to the first that has the column (or so many), and the columns seen when none has."""
+    """The rows up to the first with the column, and the columns seen where none has it."""
     seen: dict[str, None] = {}
-    begun: list[Row] = []
+    taken: list[Row] = []
     for row in islice(rows, most):
-        begun.append(row)
+        taken.append(row)
         if isinstance(row, dict):
             if column in row:
-                return begun, []
+                return taken, []
             seen |= dict.fromkeys(row)
-    return begun, list(seen)
+    return taken, list(seen)

@@ -1,8 +1,8 @@
-"""Which language model activations come from, and whether two of them are the same under different names.
+"""Identity of the language model of some activations: comparing two names of it.
 
-A store that knows the hash of its model's content (`jhsae.lm.identity`) is compared by it alone, wherever the model
-lies now. An older one knows the name alone: a hub name, or a path as it was written. Then two names are the same model
-if they are equal or lead to one folder; a relative path is looked up from the working directory and from the folders
+A store that records the hash of its model's content (`jhsae.lm.identity`) is compared by that alone, wherever the model
+is now. An older one records the name alone: a hub name, or a path as it was written. Then two names are the same model
+if they are equal or resolve to one folder; a relative path is looked up from the working directory and from the folders
 around the store.
 """
 
@@ -13,37 +13,43 @@ BUNDLED = Path(__file__).parents[1] / "assets" / "tiny_lm"
 
 
 class ModelName(NamedTuple):
-    """A language model: `name` as it was written, the hash of its content and the folder it lay in, as far as known."""
+    """A language model, as far as it is known.
+
+    Args:
+        name: The name as it was written.
+        sha256: The hash of its content (`jhsae.lm.identity`), or None.
+        path: Its folder, or None.
+    """
 
     name: str
     sha256: str | None = None
     path: str | None = None
 
     def record(self) -> dict[str, str | None]:
-        """What the manifest of a store holds under ``tokenizer.model``."""
+        """The entry ``tokenizer.model`` of a store's manifest."""
         return {"sha256": self.sha256, "path": self.path}
 
     def reads(self, layer: int) -> dict[str, Any]:
-        """What ``sae.json`` says under ``reads`` of an SAE that was trained on this model's activations."""
+        """The entry ``reads`` of the ``sae.json`` of an SAE trained on this model's activations."""
         known = {} if self.sha256 is None else {"model_sha256": self.sha256}
         return {"model": self.name, "layer": layer, **known}
 
     @classmethod
     def of(cls, name: str, sha256: str | None) -> "ModelName":
-        """That of a model which has just been read by this name."""
+        """The name of a model that was just loaded."""
         folder = Path(name)
         return cls(name, sha256, str(folder.resolve()) if name != "embedded" and folder.is_dir() else None)
 
     @classmethod
     def recorded(cls, manifest: Any) -> "ModelName":
-        """That which a manifest names."""
+        """The name in a manifest."""
         about = manifest.tokenizer.get("model")
         about = about if isinstance(about, dict) else {}
         sha256, path = (about.get(key) for key in ("sha256", "path"))
         return cls(manifest.model, sha256 if isinstance(sha256, str) else None, path if isinstance(path, str) else None)
 
     def folders(self, store: str | None = None) -> list[Path]:
-        """The folders that this model may lie in, those that exist, the most likely first."""
+        """Existing folders that this model may be in, the most likely first."""
         if self.name == "embedded":
             return [BUNDLED]
         around = Path(store).resolve().parents if store is not None and "://" not in store else []
@@ -53,7 +59,13 @@ class ModelName(NamedTuple):
 
 
 def same_model(one: ModelName, other: ModelName, store: str | None = None) -> bool:
-    """Are these the same language model? `store` is where one that knows no more than a name was read from."""
+    """Whether two names mean the same language model.
+
+    Args:
+        a: A name.
+        b: Another.
+        store: The folder of the store that a bare name was read from; relative paths are resolved around it.
+    """
     if one.sha256 is not None and other.sha256 is not None:
         return one.sha256 == other.sha256
     return one.name == other.name or bool(set(one.folders(store)) & set(other.folders(store)))

@@ -1,8 +1,8 @@
 """The order of the rows in a store: shuffled within groups of whole shards.
 
 Sequences are harvested in random order; their rows, one after the other, are the stream. The stream is cut into groups
-of at least `shuffle_rows` rows, and row k of group g is row ``permutation(seed, g)[k]`` of that stretch of the stream.
-So a shard is a pure function of the seed and of its group's rows: it can be made again, alone, by any process.
+of at least `shuffle_rows` rows, and row k of group g is row ``permutation(seed, g)[k]`` of that part of the stream.
+So a shard is a pure function of the seed and of its group's rows: any process can recompute it alone.
 """
 
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ class Group:
 
     @property
     def rows(self) -> int:
-        """How many rows it has."""
+        """Number of rows."""
         return self.stop - self.start
 
     def order(self, seed: int) -> Int64[np.ndarray, "rows"]:
-        """For every row of the store in this group, which row of the group's stretch of the stream it is."""
+        """For each row of the store in this group, its index within the group's part of the stream."""
         return np.random.default_rng([seed, self.number]).permutation(self.rows)
 
 

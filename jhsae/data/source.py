@@ -1,4 +1,4 @@
-"""What stands in for a store where activations are made while they are trained on."""
+"""Interface of on-the-fly activation sources."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from jhsae.ranges import Ranged
 
 @dataclass(frozen=True, eq=False)
 class SourceInfo(Statistics):
-    """What a manifest says of a store: which model and layer, how many rows of text, and statistics of a sample."""
+    """The part of a manifest that a source has: model, layer, rows, and statistics of a sample."""
 
     model: str
     layer: int
@@ -23,7 +23,7 @@ class SourceInfo(Statistics):
 
 
 class AbstractBatches(ABC, Iterator[Float[Array, "batch embed"]]):
-    """Batches on the devices, forever; `get_state` and `set_state` are exact."""
+    """Infinite batches on the devices; `get_state` and `set_state` are exact."""
 
     @abstractmethod
     def get_state(self) -> dict[str, Any]:
@@ -31,11 +31,11 @@ class AbstractBatches(ABC, Iterator[Float[Array, "batch embed"]]):
 
     @abstractmethod
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from a position."""
+        """Resumes from a position."""
 
 
 class AbstractSource(Ranged, ABC):
-    """Activations by the batch; a `RowSource` too, whose rows are a sample that a normaliser can be fitted on."""
+    """Batches of activations; also a `RowSource` of a sample that a normaliser can be fitted on."""
 
     path: str
 
@@ -47,7 +47,7 @@ class AbstractSource(Ranged, ABC):
     @property
     @abstractmethod
     def rows(self) -> int:
-        """How many rows the sample has."""
+        """Rows of the sample."""
 
     @abstractmethod
     def read(self, start: int, stop: int) -> Float32[np.ndarray, "rows embed"]:
@@ -55,12 +55,12 @@ class AbstractSource(Ranged, ABC):
 
     @abstractmethod
     def identity(self) -> str:
-        """A hash of everything that decides the activations, to know the source again by."""
+        """A hash of everything that determines the activations; identifies the source."""
 
     def is_known_as(self, identity: Any) -> bool:
-        """Whether a run that wrote down `identity` read this source."""
+        """Whether `identity`, recorded by a run, is that of this source."""
         return identity == self.identity()
 
     @abstractmethod
     def batches(self, batch: int, seed: int) -> AbstractBatches:
-        """Batches of `batch` rows over all devices, in an order that `seed` decides."""
+        """Batches of `batch` rows over all devices, in an order determined by `seed`."""

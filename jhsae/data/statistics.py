@@ -1,6 +1,6 @@
 """Running statistics of activations, in float64, merged block by block.
 
-For n rows x: mean = E[x]; total variance = E||x - mean||^2; mean, root mean square, least and largest of
+For n rows x: mean = E[x]; total variance = E||x - mean||^2; mean, root mean square, minimum and maximum of
 ||x||. Blocks merge by Chan, Golub and LeVeque (1979): with d = mean_b - mean_a, mean = mean_a + d n_b/n and
 S = S_a + S_b + ||d||^2 n_a n_b/n, where S is the sum of squared deviations.
 """
@@ -14,7 +14,7 @@ from jaxtyping import Float64, Shaped
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """What a manifest says about its rows, in the units of the activations (`total_variance`: squared)."""
+    """Statistics of the rows in a manifest, in the units of the activations (`total_variance`: squared)."""
 
     embed: int
     mean: Float64[np.ndarray, "embed"]
@@ -27,7 +27,7 @@ class Statistics:
 
 @dataclass(frozen=True, eq=False)
 class Running:
-    """Sums over the rows seen so far; `merge` two of them into one."""
+    """Running sums over rows; `merge` combines two of them."""
 
     rows: int
     mean: Float64[np.ndarray, "embed"]
@@ -39,7 +39,7 @@ class Running:
 
     @classmethod
     def empty(cls, embed: int) -> "Running":
-        """No rows yet."""
+        """Of no rows."""
         return cls(0, np.zeros(embed), 0.0, 0.0, 0.0, np.inf, 0.0)
 
     @classmethod
@@ -77,16 +77,16 @@ class Running:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it; `from_dict` gives the same numbers back, to the bit."""
+        """JSON values; `from_dict` is its exact inverse."""
         return asdict(self) | {"mean": self.mean.tolist()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Running":
-        """What `to_dict` wrote."""
+        """Inverse of `to_dict`."""
         return cls(**values | {"mean": np.array(values["mean"], np.float64)})
 
     def summary(self) -> Statistics:
-        """What the manifest keeps."""
+        """The statistics in the manifest."""
         return Statistics(
             len(self.mean),
             self.mean,

@@ -1,9 +1,9 @@
-"""How activations are stored: as they are, or as 8-bit integers.
+"""Storage dtypes of activations: float32, bfloat16, or quantised to int8.
 
 int8: with m and s the mean and standard deviation of every channel over the first rows of the harvest, a row x becomes
 z = (x - m) / s, its scale c = max |z| / 127 and the integers q = round(z / c); it reads back as m + s c q. The channels
-are standardised because a few of them are far larger than the rest; the scale is a row's own (as in LLM.int8(),
-Dettmers et al. 2022, arXiv 2208.07339), so that one long row does not cost the others their digits.
+are standardised because a few of them are far larger than the rest; each row has its own scale (as in LLM.int8(),
+Dettmers et al. 2022, arXiv 2208.07339), so that one large row does not reduce the precision of the others.
 """
 
 from abc import ABC, abstractmethod
@@ -27,14 +27,14 @@ class Channels:
 
     @classmethod
     def of(cls, x: Shaped[np.ndarray, "rows embed"]) -> "Channels":
-        """Those of some rows; a channel that never changes gets the standard deviation 1."""
+        """Channel statistics of some rows; a constant channel gets standard deviation 1."""
         x = x.astype(np.float64)
         std = x.std(axis=0)
         return cls(x.mean(axis=0).astype(np.float32), np.where(std > 0, std, 1.0).astype(np.float32))
 
 
 class AbstractStorage(ABC):
-    """What stands on disk for a block of rows: one or more arrays with a row for each."""
+    """Encoding of a block of rows as one or more arrays with a row for each."""
 
     @abstractmethod
     def columns(self, embed: int) -> dict[str, tuple[int, str]]:
@@ -46,7 +46,7 @@ class AbstractStorage(ABC):
 
     @abstractmethod
     def decode(self, *arrays: np.ndarray) -> Shaped[np.ndarray, "rows embed"]:
-        """The rows that the arrays stand for."""
+        """Decodes the arrays into rows."""
 
 
 @dataclass(frozen=True)
@@ -93,5 +93,5 @@ def columns(dtype: str, embed: int) -> dict[str, tuple[int, str]]:
 
 
 def storage(dtype: str, channels: Callable[[], Channels]) -> AbstractStorage:
-    """The storage of a store of `dtype`; `channels` is called where they are needed."""
+    """The storage of `dtype`; `channels` is called only where it needs them."""
     return Integers(channels()) if dtype == "int8" else Plain(dtype)

@@ -3,7 +3,7 @@
 ``activations [rows, embed]`` (float32, bfloat16 or int8) in shuffled order; ``index [rows, 3]``: for every row
 its sequence, its position in it and the token id there; ``tokens [sequences, context]``; of int8 also ``scales
 [rows, 1]`` and ``channels [2, embed]`` (see `storage`). Paths are local folders or URLs that tensorstore opens:
-``file://`` is tested, ``gs://`` and ``s3://`` take the same way and were not tried.
+``file://`` is tested, ``gs://`` and ``s3://`` use the same code and are untested.
 """
 
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from jhsae.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """A finished, verified store; make one with `Store.open`."""
+    """A complete, verified store; made by `Store.open`."""
 
     path: str
     manifest: Manifest
@@ -36,10 +36,13 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path) -> "Store":
-        """Opens and verifies.
+        """Opens and verifies a store.
+
+        Args:
+            path: Its folder, local or in a bucket.
 
         Raises:
-            UserError: no such folder, an incomplete harvest, a file that is missing, cut short or altered.
+            UserError: The folder does not exist, the harvest is incomplete, or a file is missing, truncated or altered.
         """
         manifest, identity = read_identified(path)
         verify(path, manifest)
@@ -51,7 +54,7 @@ class Store:
 
     @property
     def rows(self) -> int:
-        """How many activations there are."""
+        """Number of activations."""
         return self.manifest.rows
 
     @property
@@ -60,25 +63,36 @@ class Store:
         return self.manifest.embed
 
     def identity(self) -> str:
-        """A hash of its manifest, which has the checksums of its files, to know the store again by."""
+        """A hash of its manifest, which contains the checksums of its files; identifies the store."""
         return self._identity
 
     def is_known_as(self, identity: Any) -> bool:
-        """Whether a run that wrote down `identity` read this store; versions before format 3 hashed its files alone."""
+        """Whether `identity`, recorded by a run, is that of this store; before format 3 it hashed the files alone."""
         return identity in (self._identity, self.manifest.identity_of_files())
 
     def request(self, start: int, stop: int) -> Pending:
-        """Starts to read activations `start` to `stop`; ``.result()`` waits, and gives bfloat16 where that is stored,
-        float32 elsewhere."""
+        """Starts reading activations `start` to `stop`.
+
+        Returns:
+            A future whose ``.result()`` is [rows, embed], bfloat16 where that is stored, else float32.
+        """
         where = f"{self.path}/activations"
         return Pending(self._columns, *self._range(start, stop), where, self._storage.decode)
 
     def read(self, start: int, stop: int) -> Float32[np.ndarray, "rows embed"]:
-        """The activations `start` to `stop`, in the order of the store."""
+        """Reads activations `start` to `stop` in the order of the store.
+
+        Returns:
+            [rows, embed] in float32.
+        """
         return self.request(start, stop).result().astype(np.float32)
 
     def index(self, start: int, stop: int) -> Int32[np.ndarray, "rows 3"]:
-        """(sequence, position, token id) of the same rows."""
+        """Origin of the activations `start` to `stop`.
+
+        Returns:
+            (sequence, position, token id) per row, int32 [rows, 3].
+        """
         return Pending([self._index], *self._range(start, stop), f"{self.path}/index").result()
 
     def tokens(self) -> UInt32[np.ndarray, "sequences context"]:

@@ -1,4 +1,4 @@
-"""The stream of rows of a harvest: sequences in random order, and of each the positions whose activations are kept."""
+"""The stream of rows of a harvest: sequences in random order, and the stored positions of each."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ class Stream:
 
     @property
     def rows(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return int(self.ends[-1])
 
     def span(self, start: int, stop: int) -> tuple[int, int]:
@@ -46,6 +46,6 @@ class Stream:
         before = int(self.ends[first - 1]) if first else 0
         inside = slice(max(0, start - before), max(0, stop - before))
         sequence, position = sequence[inside], position[inside]
-        numbers = chosen[sequence]
-        index = np.stack([numbers, position, self.tokens[numbers, position]], axis=1)
+        sequences = chosen[sequence]
+        index = np.stack([sequences, position, self.tokens[sequences, position]], axis=1)
         return sequence, position, index.astype(np.int32)

@@ -24,7 +24,7 @@ class Tree(eqx.Module):
         return jnp.concatenate([self.parents, self.children.reshape(-1, self.children.shape[-1])])
 
 
-class Labels(eqx.Module):
+class TrueCodes(eqx.Module):
     """The true codes of the samples. A magnitude is 0 where the feature is off."""
 
     parents: Float[Array, "batch parents"]
@@ -66,7 +66,7 @@ def sample(
     spread: float = 0.15,
     child_magnitude: float = 0.7,
     noise: float = 0.0,
-) -> tuple[Float[Array, "n embed"], Labels]:
+) -> tuple[Float[Array, "n embed"], TrueCodes]:
     """`n` activations and their true codes, deterministic in `key`.
 
     Parents fire at Zipf rates from `highest` to `lowest`. Under an active parent some child fires with
@@ -84,7 +84,7 @@ def sample(
     share = jnp.arange(1, children + 1, dtype=jnp.float32) ** -exponent
     upto = jnp.cumsum(share) / jnp.sum(share)
     which = jnp.sum(which_draw[..., None] >= upto[:-1], axis=-1)
-    labels = Labels(active, jax.nn.one_hot(which, children) * (active * ratio)[..., None])
+    labels = TrueCodes(active, jax.nn.one_hot(which, children) * (active * ratio)[..., None])
     return labels.dense() @ truth.features() + noise * jax.random.normal(key_noise, (n, embed)), labels
 
 

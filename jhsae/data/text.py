@@ -1,7 +1,7 @@
-"""Text sources: where the documents of a harvest come from.
+"""Text sources: the documents of a harvest.
 
-A source is a part with two methods: `documents()` gives the documents one by one, `describe()` says for the
-store's manifest what was read. Local files and Hugging Face datasets are streamed; WordNet gives one line
+A source is a part with two methods: `documents()` yields the documents, `describe()` returns their provenance for the
+store's manifest. Local files and Hugging Face datasets are streamed; WordNet gives one line
 per synset, ``lemma, lemma: gloss``, split by a hash of the synset so that held-out glosses stay unseen by
 the bundled model. Rows without text (null, missing, empty, not Unicode) are skipped and counted; a value of another
 kind is an error, and columns that are not read are not looked at. No code of a dataset is run.
@@ -61,7 +61,7 @@ class AbstractText(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What was read, for the manifest: JSON values only."""
+        """Provenance for the manifest: JSON values only."""
 
     def _nonempty(self, documents: Iterable[str | Skipped], skipped: Counter[str]) -> Iterator[str]:
         empty = True
@@ -80,9 +80,15 @@ class AbstractText(ABC):
 
 @dataclass(frozen=True)
 class TextFiles(AbstractText):
-    """Local files. ``.txt``: a paragraph (blank line around it) is a document; ``.jsonl``, ``.json`` and
-    ``.parquet``: the string in `column` of a row is a document. All but Parquet may be compressed (``.txt.gz``,
-    ``.bz2``, ``.xz``)."""
+    """Local files: ``.txt``, ``.jsonl``, ``.json`` and ``.parquet``, all but Parquet optionally compressed.
+
+    In a ``.txt`` a paragraph (blank line around it) is a document, in the others the string in `column` of a row.
+    Compressed files end in ``.gz``, ``.bz2`` or ``.xz``.
+
+    Args:
+        paths: A file, or several.
+        column: The column of the text.
+    """
 
     paths: str | list[str]
     column: str = "text"
@@ -179,7 +185,7 @@ class HuggingFaceText(AbstractText):
         return (Path(self.name) / "state.json").exists()
 
     def _saved_texts(self, dataset: Any) -> Iterable[str | Skipped]:
-        """One column of a saved dataset, whose others are not decoded."""
+        """One column of a saved dataset; the others are not decoded."""
         names = dataset.column_names
         if self.column not in names:
             raise UserError(f"the dataset {self.name} has no column '{self.column}'" + nearest(self.column, names))
@@ -191,10 +197,10 @@ class HuggingFaceText(AbstractText):
 
 
 def _saved(folder: str) -> Any:
-    """What ``save_to_disk`` wrote."""
+    """Opens a dataset written by ``save_to_disk``."""
     try:
         return datasets.load_from_disk(folder)
-    except Exception as error:  # whatever a foreign file makes of a foreign library
+    except Exception as error:  # any exception of a third-party library on an invalid file
         raise UserError(f"the dataset {folder} cannot be opened: {reason(error)}; save or copy it again") from error
 
 

@@ -63,7 +63,7 @@ def read_wndb(directory: str | Path | None = None, parts: str = "nvar") -> dict[
 
 
 def read_table(path: Path) -> list[tuple[int, str]]:
-    """The lines of a database or index file without those of the licence, and their numbers from 1.
+    """The lines of a database or index file without the licence, and their line numbers from 1.
 
     `UserError`: no regular file, a damaged gzip file, more bytes or lines than WordNet could have.
     """
@@ -85,7 +85,7 @@ def _read_file(path: Path, part: str) -> list[Synset]:
 
 
 def _parse(line: str, part: str) -> Synset:
-    """One synset. ValueError or IndexError: the line holds less than its counts say."""
+    """One synset. ValueError or IndexError: the line is shorter than its counts."""
     fields, _, gloss = line.partition("|")
     f = fields.split()
     words = int(f[3], 16)
@@ -99,5 +99,5 @@ def _parse(line: str, part: str) -> Synset:
 
 
 def is_heldout(synset_id: str) -> bool:
-    """True for the one synset in twenty, chosen by hash, whose gloss no bundled model was trained on."""
+    """True for the one synset in twenty, chosen by hash, whose gloss the bundled model was not trained on."""
     return int(sha256(synset_id.encode()).hexdigest(), 16) % 20 == 0

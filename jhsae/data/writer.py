@@ -1,8 +1,7 @@
 """Writes an activation store: the rows of a group are shuffled and written shard by shard.
 
-Rows that come one after the other come from one text, so a reader that takes chunks in order would see correlated
-batches; hence the shuffle (see `shuffle`). While one group is on its way to the disk the next may be computed; it is
-recorded as complete when its last byte is written.
+Consecutive rows come from one text, so a reader of chunks in order would see correlated batches; hence the shuffle (see
+`shuffle`). While one group is written the next may be computed; a group is recorded as complete after its last byte.
 """
 
 from pathlib import Path
@@ -13,7 +12,7 @@ from jaxtyping import Int32, Shaped, UInt32
 
 from jhsae.data.files import writing_store
 from jhsae.data.manifest import Origin, refuse_existing
-from jhsae.data.partial import Partial, Plan, begin
+from jhsae.data.partial import Partial, StorePlan, create_or_resume
 from jhsae.data.shuffle import Group
 from jhsae.data.statistics import Running
 from jhsae.data.storage import DTYPES, Channels
@@ -25,7 +24,7 @@ CHUNK_ROWS = 1024
 
 
 class Writer:
-    """Takes the rows of the groups that are missing by `put`, or all rows by `add`; `close` gives the store.
+    """Writes a store: `put` takes the rows of missing groups, `add` all rows in order, `close` returns the store.
 
     Several processes write one store together: number 0 makes its `Writer` first, the others after it; each puts some
     of the groups and calls `flush`, and when all have, number 0 calls `close`.
@@ -48,20 +47,33 @@ class Writer:
         writers: int = 1,
         resume: bool = False,
     ):
-        """`rows` is exact. Memory: two groups of rows, each `shuffle_rows` or up to twice that. An int8 store needs
-        `channels`; one that is resumed keeps those that it began with.
+        """Creates or resumes a store; two groups of rows are in memory, each of `shuffle_rows` to twice that.
+
+        Args:
+            out: Its folder, local or in a bucket.
+            origin: Provenance, for the manifest.
+            tokens: The packed sequences, [sequences, context].
+            rows: Exact number of activations.
+            embed: Width of an activation.
+            dtype: float32, bfloat16 or int8.
+            channels: Channel statistics of an int8 store; a resumed one keeps those of its start.
+            shuffle_rows: Rows that are shuffled together.
+            shard_rows: Rows of a file.
+            chunk_rows: Rows of a chunk.
+            number: Index of this process.
+            writers: Number of processes.
+            resume: Continue an interrupted write of the same plan; otherwise it is removed.
 
         Raises:
-            UserError: `out` exists, `dtype` is none of float32, bfloat16 and int8, or (`resume`) what was cut off there
-                is of another plan. Without `resume` it is removed.
+            UserError: `out` exists, `dtype` is unknown, or the interrupted write has another plan.
         """
         if dtype not in DTYPES:
             raise UserError(f"a store of dtype '{dtype}' was asked for" + nearest(dtype, DTYPES))
         refuse_existing(out, origin.config_hash)
-        self._plan = Plan(origin, tokens, rows, embed, dtype, shuffle_rows, shard_rows, chunk_rows)
+        self._plan = StorePlan(origin, tokens, rows, embed, dtype, shuffle_rows, shard_rows, chunk_rows)
         self._out, self._writers = str(out), writers
         if number == 0:
-            begin(self._out, self._plan, channels, resume)
+            create_or_resume(self._out, self._plan, channels, resume)
         self._partial = Partial(self._out, self._plan)
         self.rows = rows
         self.missing = self._partial.missing()
@@ -70,9 +82,15 @@ class Writer:
         self._added, self._next = 0, 0
 
     def put(self, group: Group, x: Shaped[np.ndarray, "rows embed"], index: Int32[np.ndarray, "rows 3"]) -> None:
-        """All rows of one group, in the order of the stream, each with its (sequence, position, token id).
+        """Writes all rows of one group.
 
-        UserError when one is not finite.
+        Args:
+            group: One of `missing`.
+            x: Its rows in the order of the stream, [rows, embed].
+            index: (sequence, position, token id) of each row.
+
+        Raises:
+            UserError: A row is not finite.
         """
         if len(x) != group.rows:
             raise ValueError(f"group {group.number} has {group.rows} rows, got {len(x)}")
@@ -87,7 +105,12 @@ class Writer:
         self._pending = group, statistics, futures
 
     def add(self, x: Shaped[np.ndarray, "n embed"], index: Int32[np.ndarray, "n 3"]) -> None:
-        """The next rows of all groups, one after the other, by a single writer that starts from nothing."""
+        """Writes the next rows of the stream, for a single writer of a new store.
+
+        Args:
+            x: Rows in the order of the stream, [n, embed].
+            index: (sequence, position, token id) of each row.
+        """
         self._added += len(x)
         self._waiting.append((x, index))
         while self._next < len(self.missing) and sum(len(x) for x, _ in self._waiting) >= self._next_group.rows:
@@ -98,7 +121,7 @@ class Writer:
             self.put(group, x[: group.rows], index[: group.rows])
 
     def flush(self) -> None:
-        """Waits until everything that was put is on disk, and records it."""
+        """Blocks until all rows passed to `put` are on disk, and records their group as complete."""
         if self._pending is not None:
             group, statistics, futures = self._pending
             with writing_store(self._out):
@@ -108,7 +131,7 @@ class Writer:
             self._partial.record(group, statistics, self._writers)
 
     def close(self) -> Store:
-        """Writes the manifest; from here on the store exists."""
+        """Writes the manifest, which completes the store."""
         self.flush()
         if sum(len(x) for x, _ in self._waiting) or self._added not in (0, self._plan.rows):
             raise ValueError(f"{self._added} rows were added to a store of {self._plan.rows}")
@@ -120,7 +143,7 @@ class Writer:
         return self.missing[self._next]
 
     def _statistics(self, x: np.ndarray, index: np.ndarray) -> Running:
-        """Those of the rows as they read back."""
+        """Statistics of the rows as decoded from storage."""
         running, storage = Running.empty(self._plan.embed), self._partial.storage
         for start in range(0, len(x), CHUNK_ROWS):
             part = x[start : start + CHUNK_ROWS]

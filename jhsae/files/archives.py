@@ -1,4 +1,4 @@
-"""Zip and npz archives that other people made: members, sizes and types are looked at before anything is expanded."""
+"""Untrusted zip and npz archives: members, sizes and types are checked before anything is decompressed."""
 
 import io
 import math
@@ -17,14 +17,14 @@ from jhsae.files.bounded import MIB, File, reason, regular_file, size_of
 from jhsae.files.tensor_files import RANK, check_written
 
 ZIP_BYTES = 256 * MIB  # of a small archive, expanded; a larger one may expand to
-ZIP_RATIO = 4  # times its own size: numbers hardly compress
+ZIP_RATIO = 4  # times its own size: weights hardly compress
 ZIP_LIST_BYTES = 4 * MIB  # the list of members: some 40,000
 NPY_HEADER = 16_384
 ZIP_ERRORS = (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError, RuntimeError, zlib.error)
 
 
 class ArrayInfo(NamedTuple):
-    """What an npy header says of one array."""
+    """The npy header of one array."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -36,7 +36,8 @@ def npz_header(path: str | File, limit: int | None = None) -> dict[str, ArrayInf
     """Shape and type of every array of an npz archive; no array is read.
 
     Raises:
-        UserError: no such archive, a member that is not an array of numbers or text, one that does not fit its bytes.
+        UserError: no such archive, a member that is not a numeric or text array, or whose header does not match its
+        size.
     """
     return _npz(path, limit, ())[0]
 
@@ -72,7 +73,7 @@ def _npz(
 def check_zip_list(file: Any, path: str | File) -> None:
     """Raises `UserError` for a zip archive whose list of members is larger than `ZIP_LIST_BYTES`.
 
-    `zipfile` makes an object of every entry of it before anything can be asked. `zipfile.BadZipFile`: no list.
+    `zipfile` creates an object for every entry on opening. `zipfile.BadZipFile`: no list.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 2**16 - 100))
@@ -81,7 +82,7 @@ def check_zip_list(file: Any, path: str | File) -> None:
     if end < 0 or len(tail) < end + 22:
         raise zipfile.BadZipFile("it does not end as a zip archive")
     lengths = [struct.unpack_from("<L", tail, end + 12)[0]]
-    if end >= 20 and tail.startswith(b"PK\6\7", end - 20):  # of large archives, a record before it or where it says
+    if end >= 20 and tail.startswith(b"PK\6\7", end - 20):  # zip64: the record before it, or at its offset
         file.seek(min(struct.unpack_from("<Q", tail, end - 12)[0], size))
         for record in (tail[max(0, end - 76) : end - 20], file.read(56)):
             if record.startswith(b"PK\6\6") and len(record) == 56:
@@ -94,7 +95,7 @@ def check_zip_list(file: Any, path: str | File) -> None:
 def check_zip(archive: zipfile.ZipFile, path: str | File, limit: int | None = None) -> None:
     """Raises `UserError` for an archive that is not made of plain, separate members of bounded size.
 
-    Together they may expand to `limit` bytes; None stands for `ZIP_BYTES`, or `ZIP_RATIO` times the archive's size.
+    Together they may expand to `limit` bytes; None is `ZIP_BYTES`, or `ZIP_RATIO` times the archive's size.
     """
     total, names = 0, set[str]()
     for info in archive.infolist():
@@ -111,7 +112,7 @@ def check_zip(archive: zipfile.ZipFile, path: str | File, limit: int | None = No
 
 
 def _npy_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str | File) -> ArrayInfo:
-    """What one member says that it is; it must promise the bytes that the archive says it has."""
+    """The header of one member, whose size must match the archive's entry."""
     where = f"{path} is not an npz file of plain arrays: {info.filename[:100]!r}"
     if not info.filename.endswith(".npy"):
         raise UserError(f"{where} is none; save the arrays again with numpy.savez")
@@ -123,7 +124,7 @@ def _npy_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str | Fil
         with warnings.catch_warnings():  # of headers as Python 2 wrote them, and of odd literals in hostile ones
             warnings.simplefilter("ignore")
             shape, fortran, dtype = read(head)
-    except Exception as error:  # NumPy parses the header as Python, which raises whatever its bytes lead to
+    except Exception as error:  # NumPy parses the header as a Python literal, which may raise any exception
         raise UserError(f"{where} is none ({reason(error)}); save the arrays again with numpy.savez") from error
     if dtype.hasobject:
         raise UserError(f"{where} holds Python objects (a pickle); save numbers")
@@ -136,7 +137,7 @@ def _npy_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str | Fil
 
 
 def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, info: ArrayInfo) -> np.ndarray:
-    """The array of one member, read piece by piece into its place."""
+    """The array of one member, read in pieces into a preallocated array."""
     array = np.empty(info.shape[::-1] if info.fortran else info.shape, info.dtype)
     place, at = array.reshape(-1).view(np.uint8), 0
     with archive.open(member) as file:

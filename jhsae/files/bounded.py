@@ -1,8 +1,8 @@
-"""Bounded reading of files that other people made: JSON, YAML, gzip and the headers of safetensors.
+"""Bounded reading of untrusted files: JSON, YAML, gzip and the headers of safetensors.
 
-Every reader first looks at what kind of file it is and how large it says it is, and only then reads. Sizes come from
-headers and are compared with a limit, or with what is wanted, before any data is read. Nothing here runs code that a
-file names. Whatever is wrong is a `UserError` that names the file, what was got and what to do.
+Every reader first checks the kind and the size of a file, and only then reads. Sizes come from
+headers and are compared with a limit, or with the expected size, before any data is read. No code named by a file is
+run. Every error is a `UserError` with the file, what was got and what to do.
 """
 
 import gzip
@@ -40,7 +40,7 @@ def regular_file(path: str | File) -> File:
     """`path` as it is, if it is a regular file (or an object in a bucket).
 
     Raises:
-        UserError: nothing is there, or a folder, a FIFO, a device or a socket is, from which reading may never end.
+        UserError: It does not exist, or is a folder, a FIFO, a device or a socket, which may block forever.
     """
     path = path if isinstance(path, Path | epath.Path) else Path(path)
     if "://" in str(path):
@@ -79,7 +79,7 @@ def read_bytes(path: str | File, limit: int) -> bytes:
             data = file.read(limit + 1)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({reason(error)})") from error
-    if len(data) > limit:  # it grew, or does not tell its size, as in /proc
+    if len(data) > limit:  # it grew, or reports no size, as in /proc
         raise UserError(f"{path} has more than {limit:,} bytes; it is not what its name says")
     return data
 
@@ -95,10 +95,10 @@ def read_start(path: str | File, size: int) -> bytes:
 
 
 def read_gzip(path: str | File, limit: int) -> bytes:
-    """What a gzip file holds, expanded: at most `limit` bytes.
+    """The decompressed content of a gzip file: at most `limit` bytes.
 
     Raises:
-        UserError: no regular file, one that expands further, or one that is damaged or cut short.
+        UserError: no regular file, one that expands further, or one that is damaged or truncated.
     """
     path = regular_file(path)
     try:
@@ -154,9 +154,9 @@ def as_object(value: Any, where: str | File) -> dict[str, Any]:
 
 
 def read_lines(path: str | File, limit: int = LINES_BYTES, nan: bool = True) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; empty lines, and a last one without its end, which a kill left there, are skipped.
+    """The objects of a JSONL file; empty lines and a truncated last line are skipped.
 
-    NaN, which logs of older versions hold, becomes None unless `nan` is False.
+    NaN, as in logs of older versions, becomes None unless `nan` is False.
     """
     text = read_bytes(path, limit)
     _check_values(text, path, LINES_VALUES)
@@ -173,7 +173,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
 def read_yaml(path: str | File) -> str:
     """The text of a YAML file of at most `YAML_BYTES`, whose aliases expand to at most `YAML_NODES` nodes.
 
-    It is not parsed into values here, only into events, so that whichever loader comes next is safe from it.
+    It is parsed only into events, so that any loader may read it afterwards.
     """
     data = read_bytes(path, YAML_BYTES)
     try:
@@ -185,7 +185,7 @@ def read_yaml(path: str | File) -> str:
 
 
 def check_yaml(text: str, where: str | File) -> None:
-    """Raises `UserError` for a YAML text that no loader should be given, as `read_yaml` does for a file."""
+    """Raises `UserError` for an unsafe YAML text, as `read_yaml` does for a file."""
     if len(text) > YAML_BYTES:
         raise UserError(f"{where} has {len(text):,} characters, expected at most {YAML_BYTES:,}")
     try:
@@ -218,10 +218,10 @@ def load_yaml(path: str | File) -> Any:
 
 
 def inside(folder: str | Path, name: Any, said_by: str | File) -> Path:
-    """``folder/name`` for a name that a file gives: a relative path that does not leave the folder.
+    """``folder/name`` for a name read from a file: a relative path inside the folder.
 
     Raises:
-        UserError: an absolute path, ``..``, something that is not a path.
+        UserError: An absolute path, ``..``, or not a path.
     """
     words = PurePosixPath(name).parts if isinstance(name, str) else ()
     if not words or "\0" in name or "\\" in name or ".." in words or PurePosixPath(name).is_absolute():

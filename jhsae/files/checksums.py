@@ -2,8 +2,8 @@
 
     cd runs/scale/sae && sha256sum -c SHA256SUMS
 
-The hashes are taken of the bytes on their way to the disk, and what is read is compared with them before it is used.
-They find damage; they prove nothing about who wrote the folder.
+Hashes are computed from the bytes as they are written; files are compared with them before they are used. They detect
+damage, not tampering.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ AGAIN = "copy or make it again"
 
 
 class NewFolder:
-    """A folder while it is written. What `write` does not write is hashed when the folder is complete."""
+    """A folder being written. Files not written by `write` are hashed when the folder is complete."""
 
     def __init__(self, path: Folder, last: str | None = None, within: str = "."):
         """`last` and `within` as in `new_folder`."""
@@ -80,28 +80,28 @@ def new_folder(folder: Folder, last: str | None = None, within: str = ".") -> It
 
 @dataclass(frozen=True)
 class Sums:
-    """What ``SHA256SUMS`` says of a folder. `known` is None where there is none: an older version wrote the folder."""
+    """The content of ``SHA256SUMS``. `known` is None without the file: an older version wrote the folder."""
 
     folder: Folder
     known: dict[str, str] | None
 
     @classmethod
     def of(cls, folder: Folder) -> "Sums":
-        """Reads them. `UserError`: a line that is none, a name given twice, a name that leaves the folder."""
+        """Reads the file. `UserError`: an invalid line, a repeated name, a name outside the folder."""
         path = folder / NAME
         if not path.exists():
             return cls(folder, None)
         return cls(folder, parse(read_bytes(path, LIMIT), path))
 
     def required(self, by_format: bool) -> None:
-        """Says where there are none. `UserError` when the format of the folder has them: they were taken away."""
+        """Reports a missing file. `UserError` where the format of the folder requires it."""
         if self.known is None and by_format:
             raise UserError(f"{self.folder} has no {NAME}, which belongs to it; {AGAIN}")
         if self.known is None:
             print(f"{self.folder} carries no checksums: an older version wrote it, and damage may go unnoticed")
 
     def read(self, name: str, limit: int | None = None) -> bytes:
-        """The bytes of a file, which are those that were written.
+        """The verified bytes of a file.
 
         Raises:
             UserError: it is missing, larger than `limit`, not listed or altered.
@@ -120,9 +120,9 @@ class Sums:
             self._compare(name, "" if self.known is None else hash_file(self.folder / name))
 
     def notice(self, read: Iterable[str]) -> None:
-        """Says of files that were not read (a README) that they are not what was written: they may be edited.
+        """Reports changed files that are not read, such as a README: they may have been edited.
 
-        One beyond `LIMIT`, which would take long to hash, is passed over.
+        Files larger than `LIMIT` are not hashed.
         """
         changed = (name for name in sorted((self.known or {}).keys() - set(read)) if self._is_changed(name))
         for name in islice(changed, NOTICES):
@@ -149,9 +149,9 @@ class Sums:
 
 
 def verify(folder: Folder) -> None:
-    """Compares every listed file of a folder that has ``SHA256SUMS``, but for READMEs. `UserError` where one differs.
+    """Verifies every listed file of a folder except READMEs. `UserError` where one differs.
 
-    A folder that another library wrote, or an older version, has none and is left alone.
+    A folder without ``SHA256SUMS``, from another library or an older version, is not checked.
     """
     sums = Sums.of(folder)
     if sums.known is not None:
@@ -186,7 +186,7 @@ def to_text(sums: dict[str, str]) -> str:
 
 
 def _check_size(path: Folder) -> None:
-    """Raises `UserError` for a file whose size or header is wrong, so that its bytes need not be hashed to say so."""
+    """Raises `UserError` for a wrong size or header, before any bytes are hashed."""
     suffix = PurePosixPath(path).suffix
     if suffix == ".safetensors":
         tensor_header(path)

@@ -1,8 +1,8 @@
-"""Text of others inside Markdown and HTML: names, paths and concepts are shown as they are, and never become markup.
+"""Escapes untrusted text in Markdown and HTML: names, paths and concepts never become markup.
 
 Markdown is read by renderers that also take HTML, so both are escaped; control characters are written out, so that
-nothing quoted begins a line of its own. HTML pages are escaped by their templates; what is here tells the browser to
-run no script but the page's own.
+no quoted text starts a new line. HTML pages are escaped by their templates; the content security
+policy here allows the page's own script only.
 """
 
 import base64
@@ -20,16 +20,16 @@ def escaped(text: object) -> str:
     """`text` in a paragraph, a heading, a list or a table."""
     shown = SPECIAL.sub(lambda found: "\\" + found[0], visible(str(text)))
     shown = "".join(ENTITIES.get(c, c) for c in shown)
-    return re.sub(r"(?i)(https?|ftp|www)(?=:|\.)", r"\1&#8203;", shown)  # no address becomes a link
+    return re.sub(r"(?i)(https?|ftp|www)(?=:|\.)", r"\1&#8203;", shown)  # URLs do not become links
 
 
 def visible(text: str) -> str:
-    """`text` with a sign for every character that has no shape of its own, spaces aside."""
+    """`text` with a visible escape for every invisible character except spaces."""
     return "".join(SIGNS.get(c) or (f"\\x{ord(c):02x}" if unicodedata.category(c) in SHAPELESS else c) for c in text)
 
 
 def code(text: object) -> str:
-    """`text` as code in a line, behind as many backticks as it needs."""
+    """`text` as inline code, delimited by as many backticks as it needs."""
     shown = visible(str(text)) or " "
     longest = max((len(run) for run in re.findall("`+", shown)), default=0)
     ticks, pad = "`" * (longest + 1), " " * (longest > 0)

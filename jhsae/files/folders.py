@@ -53,7 +53,7 @@ def make_folder(folder: Folder) -> None:
 
 @contextmanager
 def local_copy(path: Folder) -> Iterator[Path]:
-    """A local file with what `path` holds, for readers that know no buckets; `path` itself where it is local."""
+    """A local copy of `path`, for readers without bucket support; `path` itself where it is local."""
     if not is_bucket(path):
         yield Path(path)
         return
@@ -71,7 +71,7 @@ def refuse_existing(path: Folder, word: str = "out") -> None:
 
 @contextmanager
 def writing(path: Folder) -> Iterator[None]:
-    """Makes the operating system's refusal to write `path` (a full disk, no permission) a `UserError`."""
+    """Turns errors of writing `path` (a full disk, no permission) into a `UserError`."""
     try:
         yield
     except OSError as error:
@@ -95,7 +95,7 @@ def write_whole(path: Folder, content: str | bytes) -> None:
             path.write_bytes(data)
             return
         partial = path.with_name(path.name + PARTIAL)
-        Path(partial).unlink(missing_ok=True)  # a link that somebody put there would be followed
+        Path(partial).unlink(missing_ok=True)  # an existing link would be followed
         write_synced(partial, data, "xb")
         rename_synced(Path(partial), Path(path))
 
@@ -138,9 +138,9 @@ def _remove(partial: Folder) -> None:
 
 
 def append_line(path: Folder, line: str) -> None:
-    """Appends one line, which is on the disk when this returns; what a kill left of another one is cut off first.
+    """Appends one line and syncs it; a truncated last line is removed first.
 
-    A file of several names (a hard link) is replaced by its own copy, so that nothing outside of the folder changes.
+    A hard link is replaced by a copy, so that nothing outside the folder changes.
 
     Raises:
         UserError: the disk is full, nothing may be written there, or `path` is a link or no file.
@@ -169,7 +169,7 @@ def _refuse_link(path: Path) -> None:
 
 
 def mend(path: Path) -> None:
-    """Cuts off a last line without its end."""
+    """Removes a truncated last line."""
     if path.exists():
         with path.open("r+b") as file:
             end = size = file.seek(0, os.SEEK_END)
@@ -186,7 +186,7 @@ def mend(path: Path) -> None:
 
 
 def write_synced(path: Folder, data: bytes, mode: str = "wb") -> None:
-    """Writes a file; its bytes are on the disk when this returns. In mode ``ab`` they are appended in one write."""
+    """Writes a file and syncs it. In mode ``ab`` the bytes are appended in one write."""
     with path.open(mode) as file:
         file.write(data)
         file.flush()
@@ -195,13 +195,13 @@ def write_synced(path: Folder, data: bytes, mode: str = "wb") -> None:
 
 
 def rename_synced(partial: Path, final: Path) -> None:
-    """Renames a file or a folder whose bytes are on the disk; the new name is there too when this returns."""
+    """Renames a synced file or folder and syncs its parent."""
     os.replace(partial, final)
     sync(final.parent)
 
 
 def sync(path: Path) -> None:
-    """The bytes of a file, or the names in a folder, are on the disk when this returns; Windows has no such call."""
+    """Syncs a file, or the entries of a folder; Windows has no such call."""
     if os.name == "nt":
         return
     number = os.open(path, os.O_RDONLY)

@@ -1,8 +1,8 @@
-"""An owner object: who writes a folder, where there is no flock (see `lock`).
+"""Leases: an owner object for a folder where flock is unavailable (see `lock`).
 
-It is written on the condition that none is there, renewed by a heartbeat, and taken over by another process when the
-heartbeat stood still for `LEASE` seconds. The clocks of the machines must agree to a part of that. A process whose
-object was taken over, or cannot be renewed, ends at once: what it would still write belongs to another one.
+The object is created if absent, renewed by a heartbeat, and taken over by another process when the heartbeat is older
+than `LEASE` seconds. Clocks must agree to a fraction of that. A process that loses its lease exits at once, because
+another one may be writing.
 """
 
 import json
@@ -24,7 +24,7 @@ from jhsae.errors import UserError
 LEASE = 300.0
 SETTLE = 1.0
 BEATS = 10  # heartbeats in a lease
-LOST = 75  # the exit code of what may be tried again, as in `peers`
+LOST = 75  # the exit code of a command that may be retried
 
 
 def busy(folder: object, owner: dict[str, Any]) -> UserError:
@@ -37,7 +37,7 @@ def busy(folder: object, owner: dict[str, Any]) -> UserError:
 
 
 def parsed(value: bytes) -> dict[str, Any]:
-    """What an owner wrote of itself; nothing where it has not done so yet."""
+    """The fields of an owner object; empty before its first write."""
     try:
         found = json.loads(value)
     except ValueError:
@@ -46,19 +46,19 @@ def parsed(value: bytes) -> dict[str, Any]:
 
 
 class AbstractObject(ABC):
-    """One object of a store, with what is needed to write it on a condition."""
+    """One object in a key-value store, with conditional writes."""
 
     @abstractmethod
     def read(self) -> tuple[bytes, Any]:
-        """What it holds (nothing where there is none), and which version that is."""
+        """Its content (empty where absent), and its version."""
 
     @abstractmethod
     def write(self, value: bytes | None, before: Any) -> Any:
-        """Writes it, or removes it (None), where it is still the version `before`; the new version, or None."""
+        """Writes it, or deletes it (None), if it is still at version `before`; returns the new version, or None."""
 
 
 class Conditional(AbstractObject):
-    """Through tensorstore, whose stores write on a condition."""
+    """Through tensorstore, which has conditional writes."""
 
     def __init__(self, store: ts.KvStore, key: str):
         self._store, self._key = store, key
@@ -72,9 +72,9 @@ class Conditional(AbstractObject):
 
 
 class Settling(AbstractObject):
-    """Through epath, which knows no condition: of several that write at a time the last one has it.
+    """Through epath, without conditional writes: the last of several concurrent writes wins.
 
-    So each waits for `SETTLE` seconds and looks whether its own is still there.
+    Each writer waits `SETTLE` seconds and checks whether its own object is still there.
     """
 
     def __init__(self, path: epath.Path):
@@ -98,7 +98,7 @@ class Settling(AbstractObject):
 
 @contextmanager
 def leased(folder: object, place: AbstractObject, record: dict[str, Any]) -> Iterator[None]:
-    """Holds the owner object at `place`, which a thread renews. `UserError`: another process holds it."""
+    """Holds the owner object at `place`, renewed by a thread. `UserError`: another process holds it."""
     record = record | {"id": uuid.uuid4().hex}
     try:
         value, version = place.read()
@@ -120,7 +120,7 @@ def leased(folder: object, place: AbstractObject, record: dict[str, Any]) -> Ite
 
 
 class _Heart(threading.Thread):
-    """Renews an owner object. Where another process has taken it over, or it cannot be renewed, it ends this one."""
+    """Renews an owner object. Ends the process if the lease is lost."""
 
     def __init__(self, folder: object, place: AbstractObject, record: dict[str, Any], version: Any):
         super().__init__(name="jhsae owner", daemon=True)
@@ -133,7 +133,7 @@ class _Heart(threading.Thread):
             try:
                 self._version = self._place.write(_text(self._record), self._version)
                 self._last = time.monotonic()
-            except (ValueError, OSError) as error:  # a network may fail for some beats
+            except (ValueError, OSError) as error:  # tolerate some failed heartbeats
                 reason = f"the owner object cannot be renewed ({' '.join(str(error).split())[:200]})"
             if self._version is None or time.monotonic() - self._last > LEASE * (1 - 2 / BEATS):
                 print(f"jhsae: error: {self._folder} is no longer owned by this process: {reason}", file=sys.stderr)
@@ -141,19 +141,19 @@ class _Heart(threading.Thread):
                 return
 
     def stop(self) -> None:
-        """Removes the object, where it is still this process's."""
+        """Deletes the object if this process still owns it."""
         self._stop_now.set()
         self.join()
         try:
             if self._version is not None:
                 self._place.write(None, self._version)
-        except (ValueError, OSError) as error:  # what was to be written is written; the object grows stale by itself
+        except (ValueError, OSError) as error:  # all files are written; the object expires by itself
             said = " ".join(str(error).split())[:200]
             print(f"the owner object of {self._folder} was not removed ({said}); it expires in {LEASE:.0f} seconds")
 
 
 def _end(code: int) -> None:
-    """Ends the process at once: whatever it would still write belongs to another one now."""
+    """Ends the process at once, because another one may own the folder."""
     sys.stderr.flush()
     os._exit(code)
 

@@ -1,13 +1,13 @@
-"""A folder is owned while it is written: one process gets it, any other a sentence that names the owner.
+"""Ownership of a folder while it is written: one process holds the lock, others get an error that names the owner.
 
 Local: the file ``.<folder>.jhsae-lock`` beside the folder, locked with flock and removed at the end. The operating
-system frees the lock of a process that ends in any way, so that a file without a lock means nothing. Where nothing can
-be made beside the folder, the file is ``.jhsae-lock`` in it. The file holds the owner: process, host, verb, time.
+system releases the lock when the process ends, so a file without a lock is stale. Where no file can
+be created beside the folder, the file is ``.jhsae-lock`` in it. The file contains the owner: process, host, verb, time.
 
 Network file systems: NFS from version 3 with a lock daemon and NFS 4 pass flock on to the server, so that it holds
 between machines; an NFS mounted with ``local_lock`` or ``nolock``, and Lustre mounted with ``localflock``, keep it
 within one machine. Where there is no flock at all (Lustre without ``flock``, Windows) and in buckets, an owner object
-of the same name with a heartbeat takes its place: see `lease`.
+of the same name with a heartbeat replaces it: see `lease`.
 
 Of the several processes of one run only the main one owns the folder.
 """
@@ -35,22 +35,22 @@ try:
 except ModuleNotFoundError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-SUFFIX = ".jhsae-lock"  # no name that a file of the user may have
+SUFFIX = ".jhsae-lock"  # not a name of user files
 TAKEN = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK}
 NO_FLOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 
-_mine: dict[str, int] = {}  # what this process owns -> the thread that took it
+_mine: dict[str, int] = {}  # folders owned by this process -> the owning thread
 _guard = threading.Lock()
 
 
 @contextmanager
 def owned(folder: str | Folder, verb: str = "") -> Iterator[None]:
-    """Owns `folder`, which need not exist, until the block ends. The same thread may own it again inside the block.
+    """Owns `folder`, which need not exist, until the block ends. Reentrant within a thread.
 
     Args:
         folder: local or in a bucket; there a string goes through tensorstore (stores), a path through epath (runs).
-        verb: what is done to it (``train``), for the sentence that others get.
+        verb: The command (``train``), for the error of other processes.
 
     Raises:
         UserError: another process or thread owns it, or nothing can be written there.
@@ -128,7 +128,7 @@ def _locked(folder: Path, real: Path, record: dict[str, Any]) -> Iterator[None]:
             os.write(number, json.dumps(record).encode())
             yield
         finally:
-            path.unlink(missing_ok=True)  # while it is locked, so that whoever has opened it sees that it is gone
+            path.unlink(missing_ok=True)  # while it is locked, so that a process that opened it detects the removal
             os.close(number)
 
 
@@ -164,7 +164,7 @@ def _take(folder: Path, path: Path) -> int:
             raise
         if _still_there(path, number):
             return number
-        os.close(number)  # its owner removed it between our two calls
+        os.close(number)  # the owner removed it between the two calls
 
 
 def _still_there(path: Path, number: int) -> bool:
@@ -176,7 +176,7 @@ def _still_there(path: Path, number: int) -> bool:
 
 @contextmanager
 def _parents(folder: Path, parent: Path) -> Iterator[None]:
-    """Makes the folders above, and in the end removes those of them in which nothing was written."""
+    """Creates the parent folders; removes those that stay empty."""
     missing = [p for p in (parent, *parent.parents) if not p.exists()]
     with writing(folder):
         parent.mkdir(parents=True, exist_ok=True)
@@ -184,5 +184,5 @@ def _parents(folder: Path, parent: Path) -> Iterator[None]:
         yield
     finally:
         for made in missing:
-            with suppress(OSError):  # something was written there
+            with suppress(OSError):  # not empty
                 made.rmdir()

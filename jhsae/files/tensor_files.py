@@ -1,6 +1,6 @@
 """Headers of safetensors files, compared with the size of the file before any tensor is read.
 
-A file that is mostly holes, which costs nothing to send and much to read, is refused.
+A sparse file, which is cheap to send and expensive to read, is refused.
 """
 
 import math
@@ -11,12 +11,12 @@ from jhsae.errors import UserError
 from jhsae.files.bounded import MIB, File, as_object, parse_json, read_start, regular_file, size_of
 
 HEADER_BYTES = 25 * MIB  # a quarter of a million tensors in one file
-RANK = 64  # axes, as many as NumPy knows
+RANK = 64  # axes, the maximum of NumPy
 WRITTEN = 256 * MIB  # from this size on, half of a file of tensors must have been written
 
 
 class TensorInfo(NamedTuple):
-    """What a safetensors header says of one tensor."""
+    """The header entry of one tensor."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -35,7 +35,7 @@ def tensor_header(path: str | File) -> dict[str, TensorInfo]:
 
 
 def tensor_metadata(path: str | File) -> dict[str, str]:
-    """The strings by key that a safetensors header has beside its tensors; {} where it has none."""
+    """The metadata strings of a safetensors header; {} where it has none."""
     found = _header(path)[1]
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise UserError(f"the header of {path} has the metadata {str(found)[:100]}, expected strings by key")
@@ -65,7 +65,7 @@ def _header(path: str | File) -> tuple[dict[str, TensorInfo], Any]:
 
 
 def check_written(path: str | File) -> None:
-    """Raises `UserError` for a large file of which less than half was ever written: the rest are holes."""
+    """Raises `UserError` for a large sparse file, of which less than half is allocated."""
     size = size_of(path)
     if size < WRITTEN or "://" in str(path) or not hasattr(os, "SEEK_DATA"):
         return
@@ -75,7 +75,7 @@ def check_written(path: str | File) -> None:
             try:
                 start = os.lseek(file.fileno(), at, os.SEEK_DATA)
                 at = os.lseek(file.fileno(), start, os.SEEK_HOLE)
-            except OSError:  # nothing but a hole from here on
+            except OSError:  # a hole from here on
                 break
             data += at - start
     if 2 * data < size:

@@ -1,1 +1,1 @@
-"""Other systems: golden numbers of the originals."""
+"""Import and export of SAEs and features in the formats of other libraries."""

@@ -20,21 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jhsae.errors import UserError, nearest
+from jhsae.files.forms import brief, count, setting
 from jhsae.interop import imported
 from jhsae.interop.imported import Imported
-from jhsae.interop.tensors import (
-    LAYERS,
-    Tensors,
-    brief,
-    count,
-    fits,
-    load,
-    read_json,
-    refuse_unknown,
-    setting,
-    take,
-    take_all,
-)
+from jhsae.interop.tensors import LAYERS, Tensors, fits, load, read_json, refuse_unknown, take, take_all
 from jhsae.interop.unpickle import state_dict
 
 
@@ -75,7 +64,7 @@ def read(path: str | Path, unpickle: bool = False) -> Imported:
     for key, ours in (("activation_dim", "embed"), ("dict_size", "features")):
         if trainer.get(key, parts.slot[ours]) != parts.slot[ours]:
             raise UserError(f"{file} is for {ours}={parts.slot[ours]}, but {config} says {key}={brief(trainer[key])}")
-    model, layer = _reads(settings, trainer, config)
+    model, layer = _model_and_layer(settings, trainer, config)
     about = imported.about("dictionary_learning", file.parent, settings, model, layer)
     return imported.assemble(parts.slot, parts.leaves, about, file)
 
@@ -89,7 +78,7 @@ def _weights(path: Path) -> Path:
     raise UserError(f"no ae.safetensors or ae.pt in {path}; write the folder of one trainer, such as trainer_0")
 
 
-def _reads(settings: dict[str, Any], trainer: dict[str, Any], file: Path) -> tuple[str | None, int | None]:
+def _model_and_layer(settings: dict[str, Any], trainer: dict[str, Any], file: Path) -> tuple[str | None, int | None]:
     """The model, and the blocks that have run before the activations: theirs counts the block whose output it is."""
     model, layer, site = (trainer.get(key) for key in ("lm_name", "layer", "submodule_name"))
     if not isinstance(model, str | None) or not (layer is None or (type(layer) is int and 0 <= layer <= LAYERS)):

@@ -1,4 +1,4 @@
-"""Folds what stands around an SAE into its weights, so that another library needs the weights alone.
+"""Folds normalisers and units into the weights of an SAE, so that another library needs the weights alone.
 
 With an affine normaliser ``x' = (x - c) M`` the SAE of raw activations has ``W_enc <- W_enc M^T``,
 ``W_dec <- W_dec M^-1``, ``b_dec <- b_dec M^-1 + c`` and, where the decoder bias is not subtracted from the input,
@@ -146,7 +146,7 @@ def _arrays(affine: Affine, embed: int) -> tuple[Double, Double, Double]:
 
 
 def _times(rows: Double, matrix: Double) -> Double:
-    """``rows @ matrix``; a scalar or vector stands for a multiple of the identity or a diagonal."""
+    """``rows @ matrix``; a scalar or vector is a multiple of the identity or a diagonal."""
     return rows @ matrix if matrix.ndim == 2 else rows * matrix
 
 

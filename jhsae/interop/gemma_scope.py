@@ -16,20 +16,10 @@ from typing import Any
 import numpy as np
 
 from jhsae.errors import UserError
+from jhsae.files.forms import brief, setting, text
 from jhsae.interop import imported
 from jhsae.interop.imported import Imported
-from jhsae.interop.tensors import (
-    brief,
-    fits,
-    layer_number,
-    load,
-    load_npz,
-    read_json,
-    refuse_unknown,
-    setting,
-    take_all,
-    text,
-)
+from jhsae.interop.tensors import fits, layer_number, load, load_npz, read_json, refuse_unknown, take_all
 
 REPO = re.compile(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att)\b")  # google/gemma-scope-2b-pt-res
 LAYER = re.compile(r"/layer_(\d+)/")

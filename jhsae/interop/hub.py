@@ -31,7 +31,7 @@ SCHEME = "hf://"
 LOG_IN = "log in with `hf auth login`"
 
 
-class Source(NamedTuple):
+class HubSource(NamedTuple):
     """A folder on the hub."""
 
     repo: str
@@ -39,7 +39,7 @@ class Source(NamedTuple):
     revision: str | None = None
 
 
-def parse(source: str) -> Source | None:
+def parse(source: str) -> HubSource | None:
     """The folder that ``hf://org/name[@revision][/subfolder]`` names; None for anything else, such as a local path.
 
     `UserError`: something that starts with ``hf://`` but is not of this form.
@@ -54,7 +54,7 @@ def parse(source: str) -> Source | None:
         raise UserError(f"'{source}' has an empty name or revision; write hf://org/name@revision/subfolder")
     if any(not word.isprintable() or "\\" in word for word in words):
         raise UserError(f"{source!r} has a character that no name has; write hf://org/name@revision/subfolder")
-    return Source(f"{words[0]}/{name}", "/".join(words[2:]) or None, revision or None)
+    return HubSource(f"{words[0]}/{name}", "/".join(words[2:]) or None, revision or None)
 
 
 def push(folder: str | Path, repo: str, private: bool = True) -> str:

@@ -51,7 +51,7 @@ def save(imported: Imported, folder: str | Path) -> None:
 def assemble(
     slot: Slot, leaves: Mapping[str, np.ndarray], about: dict[str, Any], file: str | Path, normalize: Slot = IDENTITY
 ) -> Imported:
-    """The SAE of `slot` with `leaves` (by path) as its parameters; `file` stands in the messages.
+    """The SAE of `slot` with `leaves` (by path) as its parameters; `file` is for messages.
 
     `UserError`: the slot cannot be built (a k above the number of features, say), a leaf is missing, left over, or
     has another shape than the structure.
@@ -95,6 +95,6 @@ def top_k(k: int) -> dict[str, Any]:
 
 
 def about(kind: str, path: str | Path, foreign: dict[str, Any], model: str | None, layer: int | None) -> dict[str, Any]:
-    """What every imported SAE says of itself; `foreign` is the config of the other library, as it stood there."""
+    """Metadata of an imported SAE; `foreign` is the config of the other library."""
     source = {"format": kind, "path": str(path), "config": foreign}
     return {"name": Path(path).name, "source": source, "reads": {"model": model, "layer": layer}}

@@ -16,9 +16,10 @@ from typing import Any
 from jhsae.config import Slot
 from jhsae.errors import UserError, nearest
 from jhsae.files import tensor_files
+from jhsae.files.forms import brief, count
 from jhsae.interop import imported
 from jhsae.interop.imported import Imported
-from jhsae.interop.tensors import Tensors, brief, count, fits, layer_number, load, refuse_unknown, take_all
+from jhsae.interop.tensors import Tensors, fits, layer_number, load, refuse_unknown, take_all
 from jhsae.interop.unpickle import state_dict
 
 LAYER_NORM: Slot = {"_target_": "jhsae.data.LayerNorm"}
@@ -72,7 +73,7 @@ def _sparsifier(activation: Any, settings: Any, features: int, file: Path) -> Sl
 
 
 def _with_metadata(file: Path) -> Tensors:
-    """A safetensors file in the form of their state dict."""
+    """A safetensors file as their state dict."""
     tensors, said = load(file), tensor_files.tensor_metadata(file)
     if "activation" not in said:
         raise UserError(f"{file}: no 'activation' in the metadata of its header, expected 'ReLU' or 'TopK' (with 'k')")

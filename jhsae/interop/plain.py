@@ -1,4 +1,4 @@
-"""An SAE as a folder to share: what `jhsae.load_sae` reads, and a README.md that says what it is and how to load it."""
+"""An SAE as a folder to share: the format of `jhsae.load_sae`, and a README.md with its description and usage."""
 
 import re
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ def write(
 ) -> None:
     """Writes `sae` with its `normalizer` and `about` (as `load_sae` gives them) and a README.md into a new `folder`.
 
-    `results` is a row of results.jsonl (``jhsae evaluate``), whose numbers the README then quotes. `UserError`:
+    `results` is a row of results.jsonl (``jhsae evaluate``), which the README quotes. `UserError`:
     something is there already.
     """
     folder = Path(folder)
@@ -63,9 +63,9 @@ def card(name: str, sae: AbstractSAE, about: dict[str, Any], results: dict[str, 
     reads = f"activations of {escaped(model or 'a language model')} {escaped(where)}"
     facts = {
         "reads": reads,
-        "architecture": escaped(_words(about["sae"])),
+        "architecture": escaped(_format_slot(about["sae"])),
         "size": f"{sae.embed} dimensions, {sae.features} features",
-        "input": escaped(_words(about["normalize"])),
+        "input": escaped(_format_slot(about["normalize"])),
         "made by": f"config hash {code(about.get('config_hash'))}, commit {code(about.get('commit'))}",
     }
     usage = USAGE.format(folder=literal(name), embed=sae.embed, features=sae.features)
@@ -101,9 +101,9 @@ def _measured(results: dict[str, Any] | None) -> list[str]:
     return ["", f"Measured on held-out text ({where}):", "", *numbers]
 
 
-def _words(slot: Any) -> str:
-    """A slot as the call that builds it: ``TopK(k=32)``."""
+def _format_slot(slot: Any) -> str:
+    """A slot as a constructor call: ``TopK(k=32)``."""
     if not isinstance(slot, Mapping):
         return str(slot)
-    inside = ", ".join(f"{key}={_words(value)}" for key, value in slot.items() if key != "_target_")
+    inside = ", ".join(f"{key}={_format_slot(value)}" for key, value in slot.items() if key != "_target_")
     return f"{slot.get('_target_', '').rpartition('.')[2]}({inside})"

@@ -2,7 +2,7 @@
 
 Semantics verified against the source of eai-sparsify 1.3.3 (``sparse_coder.py``, ``fused_encoder.py``):
 ``codes`` are the k largest of ``ReLU(W_enc (x - b_dec) + b_enc)``, ``x_hat = codes W_dec + b_dec``. Transcoders, which
-do not subtract b_dec and predict something else than their input, are refused, and so is the groupmax activation.
+do not subtract b_dec and have another target than their input, are refused, and so is the groupmax activation.
 Both matrices are stored with a row per latent. ``num_latents`` 0 means ``expansion_factor * d_in``.
 """
 
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from jhsae.errors import UserError
+from jhsae.files.forms import brief, count, setting, text
 from jhsae.interop import imported
 from jhsae.interop.imported import Imported
-from jhsae.interop.tensors import brief, count, layer_number, load, read_json, refuse_unknown, setting, take_all, text
+from jhsae.interop.tensors import layer_number, load, read_json, refuse_unknown, take_all
 
 BLOCK = re.compile(r"(?:.*\.)?(?:layers|h)[._](\d+)")  # the output of a block, and of nothing inside it
 
@@ -41,12 +42,12 @@ def read(path: str | Path) -> Imported:
     matrix, names = (features, embed), {"encoder.weight": "W_enc", "encoder.bias": "b_enc"}
     shapes = {"encoder.weight": matrix, "W_dec": matrix, "encoder.bias": (features,), "b_dec": (embed,)}
     leaves = {names.get(key, key): array for key, array in take_all(tensors, shapes, file).items()}
-    about = imported.about("sparsify", folder, cfg, *_reads(folder))
+    about = imported.about("sparsify", folder, cfg, *_model_and_layer(folder))
     return imported.assemble(imported.flat_slot(features, embed, imported.top_k(k)), leaves, about, file)
 
 
 def _check_kind(cfg: dict[str, Any], file: Path) -> None:
-    """Versions before 1.0 lack the keys that later ones added; what they lack, they could not do."""
+    """Versions before 1.0 lack the keys that later ones added; those features did not exist."""
     activation = cfg.get("activation", "topk")
     if activation != "topk":
         raise UserError(f"{file}: activation is {brief(activation)}, expected 'topk', the one that can be read")
@@ -57,7 +58,7 @@ def _check_kind(cfg: dict[str, Any], file: Path) -> None:
             )
 
 
-def _reads(folder: Path) -> tuple[str | None, int | None]:
+def _model_and_layer(folder: Path) -> tuple[str | None, int | None]:
     # several seeds of one hookpoint lie in folders of their own: layers.5/seed0
     folder = folder.absolute()
     hookpoint = folder.parent if re.fullmatch(r"seed\d+", folder.name) else folder

@@ -1,8 +1,7 @@
-"""Reading the files of other libraries: tensors and JSON in, checked arrays out, and never a pickle.
+"""Reads tensors and JSON of other libraries, checked, without pickles.
 
-What a file says of its tensors is read first. A tensor is read only when it is taken, and it is taken only when its
-type and shape are those that are wanted; what is wrong is said with the file, the key, what stands there and what was
-expected. Reduced precisions become float32, which holds them exactly.
+Headers are read first. A tensor is read only when it is taken, after its dtype and shape were checked; errors name the
+file, the key, what was got and what was expected. float16 and bfloat16 become float32, which is exact.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,20 +17,20 @@ from jhsae.files import archives, bounded, tensor_files
 from jhsae.files.bounded import MIB
 
 REDUCED = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))
-# the types of a safetensors header that can be read, as NumPy's kinds
+# dtypes of a safetensors header -> NumPy kinds
 KINDS = {"F64": "f", "F32": "f", "F16": "f", "BF16": "f"}
 KINDS |= {"I64": "i", "I32": "i", "I16": "i", "I8": "i", "U64": "u", "U32": "u", "U16": "u", "U8": "u", "BOOL": "b"}
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save, new and old
 CONFIG_BYTES, CONFIG_DEPTH = 4 * MIB, 32
-LAYERS = 10_000  # more than any language model has
+LAYERS = 10_000  # an upper bound for language models
 
 Shape = tuple[int | None, ...]
 
 
 class Tensors(Mapping[str, Any]):
-    """Tensors by key, each read when it is asked for, and beside them what else a state dict holds.
+    """Lazily read tensors by key, and the other values of a state dict.
 
-    `shapes` are known before, and so are `kinds`: NumPy's letter for the type of each tensor.
+    `shapes` and `kinds` (NumPy's dtype kinds) come from the headers.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class Tensors(Mapping[str, Any]):
             return self._read(key)
         return self._others[key]
 
-    def __contains__(self, key: object) -> bool:  # without reading it
+    def __contains__(self, key: object) -> bool:  # does not read it
         return key in self.shapes or key in self._others
 
     def __iter__(self) -> Iterator[str]:
@@ -58,7 +57,7 @@ class Tensors(Mapping[str, Any]):
         return len(self.shapes) + len(self._others)
 
     def beside(self, others: Mapping[str, Any]) -> "Tensors":
-        """The same tensors, with `others` beside them."""
+        """The same tensors with more values."""
         return Tensors(self.shapes, self.kinds, self._read, self._others | dict(others))
 
 
@@ -102,10 +101,10 @@ def load_npz(path: str | Path) -> Tensors:
 
 
 def take(tensors: Mapping[str, Any], key: str, shape: Shape, file: str | Path, whole: bool = False) -> np.ndarray:
-    """The tensor `key` as float32, of exactly `shape`; a None in `shape` stands for any size of at least 1.
+    """The tensor `key` as float32, of exactly `shape`; None in `shape` matches any size of at least 1.
 
-    Weights are floats: integers, which may be quantised, are taken as scalars, or anywhere where `whole` says so.
-    `UserError`: no such key, another shape, something that is not an array of numbers, NaN or infinity.
+    Weights are floats: integers, which may be quantised, are accepted as scalars, or anywhere with `whole`.
+    `UserError`: no such key, another shape, not a numeric array, NaN or infinity.
     """
     fits(tensors, key, shape, file, whole)
     try:
@@ -120,7 +119,7 @@ def take(tensors: Mapping[str, Any], key: str, shape: Shape, file: str | Path, w
 
 
 def take_all(tensors: Mapping[str, Any], shapes: Mapping[str, Shape], file: str | Path) -> dict[str, np.ndarray]:
-    """`take` of several tensors: none is read before all are known to have their shapes."""
+    """`take` of several tensors; none is read before all shapes are checked."""
     for key, shape in shapes.items():
         fits(tensors, key, shape, file)
     return {key: take(tensors, key, shape, file) for key, shape in shapes.items()}
@@ -157,47 +156,11 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return bounded.read_object(existing(path), CONFIG_BYTES, CONFIG_DEPTH)
 
 
-def setting(config: Mapping[str, Any], key: str, kind: type, file: str | Path) -> Any:
-    """``config[key]``, which must be of type `kind` (an int also where a float is asked for, never a bool for an int).
-
-    `UserError`: no such key, another type.
-    """
-    if key not in config:
-        raise UserError(f"{file}: no key '{key}', expected {kind.__name__}{nearest(key, config)}")
-    value = config[key]
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise UserError(f"{file}: '{key}' is {brief(value)}, expected {kind.__name__}")
-    return value
-
-
-def count(config: Mapping[str, Any], key: str, file: str | Path, features: int | None = None) -> int:
-    """``config[key]``, which must be an int of at least 1 and, where `features` is given, of at most that."""
-    value = setting(config, key, int, file)
-    if value < 1:
-        raise UserError(f"{file}: '{key}' is {value}, expected at least 1")
-    if features is not None and value > features:
-        raise UserError(f"{file}: {key} is {value} but there are {features} features")
-    return value
-
-
-def text(config: Mapping[str, Any], key: str, file: str | Path) -> str | None:
-    """``config[key]``, a string; None where the key is absent or null."""
-    return None if config.get(key) is None else setting(config, key, str, file)
-
-
 def layer_number(digits: str, file: str | Path) -> int:
     """The number of a layer from a name such as ``layers.5``."""
     if not digits.isascii() or not digits.isdecimal() or len(digits) > 9 or int(digits) > LAYERS:
         raise UserError(f"{file}: the layer is {digits[:40]!r}, expected a number of at most {LAYERS}")
     return int(digits)
-
-
-def brief(value: Any) -> str:
-    """A value as messages show it, of at most 100 characters."""
-    shown = repr(value)
-    return shown if len(shown) <= 100 else shown[:97] + "..."
 
 
 def existing(path: str | Path) -> Path:
@@ -206,7 +169,7 @@ def existing(path: str | Path) -> Path:
 
 
 def _refuse_pickle(path: Path) -> None:
-    """`UserError` for a file that starts like one of torch.save, whatever its name says."""
+    """`UserError` for a file that starts like one of torch.save, whatever its name."""
     if bounded.read_start(path, 4).startswith(PICKLES):
         raise UserError(
             f"{path} is a pickle or zip archive (torch.save), expected safetensors; pickles can run code and are not "
@@ -215,10 +178,10 @@ def _refuse_pickle(path: Path) -> None:
 
 
 def widened(array: np.ndarray) -> np.ndarray:
-    """bfloat16 and float16 as float32; everything else as it is."""
+    """bfloat16 and float16 as float32; other dtypes unchanged."""
     return array.astype(np.float32) if array.dtype in REDUCED else array
 
 
 def written(shape: Shape) -> str:
-    """A shape in the words of a message: ``[512, any]``, or ``[] (a scalar)``."""
+    """A shape for messages: ``[512, any]``, or ``[] (a scalar)``."""
     return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]" + " (a scalar)" * (not shape)

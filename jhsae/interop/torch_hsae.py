@@ -1,7 +1,7 @@
-"""Writes an H-SAE as a folder that runs anywhere torch runs, that SAEBench evaluates and that SAELens loads.
+"""Writes an H-SAE as a folder for torch, SAEBench and SAELens.
 
 ``hsae.py`` is the shipped torch module (jhsae/assets/torch/hsae.py), ``sae_weights.safetensors`` the weights as they
-were trained and ``cfg.json`` what they mean: one pair of files, under SAELens's names, for both. Decoding is linear
+were trained and ``cfg.json`` the config, under SAELens's names. Decoding is linear
 over experts x (1 + atoms) latents with unit decoder rows, in the units of the language model; where inputs are scaled
 token by token, the scale is in the codes. L0 does not change.
 """
@@ -83,7 +83,7 @@ def write(
 
 
 def source() -> Path:
-    """The torch module that every folder gets a copy of."""
+    """The torch module that is copied into every folder."""
     return Path(str(files("jhsae"))) / "assets" / "torch" / "hsae.py"
 
 
@@ -99,7 +99,7 @@ def _array(a: Array) -> np.ndarray:
 
 
 def _rule(slot: str, part: AbstractSparsifier) -> dict[str, Any]:
-    """A sparsifier as the torch module reads it."""
+    """A sparsifier as config of the torch module."""
     if type(part) not in RULES:
         known = ", ".join(kind.__name__ for kind in RULES)
         raise UserError(
@@ -110,7 +110,7 @@ def _rule(slot: str, part: AbstractSparsifier) -> dict[str, Any]:
 
 
 def _named(slot: str, part: object, known: tuple[type, ...]) -> str:
-    """The name of a part that the torch module knows."""
+    """The name of a part in the torch module."""
     if type(part) not in known:
         names = " or ".join(kind.__name__ for kind in known)
         raise UserError(f"{slot} is {type(part).__name__}, which the torch module does not compute; it knows {names}")
@@ -118,7 +118,7 @@ def _named(slot: str, part: object, known: tuple[type, ...]) -> str:
 
 
 def _normalizer(sae: HierarchicalSAE, normalizer: AbstractNormalizer) -> tuple[Affine, dict[str, float] | None]:
-    """What is done to all tokens alike, and the rule of the token's own scale: (norm + eps) * factor."""
+    """The affine part of a normaliser, and the rule of its per-token scale: (norm + eps) * factor."""
     affine, name = normalizer.affine(), type(normalizer).__name__
     if affine is not None:
         return affine.over(sae.embed), None
@@ -194,7 +194,7 @@ def _config(
 
 
 def _readme(config: dict[str, Any]) -> str:
-    """What the folder is and how it is loaded."""
+    """Description and usage of the folder."""
     metadata, hsae = config["metadata"], config["hsae"]
     sizes = {name: config[name] for name in ("d_in", "d_sae", "architecture")}
     sizes |= {name: hsae[name] for name in ("experts", "atoms")}

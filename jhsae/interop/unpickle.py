@@ -1,6 +1,6 @@
 """The only place that opens a pickle: a torch state dict, on request, and then tensors and plain values alone.
 
-A pickle can run code when it is read. So a ``.pt`` file is refused unless the caller says ``unpickle=True``, and even
+A pickle can run code when it is read. So a ``.pt`` file is refused unless the caller passes ``unpickle=True``, and even
 then torch reads it with ``weights_only=True``, which refuses everything but tensors and plain Python values. Before
 torch sees it, the archive must be one that `torch.save` writes: separate members that are not packed, and a pickle
 that names nothing but tensors, so that no byte array of any size is made. torch is imported here, when it is needed:
@@ -19,6 +19,7 @@ import numpy as np
 from jhsae.errors import UserError
 from jhsae.files import archives
 from jhsae.files.bounded import MIB, reason
+from jhsae.files.forms import brief
 from jhsae.interop import tensors
 from jhsae.interop.tensors import Tensors
 
@@ -98,9 +99,7 @@ def _check_pickle(data: bytes, path: Path) -> None:
     for opcode, argument, _ in pickletools.genops(data):
         name = f"{argument}" if opcode.name == "GLOBAL" else opcode.name
         if opcode.name in NAMED_ON_STACK or (opcode.name == "GLOBAL" and not PICKLED.fullmatch(name)):
-            raise UserError(
-                f"{path} is not a state dict of tensors and plain values (its pickle has {tensors.brief(name)})"
-            )
+            raise UserError(f"{path} is not a state dict of tensors and plain values (its pickle has {brief(name)})")
 
 
 def _check_tensor(tensor: Any, where: str) -> None:

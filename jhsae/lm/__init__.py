@@ -1,4 +1,4 @@
-"""Language models in JAX: Hugging Face checkpoints in, residual streams out, and back into logits."""
+"""Language models in JAX: load Hugging Face checkpoints, read residual streams, run on from them to logits."""
 
 from jhsae.lm.base import AbstractConfig as AbstractConfig
 from jhsae.lm.base import AbstractLM as AbstractLM

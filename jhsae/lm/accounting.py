@@ -1,7 +1,7 @@
 """Every tensor of a checkpoint is read, known to be unneeded, or refused by its name.
 
 A tensor that the forward pass of the family does not use (an adapter, a bias, a norm of queries, a second head, parts
-of a quantised weight) may change what the model computes, so none is left out in silence.
+of a quantised weight) may change what the model computes, so none is silently ignored.
 """
 
 import re
@@ -17,7 +17,7 @@ from jhsae.lm.scaled import Weights
 UNNEEDED = re.compile(r".*\.rotary_emb\.inv_freq|gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias)")
 LAYER = re.compile(r"(?:model|gpt_neox)\.layers\.(\d+)\.")
 ADVICE = "write a checkpoint in bfloat16 or float32"
-# What a part of a tensor's name says of the weights that it belongs to.
+# Parts of tensor names, and the weights that they indicate.
 MARKS = {
     r"lora_|\.base_layer\.|\.modules_to_save\.": (
         "an adapter (LoRA)",
@@ -52,12 +52,16 @@ def tensor_names(model: AbstractLM) -> dict[str, list[str]]:
 
 
 def account(weights: Weights, whole: AbstractLM, unneeded: set[str], source: str) -> None:
-    """Refuses what no one reads. `whole` is the model of all layers, as shapes; `source` names its config.json.
+    """Refuses tensors that the model does not read.
 
-    `unneeded` are the names of tensors of which the caller knows that they change nothing.
+    Args:
+        weights: The tensors of the checkpoint.
+        whole: The model of all layers, as shapes.
+        unneeded: Names of tensors known not to affect the forward pass.
+        source: The path of config.json, for messages.
 
     Raises:
-        UserError: the first tensor, by name, that is neither read nor known to be unneeded.
+        UserError: The first tensor, by name, that is neither read nor known to be unneeded.
     """
     wanted = {name for names in tensor_names(whole).values() for name in names}
     known = unneeded.union(*(weights.names(name) for name in wanted))

@@ -1,9 +1,9 @@
-"""What every language model here can do: residual streams out at any layer, and back in, into logits.
+"""Interface of the language models: the residual stream at any layer, and logits from it.
 
 A model is an embedding, L blocks whose weights are stacked along a first axis ``layers``, and a head. "Layer l" is the
-residual stream after l blocks; layer 0 is what the first block reads. Blocks run in one `jax.lax.scan`, so that
+residual stream after l blocks; layer 0 is the input of the first block. Blocks run in one `jax.lax.scan`, so that
 compiling does not grow with L. Activations are float32 throughout; only the operands of matrix products are
-rounded to `matmul_dtype`. Axis names in the annotations decide how a model lies on a mesh (`jhsae.lm.sharding`).
+rounded to `matmul_dtype`. Axis names in the annotations determine the sharding (`jhsae.lm.sharding`).
 """
 
 from abc import ABC, abstractmethod
@@ -19,7 +19,10 @@ from jhsae.errors import UserError
 
 
 class AbstractConfig(ABC):
-    """Sizes and constants of one model: hashable, static. `extras` names the optional weights that it has."""
+    """Sizes and constants of one model: hashable, static.
+
+    `extras` names the optional weights that the model has.
+    """
 
     model_type: str
     vocab: int
@@ -29,27 +32,27 @@ class AbstractConfig(ABC):
     kv_heads: int
     head_dim: int
     extras: tuple[str, ...]
-    positions: int | None  # the longest sequence that the model was made for; None where config.json does not say
+    positions: int | None  # the maximum sequence length; None where config.json has none
 
     @property
     @abstractmethod
     def layers(self) -> int:
-        """How many blocks."""
+        """Number of blocks."""
 
     @abstractmethod
     def first(self, layers: int) -> "AbstractConfig":
-        """That of the first `layers` blocks alone."""
+        """The config of the first `layers` blocks alone."""
 
     @abstractmethod
     def to_hugging_face(self) -> dict[str, Any]:
-        """What transformers needs in config.json to build the same model, beside model_type and num_hidden_layers."""
+        """The config.json of the same model in transformers, except model_type and num_hidden_layers."""
 
     def position_settings(self) -> dict[str, int]:
         """The config.json entry of `positions`."""
         return {} if self.positions is None else {"max_position_embeddings": self.positions}
 
     def pieces(self) -> dict[str, int]:
-        """Into how many equal parts each logical axis may be cut: heads stay whole."""
+        """Maximum number of equal shards of each logical axis; heads are not split."""
         heads = {"queries": self.heads, "keys": self.kv_heads, "fused": self.heads}
         whole = {"layers": self.layers, "vocab": self.vocab, "embed": self.embed, "hidden": self.hidden}
         return {**heads, **whole, "head_dim": self.head_dim}
@@ -64,10 +67,10 @@ class AbstractLM(eqx.Module):
     """A decoder; see the module's docstring for the meaning of "layer".
 
     `matmul_dtype` rounds the operands of matrix products; `unroll` compiles the blocks one by one instead of as a
-    loop (the same numbers; slower to compile, faster to differentiate on a CPU).
+    loop (same values; slower to compile, faster to differentiate on a CPU).
     """
 
-    tensors: ClassVar[dict[str, str]]  # leaf -> name in the checkpoint; {} stands for the layer
+    tensors: ClassVar[dict[str, str]]  # leaf -> name in the checkpoint; {} is the layer
     embedding: eqx.AbstractVar[Float[Array, "vocab embed"]]
     blocks: eqx.AbstractVar[Any]
     final_norm: eqx.AbstractVar[Float[Array, " embed"]]
@@ -77,7 +80,7 @@ class AbstractLM(eqx.Module):
 
     @abstractmethod
     def unembedding(self) -> Float[Array, "vocab embed"]:
-        """Rows whose product with the normalised residual stream gives the logits; each family says how exactly."""
+        """Rows whose product with the normalised residual stream gives the logits; see each family."""
 
     @abstractmethod
     def _start(self, ids: Int[Array, "batch time"]) -> Float[Array, "batch time embed"]:
@@ -85,7 +88,7 @@ class AbstractLM(eqx.Module):
 
     @abstractmethod
     def _stacked(self) -> Any:
-        """What `_block` reads of each layer, stacked along the first axis of every leaf."""
+        """The inputs of `_block`, stacked over layers along the first axis of every leaf."""
 
     @abstractmethod
     def _block(self, x: Float[Array, "batch time embed"], layer: Any) -> Float[Array, "batch time embed"]:
@@ -108,16 +111,29 @@ class AbstractLM(eqx.Module):
         return self.config.vocab
 
     def residual(self, ids: Int[Array, "batch time"], layer: int) -> Float[Array, "batch time embed"]:
-        """The residual stream after the first `layer` blocks; later blocks do not run."""
+        """The residual stream at one layer; later blocks do not run.
+
+        Args:
+            ids: Token ids, [batch, time].
+            layer: Number of blocks that run; 0 is the embedding.
+
+        Returns:
+            float32 [batch, time, embed].
+        """
         self._check(layer)
         return self._run(self._start(ids), 0, layer)
 
     def residuals(
         self, ids: Int[Array, "batch time"], layers: tuple[int, ...]
     ) -> Float[Array, "taps batch time embed"]:
-        """The residual streams at several layers, in the order of `layers`; every block runs once.
+        """The residual streams at several layers; every block runs once, blocks after the last layer do not run.
 
-        Blocks after the last of them do not run.
+        Args:
+            ids: Token ids, [batch, time].
+            layers: Numbers of blocks.
+
+        Returns:
+            float32 [layers, batch, time, embed], in the order of `layers`.
         """
         if not layers:
             raise UserError("residuals of no layers; write at least one, e.g. (0,)")
@@ -139,7 +155,15 @@ class AbstractLM(eqx.Module):
         return kept if tuple(taps) == tuple(layers) else kept[place]
 
     def logits_from(self, x: Float[Array, "batch time embed"], layer: int) -> Float[Array, "batch time vocab"]:
-        """Next-token logits from a residual stream that stands at `layer`."""
+        """Next-token logits from a residual stream.
+
+        Args:
+            x: The residual stream at `layer`, [batch, time, embed].
+            layer: Number of blocks that have run.
+
+        Returns:
+            float32 [batch, time, vocab].
+        """
         self._check(layer)
         return self._head(self._run(x.astype(jnp.float32), layer, self.layers))
 
@@ -148,7 +172,7 @@ class AbstractLM(eqx.Module):
         return self.logits_from(self.residual(ids, 0), 0)
 
     def check_context(self, context: int) -> None:
-        """Raises `UserError` for sequences longer than those that the model was made for."""
+        """Raises `UserError` for sequences longer than the maximum of the model."""
         most = self.config.positions
         if most is not None and context > most:
             raise UserError(

@@ -27,14 +27,14 @@ from jhsae.lm.head import settle_head
 from jhsae.lm.identity import identity
 from jhsae.lm.scaled import Weights
 from jhsae.lm.tokenizer import check_vocabulary, read_tokenizer
-from jhsae.lm.weights import fill
+from jhsae.lm.weights import load_weights
 
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json")
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A model, its tokenizer, the name it was loaded by, and its content's hash (see `jhsae.lm.identity`)."""
+    """A model, its tokenizer, its name, and the hash of its content (see `jhsae.lm.identity`)."""
 
     model: AbstractLM
     tokenizer: PreTrainedTokenizerBase
@@ -54,16 +54,20 @@ def load(
     dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
 ) -> LanguageModel:
-    """A folder, a hub name ("google/gemma-2-2b") or "embedded"; config.json says which family it is.
+    """Loads a language model; config.json determines its family.
 
-    `layers` keeps the first blocks alone and reads no other weights: enough to harvest up to that layer; the logits
-    of such a model mean nothing. `dtype` is that of the stored weights and of the operands of matrix products;
-    activations are float32. With a `mesh` (axes of `jhsae.training.sharding`) the weights are laid out over it as
-    `jhsae.lm.sharding` says, and each process reads only what its devices hold; all processes must call. UserError: no
-    such folder or hub model, no config.json, tokenizer or weights, a missing or damaged shard, a missing or misshapen
-    tensor, one that no one reads (`jhsae.lm.accounting`), a quantisation that is not read (`jhsae.lm.scaled`), an
-    architecture that is not supported, `layers` out of range. All of it is found before any weight is read, except
-    numbers that are not finite.
+    Args:
+        path: A folder, a hub name ("google/gemma-2-2b") or "embedded".
+        layers: Load only the first blocks, enough to harvest up to that layer; the logits are then meaningless.
+        dtype: Of the weights and of the operands of matrix products; activations are float32.
+        mesh: Shard the weights over it (`jhsae.lm.sharding`). Each process reads only the shards of its devices; all
+            processes must call.
+
+    Raises:
+        UserError: The folder or hub model, its config.json, tokenizer or weights do not exist; a shard is missing or
+            damaged; a tensor is missing, has another shape or is not read (`jhsae.lm.accounting`); the quantisation
+            (`jhsae.lm.scaled`) or the architecture is not supported; `layers` is out of range. All of it is detected
+            before any weight is read, except non-finite values.
     """
     folder = _folder(path_or_hub_name)
     file = folder / "config.json"
@@ -88,7 +92,7 @@ def load(
     check_vocabulary(tokenizer, config.vocab, folder)
     config, unneeded = settle_head(config, FAMILIES[config.model_type].model, weights)
     account(weights, shapes(config, dtype), unneeded, source)
-    model = fill(shapes(config.first(count), dtype), weights, mesh)
+    model = load_weights(shapes(config.first(count), dtype), weights, mesh)
     return LanguageModel(model, tokenizer, str(path_or_hub_name), identity(settings, weights.tensors))
 
 
@@ -98,7 +102,14 @@ def save(
     folder: str | Path,
     dtype: DTypeLike = jnp.bfloat16,
 ) -> None:
-    """Write a folder that `load` and transformers' AutoModelForCausalLM read. An existing model is not overwritten."""
+    """Writes a folder that `load` and transformers' AutoModelForCausalLM read.
+
+    Args:
+        model: The language model.
+        tokenizer: A Hugging Face tokenizer.
+        folder: An existing model there is not overwritten.
+        dtype: Of the stored weights.
+    """
     folder, dtype = Path(folder), jnp.dtype(dtype)
     if (folder / "config.json").exists():
         raise UserError(f"{folder} holds a model already; write another folder, or remove that one")

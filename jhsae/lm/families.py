@@ -38,8 +38,15 @@ FAMILIES = {
 
 
 def config_of(settings: dict[str, Any], source: str) -> AbstractConfig:
-    """The config of a parsed config.json; `source` names it in errors. UserError: another model_type, a missing or
-    unsupported setting."""
+    """The config of a language model.
+
+    Args:
+        settings: A parsed config.json.
+        source: Its path, for messages.
+
+    Raises:
+        UserError: An unsupported model_type, or a missing or unsupported setting.
+    """
     kind = str(settings.get("model_type"))
     if kind not in FAMILIES:
         raise UserError(f"{source}: model_type is {kind!r}, supported: {', '.join(FAMILIES)}{_hint(kind)}")
@@ -47,7 +54,15 @@ def config_of(settings: dict[str, Any], source: str) -> AbstractConfig:
 
 
 def shapes(config: AbstractConfig, dtype: DTypeLike = jnp.float32) -> AbstractLM:
-    """The model of `config` with a `jax.ShapeDtypeStruct` in the place of every array."""
+    """A model of abstract arrays.
+
+    Args:
+        config: Of any family.
+        dtype: Of the weights.
+
+    Returns:
+        The model with a `jax.ShapeDtypeStruct` in place of every array.
+    """
     model, dtype = FAMILIES[config.model_type].model, jnp.dtype(dtype)
     return eqx.filter_eval_shape(
         lambda: model(**_zeros(model, config, dtype), config=config, matmul_dtype=dtype.name)  # type: ignore[call-arg]

@@ -2,8 +2,8 @@
 
 Block:  x += norm(attention(norm(x)));  x += norm(W_down (gelu(W_gate h) * W_up h)), h = norm(x),
 with norm(x) = x / rms(x) * (1 + w). Attention has grouped queries, rotary positions, soft-capped scores and, on
-some layers, a sliding window. Logits are soft-capped products with the embedding, or with a head of its own in
-checkpoints that hold one. Layer 0 is the scaled embedding.
+some layers, a sliding window. Logits are soft-capped products with the embedding, or with a separate head in
+checkpoints that have one. Layer 0 is the scaled embedding.
 Source: Gemma Team 2024, arXiv 2408.00118.
 """
 

@@ -23,7 +23,7 @@ from jhsae.lm.settings import (
     whole,
 )
 
-# Settings whose other values this forward pass does not compute; the first of each is also the default.
+# Supported values of settings; the first of each is the default.
 ONLY: dict[str, tuple[Any, ...]] = {
     "hidden_activation": ("gelu_pytorch_tanh",),
     "attention_bias": (False,),
@@ -47,7 +47,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Gemma2Config(AbstractConfig):
-    """`sliding[i]` says whether block i attends within `window`; a cap of None is no cap."""
+    """`sliding[i]`: whether block i attends within `window`; a cap of None is no cap."""
 
     vocab: int
     embed: int

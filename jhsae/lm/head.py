@@ -1,7 +1,7 @@
-"""Which matrix gives the logits: as in transformers, a head that the weights hold comes before tie_word_embeddings.
+"""The matrix of the logits: as in transformers, a head in the checkpoint takes precedence over tie_word_embeddings.
 
-Tied and both there: the embedding where they are equal, else the head. Tied and one of them there: that one for both.
-Not tied: the head, which must be there.
+Tied and both present: the embedding where they are equal, else the head. Tied and one present: that one for both. Not
+tied: the head, which must be present.
 """
 
 from dataclasses import replace
@@ -17,7 +17,7 @@ LATER = {"embed_out.weight": "lm_head.weight"}  # the name of the head of a GPT-
 
 
 def settle_head(config: Any, model: type[AbstractLM], weights: Weights) -> tuple[AbstractConfig, set[str]]:
-    """`config`, with a head of its own where the weights hold a different one; and the tensors that are not needed."""
+    """`config`, untied where the checkpoint has a different head; and the tensors that are not needed."""
     head, embedding = model.tensors["head"], model.tensors["embedding"]
     if head not in weights and LATER.get(head, head) in weights:
         weights.stands_for(LATER[head], head)

@@ -1,10 +1,10 @@
-"""What a language model is, whatever its folder is called: a hash of its settings and of its weights.
+"""Identity of a language model, independent of its path: a hash of its settings and weights.
 
-Hashed are the settings of config.json that are not mere notes, and of every tensor its name, type, shape and bytes: all
+Hashed are the settings of config.json that affect the model, and of every tensor its name, type, shape and bytes: all
 of them in a checkpoint of up to 64 MiB and in a tensor of up to 64 KiB, else 16 blocks of 4 KiB, evenly spread from the
-first byte to the last. How the tensors are dealt out to files does not matter. A large model takes a second or two this
-way; a change that touches only bytes between the blocks, such as one row of a large embedding, is not noticed. A shard
-that is missing counts as other weights.
+first byte to the last. The distribution of tensors over files does not matter. A large model takes a second or two this
+way; a change that touches only bytes between the blocks, such as one row of a large embedding, is not detected. A
+missing shard changes the hash.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jhsae.lm.tensors import Tensors
+from jhsae.lm.tensors import CheckpointTensors
 
 WHOLE_CHECKPOINT = 2**26
 WHOLE_TENSOR = 2**16
@@ -23,7 +23,7 @@ NOTES = {"_name_or_path", "_commit_hash", "transformers_version", "architectures
 NOTES |= {"torch_dtype", "dtype", "unsloth_version", "_attn_implementation_autoset"}
 
 
-def identity(settings: dict[str, Any], tensors: Tensors) -> str:
+def identity(settings: dict[str, Any], tensors: CheckpointTensors) -> str:
     """The hash of a checkpoint: `settings` is its parsed config.json."""
     kept = {key: value for key, value in settings.items() if key not in NOTES}
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())

@@ -1,9 +1,9 @@
-"""Llama, Mistral, Qwen 2 and Qwen 3 in Equinox: one decoder whose optional weights tell the families apart.
+"""Llama, Mistral, Qwen 2 and Qwen 3 in Equinox: one decoder; the families differ in optional weights.
 
 Block:  x += attention(norm(x));  x += W_down (silu(W_gate h) * W_up h), h = norm(x), with norm(x) = x / rms(x) * w.
 Attention has grouped queries and rotary positions. Llama may have biases everywhere; Qwen 2 has them on q, k and v;
 Qwen 3 normalises every head's query and key; Mistral, and some layers of Qwen, attend within a sliding window. Logits
-are products with the embedding, or with a matrix of their own. Layer 0 is the embedding. Sources: Llama 3, arXiv
+are products with the embedding, or with a separate matrix. Layer 0 is the embedding. Sources: Llama 3, arXiv
 2407.21783; Jiang et al. 2023, arXiv 2310.06825; Qwen 2, arXiv 2407.10671; Qwen 3, arXiv 2505.09388.
 """
 

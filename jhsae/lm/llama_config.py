@@ -23,7 +23,7 @@ from jhsae.lm.settings import (
     whole,
 )
 
-# Settings whose other values this forward pass does not compute; the first of each is also the default.
+# Supported values of settings; the first of each is the default.
 ONLY: dict[str, tuple[Any, ...]] = {"hidden_act": ("silu",), "partial_rotary_factor": (None, 1.0)}
 NAMES = {
     "vocab": "vocab_size",
@@ -39,7 +39,7 @@ MLP = ("gate_bias", "up_bias", "down_bias")
 
 @dataclass(frozen=True)
 class LlamaConfig(AbstractConfig):
-    """`sliding[i]` says whether block i attends within `window`; `extras` names the optional weights it has."""
+    """`sliding[i]`: whether block i attends within `window`; `extras` names the optional weights it has."""
 
     model_type: str
     vocab: int
@@ -85,7 +85,7 @@ def llama_config(settings: dict[str, Any], source: str) -> LlamaConfig:
     """The config of a parsed config.json; `source` names it in errors: a missing or unsupported setting."""
     kind = settings["model_type"]
     check_only(settings, FOREIGN | ONLY, source)
-    # Where a model has a default of its own in transformers, the setting is asked for instead of copying it.
+    # Where the default in transformers depends on the model, the setting is required.
     own = {"llama": (), "mistral": ("num_key_value_heads",), "qwen2": ("num_key_value_heads",)}
     needed = own.get(kind, ("num_key_value_heads", "head_dim"))
     check_present(settings, (*NAMES.values(), *needed, "num_hidden_layers"), source)
@@ -115,11 +115,11 @@ def llama_config(settings: dict[str, Any], source: str) -> LlamaConfig:
 
 
 def _sliding(settings: dict[str, Any], source: str) -> tuple[int | None, tuple[bool, ...]]:
-    """The window, and which layers have it: in Mistral all, in Qwen those that layer_types or max_window_layers say."""
+    """The window, and the layers that use it: all in Mistral, those of layer_types or max_window_layers in Qwen."""
     kind, count = settings["model_type"], layer_count(settings, source)
     if kind == "mistral" and "sliding_window" not in settings:
         raise UserError(f"{source}: no sliding_window; write its tokens, or null for none")
-    own = kind.startswith("qwen") and flag(settings, "use_sliding_window", False, source)  # each layer as it says
+    own = kind.startswith("qwen") and flag(settings, "use_sliding_window", False, source)  # per layer
     slides = (own or kind == "mistral") and settings.get("sliding_window") is not None
     window = whole(settings, "sliding_window", source) if slides else None
     kinds = settings.get("layer_types")

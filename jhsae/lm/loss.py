@@ -8,7 +8,15 @@ from jaxtyping import Array, Float, Int
 def cross_entropy(
     logits: Float[Array, "batch time vocab"], ids: Int[Array, "batch time"]
 ) -> Float[Array, "batch time-1"]:
-    """Nats per predicted token: entry t scores token t + 1. The last position predicts nothing and is dropped."""
+    """Cross-entropy of next-token predictions in nats.
+
+    Args:
+        logits: [batch, time, vocab].
+        ids: Token ids, [batch, time].
+
+    Returns:
+        [batch, time - 1]: entry t scores token t + 1. The last position has no target and is dropped.
+    """
     targets = jnp.roll(ids, -1, axis=1)
     # A masked sum, not a gather: its gradient is elementwise, where a gather's is a scatter over the vocabulary.
     is_target = jnp.arange(logits.shape[-1]) == targets[..., None]

@@ -69,8 +69,8 @@ class NeoX(AbstractLM):
     def unembedding(self) -> Float[Array, "vocab embed"]:
         """Rows gamma with logit = gamma . x / std(x) + (a constant per token): head times final norm weight, centred.
 
-        The norm takes the mean off x; here it is taken off every row instead, which gives the same products. The
-        constant, head times the norm's bias, depends on no x and is left out. std(x) = sqrt(var(x) + norm_eps).
+        The norm subtracts the mean of x; here it is subtracted from every row instead, which gives the same products.
+        The constant, head times the norm's bias, does not depend on x and is omitted. std(x) = sqrt(var(x) + norm_eps).
         Every row sums to zero, so the rows' covariance is singular: a causal metric needs a shrinkage above 0.
         """
         rows = self._output().astype(jnp.float32) * self.final_norm.astype(jnp.float32)

@@ -19,7 +19,7 @@ from jhsae.lm.settings import (
     whole,
 )
 
-# Settings whose other values this forward pass does not compute; the first of each is also the default.
+# Supported values of settings; the first of each is the default.
 ONLY: dict[str, tuple[Any, ...]] = {"hidden_act": ("gelu",)}
 NAMES = {
     "vocab": "vocab_size",
@@ -33,7 +33,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class NeoXConfig(AbstractConfig):
-    """The first `rotated` entries of each head turn; with `parallel`, attention and MLP read the same stream."""
+    """The first `rotated` entries of each head are rotated; with `parallel`, attention and MLP read the same stream."""
 
     vocab: int
     embed: int

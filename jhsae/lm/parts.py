@@ -1,4 +1,4 @@
-"""The pieces that blocks are made of: norms, rotary positions, masked attention with grouped queries, products."""
+"""Building blocks: norms, rotary positions, masked attention with grouped queries, products."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def linear(
 def rotate(
     x: Float[Array, "batch time heads head_dim"], frequencies: Float[Array, " pairs"]
 ) -> Float[Array, "batch time heads head_dim"]:
-    """Rotary positions: the pair (i, i + pairs) turns by position * frequencies[i]; what lies beyond stays."""
+    """Rotary positions: the pair (i, i + pairs) is rotated by position * frequencies[i]; the rest is unchanged."""
     pairs = len(frequencies)
     angle = jnp.arange(x.shape[1])[:, None, None] * frequencies
     cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -49,7 +49,7 @@ def rotate(
 
 
 def visible(time: int, window: int | None, sliding: Bool[Array, ""]) -> Bool[Array, "time time"]:
-    """Which key (column) a query (row) may read: none later, and on a sliding layer the last `window` alone."""
+    """Attention mask: a query (row) attends to earlier keys (columns), on a sliding layer to the last `window`."""
     distance = jnp.arange(time)[:, None] - jnp.arange(time)[None, :]
     return distance >= 0 if window is None else (distance >= 0) & (~sliding | (distance < window))
 

@@ -1,4 +1,4 @@
-"""What config.json says of quantised weights; every quantisation that is not read is refused by its name."""
+"""Quantisation settings of config.json; unsupported ones are refused by name."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ FORMATS = ("float-quantized", "int-quantized", "naive-quantized", "dense")
 
 
 def quantisation(settings: dict[str, Any], source: str) -> dict[str, Any]:
-    """The quantisation that config.json describes; empty where it names none."""
+    """The quantisation settings of config.json; empty where it has none."""
     found = settings.get("quantization_config") or settings.get("compression_config") or {}
     if not isinstance(found, dict):
         raise UserError(f"{source}: quantization_config is {str(found)[:80]!r}, expected an object; {PLAIN}")
@@ -18,7 +18,7 @@ def quantisation(settings: dict[str, Any], source: str) -> dict[str, Any]:
 
 
 def block_sizes(settings: dict[str, Any], source: str) -> list[tuple[int, int]]:
-    """The sizes of blocks that config.json names: one for all weights (fp8), or one per group (compressed-tensors)."""
+    """Block sizes in config.json: one for all weights (fp8), or one per group (compressed-tensors)."""
     about = quantisation(settings, source)
     found = [about.get("weight_block_size")]
     for group in _groups(about, source):
@@ -31,7 +31,7 @@ def block_sizes(settings: dict[str, Any], source: str) -> list[tuple[int, int]]:
 
 
 def multiplies_int8(settings: dict[str, Any], source: str) -> bool:
-    """Refuses a quantisation that is not read; true where that of int8 beside weight_scale is known."""
+    """Refuses an unsupported quantisation; returns whether int8 weights with weight_scale are expected."""
     about = quantisation(settings, source)
     if not about:
         return False
@@ -64,7 +64,7 @@ def _check_compressed(about: dict[str, Any], said: str, source: str) -> None:
 
 
 def _groups(about: dict[str, Any], source: str) -> list[dict[str, Any]]:
-    """What compressed-tensors says of the weights of each of its groups, with the group's own format."""
+    """The weight settings of each group of compressed-tensors, with the format of the group."""
     groups = about.get("config_groups") or {}
     if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
         raise UserError(f"{source}: config_groups is not an object of groups; write the config.json of the checkpoint")

@@ -77,7 +77,7 @@ KEYS = {"rope_type", "type", "partial_rotary_factor"} | {f.name for kind in KIND
 
 
 def rope_settings(settings: dict[str, Any], source: str) -> dict[str, Any]:
-    """The rope of a parsed config.json, in either spelling, as it stands there; empty where it names none."""
+    """The rope of a parsed config.json, in either spelling; empty where it has none."""
     rope = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise UserError(f"{source}: the rope parameters are {str(rope)[:80]!r}, expected an object such as {{}}")
@@ -89,7 +89,7 @@ def from_hugging_face(
 ) -> AbstractRope:
     """The rope of a parsed config.json, in either spelling (rope_parameters; or rope_scaling beside `theta`).
 
-    `partial` says that the family turns a part of each head.
+    `partial`: the family rotates a part of each head.
     """
     rope = dict(rope_settings(settings, source))
     name = str(rope.get("rope_type", rope.get("type", "default")))
@@ -112,7 +112,7 @@ def from_hugging_face(
     missing = [f.name for f in fields(kind) if f.name not in rope and f.default is MISSING]
     if missing:
         raise UserError(f"{source}: rope_type {name!r} needs {', '.join(missing)}; write them into rope_parameters")
-    # Whole numbers in JSON are integers, whatever they stand for.
+    # Whole numbers in JSON are read as int.
     made = kind(
         **{f.name: whole(rope, f.name, source) if f.type is int else real(rope, f.name, source, above=0.0)
            for f in fields(kind)}

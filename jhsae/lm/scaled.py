@@ -1,6 +1,6 @@
-"""Weights as the numbers they stand for: floats as they are, 8 bits with scales multiplied out as they are read.
+"""Dequantised weights: floats unchanged, 8-bit weights multiplied by their scales as they are read.
 
-A weight W of int8 or float8 stands beside a tensor of scales:
+A weight W of int8 or float8 has a tensor of scales:
 
 - ``SCB [rows]`` (bitsandbytes 8-bit): W[i, j] SCB[i] / 127.
 - ``weight_scale_inv`` (fine-grained fp8 of DeepSeek and Qwen): W[i, j] s[i // b0, j // b1], with blocks of
@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 
 from jhsae.errors import UserError
 from jhsae.lm.quantised import PLAIN, block_sizes, multiplies_int8
-from jhsae.lm.tensors import EIGHT_BITS, FLOATS, Index, Tensors
+from jhsae.lm.tensors import EIGHT_BITS, FLOATS, CheckpointTensors, Index
 
 SCALED = ("SCB", "weight_scale_inv", "weight_scale")
 # beside an 8-bit weight: what is read with it, and what concerns activations and the cache alone
@@ -30,7 +30,7 @@ COMPANIONS = (*SCALED, "weight_zero_point", "weight_format", "input_scale", "act
 CACHE = ("k_scale", "v_scale", "output_scale")
 
 
-class Scale(NamedTuple):
+class WeightScale(NamedTuple):
     """The scales of a weight: their tensor, the shape of its grid and of the block that each of them covers."""
 
     tensor: str
@@ -39,7 +39,7 @@ class Scale(NamedTuple):
 
 
 class Weights:
-    """The tensors of a checkpoint as the numbers they stand for.
+    """The dequantised tensors of a checkpoint.
 
     Raises:
         UserError: config.json names a quantisation that is not read; when a tensor is checked or read also a type that
@@ -49,7 +49,7 @@ class Weights:
     def __init__(self, folder: Path, settings: dict[str, Any], source: str) -> None:
         self._blocks = block_sizes(settings, source)
         self._int8 = multiplies_int8(settings, source)
-        self.tensors = Tensors(folder)
+        self.tensors = CheckpointTensors(folder)
         self._other: dict[str, str] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -77,7 +77,7 @@ class Weights:
         return there | {stem + word for word in CACHE if stem + word in self}
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Compares type and shape of a tensor, and of its scales, with what is wanted; reads no numbers but these."""
+        """Checks dtype and shape of a tensor and of its scales; reads no other values."""
         name = self._other.get(name, name)
         found = self.tensors.info(name)
         if found.dtype not in FLOATS and found.dtype not in EIGHT_BITS:
@@ -124,7 +124,7 @@ class Weights:
         values = found.astype(np.float32)
         return (np.exp2(values - 127) if powers else values).reshape(grid)
 
-    def _scale(self, name: str) -> Scale:
+    def _scale(self, name: str) -> WeightScale:
         """The scales of an 8-bit weight, with types and shapes checked."""
         found, stem = self.tensors.info(name), name.removesuffix("weight")
         where = f"tensor {name} in {self.tensors.folder}"
@@ -151,7 +151,7 @@ class Weights:
         if form in self and (self.tensors.info(form).dtype != "U8" or np.any(self.tensors.read(form))):
             raise UserError(f"tensor {form} says another layout than rows (0), which is not read; {PLAIN}")
 
-    def _grid(self, where: str, tensor: str, shape: tuple[int, ...]) -> Scale:
+    def _grid(self, where: str, tensor: str, shape: tuple[int, ...]) -> WeightScale:
         rows, columns = shape
         scales = self.tensors.info(tensor)
         grid = scales.shape if len(scales.shape) == 2 else (prod(scales.shape), 1)
@@ -174,4 +174,4 @@ class Weights:
                 f"{where} {shape} has scales {tensor} {scales.dtype} {scales.shape}, which do not fit it{named}; "
                 f"{PLAIN}"
             )
-        return Scale(tensor, (grid[0], grid[1]), blocks[0])
+        return WeightScale(tensor, (grid[0], grid[1]), blocks[0])

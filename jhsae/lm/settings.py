@@ -1,16 +1,16 @@
-"""Checks of a parsed config.json: what must be there, of which type and size, and what may have one value alone."""
+"""Checks of a parsed config.json: required settings, their types and bounds, and unsupported values."""
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jhsae.errors import UserError
+from jhsae.files import forms
 
 SLIDING = {"sliding_attention": True, "full_attention": False}
 MOST = 2**31 - 1
 MOST_LAYERS = 10_000
-# Settings of related architectures that change the numbers, with the values that change nothing. The classes of the
-# supported families in transformers do not read them, but whoever wrote one of them meant another model.
+# Settings of related architectures that change the forward pass, with their neutral values. The supported families in
+# transformers ignore them, but a config.json that sets one describes another model.
 FOREIGN: dict[str, tuple[Any, ...]] = {
     "attention_multiplier": (None,),
     "residual_multiplier": (None, 1, 1.0),
@@ -45,28 +45,17 @@ def check_present(settings: Mapping[str, Any], names: Iterable[str], source: str
 
 def whole(settings: Mapping[str, Any], key: str, source: str, least: int = 1, most: int = MOST) -> int:
     """A setting that must be a whole number from `least` to `most`."""
-    value = settings.get(key)
-    if type(value) is not int or not least <= value <= most:
-        raise UserError(f"{source}: {key} is {_shown(value)}, expected a whole number from {least} to {most}")
-    return value
+    return forms.expect(settings.get(key), forms.whole(least, most), f"{source}: {key}")
 
 
 def real(settings: Mapping[str, Any], key: str, source: str, above: float | None = None) -> float:
     """A setting that must be a finite number, greater than `above`, or at least 0."""
-    value = settings.get(key)
-    right = type(value) in (int, float) and abs(value) <= 1e30 and math.isfinite(value)  # type: ignore[arg-type]
-    if not right or (value < 0 if above is None else value <= above):  # type: ignore[operator]
-        bound = "of at least 0" if above is None else f"above {above:g}"
-        raise UserError(f"{source}: {key} is {_shown(value)}, expected a number {bound}")
-    return float(value)  # type: ignore[arg-type]
+    return float(forms.expect(settings.get(key), forms.real(above), f"{source}: {key}"))
 
 
 def flag(settings: Mapping[str, Any], key: str, default: bool, source: str) -> bool:
-    """A setting that must be true or false; `default` where it is not there."""
-    value = settings.get(key, default)
-    if not isinstance(value, bool):
-        raise UserError(f"{source}: {key} is {_shown(value)}, expected true or false")
-    return value
+    """A setting that must be true or false; `default` where it is missing."""
+    return forms.expect(settings.get(key, default), forms.FLAG, f"{source}: {key}")
 
 
 def layer_count(settings: Mapping[str, Any], source: str) -> int:
@@ -104,7 +93,9 @@ def layer_types(kinds: Any, count: int, source: str) -> tuple[bool, ...]:
     """Which of `count` layers slide."""
     right = isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)
     if not right or set(kinds) - set(SLIDING) or len(kinds) != count:
-        raise UserError(f"{source}: layer_types needs {count} entries of {', '.join(SLIDING)}; got {_shown(kinds)}")
+        raise UserError(
+            f"{source}: layer_types needs {count} entries of {', '.join(SLIDING)}; got {forms.brief(kinds)}"
+        )
     return tuple(SLIDING[kind] for kind in kinds)
 
 
@@ -112,8 +103,3 @@ def type_names(sliding: Iterable[bool]) -> list[str]:
     """The inverse of `layer_types`."""
     kinds = {flag: name for name, flag in SLIDING.items()}
     return [kinds[flag] for flag in sliding]
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

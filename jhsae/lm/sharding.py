@@ -1,4 +1,4 @@
-"""How a language model lies on a mesh: one table from the logical axes of its arrays to mesh axes.
+"""Sharding of a language model: one table from the logical axes of its arrays to mesh axes.
 
 Queries, keys, the hidden layer of the MLP and the vocabulary are split over ``expert`` (tensor parallel, Shoeybi et al.
 2019, arXiv 1909.08053); everything else is replicated, as is all over ``host`` and ``data``. Heads are never cut,

@@ -1,7 +1,7 @@
 """Tensors of a Hugging Face folder: which file holds which, of what type and shape, and slices of them.
 
 As in transformers, ``model.safetensors`` comes before an index of shards. Headers are read and compared with the size
-of the file when the folder is opened; numbers are read slice by slice, when they are asked for.
+of the file when the folder is opened; values are read lazily, slice by slice.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ SCALES = {"F8_E8M0": jnp.float8_e8m0fnu, "U8": np.uint8}
 DTYPES = {name: np.dtype(kind) for name, kind in (FLOATS | EIGHT_BITS | SCALES).items()}
 
 
-class Tensors:
+class CheckpointTensors:
     """The safetensors of a folder, one file or shards with an index.
 
     Raises:

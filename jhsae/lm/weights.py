@@ -20,11 +20,10 @@ from jhsae.lm.sharding import shardings
 from jhsae.lm.tensors import Index
 
 
-def fill(model: AbstractLM, weights: Weights, mesh: Mesh | None) -> AbstractLM:
+def load_weights(model: AbstractLM, weights: Weights, mesh: Mesh | None) -> AbstractLM:
     """`model` is one of shapes; its arrays come from `weights`, on `mesh` or on the default device.
 
-    UserError: a tensor that is missing, of another type, or whose shape is not what config.json says; before any is
-    read.
+    UserError: a tensor is missing, or has another dtype or shape than config.json implies; before any is read.
     """
     _check(model, weights)
     structs, tree = jax.tree.flatten(model)

@@ -1,1 +1,1 @@
-"""Comparison with golden numbers of the original implementations, row by row."""
+"""Comparison with golden values of the original implementations, row by row."""

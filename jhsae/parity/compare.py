@@ -1,4 +1,4 @@
-"""``jhsae parity FILE.npz``: recomputes a file of golden numbers and prints one row per quantity."""
+"""``jhsae parity FILE.npz``: recomputes a file of golden values and prints one row per quantity."""
 
 from pathlib import Path
 

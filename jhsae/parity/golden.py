@@ -68,7 +68,7 @@ def read(path: Path) -> Golden:
 
 
 def sizes(arrays: Golden, shapes: dict[str, str]) -> dict[str, int]:
-    """The size of every axis, from arrays of numbers whose axes `shapes` names: ``{"batches": "steps batch embed"}``.
+    """The size of every axis, from numeric arrays whose axes `shapes` names: ``{"batches": "steps batch embed"}``.
 
     `UserError`: an array is missing, has another number of axes, or its size of an axis is 0, above `LONGEST`, or not
     that of the others; the axes together make a computation that no golden file is about.

@@ -1,7 +1,10 @@
 """`MixtureOfExperts_v2` recomputed: forward, loss, gradients, projected gradients, training.
 
-The original stores decoders as columns; ours are rows.
+The SAE, its objective and its training step are those of ``configs/reference/mixture_of_experts_v2.yaml`` at the sizes
+of the golden file. The original stores decoders as columns; ours are rows.
 """
+
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -9,10 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jhsae.constraint import ProjectAndRenormalize
+from jhsae import config as cfg
 from jhsae.data import Identity
-from jhsae.losses import CrossOrthogonalityRowDiagonal, L1All, Objective, ParentsOnly, SquaredError
-from jhsae.optimizer import adam
 from jhsae.parity.golden import (
     FORWARD,
     GRADIENT,
@@ -26,8 +27,8 @@ from jhsae.parity.golden import (
     whole_number,
 )
 from jhsae.sae import AbstractSAE, HierarchicalSAE
-from jhsae.schedule import Constant, Linear, WarmupCosine
-from jhsae.sparsify import LeakyOffsetTopK, OffsetTopK
+from jhsae.training.config import Train
+from jhsae.training.recipe import Recipe, build_sae
 from jhsae.training.step import StageModules, TrainState, make_step
 from jhsae.usage import Context
 
@@ -49,56 +50,55 @@ SHAPES = {
     "init/expert_decoder": "experts sub atoms",
     "batches": "steps batch embed",
 }
-L1, ORTHO, PARENTS = 1e-3, 0.1, 0.1
+L1, ORTHO = 1e-3, 0.1
+CONFIG = "reference/mixture_of_experts_v2.yaml"
+CONSTANT = (f"weights.l1={L1}", f"weights.cross_orthogonality={ORTHO}")
+# the ramps of the golden run, which are shorter than the config's
+RAMPS = ("weights.l1.steps=2", "weights.cross_orthogonality.steps=2")
+RATE = ("stages.0.learning_rate.warmup=2", "stages.0.learning_rate.steps=10")
 
 
 def rows(arrays: Golden) -> list[Row]:
     """Every quantity of a ``moe_v2`` golden file."""
-    sae = _model(arrays)
-    batches = jnp.asarray(arrays["batches"])
+    shape = _sizes(arrays)
+    sae = _model(shape, arrays)
+    batches, modules = jnp.asarray(arrays["batches"]), _recipe([*shape, *CONSTANT])[1]
     return [
-        *_forward(sae, batches[0], arrays),
-        *_gradients(sae, batches[0], arrays),
-        *_training(sae, batches, arrays),
+        *_forward(sae, modules, batches[0], arrays),
+        *_gradients(sae, modules, batches[0], arrays),
+        *_training(sae, _recipe([*shape, *RAMPS, *RATE]), batches, arrays),
     ]
 
 
-def _model(arrays: Golden) -> HierarchicalSAE:
-    init = group(arrays, "init")
+def _sizes(arrays: Golden) -> list[str]:
+    """Overrides of the config with the sizes of the golden file."""
+    group(arrays, "init")
     axes = sizes(arrays, SHAPES)
-    embed, k = axes["embed"], whole_number(arrays, "meta/k", axes["experts"])
-    sae = HierarchicalSAE(
-        embed,
-        axes["experts"],
-        axes["sub"],
-        axes["atoms"],
-        OffsetTopK(k, offset=embed**-0.5, topk="scan"),
-        LeakyOffsetTopK(1, offset=embed**-0.5),
-        key=jax.random.key(0),
+    k = whole_number(arrays, "meta/k", axes["experts"])
+    return [*(f"sae.{name}={axes[name]}" for name in ("embed", "experts", "sub", "atoms")), f"sae.route.k={k}"]
+
+
+def _recipe(overrides: list[str]) -> tuple[Recipe, StageModules]:
+    recipe = Recipe.of(cfg.load(Train, cfg.find(CONFIG), overrides), Identity())
+    return recipe, recipe.modules(recipe.stages[0])
+
+
+def _model(overrides: list[str], arrays: Golden) -> HierarchicalSAE:
+    config = cfg.load(Train, cfg.find(CONFIG), [*overrides, "sae.route.topk=scan"])
+    sae: Any = build_sae(config, jax.random.key(0))
+    init = group(arrays, "init")
+    return eqx.tree_at(
+        lambda s: [getattr(s, ours) for _, ours, _ in LEAVES], sae, [_ours(init[t], swap) for t, _, swap in LEAVES]
     )
-    params = {ours: _ours(init[theirs], swap) for theirs, ours, swap in LEAVES}
-    names = [ours for _, ours, _ in LEAVES]
-    return eqx.tree_at(lambda s: [getattr(s, n) for n in names], sae, [params[n] for n in names])
 
 
 def _ours(array: np.ndarray, swap: bool) -> Float[Array, "..."]:
     return jnp.asarray(np.swapaxes(array, -1, -2) if swap else array)
 
 
-def _objective(warmup: int | None = None) -> Objective:
-    ramp = (lambda w: Constant(w)) if warmup is None else (lambda w: Linear(0.0, w, warmup))
-    terms = {
-        "reconstruction": SquaredError(),
-        "parents_only": ParentsOnly(),
-        "l1": L1All(),
-        "orthogonality": CrossOrthogonalityRowDiagonal(),
-    }
-    return Objective(terms, {"parents_only": PARENTS, "l1": ramp(L1), "orthogonality": ramp(ORTHO)})
-
-
-def _forward(sae: HierarchicalSAE, x: Float[Array, "batch embed"], arrays: Golden) -> list[Row]:
+def _forward(sae: HierarchicalSAE, modules: StageModules, x: Float[Array, "batch embed"], arrays: Golden) -> list[Row]:
     forward = sae.forward(x, Context())
-    total, terms = _objective()(sae, forward, 0)
+    total, terms = modules.objective(sae, forward, 0)
     parents, children = forward.tree().parents, forward.tree().children
     masked = jax.nn.one_hot(children.slot_indices()[..., 0], sae.atoms) * children.values
     indices = np.asarray(parents.slot_indices())
@@ -112,7 +112,7 @@ def _forward(sae: HierarchicalSAE, x: Float[Array, "batch embed"], arrays: Golde
         "loss": total,
         "loss_terms/reconstruction_loss": terms["reconstruction"],
         "loss_terms/total_l1_loss": L1 * terms["l1"],
-        "loss_terms/total_ortho_loss": ORTHO * terms["orthogonality"],
+        "loss_terms/total_ortho_loss": ORTHO * terms["cross_orthogonality"],
     }
     return [
         same_sets("topk_indices", indices, arrays["topk_indices"]),
@@ -120,27 +120,29 @@ def _forward(sae: HierarchicalSAE, x: Float[Array, "batch embed"], arrays: Golde
     ]
 
 
-def _gradients(sae: HierarchicalSAE, x: Float[Array, "batch embed"], arrays: Golden) -> list[Row]:
+def _gradients(
+    sae: HierarchicalSAE, modules: StageModules, x: Float[Array, "batch embed"], arrays: Golden
+) -> list[Row]:
     params, static = eqx.partition(sae, eqx.is_inexact_array)
 
     def loss(params: HierarchicalSAE) -> Float[Array, ""]:
         model = eqx.combine(params, static)
-        return _objective()(model, model.forward(x, Context()), 0)[0]
+        return modules.objective(model, model.forward(x, Context()), 0)[0]
 
     grads = jax.jit(jax.grad(loss))(params)
-    projected = ProjectAndRenormalize().tangent(grads, params)
+    projected = modules.constraint.tangent(grads, params)
     return [
         *_leaves("grads", grads, arrays, GRADIENT),
         *_leaves("projected_grads", projected, arrays, GRADIENT),
     ]
 
 
-def _training(sae: HierarchicalSAE, batches: Float[Array, "steps batch embed"], arrays: Golden) -> list[Row]:
-    rate = WarmupCosine(peak=5e-4, warmup=2, steps=10, start=1e-11, final=0.1)
-    modules = StageModules(_objective(warmup=2), rate, ProjectAndRenormalize(), Identity())
-    optimizer = adam()
-    step = make_step(optimizer, clip=0.75)
-    state, losses = TrainState.init(sae, optimizer, jax.random.key(0)), []
+def _training(
+    sae: HierarchicalSAE, run: tuple[Recipe, StageModules], batches: Float[Array, "steps batch embed"], arrays: Golden
+) -> list[Row]:
+    recipe, modules = run
+    step = make_step(recipe.optimizer, clip=recipe.stages[0].clip)
+    state, losses = TrainState.init(sae, recipe.optimizer, jax.random.key(0)), []
     for batch in batches:
         state, metrics = step((modules, batch), state)
         losses.append(float(metrics["loss"]))

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from jhsae import losses
 from jhsae.errors import UserError, nearest
 from jhsae.files import bounded
-from jhsae.interop.tensors import brief, count, setting
+from jhsae.files.forms import brief, count, setting
 from jhsae.leaf import describe
 from jhsae.losses import AbstractTerm, Objective
 from jhsae.parity.golden import FORWARD, GRADIENT, Golden, Row, compare, group, sizes
@@ -140,7 +140,7 @@ def _number(config: Config, key: str) -> float:
 
 
 def _widths(config: Config) -> list[int]:
-    """The levels of a Matryoshka SAE: whole numbers that grow up to the number of features; none for other ones."""
+    """The levels of a Matryoshka SAE: increasing widths up to the number of features; empty for other SAEs."""
     widths = setting(config, "matryoshka_widths", list, CONFIG) if "matryoshka_widths" in config else []
     edges = [0, *widths]
     if any(type(w) is not int for w in widths) or any(a >= b for a, b in zip(edges, widths, strict=False)):

@@ -1,1 +1,1 @@
-"""``jhsae plan``: what a run needs on a slice of TPUs, by the compiler and a roofline, before it is rented."""
+"""``jhsae plan``: memory, FLOPs, communication and time of a run on TPUs, from the compiler and a roofline."""

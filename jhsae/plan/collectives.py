@@ -1,11 +1,14 @@
-"""Collectives of a compiled program: kind, who takes part, payload, how often, and the seconds of the links.
+"""Collectives of a compiled program: kind, groups, payload, trip count, and the bandwidth of the links they use.
 
-With g chips in a group and N bytes of payload per chip (the larger of what a chip gives and gets), each chip sends over
-its links, by the ring algorithms of Chan et al., "Collective communication: theory, practice, and experience"
-(2007): all-gather and reduce-scatter ``N (g-1)/g``, all-reduce twice that, all-to-all ``N g/4`` on a ring (each part
-travels g/4 hops on average; ``N (g-1)/g`` for g = 2), collective-permute and broadcast N.
+With g chips in a group and N bytes of payload per chip (the larger of its input and output), each chip sends over its
+links, by the ring algorithms of Chan et al., "Collective communication: theory, practice, and experience" (2007):
+all-gather and reduce-scatter ``N (g-1)/g``, all-reduce twice that, all-to-all ``N g/4`` on a ring (each part travels
+g/4 hops on average; ``N (g-1)/g`` for g = 2), collective-permute and broadcast N.
 
-What crosses slices stands in the program as a `send` to the runtime that joins them.
+A group that spans an axis of the slice sends over the two links of that axis where the axis closes to a ring, over one
+where it is a line; with every second chip of the axis only half of that is its own. Groups over several axes use the
+links of all. A group with chips of several slices uses the data-centre network; the program contains its transfers as
+`send` instructions to the runtime that connects the slices.
 """
 
 import math
@@ -16,8 +19,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from jhsae.plan.hlo import Instruction
+from jhsae.errors import UserError
+from jhsae.plan.hlo import Instruction, int_list
 from jhsae.plan.loops import Executed
+from jhsae.plan.topology import Chip, Places
 
 KINDS = (
     "all-reduce",
@@ -44,12 +49,12 @@ class Collective(NamedTuple):
 
     kind: str
     groups: Groups
-    """Numbers of the chips, as the mesh counts them."""
+    """Indices of the chips in the order of the mesh."""
     bytes: float
     times: int
     label: str
     between: bool = False
-    """Whether it goes between slices, where the compiler says so itself."""
+    """Whether it crosses slices, where the compiler marks it so."""
 
     @property
     def size(self) -> int:
@@ -78,7 +83,7 @@ def collectives_of(executed: Sequence[Executed], chips: int) -> list[Collective]
         kind = between[1].lower().replace("_", "-") if between else instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
-        groups = _slices(instruction, chips) if between else groups_of(instruction, chips)
+        groups = _across_slices(instruction, chips) if between else groups_of(instruction, chips)
         if groups.shape[1] > 1:
             operands = [computation.instructions[name] for name in instruction.operands]
             given = sum((value.bytes for operand in operands for value in operand.values), 0.0)
@@ -87,26 +92,26 @@ def collectives_of(executed: Sequence[Executed], chips: int) -> list[Collective]
     return found
 
 
-def _slices(instruction: Instruction, chips: int) -> Groups:
-    """The chips at the same place in every slice; the mesh counts slice by slice."""
+def _across_slices(instruction: Instruction, chips: int) -> Groups:
+    """Groups of the chips with the same index in every slice; the mesh is ordered slice by slice."""
     listed = TARGET.search(instruction.attributes)
     if listed is None:
-        raise ValueError(f"{instruction.name}: an exchange between slices that does not say which")
+        raise ValueError(f"{instruction.name}: a transfer between slices that does not name them")
     parts = [part.split(":") for part in listed[1].split(",")]
     count = sum(int(part[-1]) - int(part[0]) + 1 for part in parts)
     return np.arange(chips).reshape(count, -1).T
 
 
 def groups_of(instruction: Instruction, chips: int) -> Groups:
-    """The groups that talk with each other, in any of XLA's three ways to write them.
+    """The replica groups of a collective, in any of XLA's three notations.
 
-    Raises ValueError for groups of several sizes and for a notation that is not known.
+    Raises ValueError for groups of different sizes and for an unknown notation.
     """
     text = instruction.attributes
     if pairs := PAIRS.search(text):
         return _rows(pairs[1])
     if found := IOTA.search(text):
-        return _iota(found[2], found[3]).reshape(_numbers(found[1]))
+        return _iota(found[2], found[3]).reshape(int_list(found[1]))
     if found := MESH.search(text):
         return _mesh(found)
     if (found := LISTED.search(text)) and found[1] != "{}":
@@ -119,26 +124,54 @@ def groups_of(instruction: Instruction, chips: int) -> Groups:
 def _mesh(found: re.Match[str]) -> Groups:
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
     devices = ORDER.search(found[2])
-    numbers = _iota(devices[1], devices[2]) if devices else np.arange(math.prod(sizes.values()))
+    indices = _iota(devices[1], devices[2]) if devices else np.arange(math.prod(sizes.values()))
     names, inside = list(sizes), re.findall(r"'(\w+)'", found[3])
-    array = numbers.reshape(list(sizes.values()))
+    array = indices.reshape(list(sizes.values()))
     outside = [name for name in names if name not in inside]
     array = array.transpose([names.index(name) for name in (*outside, *inside)])
     return array.reshape(-1, math.prod(sizes[name] for name in inside))
 
 
 def _iota(dims: str, order: str | None) -> np.ndarray:
-    shape = _numbers(dims)
-    numbers = np.arange(math.prod(shape)).reshape(shape)
-    return numbers.transpose(_numbers(order)) if order else numbers
+    shape = int_list(dims)
+    indices = np.arange(math.prod(shape)).reshape(shape)
+    return indices.transpose(int_list(order)) if order else indices
 
 
 def _rows(text: str) -> Groups:
-    rows = [_numbers(row) for row in re.findall(r"\{([\d,]+)\}", text)]
+    rows = [int_list(row) for row in re.findall(r"\{([\d,]+)\}", text)]
     if len({len(row) for row in rows}) != 1:
-        raise ValueError(f"groups of several sizes: {text[:120]}")
+        raise ValueError(f"groups of different sizes: {text[:120]}")
     return np.asarray(rows)
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(n) for n in text.split(",") if n]
+def transfer_seconds(collective: Collective, chip: Chip, places: Places) -> float:
+    """Seconds of one run: bytes that a chip sends over its bandwidth; no latency."""
+    return collective.sent / rate(collective, chip, places)
+
+
+def on_dcn(collective: Collective, places: Places) -> bool:
+    """Whether the collective crosses slices."""
+    return collective.between or len({int(places.slices[i]) for i in collective.groups[0]}) > 1
+
+
+def rate(collective: Collective, chip: Chip, places: Places) -> float:
+    """Bytes/s that one chip of the group can send. Raises `UserError` where no public page gives it."""
+    if on_dcn(collective, places):
+        if chip.dcn is None:
+            raise UserError(f"the network between slices of {chip.name} is not in jhsae.plan.topology; plan one slice")
+        return chip.dcn
+    if collective.kind == "collective-permute":
+        return chip.ici
+    members = places.coordinates[collective.groups[0]]
+    links = sum(_links(np.unique(members[:, axis]), size, chip) for axis, size in enumerate(places.shape))
+    return chip.ici * max(links, 1 / max(places.shape))
+
+
+def _links(positions: Int[np.ndarray, " positions"], size: int, chip: Chip) -> float:
+    """Links of one axis that belong to a group at these positions of it."""
+    if len(positions) < 2:
+        return 0.0
+    stride = int(np.diff(positions).min())
+    ring = len(positions) * stride >= size and size % chip.wraps == 0
+    return (2 if ring else 1) / stride

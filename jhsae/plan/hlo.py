@@ -1,7 +1,7 @@
-"""A compiled program's text as data: computations, their instructions, and the arrays these give.
+"""Parses the text of a compiled program: computations, their instructions, and the arrays these return.
 
-XLA's text form of an optimised module (`Compiled.as_text`), https://openxla.org/xla/operation_semantics. Only what a
-count of work needs is read: names, result types with layout and memory, operands, and attributes as they stand.
+XLA's text form of an optimised module (`Compiled.as_text`), https://openxla.org/xla/operation_semantics. Only names,
+result types with layout and memory space, operands and unparsed attributes are read.
 """
 
 import math
@@ -33,7 +33,7 @@ class Value:
 
     @cached_property
     def bytes(self) -> float:
-        """Of the numbers alone."""
+        """Bytes without padding."""
         return float(self.size * itemsize(self.dtype))
 
     @cached_property
@@ -43,14 +43,14 @@ class Value:
         if tile is None or order is None or not self.dims:
             return self.bytes
         sizes = [self.dims[int(i)] for i in order[1].split(",")]  # the fastest axis first
-        for i, unit in enumerate(reversed([int(n) for n in tile[1].split(",")])):
+        for i, unit in enumerate(reversed(int_list(tile[1]))):
             if i < len(sizes):
                 sizes[i] += -sizes[i] % unit
         return float(math.prod(sizes) * itemsize(self.dtype))
 
     @property
     def in_memory(self) -> bool:
-        """Whether it stands in the chip's main memory and not in a buffer beside the arithmetic (S(1), S(2), ...)."""
+        """Whether it is in the chip's main memory and not in VMEM or another memory space (S(1), S(2), ...)."""
         place = MEMORY.search(self.layout)
         return place is None or place[1] == "0"
 
@@ -64,18 +64,18 @@ class Instruction:
     values: tuple[Value, ...]
     operands: tuple[str, ...]
     literal: str
-    """What stands between the brackets: the number of a constant or parameter."""
+    """The text in the parentheses: the value of a constant, the index of a parameter."""
     attributes: str
     root: bool
 
     def attribute(self, key: str) -> str | None:
-        """A computation's name, or another plain word, of an attribute ``key=%word``."""
+        """The value of an attribute ``key=%word``, such as a computation's name."""
         found = re.search(rf"\b{key}=%?([\w.\-]+)", self.attributes)
         return found[1] if found else None
 
     @property
     def label(self) -> str:
-        """Where in the traced program it comes from."""
+        """The op in the traced program that it was compiled from."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
@@ -97,7 +97,7 @@ class Computation:
 
     @cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """Which instructions read each value."""
+        """The instructions that read each value."""
         found: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
         for instruction in self.instructions.values():
             for operand in dict.fromkeys(instruction.operands):
@@ -135,7 +135,7 @@ class Module:
             elif here is not None and (found := _instruction(line)):
                 here.instructions[found.name] = found
         if entry is None:
-            raise ValueError("this is not a program's text: it has no ENTRY computation")
+            raise ValueError("no ENTRY computation in the text, expected that of a compiled program")
         return cls(computations, entry)
 
     def called(self, instruction: Instruction, key: str = "calls") -> Computation | None:
@@ -144,13 +144,18 @@ class Module:
 
 
 def itemsize(dtype: str) -> float:
-    """Bytes of one number of an XLA type."""
+    """Bytes of one element of an XLA type."""
     if dtype in SIZES:
         return float(SIZES[dtype])
     bits = re.match(r"[a-z]+(\d+)", dtype)
     if bits is None:
         raise ValueError(f"the type {dtype!r} is unknown; add it to jhsae.plan.hlo.SIZES")
     return int(bits[1]) / 8
+
+
+def int_list(text: str) -> list[int]:
+    """``"1,2,3"`` as [1, 2, 3]."""
+    return [int(n) for n in text.split(",") if n]
 
 
 def _instruction(line: str) -> Instruction | None:
@@ -161,19 +166,16 @@ def _instruction(line: str) -> Instruction | None:
     kind, rest = _split(rest) if rest.startswith("(") else rest.split(" ", 1)
     opcode, rest = rest.strip().split("(", 1)
     inside, attributes = _split("(" + rest)
-    values = tuple(
-        Value(dtype, tuple(int(n) for n in dims.split(",") if n), layout or "")
-        for dtype, dims, layout in LEAF.findall(kind)
-    )
+    values = tuple(Value(dtype, tuple(int_list(dims)), layout or "") for dtype, dims, layout in LEAF.findall(kind))
     operands = () if opcode in ("constant", "parameter") else tuple(OPERAND.findall(inside))
     return Instruction(name[2], opcode, values, operands, inside[1:-1], attributes, bool(name[1]))
 
 
 def _split(text: str) -> tuple[str, str]:
-    """The bracket that `text` begins with, and what follows."""
+    """The parenthesis that `text` opens with, and the rest."""
     depth = 0
     for i, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
         if depth == 0:
             return text[: i + 1], text[i + 1 :]
-    raise ValueError(f"no end of the bracket in {text[:80]!r}")
+    raise ValueError(f"unbalanced parentheses in {text[:80]!r}")

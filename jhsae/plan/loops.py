@@ -1,10 +1,9 @@
-"""How often each instruction of a compiled program runs.
+"""Trip counts: how often each instruction of a compiled program runs.
 
 XLA's own `cost_analysis` counts the body of a loop once. Here a loop counts by its trips: those that the compiler
-notes (``known_trip_count``, CPU), else those of a condition ``i < constant`` that starts at a constant and goes by one
-(TPU). A loop whose end depends on data is one over tiles of pairs (`jhsae.ops.tiles`): its greatest number of trips is
-read from the slices that it takes, the expected one follows from `Tiles.expected`. Both branches of a condition
-count.
+records (``known_trip_count``, CPU), else those of a condition ``i < constant`` whose counter starts at a constant and
+steps by one (TPU). A loop whose end depends on data is one over tiles of pairs (`jhsae.ops.tiles`): its maximum is
+read from the slices that it takes, the expected number is `TileLoad.expected`. Both branches of a conditional count.
 """
 
 import re
@@ -18,8 +17,8 @@ from jhsae.plan.hlo import Computation, Instruction, Module
 KNOWN = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
-class Tiles(NamedTuple):
-    """What a chip does of the pairs (token, expert) if every expert gets as many: an assumption, not a measurement."""
+class TileLoad(NamedTuple):
+    """Selected pairs (token, expert) of a chip if all experts are used equally: an assumption, not a measurement."""
 
     pairs: float
     """Per chip."""
@@ -39,11 +38,11 @@ class Loop(NamedTuple):
     trips: int
     most: int
     how: str
-    """``known``, ``expected`` (of at most `most`) or ``once`` (nothing is known of its end)."""
+    """``known``, ``expected`` (of at most `most`) or ``once`` (its end is unknown)."""
 
 
 class Executed(NamedTuple):
-    """An instruction and how often it runs. `fused`: it is part of the fusion that stands before it."""
+    """An instruction and how often it runs. `fused`: it is part of the preceding fusion."""
 
     instruction: Instruction
     computation: Computation
@@ -58,7 +57,7 @@ class Program(NamedTuple):
     loops: list[Loop]
 
 
-def execution(module: Module, tiles: Tiles | None = None) -> Program:
+def execution(module: Module, tiles: TileLoad | None = None) -> Program:
     """Walks the program from its entry. Without `tiles` a loop of unknown length counts once."""
     executed: list[Executed] = []
     loops: list[Loop] = []
@@ -94,7 +93,7 @@ def _branches(instruction: Instruction) -> list[str]:
     return [name for key in ("true_computation", "false_computation") if (name := instruction.attribute(key))]
 
 
-def _loop(module: Module, outside: Computation, loop: Instruction, tiles: Tiles | None) -> Loop:
+def _loop(module: Module, outside: Computation, loop: Instruction, tiles: TileLoad | None) -> Loop:
     known = KNOWN.search(loop.attributes)
     trips = int(known[1]) if known else _counted(module, outside, loop)
     if trips is not None:
@@ -132,7 +131,7 @@ def _counted(module: Module, outside: Computation, loop: Instruction) -> int | N
 
 
 def _initial(outside: Computation, loop: Instruction, element: Instruction) -> int | None:
-    """The constant that a loop's variable begins with."""
+    """The constant that a loop variable starts at."""
     start = outside.origin(loop.operands[0])
     if start.opcode != "tuple":
         return None
@@ -151,14 +150,14 @@ def _by_one(body: Computation, counter: Instruction) -> bool:
     following = body.origin(body.root.operands[index])
     if following.opcode not in ("add", "fusion"):
         return False
-    numbers = [_constant(body.origin(name)) for name in following.operands]
-    return 1 in numbers
+    steps = [_constant(body.origin(name)) for name in following.operands]
+    return 1 in steps
 
 
 def _slices(module: Module, body: Computation) -> Iterator[tuple[int, int, int]]:
     """(axes, tiles at once, groups of them) of the integer arrays of tiles that a body takes a slice of.
 
-    The surest last: arrays of tiles x rows, then long lists.
+    Sorted, the last is the most reliable: arrays of tiles x rows rank above one-dimensional lists.
     """
     for instruction in body.instructions.values():
         if instruction.opcode == "fusion":

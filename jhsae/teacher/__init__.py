@@ -1,4 +1,4 @@
-"""Teachers: concepts of an ontology, estimated as directions of a model, in an artifact that an SAE starts from."""
+"""Teachers: concepts of an ontology, estimated as directions of a language model, from which an SAE is initialised."""
 
 from jhsae.teacher.artifact import Teacher as Teacher
 from jhsae.teacher.artifact import build as build
@@ -16,7 +16,7 @@ from jhsae.teacher.samples import Samples as Samples
 from jhsae.teacher.samples import Unembedding as Unembedding
 from jhsae.teacher.samples import View as View
 from jhsae.teacher.select import Concept as Concept
-from jhsae.teacher.select import Limits as Limits
+from jhsae.teacher.select import SelectionLimits as SelectionLimits
 from jhsae.teacher.select import select as select
 from jhsae.teacher.summary import summary as summary
 from jhsae.teacher.validate import readout as readout

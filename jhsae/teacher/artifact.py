@@ -1,4 +1,4 @@
-"""The teacher: an artifact of arrays and numbers from which a hierarchical SAE can start.
+"""The teacher: an artifact of arrays and metadata from which a hierarchical SAE is initialised.
 
 With l_p a parent's unit vector in the unified space, Q_p the orthonormal basis of its children's deltas, Σ the
 covariance of the unembedding:
@@ -23,13 +23,13 @@ from jhsae.errors import UserError
 from jhsae.files import bounded, tensor_files
 from jhsae.files.checksums import Sums, new_folder
 from jhsae.metric import CausalGeometry, from_covariance
+from jhsae.teacher.checks import check_arrays
 from jhsae.teacher.estimate import Directions
-from jhsae.teacher.numbers import check_numbers
 from jhsae.teacher.select import Concept
 from jhsae.teacher.subspace import subspace, unit
 
 FORMAT = 2
-WITHOUT_CHECKSUMS = 1  # the last format that had none
+WITHOUT_CHECKSUMS = 1  # the last format without checksums
 AGAIN = "make the teacher again with jhsae teach"
 ARRAYS, NUMBERS = "teacher.safetensors", "teacher.json"
 SHAPES = {
@@ -67,11 +67,15 @@ class Teacher:
         return from_covariance(self.sigma)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the folder; one that holds a teacher already is an error."""
+        """Writes the folder.
+
+        Raises:
+            UserError: It contains a teacher already.
+        """
         folder = Path(folder)
         if (folder / NUMBERS).exists():
             raise UserError(f"{folder} holds a teacher already; write another folder, or remove that one")
-        numbers = {
+        metadata = {
             "format": FORMAT,
             "concepts": [asdict(c) for c in self.concepts],
             "provenance": self.provenance,
@@ -79,29 +83,33 @@ class Teacher:
         }
         with new_folder(folder) as new:
             new.write(ARRAYS, save({name: np.ascontiguousarray(getattr(self, name)) for name in SHAPES}))
-            new.write(NUMBERS, bounded.to_json(numbers, indent=1) + "\n")
+            new.write(NUMBERS, bounded.to_json(metadata, indent=1) + "\n")
         return folder
 
     @classmethod
     def load(cls, folder: str | Path) -> "Teacher":
-        """Read a folder that `save` wrote; a missing, damaged or inconsistent one is a `UserError`."""
+        """Reads a folder written by `save`.
+
+        Raises:
+            UserError: It is missing, damaged or inconsistent.
+        """
         folder = Path(folder)
         sums = Sums.of(folder)
-        numbers = read_numbers(folder, sums)
-        concepts = tuple(_concept(c, folder / NUMBERS) for c in numbers["concepts"])
-        sums.required(numbers["format"] > WITHOUT_CHECKSUMS)
+        metadata = read_metadata(folder, sums)
+        concepts = tuple(_concept(c, folder / NUMBERS) for c in metadata["concepts"])
+        sums.required(metadata["format"] > WITHOUT_CHECKSUMS)
         header = tensor_files.tensor_header(folder / ARRAYS)
         _check_sizes(header, concepts, folder)
         try:
             arrays = load(sums.read(ARRAYS))
         except SafetensorError as error:
             raise UserError(f"{folder / ARRAYS} cannot be read ({error}); {AGAIN}") from error
-        _check_numbers(arrays, concepts, folder)
+        _check_content(arrays, concepts, folder)
         return cls(
             **{name: arrays[name] for name in SHAPES},
             concepts=concepts,
-            provenance=numbers["provenance"],
-            validation=numbers["validation"],
+            provenance=metadata["provenance"],
+            validation=metadata["validation"],
         )
 
 
@@ -116,7 +124,18 @@ def build(
     provenance: dict[str, Any],
     validation: dict[str, Any],
 ) -> Teacher:
-    """The artifact of unified-space `directions`, with subspaces of `sub` dimensions (`subspace.py`)."""
+    """Builds a teacher from estimated directions.
+
+    Args:
+        concepts: The parents, with their children.
+        directions: Unified-space vectors of parents and deltas.
+        geometry: The causal geometry of the language model.
+        sub: Dimensions of each parent's subspace (`jhsae.teacher.subspace`).
+        variance: Fraction of the squared singular values of the deltas that the subspace retains.
+        seed: Of the random directions that fill up a subspace.
+        provenance: Recorded in the artifact.
+        validation: Recorded in the artifact.
+    """
     rng = np.random.default_rng(seed)
     steer = np.asarray(geometry.unembedding.matrix, np.float64)
     read = np.asarray(geometry.residual.matrix, np.float64)
@@ -146,18 +165,18 @@ def build(
     )
 
 
-def read_numbers(folder: Path, sums: Sums | None = None) -> dict[str, Any]:
-    """What ``teacher.json`` holds: format, concepts (as JSON), provenance, validation."""
+def read_metadata(folder: Path, sums: Sums | None = None) -> dict[str, Any]:
+    """Reads ``teacher.json``: format, concepts (as JSON), provenance, validation."""
     path = folder / NUMBERS
     if not path.exists():
         raise UserError(f"no teacher in {folder} ({NUMBERS} is not there); make one with jhsae teach")
     text = (sums or Sums.of(folder)).read(NUMBERS, bounded.JSON_BYTES)
-    numbers = bounded.as_object(bounded.parse_json(text, path), path)
+    metadata = bounded.as_object(bounded.parse_json(text, path), path)
     kinds = {"format": int, "concepts": list, "provenance": dict, "validation": dict}
-    known = all(type(numbers.get(key)) is kind for key, kind in kinds.items())
-    if not known or not WITHOUT_CHECKSUMS <= numbers["format"] <= FORMAT:
+    known = all(type(metadata.get(key)) is kind for key, kind in kinds.items())
+    if not known or not WITHOUT_CHECKSUMS <= metadata["format"] <= FORMAT:
         raise UserError(f"{path} is not a teacher of format {FORMAT}; make it again with jhsae teach")
-    return numbers
+    return metadata
 
 
 def _concept(values: Any, path: Path) -> Concept:
@@ -174,7 +193,7 @@ def _concept(values: Any, path: Path) -> Concept:
 
 
 def _check_sizes(header: dict[str, tensor_files.TensorInfo], concepts: tuple[Concept, ...], folder: Path) -> None:
-    """Compares what the header promises with itself and with the concepts, before any number is read."""
+    """Checks the shapes in the header against each other and the concepts, before any tensor is read."""
     counts = [len(c.children) for c in concepts]
     if not counts or not all(counts):
         raise UserError(f"{folder / NUMBERS} names {len(counts)} parents, {counts.count(0)} without a child; {AGAIN}")
@@ -190,7 +209,7 @@ def _check_sizes(header: dict[str, tensor_files.TensorInfo], concepts: tuple[Con
                 )
 
 
-def _check_numbers(arrays: dict[str, np.ndarray], concepts: tuple[Concept, ...], folder: Path) -> None:
+def _check_content(arrays: dict[str, np.ndarray], concepts: tuple[Concept, ...], folder: Path) -> None:
     if [len(c.children) for c in concepts] != arrays["counts"].tolist():
         raise UserError(f"{folder}: {NUMBERS} names other concepts than {ARRAYS} holds; {AGAIN}")
-    check_numbers({name: arrays[name] for name in SHAPES}, folder / ARRAYS)
+    check_arrays({name: arrays[name] for name in SHAPES}, folder / ARRAYS)

@@ -1,9 +1,9 @@
 """Activations at the words of concepts, in prompts that mention them.
 
-A prompt is a template up to and including the word, and the activation is read at the word: in a causal model what
-follows cannot matter, and a template's own last word ("is") says nothing of the concept. All prompts affirm; what a
-concept is contrasted with are the prompts of other concepts. In a template with ``{other}`` the prompt names a word
-of a sibling concept first.
+A prompt is a template up to and including the word, and the activation is read at the word: in a causal model later
+tokens have no effect, and a template's own last word ("is") carries no information on the concept. All prompts affirm;
+what a concept is contrasted with are the prompts of other concepts. In a template with ``{other}`` the prompt names a
+word of a sibling concept first.
 """
 
 from collections.abc import Iterable, Mapping
@@ -69,7 +69,7 @@ def prompt_ids(
 
 
 def siblings(concepts: tuple[Concept, ...], tokens: tuple[int, ...]) -> dict[int, int]:
-    """For every token a token of a sibling of its first concept; else one far from it in `tokens`."""
+    """A token of a sibling concept for every token; else one far from it in `tokens`."""
     half = len(tokens) // 2
     found = {t: tokens[(i + half) % len(tokens)] for i, t in enumerate(tokens)}
     for parent in reversed(concepts):

@@ -30,11 +30,22 @@ class AbstractEstimator(Ranged, eqx.Module):
 
     @abstractmethod
     def direction(self, positive: Positive, negative: Negative) -> Vector:
-        """The concept's vector; its length is the projection of its samples."""
+        """The direction of a parent; its length is the mean projection of its samples.
+
+        Args:
+            positive: Its samples, [n, embed].
+            negative: Samples of the other parents.
+        """
 
     @abstractmethod
     def delta(self, parent: Vector, positive: Positive, siblings: Negative) -> Vector:
-        """What the child adds to `parent`; `siblings` are its parent's other samples."""
+        """The difference of a child to its parent.
+
+        Args:
+            parent: The parent's direction, [embed].
+            positive: The child's samples, [n, embed].
+            siblings: The parent's other samples.
+        """
 
 
 class ParkEstimator(AbstractEstimator):
@@ -84,7 +95,13 @@ class Directions:
 
 
 def estimate(concepts: tuple[Concept, ...], estimator: AbstractEstimator, samples: Samples) -> Directions:
-    """Every parent against the tokens of the other parents, every child against its siblings."""
+    """Estimates every parent against the tokens of the other parents, every child against its siblings.
+
+    Args:
+        concepts: Parents with their children.
+        estimator: The rule.
+        samples: Samples of all their tokens, in the unified space.
+    """
     parents, deltas = [], []
     for concept in concepts:
         parent = estimator.direction(samples.of(concept.tokens), others(concept, concepts, samples))

@@ -96,7 +96,13 @@ class Ontology:
 
 
 def from_wordnet(directory: str | Path | None = None, parts: str = "n", senses: int | None = None) -> Ontology:
-    """WordNet as an ontology (`None`: the bundled subset). `senses`: how many senses of a lemma count."""
+    """WordNet as an ontology.
+
+    Args:
+        directory: Of a WordNet 3.x database; None is the bundled subset.
+        parts: Parts of speech.
+        senses: Senses of a lemma that count, the most frequent first; None counts all.
+    """
     synsets = read_wndb(directory, parts)
     folder = Path(directory) if directory is not None else bundled()
     rank = {key: r for part in parts for key, r in _ranks(folder, part).items()}

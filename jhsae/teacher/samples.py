@@ -1,4 +1,4 @@
-"""What an estimator sees: one or more samples of every token, as vectors of the unified space.
+"""Input of an estimator: one or more samples of every token, as vectors of the unified space.
 
 From an unembedding (Park et al., arXiv 2406.01506) a token has one sample, g = Σ^(-1/2) (γ - γ̄). From
 prompts (`concepts.py`) it has one per prompt, l = Σ^(1/2) λ with λ the residual activation at the token,
@@ -20,7 +20,7 @@ from jhsae.teacher.select import Concept
 
 @dataclass(frozen=True)
 class View:
-    """What evidence may look at. `residual` gives activations of prompts at the teacher's layer; `encode` the
+    """Access to the language model. `residual` returns activations of prompts at the teacher's layer; `encode` the
     token ids of a text; `bos` opens every prompt, if there is one."""
 
     unembedding: Shaped[np.ndarray, "vocab embed"]
@@ -38,21 +38,21 @@ class Samples:
     rows: Float32[np.ndarray, "tokens per embed"]
 
     def of(self, tokens: Iterable[int]) -> Float64[np.ndarray, "samples embed"]:
-        """The samples of these tokens, one after the other."""
+        """The samples of these tokens, concatenated."""
         at = np.searchsorted(self.tokens, np.fromiter(tokens, np.int64))
         return self.rows[at].reshape(-1, self.rows.shape[-1]).astype(np.float64)
 
     def shuffled(self, rng: np.random.Generator) -> "Samples":
-        """The same samples with the tokens dealt out anew: the same vectors without their meaning."""
+        """The same samples with permuted tokens: a null of the same vectors."""
         return Samples(self.tokens, self.rows[rng.permutation(len(self.tokens))])
 
 
 class AbstractEvidence(Ranged, eqx.Module):
-    """Where the samples of tokens come from."""
+    """A source of samples of tokens."""
 
     @abstractmethod
     def __call__(self, view: View, concepts: tuple[Concept, ...], tokens: Iterable[int]) -> Samples:
-        """Samples of `tokens`, which hold those of all `concepts`."""
+        """Samples of `tokens`, which include those of all `concepts`."""
 
 
 class Unembedding(AbstractEvidence):

@@ -1,9 +1,9 @@
-"""Which concepts a teacher teaches: parents of many kinds, whose children have words in the vocabulary.
+"""Selection of a teacher's concepts: diverse parents, whose children have words in the vocabulary.
 
 A concept's tokens are those of its words and of everything below it. Concepts with too few are dropped; one
 that adds next to nothing to its only child is merged into it (after Park et al., arXiv 2406.01506).
 Parents are found from the top: the largest is replaced by the parents below it until there are enough and
-none is too large, so that no parent is above another and they are of many kinds. Deterministic.
+none is too large, so that no parent is an ancestor of another and they are diverse. Deterministic.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ from jhsae.ranges import Count, Fraction, ranged
 from jhsae.teacher.ontology import Ontology
 from jhsae.teacher.vocabulary import Vocabulary
 
-Spread = Annotated[int, Ge(2)]  # one sample has no spread
+Spread = Annotated[int, Ge(2)]  # one sample has no variance
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Concept:
 
 @ranged
 @dataclass(frozen=True)
-class Limits:
-    """What makes a parent, and a child of it."""
+class SelectionLimits:
+    """Criteria of a parent and of its children."""
 
     min_tokens: Annotated[Count, "tokens of a parent, at least"] = 12
     max_tokens: Annotated[Count, "a parent with more is split where possible"] = 100
@@ -84,13 +84,20 @@ def select(
     ontology: Ontology,
     vocabulary: Vocabulary,
     parents: int,
-    limits: Limits,
+    limits: SelectionLimits,
     concepts: Iterable[str] = (),
 ) -> tuple[Concept, ...]:
-    """`parents` parent concepts, most tokens first; or exactly those that `concepts` names, in that order.
+    """Selects parent concepts, most tokens first; or exactly those named by `concepts`, in that order.
+
+    Args:
+        ontology: The graph of concepts.
+        vocabulary: Words that are single tokens.
+        parents: Number of parents.
+        limits: Criteria of parents and children.
+        concepts: Names, words or ids of parents; empty selects them.
 
     Raises:
-        UserError: an unknown concept, one with too few words, or fewer parents than asked for.
+        UserError: An unknown concept, one with too few words, or fewer parents than requested.
     """
     tokens = token_sets(ontology, vocabulary)
     graph = merged_children(ontology, tokens, limits.min_child_tokens, limits.rest)
@@ -104,10 +111,10 @@ class _Finder:
     ontology: Ontology
     tokens: Mapping[str, frozenset[int]]
     graph: Mapping[str, tuple[str, ...]]
-    limits: Limits
+    limits: SelectionLimits
 
     def parent(self, i: str) -> Concept:
-        """The concept as a parent, or why it cannot be one."""
+        """The concept as a parent, or the reason why it cannot be one."""
         children = self.children(i)
         if not self.is_parent(i):
             raise UserError(
@@ -148,7 +155,7 @@ class _Finder:
         return enough and len(self.children(i)) >= self.limits.min_children
 
     def below(self, i: str) -> set[str]:
-        """The nearest parents below i."""
+        """The closest parents below i."""
         found: set[str] = set()
         todo = list(self.graph[i])
         while todo:
@@ -160,7 +167,7 @@ class _Finder:
         return found
 
     def split(self, i: str) -> set[str]:
-        """The nearest two or more parents below i; none where there is only a chain of single ones."""
+        """The closest two or more parents below i; none where there is only a chain of single ones."""
         found = self.below(i)
         while len(found) == 1:
             found = self.below(found.pop())

@@ -38,7 +38,7 @@ def delta_span(
     if not sigma.any():  # no child, or none that differs from its parent
         return rows[:0]
     energy = np.cumsum(sigma**2) / np.sum(sigma**2)
-    # Singular values of rounding size would make up directions.
+    # Singular values at rounding level are noise.
     rank = int(np.sum(sigma > 1e-6 * sigma[0]))
     kept = int(np.sum(energy < variance - 1e-9)) + 1
     return rows[: min(sub, rank, kept)]

@@ -1,4 +1,4 @@
-"""What a teacher found, as lines for the screen: its size, its validation beside the nulls, its first concepts."""
+"""Summary of a teacher for the terminal: size, validation against the nulls, first concepts."""
 
 from jhsae.teacher.artifact import Teacher
 from jhsae.teacher.select import Concept
@@ -6,7 +6,13 @@ from jhsae.teacher.vocabulary import Vocabulary
 
 
 def summary(teacher: Teacher, vocabulary: Vocabulary, shown: int = 8) -> str:
-    """The lines, with the first `shown` concepts."""
+    """Summary lines of a teacher.
+
+    Args:
+        teacher: The artifact.
+        vocabulary: For the words of its tokens.
+        shown: Number of concepts in the summary.
+    """
     about, validation = teacher.provenance, teacher.validation
     angles, project = validation["orthogonality"], validation["projection"]
     lines = [
@@ -37,7 +43,7 @@ def summary(teacher: Teacher, vocabulary: Vocabulary, shown: int = 8) -> str:
 
 
 def _number(value: float | None, width: int, decimals: int) -> str:
-    """A number in its column; ``n/a`` where it is not defined."""
+    """A value in its column; ``n/a`` where it is undefined."""
     return f"{'n/a':>{width}}" if value is None else f"{value:{width}.{decimals}f}"
 
 

@@ -1,11 +1,11 @@
-"""How far a teacher's geometry is real: its numbers and those of nulls (Park et al., arXiv 2406.01506, section 6).
+"""Validation of a teacher's geometry against nulls (Park et al., arXiv 2406.01506, section 6).
 
 Orthogonality: the angle between a child's delta and its parent, two-sided |angle - 90| in degrees. As estimated,
 the parent has seen the child's tokens; with fewer tokens than dimensions that alone brings the angle near 90, so
 it is also measured on the parent estimated without them (`unseen`). Projection: g·l / ||l||² is 1 on average for
 tokens of the concept and 0 for other words; measured on held-out words (70/30) and on whole unseen children.
-What cannot be measured (the angle of a delta of 0, a child with all of its parent's tokens) is left out, and the median
-of nothing is None. Nulls: another concept as the parent (of a single one, itself); samples dealt out to other tokens.
+Undefined values (the angle of a delta of 0, a child with all of its parent's tokens) are left out; the median of no
+values is None. Nulls: another concept as the parent (of a single one, itself); samples permuted over tokens.
 """
 
 from collections.abc import Mapping
@@ -30,9 +30,18 @@ def validate(
     lemmas: Mapping[int, str],
     seed: int,
 ) -> dict[str, Any]:
-    """{"orthogonality": {...}, "projection": {...}}: the teacher's numbers and those of its nulls.
+    """Metrics of a teacher and of its nulls.
 
-    `lemmas` maps a token to its word, so that "dog" and "dogs" are held out together.
+    Args:
+        concepts: Parents with their children.
+        directions: Their estimated directions.
+        estimator: The rule that estimated them.
+        samples: Samples of all tokens.
+        lemmas: Token id -> word, so that "dog" and "dogs" are held out together.
+        seed: Of splits and permutations.
+
+    Returns:
+        ``{"orthogonality": {...}, "projection": {...}}``, JSON values; undefined ones are None.
     """
     rng = np.random.default_rng(seed)
     shuffled = samples.shuffled(rng)
@@ -42,11 +51,11 @@ def validate(
     null_angles, null_levels = unseen(concepts, estimator, shuffled)
     return {
         "orthogonality": {
-            "measured": spread(seen(directions)),
-            "random_parent": spread(other_parent(concepts, directions, estimator, samples, order)),
-            "shuffled": spread(seen(null)),
-            "unseen": spread(angles),
-            "unseen_shuffled": spread(null_angles),
+            "measured": quartiles(seen(directions)),
+            "random_parent": quartiles(other_parent(concepts, directions, estimator, samples, order)),
+            "shuffled": quartiles(seen(null)),
+            "unseen": quartiles(angles),
+            "unseen_shuffled": quartiles(null_angles),
         },
         "projection": {
             "measured": projection(concepts, estimator, samples, lemmas, np.random.default_rng(seed))
@@ -134,7 +143,7 @@ def readout(
     lemmas: Mapping[int, str],
     seed: int,
 ) -> dict[str, dict[str, float | None]]:
-    """Does the direction read the concept off activations at a layer? AUC over parents, held-out words only.
+    """AUC of each parent's direction as a probe on activations at a layer, held-out words only.
 
     The direction comes from `samples` of the other words; `activations` are whitened on the residual side.
     """
@@ -146,7 +155,7 @@ def readout(
             known, heldout = split(concept, lemmas, rng)
             line = estimator.direction(seen.of(known), others(concept, concepts, seen))
             areas.append(auc(activations.of(heldout) @ line, activations.of(outside(concept, activations)) @ line))
-        found[name] = spread(np.array(areas))
+        found[name] = quartiles(np.array(areas))
     return found
 
 
@@ -183,12 +192,12 @@ def mean(values: Float64[np.ndarray, "values"]) -> float:
 
 
 def median(values: Float64[np.ndarray, "values"]) -> float | None:
-    """The median of those that are defined; None where none is."""
-    return spread(values)["median"]
+    """The median of the defined values; None where there are none."""
+    return quartiles(values)["median"]
 
 
-def spread(values: Float64[np.ndarray, "values"]) -> dict[str, float | None]:
-    """Median and quartiles of those that are defined, and how many they are; None where none is."""
+def quartiles(values: Float64[np.ndarray, "values"]) -> dict[str, float | None]:
+    """Median, quartiles and number of the defined values; None where there are none."""
     known = values[~np.isnan(values)]
     if not len(known):
         return {"median": None, "quartile_1": None, "quartile_3": None, "n": 0}

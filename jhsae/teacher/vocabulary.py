@@ -1,9 +1,9 @@
-"""Which words of an ontology are single tokens of a model.
+"""Words of an ontology that are single tokens of a model.
 
 A word counts when the tokenizer makes exactly one token of it with a space before it. As in Park et al.
 (arXiv 2406.01506) a noun counts in its forms: lower case, plural and both capitalised. Words that WordNet
 has as nouns but that are hardly ever used as one ("in" the unit, "will" the faculty) do not count, nor do tokens
-that mostly begin longer words ("prof").
+that mostly start longer words ("prof").
 """
 
 from collections import Counter
@@ -70,7 +70,10 @@ def forms(word: str) -> tuple[str, ...]:
 def single_tokens(tokenizer: Tokenizer, words: Iterable[str], usage: Mapping[str, int]) -> Vocabulary:
     """The nouns of at least three letters that are one token in some form.
 
-    `usage` says how often words (any, not nouns alone) occur in some text, to know which tokens are mostly pieces.
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        words: Nouns.
+        usage: Counts of words (any, not nouns alone) in some text, to detect tokens that are mostly word pieces.
     """
     nouns = sorted({w for w in words if len(w) > 2 and " " not in w and w.lower() not in FUNCTION_WORDS})
     pairs = [(word, form) for word in nouns for form in forms(word)]
@@ -89,7 +92,7 @@ def _encode(tokenizer: Tokenizer, words: list[str]) -> list[list[int]]:
 
 
 def _pieces(tokenizer: Tokenizer, usage: Mapping[str, int]) -> set[int]:
-    """Tokens that begin a longer word more often than they are one."""
+    """Tokens that start a longer word more often than they are a word."""
     whole: Counter[int] = Counter()
     for (_, count), tokens in zip(usage.items(), _encode(tokenizer, list(usage)), strict=True):
         if tokens:  # a tokenizer without bytes and without an unknown token may give none

@@ -8,9 +8,9 @@ import pytest
 
 from jhsae import ops
 from jhsae.__main__ import main
-from jhsae.bench import cases
+from jhsae.bench import ops as bench_ops
+from jhsae.bench.inputs import Shape
 from jhsae.bench.ops import measure
-from jhsae.bench.shape import Shape
 
 SHAPE = Shape(embed=8, experts=16, batch=12, sub=3, atoms=4, k=4)
 FLAGS = ["--embed", "8", "--experts", "16", "--batch", "12", "--sub", "3", "--atoms", "4", "--k", "4", "--repeats", "1"]
@@ -39,7 +39,7 @@ def test_groups_and_alternatives_are_chosen():
 
 
 def test_a_wrong_alternative_shows_its_error(monkeypatch):
-    monkeypatch.setattr(cases, "_pairs", lambda a, b: 1.01 * cases._gram(a, b) + 0.0 * jnp.sum(a))
+    monkeypatch.setattr(bench_ops, "_pairs", lambda a, b: 1.01 * bench_ops._gram(a, b) + 0.0 * jnp.sum(a))
     rows = measure(SHAPE, only=("gram",), repeats=1)["rows"]
     assert [row["error"] > 5e-3 for row in rows] == [False, True, False, True]
 

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from jhsae.__main__ import main
-from jhsae.bench import equality, ours
-from jhsae.bench.batch import make_batch, random_rows
-from jhsae.bench.shape import Build, Shape
-from jhsae.bench.step import Step, measure
-from jhsae.bench.theirs import OriginalTraining
+from jhsae.bench import ours
+from jhsae.bench.inputs import Build, Shape, make_batch, random_rows
+from jhsae.bench.original import OriginalTraining
+from jhsae.bench.step import Errors, StepBench, compare_gradients, measure, to_original
 from jhsae.losses import Objective, SquaredError
 
 SHAPE = Shape(embed=12, experts=24, batch=32, sub=3, atoms=5, k=4)
@@ -63,55 +62,58 @@ def test_the_verb_writes_its_numbers(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_original_may_have_a_batch_of_its_own():
-    result = measure(Step(SHAPE, repeats=1, original_batch=8))
+    result = measure(StepBench(SHAPE, repeats=1, original_batch=8))
     times = result["seconds"]
     assert result["tokens"] == {"ours": 32, "original": 8}
     assert result["speedup"] == pytest.approx(4 * times["original"][0] / times["ours"][0])
-    whole = measure(Step(SHAPE, repeats=1))
+    whole = measure(StepBench(SHAPE, repeats=1))
     assert result["memory"]["original"]["temp"] == whole["memory"]["original"]["temp"], "memory is that of all tokens"
 
 
 def test_ours_alone():
-    result = measure(Step(SHAPE, repeats=1, original_batch=0))
+    result = measure(StepBench(SHAPE, repeats=1, original_batch=0))
     assert "speedup" not in result and result["seconds"].keys() == {"ours"}
 
 
 @pytest.mark.parametrize("topk", ["lax", "scan"])
 def test_both_sides_are_equal_to_rounding(topk):
-    sae, objective = ours.faithful(SHAPE, Build(topk=topk))
-    errors = equality.compare(sae, objective, jnp.asarray(make_batch(SHAPE, sae)[0]), SHAPE.k)
+    start = ours.faithful(SHAPE, Build(topk=topk))
+    sae, objective = start.sae, start.modules.objective
+    errors = compare_gradients(sae, objective, jnp.asarray(make_batch(SHAPE, sae)[0]), SHAPE.k)
     assert errors.loss <= 1e-6 and errors.gradient <= 1e-6
 
 
 def test_both_sides_train_alike():
     """Three updates: clipping, Adam, renormalisation and the tracker, beyond the gradients."""
-    sae, objective = ours.faithful(SHAPE, Build())
+    start = ours.faithful(SHAPE, Build())
+    sae = start.sae
     x = jnp.asarray(make_batch(SHAPE, sae)[0])
-    here, there = ours.Training(sae, objective, x), OriginalTraining(equality.to_original(sae), x, SHAPE.k)
+    here, there = ours.Training(start, x), OriginalTraining(to_original(sae), x, SHAPE.k)
     for _ in range(3):
         here()
         there()
-    trained = equality.to_original(here.state.sae)
+    trained = to_original(here.state.sae)
     for name, leaf in trained._asdict().items():
         np.testing.assert_allclose(leaf, getattr(there.state.params, name), atol=1e-5, err_msg=name)
-        assert np.abs(leaf - getattr(equality.to_original(sae), name)).max() > 1e-4, name
+        assert np.abs(leaf - getattr(to_original(sae), name)).max() > 1e-4, name
     assert there.state.tracker.sum() > 0
 
 
 def test_another_function_is_not_equal():
-    sae, objective = ours.faithful(SHAPE, Build())
+    start = ours.faithful(SHAPE, Build())
+    sae, objective = start.sae, start.modules.objective
     x = jnp.asarray(make_batch(SHAPE, sae)[0])
-    assert equality.compare(sae, objective, x, SHAPE.k).equal
+    assert compare_gradients(sae, objective, x, SHAPE.k).equal
     other = Objective({"reconstruction": SquaredError()})
-    assert not equality.compare(sae, other, x, SHAPE.k).equal
+    assert not compare_gradients(sae, other, x, SHAPE.k).equal
     nan = eqx.tree_at(lambda s: s.up, sae, sae.up * jnp.nan)
-    assert not equality.compare(nan, objective, x, SHAPE.k).equal
-    assert not equality.Errors(0.0, {"a": 1e-3, "b": 0.0}).equal
+    assert not compare_gradients(nan, objective, x, SHAPE.k).equal
+    assert not Errors(0.0, {"a": 1e-3, "b": 0.0}).equal
 
 
 def test_every_leaf_is_mapped_to_its_own_place():
-    sae, _ = ours.faithful(SHAPE, Build())
-    theirs = equality.to_original(sae)
+    sae = ours.faithful(SHAPE, Build()).sae
+    theirs = to_original(sae)
     np.testing.assert_array_equal(theirs.router_decoder, np.asarray(sae.router_dec).T)
     np.testing.assert_array_equal(theirs.W_up[3], np.asarray(sae.up[3]).T)
     np.testing.assert_array_equal(theirs.expert_decoder[3], np.asarray(sae.atom_dec[3]).T)
@@ -119,7 +121,7 @@ def test_every_leaf_is_mapped_to_its_own_place():
 
 
 def test_the_batch_is_unit_rows_whose_selections_are_clear():
-    sae, _ = ours.faithful(SHAPE, Build())
+    sae = ours.faithful(SHAPE, Build()).sae
     x, load = make_batch(SHAPE, sae)
     assert x.shape == (32, 12)
     np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1.0, rtol=1e-5)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jhsae.bench.timing import Spread, interleave
+from jhsae.bench.measurement import MedianRange, interleave
 from jhsae.errors import UserError
 
 
@@ -36,9 +36,9 @@ def test_rounds_alternate_after_one_that_is_not_counted():
 
 def test_medians_and_extremes_of_times_ratios_and_rates():
     times = Machine(a=[9.0, 1.0, 2.0, 3.0], b=[9.0, 4.0, 4.0, 9.0]).interleave(3)
-    assert times.milliseconds("a") == Spread(2000.0, 1000.0, 3000.0)
-    assert times.ratio("b", "a") == Spread(3.0, 2.0, 4.0), "round by round, not of medians"
-    assert times.per_second("b", 36) == Spread(9.0, 4.0, 9.0)
+    assert times.milliseconds("a") == MedianRange(2000.0, 1000.0, 3000.0)
+    assert times.ratio("b", "a") == MedianRange(3.0, 2.0, 4.0), "round by round, not of medians"
+    assert times.per_second("b", 36) == MedianRange(9.0, 4.0, 9.0)
 
 
 def test_no_round_begins_after_the_time_is_up_but_three_are_made():

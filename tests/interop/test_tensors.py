@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from jhsae.errors import UserError
+from jhsae.files import forms
 from jhsae.interop import tensors
 
 VALUES = np.array([[1.0, -2.5, 3.140625], [0.0, 1e-3, 65504.0]], np.float32)
@@ -136,8 +137,8 @@ def test_json_that_is_no_config(tmp_path: Path, content: bytes, message: str):
 
 def test_settings_have_types():
     config = {"k": 32, "d": 2.5, "on": True, "name": "a"}
-    assert tensors.setting(config, "k", int, "f") == 32
-    assert tensors.setting(config, "k", float, "f") == 32.0
+    assert forms.setting(config, "k", int, "f") == 32
+    assert forms.setting(config, "k", float, "f") == 32.0
     for key, kind, message in [
         ("n", int, "f: no key 'n', expected int"),
         ("on", int, "f: 'on' is True, expected int"),
@@ -145,7 +146,7 @@ def test_settings_have_types():
         ("name", dict, "f: 'name' is 'a', expected dict"),
     ]:
         with refused(message):
-            tensors.setting(config, key, kind, "f")
+            forms.setting(config, key, kind, "f")
 
 
 def test_a_tensor_is_read_when_it_is_taken_and_not_before(tmp_path: Path):
@@ -173,13 +174,13 @@ def test_weights_of_integers_may_be_quantised_and_are_no_weights(tmp_path: Path,
 
 def test_counts_texts_and_layers():
     config = {"k": 3, "zero": 0, "name": "a", "none": None, "list": []}
-    assert tensors.count(config, "k", "f", 3) == 3 and tensors.text(config, "name", "f") == "a"
-    assert tensors.text(config, "none", "f") is None and tensors.text(config, "absent", "f") is None
+    assert forms.count(config, "k", "f", 3) == 3 and forms.text(config, "name", "f") == "a"
+    assert forms.text(config, "none", "f") is None and forms.text(config, "absent", "f") is None
     assert tensors.layer_number("12", "f") == 12
     for call, message in (
-        (lambda: tensors.count(config, "zero", "f"), "f: 'zero' is 0, expected at least 1"),
-        (lambda: tensors.count(config, "k", "f", 2), "f: k is 3 but there are 2 features"),
-        (lambda: tensors.text(config, "list", "f"), "f: 'list' is [], expected str"),
+        (lambda: forms.count(config, "zero", "f"), "f: 'zero' is 0, expected at least 1"),
+        (lambda: forms.count(config, "k", "f", 2), "f: k is 3 but there are 2 features"),
+        (lambda: forms.text(config, "list", "f"), "f: 'list' is [], expected str"),
         (lambda: tensors.layer_number("9" * 5000, "f"), "expected a number of at most"),
         (lambda: tensors.layer_number("٣", "f"), "expected a number of at most"),
     ):

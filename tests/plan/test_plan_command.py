@@ -10,10 +10,10 @@ from jhsae import config as cfg
 from jhsae.__main__ import main
 from jhsae.errors import UserError
 from jhsae.parallel.mesh import MeshShape, make_mesh
-from jhsae.plan import meshes
-from jhsae.plan.page import amount, gib, page, seconds
+from jhsae.plan import compare
+from jhsae.plan.format import amount, format_plan, gib, seconds
+from jhsae.plan.lowering import lower_train, stage_of, tile_load
 from jhsae.plan.topology import topology
-from jhsae.plan.training import lower, stage_of, tiles_of
 from jhsae.training.config import Train
 
 SMALL = ["sae.experts=64", "sae.embed=32", "sae.route.k=4", "data.batch=256"]
@@ -65,7 +65,7 @@ def test_no_teacher_is_read():
         ["sae.experts=16", "sae.embed=16", "sae.sub=4", "sae.atoms=4", "sae.route.k=2", "data.batch=16"],
     )
     mesh = make_mesh(MeshShape(), topology("cpu:2").devices)
-    assert lower(config, stage_of(config, "adapt"), mesh, "cpu").numbers > 0
+    assert lower_train(config, stage_of(config, "adapt"), mesh, "cpu").parameter_count > 0
 
 
 @pytest.mark.parametrize(
@@ -106,13 +106,13 @@ def test_no_libtpu(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("text", ["data=16,expert=4", "16x4", "data=16", "expert=4"])
 def test_a_mesh_in_words(text: str):
-    assert meshes.mesh_shape(text, 64) == MeshShape(16, 4)
+    assert compare.mesh_shape(text, 64) == MeshShape(16, 4)
 
 
 def test_candidates_share_batch_and_experts_evenly():
-    shapes = meshes.candidates(64, 64, 64)
+    shapes = compare.candidates(64, 64, 64)
     assert [(m.data, m.expert) for m in shapes] == [(64, 1), (16, 4), (4, 16)]
-    assert [(m.data, m.expert) for m in meshes.candidates(8, 2, 6 * 4)] == [(2, 4)]
+    assert [(m.data, m.expert) for m in compare.candidates(8, 2, 6 * 4)] == [(2, 4)]
 
 
 def test_the_recommended_mesh_fits_then_is_fast_then_small():
@@ -122,15 +122,15 @@ def test_the_recommended_mesh_fits_then_is_fast_then_small():
         {"fits": True, "step_seconds": 1.0, "bytes_per_chip": 7},
         {"fits": True, "step_seconds": 1.0, "bytes_per_chip": 6},
     ]
-    assert meshes.recommended(rows) == 3
-    assert meshes.recommended(rows[:1]) == 0
+    assert compare.recommended(rows) == 3
+    assert compare.recommended(rows[:1]) == 0
 
 
 def test_pairs_of_a_chip():
     config = cfg.load(Train, cfg.find("scale.yaml"), SMALL)
     mesh = make_mesh(MeshShape(2, 4), topology("cpu:8").devices)
     # 256 tokens over 2, of 4 experts each; a quarter of those pairs and of the 64 experts is here
-    assert tiles_of(config, mesh) == (256 / 2 * 4 / 4, 16)
+    assert tile_load(config, mesh) == (256 / 2 * 4 / 4, 16)
 
 
 def test_the_longest_stage_is_planned():
@@ -153,7 +153,7 @@ def test_a_page_of_a_program_that_does_not_fit():
         **dict.fromkeys(unknown),
     }
     about = {"config": "a.yaml", "topology": "v5e:2x4", "stage": "train", "precision": "float32", "meshes": [row, row]}
-    text = page(row | about)
+    text = format_plan(row | about)
     assert "DOES NOT FIT: 32.00 GiB a chip, 2.0 times its 16.00 GiB" in text
     assert "NO" in text.splitlines()[-1]
 

@@ -9,10 +9,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jhsae.ops.tiles import group_size, group_tiles, over_tiles
 from jhsae.parallel.mesh import MeshShape, make_mesh
 from jhsae.plan.collectives import groups_of
-from jhsae.plan.cost import work_of
+from jhsae.plan.cost import product_of, work_of
 from jhsae.plan.hlo import Instruction, Module, Value
-from jhsae.plan.loops import Tiles, execution
-from jhsae.plan.products import product_of
+from jhsae.plan.loops import TileLoad, execution
 
 # as XLA:TPU writes it: no trip count, windows for batch dimensions, memory spaces, a constant in the condition
 TPU = """HloModule jit_f, is_scheduled=true
@@ -164,7 +163,7 @@ def test_a_loop_of_unknown_length_counts_once_unless_it_goes_over_tiles():
     compiled = jax.jit(loop).lower(
         jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((32, 32), jnp.float32)
     ).compile()  # fmt: skip
-    program = execution(Module.parse(compiled.as_text()), Tiles(1e6, 10))
+    program = execution(Module.parse(compiled.as_text()), TileLoad(1e6, 10))
     assert [(loop.trips, loop.how) for loop in program.loops] == [(1, "once")]
 
 
@@ -178,7 +177,7 @@ def test_a_loop_over_tiles_makes_the_trips_that_even_use_of_experts_would():
 
     compiled = jax.jit(loop).lower(indices, jax.ShapeDtypeStruct((512, 4096), jnp.float32)).compile()
     (found,) = (
-        loop for loop in execution(Module.parse(compiled.as_text()), Tiles(512 * 4, 8)).loops if loop.how != "known"
+        loop for loop in execution(Module.parse(compiled.as_text()), TileLoad(512 * 4, 8)).loops if loop.how != "known"
     )
     # 2,048 pairs are 128 full tiles, 136 at most, 8 at a time
     assert group_size(4096) == 8
@@ -187,8 +186,8 @@ def test_a_loop_over_tiles_makes_the_trips_that_even_use_of_experts_would():
 
 def test_expected_trips_are_full_tiles_of_every_expert():
     # 4 experts with 20 pairs each: 2 tiles of 16 each, 8 in all, 3 at a time
-    assert Tiles(80, 4).expected(3, 10) == 3
-    assert Tiles(80, 4).expected(3, 2) == 2
+    assert TileLoad(80, 4).expected(3, 10) == 3
+    assert TileLoad(80, 4).expected(3, 2) == 2
 
 
 def test_collectives_of_a_compiled_program_name_their_group_payload_and_count():

@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 
 from jhsae.errors import UserError
-from jhsae.plan.chips import CHIPS, Chip
-from jhsae.plan.collectives import Collective
-from jhsae.plan.cost import Operation, Work
-from jhsae.plan.links import Places, on_dcn, rate
-from jhsae.plan.products import Product
-from jhsae.plan.roofline import times_of
+from jhsae.plan.collectives import Collective, on_dcn, rate
+from jhsae.plan.cost import Operation, Product, Work
+from jhsae.plan.estimate import step_time
+from jhsae.plan.topology import CHIPS, Chip, Places
 
 CHIP = Chip("toy", 1e12, 128, 1e10, 1e11, 1e10, 2, 4, 1e9)  # links close to rings along axes of 4, 8, ...
 
@@ -78,7 +76,7 @@ def test_step_time_by_hand():
         Operation("b", "", (), 1e9, 2),  # 2 x 10 ms of traffic
     ]
     exchange = [collective("all-gather", ROW, 4e9, 5), collective("all-reduce", [[0, 16]], 1e9, 1)]
-    times = times_of(Work(operations, exchange, [], 0, 0.0, None, None), CHIP, square(4, slices=2))
+    times = step_time(Work(operations, exchange, [], 0, 0.0, None, None), CHIP, square(4, slices=2))
     assert times.arithmetic == pytest.approx(3 * 1000 * product.flops / 1e12)
     assert times.memory == pytest.approx((3e6 + 2e9) / 1e11)
     assert times.chip == pytest.approx(times.arithmetic + 2e9 / 1e11)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jhsae.metric import CausalGeometry, causal
-from jhsae.teacher import Concept, Limits, Ontology, Vocabulary, select, single_tokens
+from jhsae.teacher import Concept, Ontology, SelectionLimits, Vocabulary, select, single_tokens
 from jhsae.teacher.samples import View
 
 PARENTS, CHILDREN, WORDS, EMBED, VOCAB = 4, 3, 12, 24, 3000
@@ -60,7 +60,7 @@ def world():
     ontology = planted_ontology()
     names = [word for words in ontology.words.values() for word in words]
     vocabulary = single_tokens(Tokenizer(names), names, {})
-    concepts = select(ontology, vocabulary, PARENTS, Limits(max_tokens=40))
+    concepts = select(ontology, vocabulary, PARENTS, SelectionLimits(max_tokens=40))
     basis = np.linalg.qr(rng.normal(size=(EMBED, EMBED)))[0].T
     parents = 4.0 * basis[:PARENTS]
     deltas = 4.0 * basis[PARENTS : PARENTS + PARENTS * CHILDREN].reshape(PARENTS, CHILDREN, EMBED)

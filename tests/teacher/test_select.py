@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 
 from jhsae.errors import UserError
-from jhsae.teacher import Limits, Ontology, Vocabulary, select
+from jhsae.teacher import Ontology, SelectionLimits, Vocabulary, select
 from jhsae.teacher.select import merged_children, token_sets
 
-LOOSE = Limits(min_tokens=4, max_tokens=1000, min_child_tokens=2, rest=2)
+LOOSE = SelectionLimits(min_tokens=4, max_tokens=1000, min_child_tokens=2, rest=2)
 
 
 def chain(*sizes):
@@ -67,7 +67,7 @@ def test_what_cannot_be_a_parent_is_named(world):
     with pytest.raises(UserError, match="unknown concept 'unicorn'"):
         select(world.ontology, world.vocabulary, 1, LOOSE, ["unicorn"])
     with pytest.raises(UserError, match="min_child_tokens is 1, expected at least 2"):
-        Limits(min_child_tokens=1)
+        SelectionLimits(min_child_tokens=1)
 
 
 def test_of_two_parents_with_the_same_words_one_is_left_out(world):

@@ -1,7 +1,7 @@
-"""Input normalisers: what is done to an activation before an SAE sees it, and how it is undone.
+"""Input normalisers: invertible transformations of an activation before it enters an SAE.
 
-moments (statistics of stored rows) -> base (what a normaliser is) -> affine (the same for every token), token (a
-scale of each token's own).
+moments (statistics of stored rows) -> base (the interface) -> affine (the same for every token), token (a scale per
+token).
 """
 
 from jhsae.data.normalize.affine import CenterScale as CenterScale

@@ -1,6 +1,6 @@
-"""Normalisers that do the same to every token: a shift and a factor, for all dimensions or for each.
+"""Affine normalisers, the same for every token: a shift and a factor, shared or per dimension, or a matrix.
 
-What does not vary is not scaled: a statistic of 0 (up to the rounding of float32) counts as 1.
+Constant dimensions are not scaled: a statistic of 0 (up to float32 rounding) is replaced by 1.
 """
 
 from typing import Annotated
@@ -24,9 +24,9 @@ from jhsae.data.normalize.base import (
 from jhsae.data.normalize.moments import RowSource, mean_and_covariance, mean_and_variance
 from jhsae.ranges import NonNegative
 
-SeveralRows = Annotated[int, Ge(2)]  # one row has no spread
+SeveralRows = Annotated[int, Ge(2)]  # the deviation of one row is 0
 
-ROUNDING = 2.0**-23  # of float32: a standard deviation below this part of the mean is none
+ROUNDING = 2.0**-23  # of float32: a standard deviation below this fraction of the mean is rounding
 
 
 class Identity(AbstractNormalizer):
@@ -99,7 +99,7 @@ class Whiten(AbstractAffine):
     """x' = (x - mean) E diag(lambda + eps)^(-1/2), where the covariance is E diag(lambda) E^T (PCA whitening).
 
     SAELens's covariance_whitening (arXiv 2511.13981), from at most `rows` rows of the store, in float64. SAELens
-    leaves the sign of an eigenvector to chance; here its largest entry is positive, so that a run resumed on another
+    leaves the sign of an eigenvector undefined; here its largest entry is positive, so that a run resumed on another
     machine sees the same inputs. With eps = 0, directions in which no row varies become 0.
     """
 
@@ -114,7 +114,7 @@ class Whiten(AbstractAffine):
         values, vectors = np.linalg.eigh(covariance)
         largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], axis=0)
         vectors = vectors * np.where(largest < 0, -1.0, 1.0)
-        if self.eps == 0:  # eigenvalues of rounding size would make up directions
+        if self.eps == 0:  # eigenvalues at rounding level are noise
             values = np.where(values > len(values) * np.finfo(np.float64).eps * values[-1], values, 0.0)
         root = np.sqrt(np.maximum(values, 0) + self.eps)
         scaled = np.divide(vectors, root, out=np.zeros_like(vectors), where=root > 0)

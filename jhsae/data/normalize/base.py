@@ -1,8 +1,8 @@
-"""What an input normaliser is: something done to an activation before an SAE sees it, and undone afterwards.
+"""Interface of input normalisers: invertible transformations applied before an SAE and undone after it.
 
-``x', token = normalizer(x)`` and ``x_hat = normalizer.undo(x_hat', token)``, in the units of the language model. Where
-the same is done to every token it is affine, ``x' = (x - shift) matrix``, and can be folded into the weights of an
-SAE. Statistics are arrays but no parameters: no gradient step touches them.
+``x', token = normalizer(x)`` and ``x_hat = normalizer.undo(x_hat', token)``, in the units of the language model. A
+normaliser that does not depend on the token is affine, ``x' = (x - shift) matrix``, and can be folded into the weights
+of an SAE. Statistics are arrays but not parameters: they have no gradient.
 """
 
 import inspect
@@ -24,17 +24,26 @@ Factor = Float[Array, ""] | Float[Array, "embed"] | Float[Array, "embed embed"]
 
 
 class PerToken(eqx.Module):
-    """What was taken out of each token beyond what is done to all alike: ``x = x' scale + shift``."""
+    """The part of a normaliser that depends on the token: ``x = x' scale + shift``.
+
+    Args:
+        scale: One factor per row, [batch, 1].
+        shift: One shift per row, [batch, 1].
+    """
 
     scale: Float[Array, "batch 1"]
     shift: Float[Array, "batch 1"]
 
 
 class Affine(eqx.Module):
-    """``x' = times(x - shift, matrix)`` and ``x = times(x', inverse) + shift``, the same for every token.
+    """An affine map, the same for every token.
 
-    A `matrix` is a factor for all dimensions, one for each, or a matrix that acts on rows from the right. Where
-    nothing is subtracted the shift is the scalar 0; `over` gives it a size.
+    ``x' = times(x - shift, matrix)`` and ``x = times(x', inverse) + shift``.
+
+    Args:
+        shift: [embed], or the scalar 0 without a shift; `over` broadcasts it.
+        matrix: A scalar, one factor per dimension [embed], or [embed, embed], which acts on rows from the right.
+        inverse: Its inverse, in the same form.
     """
 
     shift: Float[Array, "embed"] | Float[Array, ""]
@@ -49,7 +58,12 @@ class Affine(eqx.Module):
 def times(
     rows: Float[Array, "*batch embed"] | Float[np.ndarray, "*batch embed"], factor: Factor
 ) -> Float[Array, "*batch embed"]:
-    """``rows @ factor`` for a matrix, ``rows * factor`` otherwise; in full float32 on every device."""
+    """Applies a factor to rows, in full float32 on every device.
+
+    Args:
+        rows: [rows, embed].
+        factor: A matrix [embed, embed] (``rows @ factor``), or a factor per dimension or a scalar (``rows * factor``).
+    """
     if factor.ndim == 2:
         return jnp.matmul(rows, factor, precision=jax.lax.Precision.HIGHEST)
     return jnp.asarray(rows) * factor
@@ -58,20 +72,25 @@ def times(
 class AbstractNormalizer(Ranged, eqx.Module):
     """``x_normal, token = normalizer(x)`` and ``normalizer.undo(x_hat, token)``.
 
-    What `fit` estimates are array fields, None until then.
+    Statistics are array fields, None before `fit`.
     """
 
     def fit(self, store: RowSource) -> "AbstractNormalizer":
-        """The normaliser with the statistics of a store (`Store` or `ArrayRows`); itself where none are needed."""
+        """The normaliser with the statistics of a `Store` or `ArrayRows`; `self` where none are needed."""
         return self
 
     @abstractmethod
     def __call__(self, x: Rows) -> tuple[Rows, PerToken]:
-        """The normalised rows, and what `undo` needs to know of each."""
+        """The normalised rows, and the per-token statistics that `undo` needs."""
 
     @abstractmethod
     def undo(self, x_hat: Rows, token: PerToken) -> Rows:
-        """Normalised rows back in the original units."""
+        """Maps normalised rows back to the original units.
+
+        Args:
+            x_hat: Normalised rows, [rows, embed].
+            token: The second result of the call on the same rows.
+        """
 
     @abstractmethod
     def affine(self) -> Affine | None:
@@ -85,7 +104,7 @@ class AbstractNormalizer(Ranged, eqx.Module):
 
 
 class AbstractAffine(AbstractNormalizer):
-    """A normaliser that does the same to every token: `affine` says it all."""
+    """A normaliser that is the same for every token, defined by `affine`."""
 
     @abstractmethod
     def affine(self) -> Affine:
@@ -101,19 +120,19 @@ class AbstractAffine(AbstractNormalizer):
 
 
 def untouched(x: Rows) -> PerToken:
-    """Nothing is taken out of single tokens."""
+    """Per-token statistics of a transformation that does not depend on the token."""
     return PerToken(jnp.ones_like(x[:, :1]), jnp.zeros_like(x[:, :1]))
 
 
 def fitted(statistic: Array | None) -> Array:
-    """A statistic, shut off from gradients; ValueError before `fit`."""
+    """A statistic under `stop_gradient`; ValueError before `fit`."""
     if statistic is None:
         raise ValueError("the normaliser has no statistics yet; call fit(store) and use what it returns")
     return jax.lax.stop_gradient(statistic)
 
 
 def divisor(scale: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """A scale to divide by: 1 where it is 0."""
+    """A divisor: 1 where the scale is 0."""
     return jnp.where(scale == 0, 1.0, scale)
 
 

@@ -1,7 +1,7 @@
-"""Means, variances and covariances of stored rows, in float64, for normalisers that need more than the manifest says.
+"""Means, variances and covariances of stored rows, in float64, for normalisers that need more than the manifest.
 
 At most a given number of rows is read, in blocks spread evenly over the store, whose rows are shuffled already. Rows
-are shifted by the store's mean before they are squared, so that nothing cancels.
+are shifted by the store's mean before they are squared, against cancellation.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ BLOCK = 1024  # rows: one chunk of a store as `Writer` makes it
 
 @runtime_checkable
 class RowSource(Protocol):
-    """What a normaliser is fitted on: a `Store`, or an array in memory as `ArrayRows`."""
+    """Rows to fit a normaliser on: a `Store`, or an array in memory as `ArrayRows`."""
 
     @property
     def manifest(self) -> Manifest | Statistics:
@@ -30,7 +30,7 @@ class RowSource(Protocol):
 
     @property
     def rows(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
 
     def read(self, start: int, stop: int) -> Float[np.ndarray, "rows embed"]:
         """Rows `start` to `stop`."""
@@ -38,7 +38,7 @@ class RowSource(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ArrayRows:
-    """An array in memory as something to fit on: ``CenterScale().fit(ArrayRows(x))``."""
+    """An array in memory as a `RowSource`: ``CenterScale().fit(ArrayRows(x))``."""
 
     x: Shaped[np.ndarray, "rows embed"] = field(repr=False)
 
@@ -56,7 +56,7 @@ class ArrayRows:
 
     @property
     def rows(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return len(self.x)
 
     def read(self, start: int, stop: int) -> Float[np.ndarray, "rows embed"]:

@@ -1,4 +1,4 @@
-"""Normalisers whose scale depends on the token. They cannot be folded into the weights of an SAE."""
+"""Normalisers whose scale depends on the token; they cannot be folded into the weights of an SAE."""
 
 import equinox as eqx
 import jax.numpy as jnp

@@ -10,12 +10,12 @@ MAJOR = 6
 CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
 SCALER, WHITENING = "activation_scaler.json", "activation_whitening.safetensors"
 
-# What a TransformerLens or Hugging Face hook reads, and how many more blocks have run than its number says.
+# Hooks of TransformerLens and Hugging Face on the residual stream, and the offset of the layer to the block index.
 HOOKS = ((r"blocks\.(\d+)\.hook_resid_pre", 0), (r"blocks\.(\d+)\.hook_resid_post", 1), (r"model\.layers\.(\d+)", 1))
 
 
 def hook_names(layer: int | None) -> dict[str, str | None]:
-    """The hook before which `layer` blocks have run: TransformerLens's name, and Hugging Face's where there is one."""
+    """Hook names of the residual stream at `layer`: TransformerLens's, and Hugging Face's where there is one."""
     if layer is None:
         return {"hook_name": None}
     if layer == 0:

@@ -1,8 +1,8 @@
-"""SAELens's normalize_activations, both ways.
+"""SAELens's normalize_activations, read and written.
 
 ``none``, ``constant_norm_rescale`` and ``layer_norm`` are `Identity`, `ConstantNorm` and `LayerNorm`. Training with
 ``expected_average_only_in`` (`Scale`) or ``covariance_whitening`` (`Whiten`) ends with a fold and ``none``; before that
-their statistics stand in files of the checkpoint. On the way out affine normalisers are folded too, and `UnitNorm` is
+their statistics are files of the checkpoint. When written, affine normalisers are folded too, and `UnitNorm` is
 `ConstantNorm` times 1 / sqrt(d_in), which is folded.
 """
 
@@ -15,15 +15,16 @@ import jax.numpy as jnp
 
 from jhsae.data import AbstractNormalizer, Affine, ConstantNorm, Identity, LayerNorm, Scale, UnitNorm, Whiten
 from jhsae.errors import UserError, nearest
+from jhsae.files.forms import brief, setting
 from jhsae.interop.fold import fold, fold_affine
 from jhsae.interop.saelens.layout import CONFIG, SCALER, WHITENING
-from jhsae.interop.tensors import brief, load, read_json, refuse_unknown, setting, take_all
+from jhsae.interop.tensors import load, read_json, refuse_unknown, take_all
 from jhsae.sae import AbstractSAE
 
 
 @singledispatch
 def folded(normalizer: AbstractNormalizer, sae: AbstractSAE) -> tuple[Any, str]:
-    """The SAE that does the same behind one of SAELens's normalisers, and the name of that."""
+    """An equivalent SAE with one of SAELens's normalisers, and the name of that normaliser."""
     if normalizer.affine() is None:
         raise UserError(
             f"SAELens has no normaliser like {type(normalizer).__name__}, which scales every token by a number of its "
@@ -59,7 +60,7 @@ def _check_eps(eps: float, expected: float, name: str) -> None:
 def normalizer_of(name: str, folder: Path, embed: int) -> tuple[dict[str, Any], AbstractNormalizer]:
     """Our slot and part for a normalize_activations of `name`; statistics are read from the checkpoint `folder`.
 
-    `UserError`: an unknown name, statistics that are not there or do not have the size `embed`.
+    `UserError`: an unknown name, statistics that are missing or not of size `embed`.
     """
     if name not in NORMALIZERS:
         known = nearest(name, NORMALIZERS)
@@ -71,7 +72,7 @@ def normalizer_of(name: str, folder: Path, embed: int) -> tuple[dict[str, Any], 
 def _scale(folder: Path, embed: int) -> AbstractNormalizer:
     file = _statistics(folder / SCALER)
     factor = setting(read_json(file), "scaling_factor", float, file)
-    if not 1e-30 < factor < 1e30:  # beyond, it or what it divides is no float32
+    if not 1e-30 < factor < 1e30:  # beyond, the factor or its inverse overflows float32
         raise UserError(f"{file}: scaling_factor is {factor}, expected a number above 0 of some usual size")
     return Scale(jnp.float32(1 / factor))
 

@@ -1,12 +1,12 @@
-"""SAELens loads what `jhsae.interop.torch_hsae` writes, once this module is imported.
+"""Plug-in: after importing this module, SAELens loads the folders written by `jhsae.interop.torch_hsae`.
 
     import jhsae.interop.saelens.plugin
     from sae_lens import SAE
     sae = SAE.load_from_disk("folder")
 
 It registers the architecture "jhsae_hsae" (`sae_lens.register_sae_class`). The forward pass is that of the shipped
-torch module; W_enc, W_dec and the biases are its flat view, made when the weights are loaded. For inference: what is
-saved again are the weights as they were trained.
+torch module; W_enc, W_dec and the biases are its flat view, made when the weights are loaded. For inference: saving
+writes the weights as they were trained.
 """
 
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ class HSAEConfig(SAEConfig):
 
 
 class HSAEInSAELens(SAE[HSAEConfig]):
-    """A hierarchical SAE with SAELens's interface; `hook_sae_acts_pre` never fires, for lack of one flat encoder."""
+    """A hierarchical SAE with SAELens's interface; `hook_sae_acts_pre` never fires, there is no flat encoder."""
 
     b_enc: nn.Parameter
 
@@ -75,7 +75,7 @@ class HSAEInSAELens(SAE[HSAEConfig]):
         state_dict.update(flat | weights)
 
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
-        """Only the weights as they were trained go into the file."""
+        """Keeps only the weights as they were trained."""
         weights = {name.removeprefix(PREFIX): w for name, w in state_dict.items() if name.startswith(PREFIX)}
         state_dict.clear()
         state_dict.update(weights)

@@ -1,8 +1,8 @@
 """Reads a SAELens directory of format 6: ``standard``, ``topk``, ``jumprelu``, ``gated``, and training checkpoints.
 
-A checkpoint of ``batchtopk`` or ``matryoshka_batchtopk`` holds a running threshold; it is read as the JumpReLU that
-SAELens saves when training is over. `rescale_acts_by_decoder_norm` is our `DecoderNormUnit`. Where
-``cfg.json`` leaves a key out, SAELens's own default holds. Thresholds below 0 act as 0, since SAELens applies a ReLU.
+A checkpoint of ``batchtopk`` or ``matryoshka_batchtopk`` has a running threshold; it is read as the JumpReLU that
+SAELens saves after training. `rescale_acts_by_decoder_norm` is our `DecoderNormUnit`. Where
+``cfg.json`` omits a key, SAELens's default applies. Thresholds below 0 act as 0, since SAELens applies a ReLU.
 """
 
 import re
@@ -15,16 +15,17 @@ import numpy as np
 
 from jhsae.errors import UserError, nearest
 from jhsae.files.checksums import verify
+from jhsae.files.forms import brief, count, setting
 from jhsae.interop import imported
 from jhsae.interop.imported import Imported
 from jhsae.interop.saelens.layout import CONFIG, MAJOR, WEIGHTS, layer_of
 from jhsae.interop.saelens.normalize import normalizer_of
-from jhsae.interop.tensors import Tensors, brief, count, load, read_json, refuse_unknown, setting, take, take_all
+from jhsae.interop.tensors import Tensors, load, read_json, refuse_unknown, take, take_all
 
 LARGEST_LOG = 88.0  # e^88 is nearly the largest float32
 
 
-class Source(NamedTuple):
+class SAELensFiles(NamedTuple):
     """The two files of a directory, and their paths for messages."""
 
     config: dict[str, Any]
@@ -65,7 +66,7 @@ class Source(NamedTuple):
 
 
 def read(path: str | Path) -> Imported:
-    """The SAE in the directory `path`, with the normaliser that stands before it.
+    """The SAE in the directory `path`, with its normaliser.
 
     `UserError`, and nothing is built: a file, key or tensor is missing, misshapen or unknown; an architecture, a
     normalisation or a version of the format that is not read here; a reshaped hook_z.
@@ -78,18 +79,18 @@ def read(path: str | Path) -> Imported:
     if architecture not in READERS:
         known = f"{', '.join(READERS)}{nearest(architecture, READERS)}"
         raise UserError(f"{folder / CONFIG}: architecture is {brief(architecture)}, expected one of {known}")
-    source = Source(config, load(folder / WEIGHTS), folder)
-    if (reshape := source.option("reshape_activations", str, "none")) != "none":
+    files = SAELensFiles(config, load(folder / WEIGHTS), folder)
+    if (reshape := files.option("reshape_activations", str, "none")) != "none":
         raise UserError(
-            f"{source.file}: reshape_activations is {brief(reshape)}, expected 'none'; an SAE of attention heads "
+            f"{files.file}: reshape_activations is {brief(reshape)}, expected 'none'; an SAE of attention heads "
             "(hook_z) is not read here"
         )
-    slot, leaves = READERS[architecture](source)
-    name = source.option("normalize_activations", str, "none")
-    normalize, normalizer = normalizer_of(name, folder, source.sizes[1])
-    about = imported.about("saelens", folder, config, *_reads(_metadata(config, source.file)))
+    slot, leaves = READERS[architecture](files)
+    name = files.option("normalize_activations", str, "none")
+    normalize, normalizer = normalizer_of(name, folder, files.sizes[1])
+    about = imported.about("saelens", folder, config, *_model_and_layer(_metadata(config, files.file)))
     about["source"] |= {"architecture": architecture, "version": version}
-    return replace(imported.assemble(slot, leaves, about, source.file, normalize), normalizer=normalizer)
+    return replace(imported.assemble(slot, leaves, about, files.file, normalize), normalizer=normalizer)
 
 
 def _version(config: dict[str, Any], file: Path) -> str:
@@ -107,7 +108,7 @@ def _version(config: dict[str, Any], file: Path) -> str:
     return found
 
 
-def _reads(metadata: dict[str, Any]) -> tuple[str | None, int | None]:
+def _model_and_layer(metadata: dict[str, Any]) -> tuple[str | None, int | None]:
     model, *hooks = (metadata.get(key) for key in ("model_name", "hook_name", "hf_hook_name"))
     layers = (layer_of(hook) for hook in hooks if isinstance(hook, str))
     found = next((layer for layer in layers if layer is not None), None)
@@ -118,51 +119,51 @@ def _metadata(config: dict[str, Any], file: Path) -> dict[str, Any]:
     return setting(config, "metadata", dict, file) if "metadata" in config else {}
 
 
-Parts = tuple[dict[str, Any], dict[str, np.ndarray]]  # the slot of an SAE, and its parameters by path
+SlotAndParameters = tuple[dict[str, Any], dict[str, np.ndarray]]  # the slot of an SAE, and its parameters by path
 
 
-def _standard(source: Source) -> Parts:
-    return source.slot(imported.RELU), source.leaves("b_enc")
+def _standard(files: SAELensFiles) -> SlotAndParameters:
+    return files.slot(imported.RELU), files.leaves("b_enc")
 
 
-def _topk(source: Source) -> Parts:
-    k, rescale = count(source.config, "k", source.file, source.sizes[0]), _rescale(source, False)
-    return source.slot(imported.top_k(k), rescale), source.leaves("b_enc")
+def _topk(files: SAELensFiles) -> SlotAndParameters:
+    k, rescale = count(files.config, "k", files.file, files.sizes[0]), _rescale(files, False)
+    return files.slot(imported.top_k(k), rescale), files.leaves("b_enc")
 
 
-def _jumprelu(source: Source) -> Parts:
+def _jumprelu(files: SAELensFiles) -> SlotAndParameters:
     """Checkpoints before 6.5x hold log_threshold."""
-    key = "log_threshold" if "log_threshold" in source.tensors else "threshold"
-    leaves = source.leaves("b_enc", key)
+    key = "log_threshold" if "log_threshold" in files.tensors else "threshold"
+    leaves = files.leaves("b_enc", key)
     found = leaves.pop(key)
     if key == "log_threshold":
         if found.max() > LARGEST_LOG:
-            raise UserError(f"{source.folder / WEIGHTS}: 'log_threshold' goes up to {found.max():g}, beyond float32")
+            raise UserError(f"{files.folder / WEIGHTS}: 'log_threshold' goes up to {found.max():g}, beyond float32")
         found = np.exp(found)
-    return source.slot(imported.JUMP_RELU), leaves | _threshold(found)
+    return files.slot(imported.JUMP_RELU), leaves | _threshold(found)
 
 
-def _batchtopk(source: Source) -> Parts:
-    threshold = take(source.tensors, "topk_threshold", (), source.folder / WEIGHTS)
-    leaves = source.leaves("b_enc", more=("topk_threshold",))
-    spread = np.full(source.sizes[0], threshold, np.float32)
-    return source.slot(imported.JUMP_RELU, _rescale(source, True)), leaves | _threshold(spread)
+def _batchtopk(files: SAELensFiles) -> SlotAndParameters:
+    threshold = take(files.tensors, "topk_threshold", (), files.folder / WEIGHTS)
+    leaves = files.leaves("b_enc", more=("topk_threshold",))
+    spread = np.full(files.sizes[0], threshold, np.float32)
+    return files.slot(imported.JUMP_RELU, _rescale(files, True)), leaves | _threshold(spread)
 
 
-def _gated(source: Source) -> Parts:
-    slot = imported.gated_slot(*source.sizes, apply_b_dec_to_input=source.subtracted)
-    return slot, source.leaves("b_gate", "r_mag", "b_mag")
+def _gated(files: SAELensFiles) -> SlotAndParameters:
+    slot = imported.gated_slot(*files.sizes, apply_b_dec_to_input=files.subtracted)
+    return slot, files.leaves("b_gate", "r_mag", "b_mag")
 
 
-def _rescale(source: Source, default: bool) -> bool:
-    return source.option("rescale_acts_by_decoder_norm", bool, default)
+def _rescale(files: SAELensFiles, default: bool) -> bool:
+    return files.option("rescale_acts_by_decoder_norm", bool, default)
 
 
 def _threshold(values: np.ndarray) -> dict[str, np.ndarray]:
     return {"sparsifier.threshold": np.maximum(values, 0)}
 
 
-READERS: dict[str, Callable[[Source], Parts]] = {
+READERS: dict[str, Callable[[SAELensFiles], SlotAndParameters]] = {
     "standard": _standard,
     "topk": _topk,
     "jumprelu": _jumprelu,

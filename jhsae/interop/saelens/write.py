@@ -1,7 +1,7 @@
 """Writes a SAELens directory: `ReLU` as standard, `TopK` as topk, `JumpReLU` as jumprelu, `GatedSAE` as gated.
 
 An inference-time BatchTopK or Matryoshka SAE is a `JumpReLU`, as SAELens itself saves it. The unit of the codes and
-what can be folded of the normaliser goes into the weights. Codes, L0 and reconstructions are those
+the affine part of the normaliser are folded into the weights. Codes, L0 and reconstructions are those
 of the SAE that is written.
 """
 
@@ -23,7 +23,7 @@ from jhsae.interop.saelens.normalize import folded
 from jhsae.sae import AbstractSAE, FlatSAE, GatedSAE
 from jhsae.sparsify import AbstractSparsifier, GumbelTopK, JumpReLU, ReLU, TopK
 
-# SAELens's names for what the SAE was trained as, by our class.
+# SAELens's architecture names by our class.
 TRAINED_AS = {
     "ReLU": "standard",
     "TopK": "topk",
@@ -36,7 +36,7 @@ TRAINED_AS = {
 
 
 class Form(NamedTuple):
-    """What SAELens calls an architecture: its name, the keys of cfg.json that only it has, its own tensors."""
+    """An architecture of SAELens: its name, its keys of cfg.json, its tensors."""
 
     architecture: str
     keys: dict[str, Any]
@@ -80,7 +80,7 @@ def write(
 
 
 def check(sae: AbstractSAE, normalizer: AbstractNormalizer) -> None:
-    """Raises the `UserError` that `write` would raise for what SAELens has no form for."""
+    """Raises the `UserError` of `write` for SAEs without a SAELens equivalent."""
     _prepared(sae, normalizer)
 
 

@@ -1,4 +1,4 @@
-"""The page that ``jhsae plan`` prints: the verdict first, then where memory and time go."""
+"""The text that ``jhsae plan`` prints: the verdict, then memory and time by cause."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ BOUND = {
 }
 
 
-def page(plan: Row) -> str:
-    """The whole page."""
+def format_plan(plan: Row) -> str:
+    """The whole text."""
     parts = [_head(plan), _verdict(plan), _memory(plan)]
     if plan["flops"] is not None:
         parts += [_time(plan), _collectives(plan), _assumed(plan)]
@@ -25,8 +25,8 @@ def page(plan: Row) -> str:
     return "\n\n".join(parts)
 
 
-def brief(row: Row) -> str:
-    """One mesh in a line."""
+def format_mesh(row: Row) -> str:
+    """One mesh in one line."""
     if not row["fits"]:
         return f"{gib(row['bytes_per_chip'])} a chip, which does not fit"
     return f"{gib(row['bytes_per_chip'])} a chip" + (f", {seconds(row['step_seconds'])} a step" if row["times"] else "")
@@ -75,7 +75,7 @@ def _memory(plan: Row) -> str:
 def _time(plan: Row) -> str:
     lines = [f"work of a chip in a step: {amount(plan['flops'])}FLOP, {amount(plan['hbm_traffic'])}B of HBM traffic"]
     if (times := plan["times"]) is None:
-        return "\n".join([*lines, "no times: the rates of a CPU are not known here"])
+        return "\n".join([*lines, "no times: the rates of a CPU are unknown"])
     rows = [
         ["matrix products", seconds(times["arithmetic"])],
         ["HBM traffic", seconds(times["memory"])],
@@ -117,7 +117,7 @@ def _assumed(plan: Row) -> str:
         trips = ", ".join(sorted({f"{loop['trips']} of {loop['most']}" for loop in expected}))
         lines.append(f"{len(expected)} loops over tiles: {trips} trips, if all experts are chosen equally often.")
     if once:
-        lines.append(f"{once} loops whose length nobody knows are counted once.")
+        lines.append(f"{once} loops of unknown length are counted once.")
     if plan["kernels"]:
         lines.append(f"{plan['kernels']} calls of hand-written kernels: their FLOPs are not counted.")
     compiler = plan["compiler"]
@@ -157,7 +157,7 @@ def _mesh(row: Row) -> str:
 
 
 def _table(rows: list[list[str]], indent: int = 2) -> list[str]:
-    """Columns under each other, numbers to the right."""
+    """Aligned columns, the first to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -167,12 +167,12 @@ def _table(rows: list[list[str]], indent: int = 2) -> list[str]:
 
 
 def gib(count: float | int) -> str:
-    """Bytes in GiB, or in MiB where that is more than nothing."""
+    """Bytes in GiB, small ones in MiB."""
     return f"{count / 2**30:,.2f} GiB" if count >= 0.095 * 2**30 else f"{count / 2**20:,.2f} MiB"
 
 
 def amount(count: float | int) -> str:
-    """A number with three digits and the letter of its size: 1.23 G."""
+    """Three digits and an SI prefix: 1.23 G."""
     for unit, letter in UNITS:
         if count >= unit:
             return f"{count / unit:.3g} {letter}"
@@ -180,7 +180,7 @@ def amount(count: float | int) -> str:
 
 
 def seconds(count: float | int) -> str:
-    """A time in the unit that suits it."""
+    """A time in s, ms or us."""
     return f"{count:.3g} s" if count >= 1 else f"{count * 1e3:.3g} ms" if count >= 1e-3 else f"{count * 1e6:.3g} us"
 
 

@@ -1,4 +1,4 @@
-"""What the numbers of a teacher must be: finite, and directions that point somewhere."""
+"""Checks of a teacher's arrays: finite values and nonzero directions."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,10 +7,10 @@ import numpy as np
 
 from jhsae.errors import UserError
 
-DIRECTIONS = ("parents", "readouts", "up", "down")  # rows of these are vectors of a length
+DIRECTIONS = ("parents", "readouts", "up", "down")  # arrays whose rows must be nonzero
 
 
-def check_numbers(arrays: Mapping[str, np.ndarray], file: Path) -> None:
+def check_arrays(arrays: Mapping[str, np.ndarray], file: Path) -> None:
     """Raises `UserError` for an array that is not finite, a direction of zeros, a parent without children.
 
     An SAE that starts from such a teacher would have experts that never fire.
