@@ -5,6 +5,7 @@ activations on prompts) -> a direction per parent and a delta per child -> an ar
 how far its geometry is real.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ from jhsae.teacher import (
     Concept,
     Limits,
     Prompts,
+    Teacher,
     View,
     Vocabulary,
     build,
@@ -41,7 +43,9 @@ from jhsae.teacher import (
     summary,
     validate,
 )
+from jhsae.teacher.artifact import NUMBERS, read_numbers
 
+logger = logging.getLogger(__name__)
 READ = ("the", "they spoke about the")  # prompts in which readouts are tried
 
 
@@ -60,7 +64,7 @@ class Source:
 class Teach:
     """The config of one teacher."""
 
-    out: Annotated[Words, "the teacher's folder; must not exist"]
+    out: Annotated[Words, "the teacher's folder; must not hold anything else"]
     lm: Annotated[Source, "the language model"]
     wordnet: Annotated[str | None, "folder of WordNet 3.x (data.noun, index.noun); null: the bundled subset"] = None
     senses: Annotated[Count | None, "how many senses of a word count, the commonest first; null: all"] = 1
@@ -81,14 +85,55 @@ class Teach:
 
 
 def run(config: Teach) -> Path:
-    """Makes the teacher and returns its folder. Raises `UserError` before any compute for bad input."""
+    """Makes the teacher, prints what was made and returns its folder. Raises what `teach` does."""
+    folder = teach(config)
+    print(f"{about(folder)}; next: jhsae train geometry.yaml teacher={folder} data.store=STORE out=runs/geometry")
+    return folder
+
+
+def teach(config: Teach) -> Path:
+    """Makes the teacher, or leaves the one that this very config made alone.
+
+    Returns:
+        The teacher's folder.
+
+    Raises:
+        UserError: Input that does not fit together, or a teacher of another config; before any compute.
+    """
     out = local_folder(config.out)
     with owned(out, "teach"):
-        refuse_existing(out)
-        return _run(config)
+        if _finished(out, cfg.config_hash(config)):
+            logger.info(f"{out} is finished; nothing to do")
+        else:
+            refuse_existing(out)
+            _teach(config)
+    return out
 
 
-def _run(config: Teach) -> Path:
+def about(folder: Path) -> str:
+    """A finished teacher in one line."""
+    teacher = Teacher.load(folder)
+    parents, sub, embed = teacher.up.shape
+    return (
+        f"{folder}: {parents} parents with {int(teacher.counts.sum())} children, subspaces of {sub} of {embed} "
+        f"dimensions, from {teacher.provenance['model']}"
+    )
+
+
+def _finished(out: Path, config_hash: str) -> bool:
+    """True when this very config made `out`. `UserError`: another one did."""
+    if not (out / NUMBERS).exists():
+        return False
+    made_by = read_numbers(out)["provenance"].get("config_hash")
+    if made_by != config_hash:
+        raise UserError(
+            f"{out} holds a teacher of another config ({made_by} there, {config_hash} here) and is never overwritten; "
+            "write another out=..."
+        )
+    return True
+
+
+def _teach(config: Teach) -> None:
     evidence = cfg.build(config.evidence, AbstractEvidence)
     estimator = cfg.build(config.estimator, AbstractEstimator)
     with tqdm(total=5, desc="teach: model and ontology") as bar:
@@ -119,7 +164,7 @@ def _run(config: Teach) -> Path:
         validation=validation,
     )
     print(summary(teacher, vocabulary))
-    return teacher.save(config.out)
+    teacher.save(config.out)
 
 
 def find_concepts(config: Teach, reader: lm.LanguageModel) -> tuple[Vocabulary, tuple[Concept, ...]]:

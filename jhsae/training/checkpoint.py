@@ -101,7 +101,7 @@ class Checkpoints:
         if damage:
             raise UserError(
                 f"no checkpoint in {self._folder} can be read (step {max(damage)}: {damage[max(damage)]}); bring one "
-                "back, or write another out=... to begin anew"
+                "back, or write another out=... to start again"
             )
         return None
 

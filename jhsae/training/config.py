@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 import optax
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Len, MinLen
 
 from jhsae.config import Slot, Supplied
 from jhsae.constraint import AbstractConstraint
@@ -76,7 +76,9 @@ class StageConfig:
 class Train:
     """The config of one run: every row of the README's table of slots is a key here."""
 
-    UNHASHED: ClassVar[frozenset[str]] = frozenset({"out", "loggers", "log_every", "checkpoint_every", "max_to_keep"})
+    UNHASHED: ClassVar[frozenset[str]] = frozenset(
+        {"out", "loggers", "log_every", "checkpoint_every", "max_to_keep", "profile_steps"}
+    )
     LATER: ClassVar[dict[str, Any]] = {"precision": "float32", "data.streams": 1, "data.live": None}
 
     out: Annotated[Words, "the run folder"]
@@ -107,3 +109,14 @@ class Train:
     checkpoint_every: Annotated[Count, "steps between checkpoints"] = 1000
     max_to_keep: Annotated[Count | None, "newest checkpoints to keep; null keeps all"] = 2
     loggers: Annotated[list[Sink], "tensorboard, wandb"] = field(default_factory=list)
+    profile_steps: Annotated[
+        Annotated[list[Count], Len(2, 2)] | None, "[first, last] step of a profiler trace in profile/; null for none"
+    ] = None
+
+    def __post_init__(self) -> None:
+        total = sum(stage.steps for stage in self.stages)
+        if self.profile_steps is not None and not self.profile_steps[0] <= self.profile_steps[1] <= total:
+            raise UserError(
+                f"profile_steps is {self.profile_steps}, expected the first and the last step to trace, of the {total} "
+                f"steps of the run; write profile_steps=[{min(10, total)},{min(12, total)}]"
+            )
