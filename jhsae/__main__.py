@@ -5,7 +5,6 @@ Every failure that can be expected is one line on stderr and an exit code of `EX
 """
 
 import argparse
-import importlib
 import io
 import logging
 import os

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 import optax
-from annotated_types import Ge, Len, MinLen
+from annotated_types import Ge, MinLen
 
 from jhsae.config import Slot, Supplied
 from jhsae.constraint import AbstractConstraint
@@ -110,13 +110,13 @@ class Train:
     max_to_keep: Annotated[Count | None, "newest checkpoints to keep; null keeps all"] = 2
     loggers: Annotated[list[Sink], "tensorboard, wandb"] = field(default_factory=list)
     profile_steps: Annotated[
-        Annotated[list[Count], Len(2, 2)] | None, "[first, last] step of a profiler trace in profile/; null for none"
+        list[Count] | None, "[first, last] step of a profiler trace, written to profile/; null for none"
     ] = None
 
     def __post_init__(self) -> None:
-        total = sum(stage.steps for stage in self.stages)
-        if self.profile_steps is not None and not self.profile_steps[0] <= self.profile_steps[1] <= total:
+        total, steps = sum(stage.steps for stage in self.stages), self.profile_steps
+        if steps is not None and not (len(steps) == 2 and steps[0] <= steps[1] <= total):
             raise UserError(
-                f"profile_steps is {self.profile_steps}, expected the first and the last step to trace, of the {total} "
+                f"profile_steps is {steps}, expected the first and the last step to trace, of the {total} "
                 f"steps of the run; write profile_steps=[{min(10, total)},{min(12, total)}]"
             )

@@ -213,7 +213,7 @@ def taught() -> Callable[[], int]:
 def language_model() -> None:
     """A random Gemma-2 of two blocks, its weights in two shards with an index."""
     from safetensors.numpy import load_file
-    from test_harvest import save_language_model
+    from small_lm import save_language_model
 
     save_language_model(Path("lm"))
     whole = Path("lm/model.safetensors")
