@@ -134,7 +134,7 @@ class GainNearOne(AbstractTerm):
 '''
 
 
-def test_adding_an_architecture_touches_one_file_and_one_yaml(tmp_path, monkeypatch, capsys):
+def test_adding_an_architecture_touches_one_file_and_one_yaml(tmp_path, monkeypatch, caplog):
     """A sparsifier with a parameter, an SAE and a term, none of which anything else knows."""
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "my_architecture.py").write_text(FILE)
@@ -156,7 +156,7 @@ def test_adding_an_architecture_touches_one_file_and_one_yaml(tmp_path, monkeypa
         load_sae(tmp_path / "run")
     del sys.modules["my_architecture"]
     loaded, normalizer, about = load_sae(tmp_path / "run", trust="my_architecture")
-    assert "importing my_architecture" in capsys.readouterr().out
+    assert "importing my_architecture" in caplog.text
     mine = sys.modules.pop("my_architecture")
     assert isinstance(loaded, mine.GainSAE) and about["sae"]["_target_"] == "my_architecture.GainSAE"
     assert loaded.sparsifier.settled_now and loaded.sparsifier.margin.shape == (FEATURES,)

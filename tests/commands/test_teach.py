@@ -143,7 +143,7 @@ def test_a_finished_teacher_is_left_alone_and_one_of_another_config_is_refused(c
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"{folder}: 3 parents with 6 children, subspaces of 4 of 16 dimensions, from ")
     assert f"next: jhsae train geometry.yaml teacher={folder} data.store=STORE" in last
-    with pytest.raises(UserError, match="a teacher of another config .* is never overwritten; write another out="):
+    with pytest.raises(UserError, match=r"a teacher of another config .* is never overwritten; write another out="):
         teach.run(replace(config, seed=1))
     (folder / "teacher.json").unlink()
     with pytest.raises(UserError, match="never overwritten"):

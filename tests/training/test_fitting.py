@@ -40,7 +40,8 @@ def fresh(seed=0):
 
 
 def test_every_key_of_a_run_that_decides_the_result_is_an_argument():
-    files = {"out", "data", "sae", "init", "metric", "teacher", "loggers", "checkpoint_every", "keep"}
+    files = {"out", "data", "sae", "init", "metric", "teacher", "loggers"}
+    files |= {"checkpoint_every", "max_to_keep", "profile_steps"}
     wanted = {f.name for cls in (Train, StageConfig) for f in fields(cls)} - files - {"name"}
     assert wanted <= signature(fit).parameters.keys()
 
