@@ -27,7 +27,7 @@ EXIT_CODES = {
     4: "no room: a full disk, or memory that is used up",
     75: "another process of the run is gone",
     130: "interrupted",
-    141: "the reader of the output is gone",
+    141: "the output pipe was closed",
     143: "stopped by SIGTERM and saved",
 }
 VARIABLES = {
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with console():
                 return _outcome(argv)
         finally:
-            if sys.stdout is not None:  # closed by whoever started us
+            if sys.stdout is not None:  # closed by the parent process
                 sys.stdout.flush()
     except BrokenPipeError:  # such as `jhsae train --help | head -1`; what is left goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -108,7 +108,7 @@ def _run(verb: str, words: list[str]) -> int:
     found = module(verb)
     try:
         settings = config.load(getattr(found, verb.capitalize()), config.find(path), words[named:])
-    except UserError as error:  # nobody wrote bare.yaml, so no message names it
+    except UserError as error:  # bare.yaml is not the user's, so no message names it
         raise UserError(str(error).replace(str(BARE), f"jhsae {verb}")) from error
     found.run(settings)
     return 0

@@ -37,12 +37,12 @@ def fill(writers: list[Writer], stream: Stream, streams: Streams) -> None:
         logger.info(f"going on after {done} rows")
     with Progress("harvest", total, done, unit="row") as progress:
         for start in range(0, len(missing), streams.writers):
-            dealt = missing[start : start + streams.writers]
-            passes = max(streams.passes(stream, group.start, group.stop) for group in dealt)
-            group = dealt[streams.number] if streams.number < len(dealt) else Group(-1, 0, 0)
-            x, index = _read(stream, streams, group, passes, progress, len(dealt))
+            round_groups = missing[start : start + streams.writers]
+            passes = max(streams.passes(stream, group.start, group.stop) for group in round_groups)
+            group = round_groups[streams.writer] if streams.writer < len(round_groups) else Group(-1, 0, 0)
+            x, index = _read(stream, streams, group, passes, progress, len(round_groups))
             for writer, rows in zip(writers, x, strict=True):
-                if streams.leads and group in writer.missing:
+                if streams.writes and group in writer.missing:
                     writer.put(group, rows, index)
     for writer in writers:
         writer.flush()

@@ -19,7 +19,7 @@ class Console(logging.StreamHandler):
         from tqdm import tqdm
 
         stream = sys.stderr if record.levelno >= logging.WARNING or record.name == PROGRESS else sys.stdout
-        if stream is not None:  # closed by whoever started us
+        if stream is not None:  # closed by the parent process
             self.setStream(stream)
             with tqdm.external_write_mode(file=stream):
                 super().emit(record)

@@ -83,23 +83,23 @@ def _harvest(config: Harvest, config_hash: str) -> None:
     documents = text.documents(skipped)
     documents = chain([next(documents)], documents)  # an empty source fails here, before the model is loaded
     deepest = max(config.lm.layers)
-    reader = lm.load(config.lm.path, layers=deepest, dtype=jnp.dtype(config.lm.dtype), mesh=mesh)
-    check_context(reader.model.config.heads, config.context, config.batch, mesh)
-    reader.model.check_context(config.context)
-    vocab = reader.model.vocab
-    tokens, ended = packed(documents, reader.tokenizer, config.context, config.seed, rows=config.rows, vocab=vocab)
+    loaded = lm.load(config.lm.path, layers=deepest, dtype=jnp.dtype(config.lm.dtype), mesh=mesh)
+    check_context(loaded.model.config.heads, config.context, config.batch, mesh)
+    loaded.model.check_context(config.context)
+    vocab = loaded.model.vocab
+    tokens, ended = packed(documents, loaded.tokenizer, config.context, config.seed, rows=config.rows, vocab=vocab)
     if skipped:
         logger.info("skipped rows of the text: " + ", ".join(f"{n} {why}" for why, n in sorted(skipped.items())))
-    stream = Stream.of(tokens, reader.tokenizer, config.seed)
+    stream = Stream.of(tokens, loaded.tokenizer, config.seed)
     rows = min(config.rows, stream.rows)
     if rows < config.rows:
         logger.warning(f"the text holds {rows} tokens in whole sequences, fewer than rows={config.rows}; storing those")
     on_devices = "float32" if config.dtype == "int8" else config.dtype
-    streams = Streams(reader.model, tuple(wanted), mesh, config.batch, on_devices)
+    streams = Streams(loaded.model, tuple(wanted), mesh, config.batch, on_devices)
     origin = Origin(
-        model=reader.name,
+        model=loaded.name,
         layer=deepest,
-        tokenizer=_fingerprint(reader),
+        tokenizer=_fingerprint(loaded),
         dataset=text.describe() | ({"skipped": dict(sorted(skipped.items()))} if skipped else {}),
         documents=ended,
         seed=config.seed,
@@ -149,13 +149,13 @@ def _writers(
         ]
 
     first = make() if is_main() else []
-    barrier("begun", WAIT_SECONDS)
+    barrier("created", WAIT_SECONDS)
     return first or make()
 
 
-def _fingerprint(reader: lm.LanguageModel) -> dict[str, Any]:
-    """What the manifest says of the tokenizer, of where its special tokens stand, and of its model."""
-    framing = Framing.of(reader.tokenizer)
-    model = ModelName.of(reader.name, reader.sha256)
-    about = {"name": reader.name, **lm.fingerprint(reader.tokenizer)}
+def _fingerprint(loaded: lm.LanguageModel) -> dict[str, Any]:
+    """The manifest's record of the tokenizer, the positions of its special tokens, and the model."""
+    framing = Framing.of(loaded.tokenizer)
+    model = ModelName.of(loaded.name, loaded.sha256)
+    about = {"name": loaded.name, **lm.fingerprint(loaded.tokenizer)}
     return about | {"first": framing.first, "between": framing.between, "model": model.record()}

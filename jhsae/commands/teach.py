@@ -137,12 +137,12 @@ def _teach(config: Teach) -> None:
     evidence = cfg.build(config.evidence, AbstractEvidence)
     estimator = cfg.build(config.estimator, AbstractEstimator)
     with tqdm(total=5, desc="teach: model and ontology") as bar:
-        reader = lm.load(config.lm.path, layers=config.lm.layer or 0, dtype=jnp.dtype(config.lm.dtype))
-        if config.sub >= reader.model.embed:
-            raise UserError(f"sub={config.sub}, but {reader.name} has {reader.model.embed} dimensions; write less")
-        vocabulary, concepts = find_concepts(config, reader)
+        loaded = lm.load(config.lm.path, layers=config.lm.layer or 0, dtype=jnp.dtype(config.lm.dtype))
+        if config.sub >= loaded.model.embed:
+            raise UserError(f"sub={config.sub}, but {loaded.name} has {loaded.model.embed} dimensions; write less")
+        vocabulary, concepts = find_concepts(config, loaded)
         _next(bar, "geometry")
-        view = make_view(config, reader)
+        view = make_view(config, loaded)
         _next(bar, "samples")
         samples = evidence(view, concepts, pool(config, concepts, vocabulary))
         _next(bar, "directions")
@@ -160,35 +160,35 @@ def _teach(config: Teach) -> None:
         sub=config.sub,
         variance=config.variance,
         seed=config.seed,
-        provenance=describe(config, reader, concepts, vocabulary, view.geometry.condition),
+        provenance=describe(config, loaded, concepts, vocabulary, view.geometry.condition),
         validation=validation,
     )
     print(summary(teacher, vocabulary))
     teacher.save(config.out)
 
 
-def find_concepts(config: Teach, reader: lm.LanguageModel) -> tuple[Vocabulary, tuple[Concept, ...]]:
+def find_concepts(config: Teach, loaded: lm.LanguageModel) -> tuple[Vocabulary, tuple[Concept, ...]]:
     """The model's words in the ontology and the parents chosen among its concepts."""
     ontology = from_wordnet(config.wordnet, senses=config.senses)
     words = (word for words in ontology.words.values() for word in words)
-    vocabulary = single_tokens(reader.tokenizer, words, ontology.usage)
-    if (largest := max(vocabulary.surface, default=0)) >= reader.model.vocab:
+    vocabulary = single_tokens(loaded.tokenizer, words, ontology.usage)
+    if (largest := max(vocabulary.surface, default=0)) >= loaded.model.vocab:
         raise UserError(
-            f"the tokenizer of {reader.name} gives token {largest} ({vocabulary.surface[largest]!r}), but the model "
-            f"has {reader.model.vocab} tokens; copy the tokenizer that belongs to the model"
+            f"the tokenizer of {loaded.name} gives token {largest} ({vocabulary.surface[largest]!r}), but the model "
+            f"has {loaded.model.vocab} tokens; copy the tokenizer that belongs to the model"
         )
     return vocabulary, select(ontology, vocabulary, config.parents, config.limits, config.concepts)
 
 
-def make_view(config: Teach, reader: lm.LanguageModel) -> View:
+def make_view(config: Teach, loaded: lm.LanguageModel) -> View:
     """What evidence may look at: unembedding, causal geometry, activations at the teacher's layer."""
-    unembedding = np.asarray(reader.model.unembedding())
+    unembedding = np.asarray(loaded.model.unembedding())
     return View(
         unembedding=unembedding,
         geometry=causal(unembedding, config.shrinkage),
-        residual=_residual(config, reader.model),
-        encode=lambda text: reader.tokenizer(text, add_special_tokens=False)["input_ids"],
-        bos=reader.tokenizer.bos_token_id,
+        residual=_residual(config, loaded.model),
+        encode=lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"],
+        bos=loaded.tokenizer.bos_token_id,
     )
 
 
@@ -202,7 +202,7 @@ def pool(config: Teach, concepts: tuple[Concept, ...], vocabulary: Vocabulary) -
 
 def describe(
     config: Teach,
-    reader: lm.LanguageModel,
+    loaded: lm.LanguageModel,
     concepts: tuple[Concept, ...],
     vocabulary: Vocabulary,
     condition: float,
@@ -210,11 +210,11 @@ def describe(
     """What the teacher was made of."""
     tokens = {t for concept in concepts for t in concept.tokens}
     return {
-        "model": reader.name,
-        "model_sha256": reader.sha256,
+        "model": loaded.name,
+        "model_sha256": loaded.sha256,
         "layer": config.lm.layer,
-        "embed": reader.model.embed,
-        "vocab": reader.model.vocab,
+        "embed": loaded.model.embed,
+        "vocab": loaded.model.vocab,
         "words": len(vocabulary.ids),
         "tokens": len(tokens),
         "parents": len(concepts),

@@ -184,11 +184,11 @@ class Checkpoints:
         try:
             yield
         except (ValueError, OSError) as error:  # tensorstore's and Python's
-            whole = f"that of step {max(self._complete())}" if self._complete() else "not there yet"
+            newest = f"that of step {max(self._complete())}" if self._complete() else "not there yet"
             kind = NoRoomError if no_room(error) else UserError
             raise kind(
                 f"a checkpoint cannot be written to {self._folder} ({_short(error)}); the newest complete one is "
-                f"{whole}; make room there, then run the same command to continue"
+                f"{newest}; make room there, then run the same command to continue"
             ) from error
 
 
@@ -225,8 +225,8 @@ def _read_about(path: epath.Path) -> dict[str, Any]:
             raise ValueError(f"{path} is not what was written: its checksum differs")
         return about
     loader, arrays = about["loader"], about["arrays"]
-    whole = isinstance(loader, dict) and all(type(value) is int and value >= 0 for value in loader.values())
-    if not whole or "next_index" not in loader or loader.keys() - {"next_index", "lanes"}:
+    valid = isinstance(loader, dict) and all(type(value) is int and value >= 0 for value in loader.values())
+    if not valid or "next_index" not in loader or loader.keys() - {"next_index", "lanes"}:
         raise ValueError(f"{path} holds the position {str(loader)[:100]}, expected numbers of at least 0")
     for name, entry in arrays.items() if isinstance(arrays, dict) else [("arrays", arrays)]:
         if not isinstance(entry, dict) or not {"dtype", "shape", "fingerprint"} <= entry.keys():

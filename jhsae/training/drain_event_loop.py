@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 
 class DrainingEventLoop(asyncio.SelectorEventLoop):
-    """Awaits pending tasks on `close` and ignores their exceptions: the first one is raised by whoever awaits it."""
+    """Awaits pending tasks on `close` and ignores their exceptions: the first one is raised where it is awaited."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -140,10 +140,10 @@ def run_stages(
 
 @runtime_checkable
 class _Jitted(Protocol):
-    """What `eqx.filter_jit` makes of a function."""
+    """What `eqx.filter_jit` returns."""
 
     def lower(self, *arguments: Any) -> Any:
-        """Its program for these arguments."""
+        """Lowers it for these arguments."""
 
 
 def _compiled(step: Step, inputs: tuple[StageModules, jax.Array], state: TrainState) -> Step:

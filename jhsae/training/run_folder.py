@@ -24,7 +24,7 @@ from jhsae.training.logs import last_row
 def check_owner(folder: str | Folder, config: Train) -> None:
     """Raises `UserError` when `folder` holds a run of another config, or something that is not a run.
 
-    A run may go on with another `mesh`: the numbers differ by rounding alone.
+    A run may be resumed with another `mesh`; the numbers differ by rounding alone.
     """
     folder = open_folder(folder)
     if not is_bucket(folder) and os.path.lexists(folder) and not folder.is_dir():
