@@ -136,7 +136,7 @@ def _finished(out: Path, config_hash: str) -> bool:
 def _teach(config: Teach) -> None:
     evidence = cfg.build(config.evidence, AbstractEvidence)
     estimator = cfg.build(config.estimator, AbstractEstimator)
-    with tqdm(total=5, desc="teach: model and ontology") as bar:
+    with tqdm(total=5, desc="teach: model and ontology", disable=None) as bar:
         loaded = lm.load(config.lm.path, layers=config.lm.layer or 0, dtype=jnp.dtype(config.lm.dtype))
         if config.sub >= loaded.model.embed:
             raise UserError(f"sub={config.sub}, but {loaded.name} has {loaded.model.embed} dimensions; write less")

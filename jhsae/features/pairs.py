@@ -57,7 +57,7 @@ class SparseCodes:
 
     def parts(self, what: str) -> Iterator[np.ndarray]:
         """All ranges in order, with a progress bar."""
-        for i in tqdm(range(len(self.edges) - 1), what, unit="range"):
+        for i in tqdm(range(len(self.edges) - 1), what, unit="range", disable=None):
             yield self.part(i)
 
 
@@ -104,7 +104,7 @@ def sparse_codes(
 def _encoded(sae: AbstractSAE, normalizer: AbstractNormalizer, selection: Selection) -> Iterator[np.ndarray]:
     """Batch by batch, one record for every code that is not 0."""
     size = max(1, min(READ_ROWS, MOST_CODES // sae.features))
-    with tqdm(total=selection.rows, desc="encoding", unit="token") as bar:
+    with tqdm(total=selection.rows, desc="encoding", unit="token", disable=None) as bar:
         for x, where in _batches(selection, size):
             codes, parents = _codes(sae, normalizer, jnp.asarray(x))
             values = np.asarray(codes.values)

@@ -14,6 +14,7 @@ from jhsae.commands.harvest import run
 from jhsae.data import Store, Writer
 from jhsae.data.partial import Partial
 from jhsae.errors import UserError
+from jhsae.parallel.mesh import MeshShape
 
 
 class SmallShards(Writer):
@@ -161,7 +162,7 @@ def test_int8_is_near_and_goes_on_with_the_channels_that_it_began_with(place, bo
 
 
 def test_the_mesh_decides_no_row(place, both):
-    store = Store.open(run(config(place, "mesh", mesh=harvest.MeshShape(expert=2))))
+    store = Store.open(run(config(place, "mesh", mesh=MeshShape(expert=2))))
     assert store.manifest.config_hash == cfg.config_hash(config(place, "mesh"))
     np.testing.assert_array_equal(rows_in_order(store)[1], rows_in_order(both[1])[1])
     np.testing.assert_allclose(store.read(0, 300), both[1].read(0, 300), rtol=1e-5, atol=1e-5)
@@ -177,7 +178,7 @@ def test_several_layers_need_several_names(place):
         with pytest.raises(UserError, match=sentence):
             config(place, "x-{layer}", layer)
     with pytest.raises(UserError, match="mesh: data 3 x expert 1 is 3 devices, but there are 8"):
-        run(replace(config(place, "x"), mesh=harvest.MeshShape(3)))
+        run(replace(config(place, "x"), mesh=MeshShape(3)))
 
 
 def test_a_record_of_finished_rows_that_is_damaged_counts_for_nothing(place, both, monkeypatch):

@@ -196,7 +196,7 @@ def test_a_checkpoint_of_an_older_version_is_read(saved, copied):
 def test_when_all_are_damaged_it_does_not_begin_anew(copied):
     for step in ("3", "6"):
         truncate(copied / step)
-    with pytest.raises(UserError, match=r"no checkpoint in .* can be read \(step 6: .*write another out=... to begin"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* can be read \(step 6: .*write another out=... to start"):
         resumed(copied)
     assert {f.name for f in copied.iterdir()} == {"3", "6"}
 
@@ -245,7 +245,7 @@ def test_a_full_disk_loses_no_complete_checkpoint(tmp_path, capfd):
     state, limits = init_sharded(big, ONE), resource.getrlimit(resource.RLIMIT_FSIZE)
     sentence = r"cannot be written to .* \(.*too large.*\); the newest complete one is that of step 1; make room there"
     try:
-        with pytest.raises(UserError, match=sentence), Checkpoints(tmp_path / "c", keep=1) as checkpoints:
+        with pytest.raises(UserError, match=sentence), Checkpoints(tmp_path / "c", max_to_keep=1) as checkpoints:
             checkpoints.save(at(state, 1), {})
             assert checkpoints.steps() == [1]
             resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
