@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jhsae import config
-from jhsae.commands import train
+from jhsae.training.config import Train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -42,7 +42,7 @@ def test_the_numbers_of_the_flat_configs_are_those_of_their_results_file():
         file = CONFIGS / "flat" / f"{name}.yaml"
         m = row["metrics"]
         assert f"EV {m['ev_r2']:.3f}, CE recovered {m['ce_recovered']:.3f}, L0 {m['l0']:.1f}" in file.read_text()
-        assert row["config_hash"] == config.config_hash(config.load(train.Train, file)), f"{name} has changed: run it"
+        assert row["config_hash"] == config.config_hash(config.load(Train, file)), f"{name} has changed: run it"
         assert "dirty" not in row["commit"]
 
 
@@ -50,6 +50,6 @@ def test_a_younger_key_is_hashed_once_it_is_set():
     """With the value that older results were made with, it leaves their hashes as they were."""
     file = config.find("flat/topk.yaml")
     plain, same, other = (
-        config.load(train.Train, file, words) for words in ([], ["precision=float32"], ["precision=bfloat16"])
+        config.load(Train, file, words) for words in ([], ["precision=float32"], ["precision=bfloat16"])
     )
     assert config.config_hash(plain) == config.config_hash(same) != config.config_hash(other)

@@ -39,7 +39,6 @@ from safetensors.numpy import save_file
 
 from jhsae import config as cfg
 from jhsae import lm
-from jhsae.commands import train
 from jhsae.commands.evaluate import Evaluate
 from jhsae.data import AbstractNormalizer, Identity, Store, write_array
 from jhsae.optimizer import adam
@@ -51,6 +50,7 @@ from jhsae.teacher.ontology import from_wordnet
 from jhsae.training.checkpoint import Checkpoints, save_sae
 from jhsae.training.config import Train
 from jhsae.training.logs import RunLog
+from jhsae.training.run import prepare
 from jhsae.training.run_folder import check_owner, write_metadata
 from jhsae.training.step import TrainState
 
@@ -177,7 +177,7 @@ def checked(**more: Any) -> Callable[[], int]:
     path = train_config(**more)
 
     def check() -> None:
-        store = train.checked(cfg.load(Train, path)).store
+        store = prepare(cfg.load(Train, path)).store
         store.read(0, store.rows)
         store.index(0, store.rows)
         store.tokens()
