@@ -1,6 +1,5 @@
 """Every config of the package opens with the command that runs it, and loads, strictly, as the verb it names."""
 
-import importlib
 import json
 import re
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jhsae import config
+from jhsae.commands.table import module
 from jhsae.training.config import Train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -30,7 +30,7 @@ def verb_of(file: Path) -> str | None:
 def test_a_config_loads_as_the_verb_of_its_command(file: Path):
     verb = verb_of(file)
     assert verb, f"{name_of(file)} must open with a comment that holds the command: #   jhsae VERB {name_of(file)} ..."
-    cls = getattr(importlib.import_module(f"jhsae.{verb}"), verb.capitalize())
+    cls = getattr(module(verb), verb.capitalize())
     assert isinstance(config.load(cls, file), cls)
 
 

@@ -6,6 +6,7 @@ processes each reads its rows of every batch and process 0 writes; the folder mu
 """
 
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import NamedTuple
@@ -113,11 +114,7 @@ def _train(config: Train, folder: Folder, watchdog: Watchdog) -> None:
     profiler = StepProfiler(folder / "profile", config.profile_steps) if is_main() else None
 
     with StopRequest() as stop, Checkpoints(folder / "checkpoints", config.max_to_keep) as checkpoints:
-        if (resumed := checkpoints.resume(abstract_state(start, mesh))) is not None:
-            state, position = resumed
-            loader.set_state(position)
-        else:
-            state = init_sharded(start, mesh)
+        state = _resumed(checkpoints, start, mesh, loader)
         log = RunLog(folder, sinks, int(jax.device_get(state.step))) if is_main() else NoLog()
 
         def save(state: TrainState) -> None:
@@ -145,6 +142,18 @@ def _train(config: Train, folder: Folder, watchdog: Watchdog) -> None:
     for_inference = state.sae.for_inference(state.sae.corrected(state.usage, recipe.steps))
     save_sae(folder / "sae", for_inference, config.sae, config.data.normalize, recipe.normalizer, about)
     barrier("sae written", EXPORT_SECONDS)  # until then process 0 serves the others
+
+
+def _resumed(
+    checkpoints: Checkpoints, start: Callable[[], TrainState], mesh: Mesh, loader: DatasetIterator | AbstractBatches
+) -> TrainState:
+    """The newest checkpoint, with the loader at its position, or the initial state where there is none."""
+    resumed = checkpoints.resume(abstract_state(start, mesh))
+    if resumed is None:
+        return init_sharded(start, mesh)
+    state, position = resumed
+    loader.set_state(position)
+    return state
 
 
 def _check_complete(folder: Folder, stop: StopRequest, state: TrainState, steps: int) -> None:
