@@ -115,7 +115,9 @@ def _train(config: Train, folder: Folder, watchdog: Watchdog) -> None:
 
     with StopRequest() as stop, Checkpoints(folder / "checkpoints", config.max_to_keep) as checkpoints:
         state = _resumed(checkpoints, start, mesh, loader)
-        log = RunLog(folder, sinks, int(jax.device_get(state.step))) if is_main() else NoLog()
+        done = int(jax.device_get(state.step))
+        log = RunLog(folder, sinks, done) if is_main() else NoLog()
+        logger.info(f"{folder}: {done:,} of {recipe.steps:,} steps are done")
 
         def save(state: TrainState) -> None:
             log.flush()
