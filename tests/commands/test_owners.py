@@ -9,6 +9,7 @@ from test_lock import holder
 from test_saved_sae import FLAT, WHITEN, built
 
 from jhsae import config
+from jhsae.activations.config import Harvest, Source
 from jhsae.commands import ablate, evaluate, export, harvest, import_, quickstart, teach
 from jhsae.errors import UserError
 from jhsae.training.checkpoint import save_sae
@@ -24,7 +25,7 @@ def begin(verb: str, place: Path, out: Path) -> None:
         train(config.load(Train, runs.train_config(place, place / "store", out)))
     elif verb == "harvest":
         text = {"_target_": "jhsae.data.TextFiles", "paths": [str(place / "a.txt")]}
-        harvest.run(harvest.Harvest(str(out), harvest.Source("embedded", 1), text, rows=10))
+        harvest.run(Harvest(str(out), Source("embedded", 1), text, rows=10))
     elif verb == "teach":
         teach.run(teach.Teach(str(out), teach.Source("embedded")))
     elif verb == "evaluate":
