@@ -5,8 +5,8 @@ Every failure that can be expected is one line on stderr and an exit code of `EX
 """
 
 import argparse
-import importlib
 import io
+import logging
 import os
 import shutil
 import sys
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jhsae import __version__
+from jhsae.commands.console import console
 from jhsae.commands.table import VERBS, Verb, module
 from jhsae.errors import PIPE, UserError, outcome
 
@@ -26,8 +27,13 @@ EXIT_CODES = {
     4: "no room: a full disk, or memory that is used up",
     75: "another process of the run is gone",
     130: "interrupted",
-    141: "the reader of the output is gone",
+    141: "the output pipe was closed",
     143: "stopped by SIGTERM and saved",
+}
+VARIABLES = {
+    "JHSAE_PROGRESS_SECONDS": "seconds between two lines of progress where there is no terminal (30)",
+    "JHSAE_COORDINATOR": "host:port of process 0 of several, with JHSAE_PROCESSES and JHSAE_PROCESS",
+    "JHSAE_TIMEOUT": "seconds after which a silent process counts as lost (60)",
 }
 TOGETHER = ("train", "harvest")  # the verbs that several processes run as one
 BARE = Path(__file__).with_name("bare.yaml")
@@ -41,9 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
-            return _outcome(argv)
+            with console():
+                return _outcome(argv)
         finally:
-            if sys.stdout is not None:  # closed by whoever started us
+            if sys.stdout is not None:  # closed by the parent process
                 sys.stdout.flush()
     except BrokenPipeError:  # such as `jhsae train --help | head -1`; what is left goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -97,20 +104,30 @@ def _run(verb: str, words: list[str]) -> int:
     if path is None:
         raise UserError(f"{verb} was given no config file, expected one: {VERBS[verb].example}")
     if verb in TOGETHER:
-        importlib.import_module("jhsae.parallel.distributed").initialize()
+        _join()
     found = module(verb)
     try:
         settings = config.load(getattr(found, verb.capitalize()), config.find(path), words[named:])
-    except UserError as error:  # nobody wrote bare.yaml, so no message names it
+    except UserError as error:  # bare.yaml is not the user's, so no message names it
         raise UserError(str(error).replace(str(BARE), f"jhsae {verb}")) from error
     found.run(settings)
     return 0
 
 
+def _join() -> None:
+    """Joins the other processes of this run; of several, only process 0 prints messages and progress."""
+    from jhsae.parallel import distributed
+
+    distributed.initialize()
+    if distributed.initialized() and not distributed.is_main():
+        logging.getLogger("jhsae").setLevel(logging.WARNING)
+
+
 def _parser() -> argparse.ArgumentParser:
     about = "Hierarchical sparse autoencoders on language-model activations."
     codes = "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
-    epilog = f"jhsae VERB --help lists the keys of a verb.\n\nexit codes:\n{codes}"
+    variables = "\n".join(f"  {name:<24} {meaning}" for name, meaning in VARIABLES.items())
+    epilog = f"jhsae VERB --help lists the keys of a verb.\n\nexit codes:\n{codes}\n\nenvironment:\n{variables}"
     formatter = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("jhsae", description=about, epilog=epilog, formatter_class=formatter)
     top.add_argument("--version", action="version", version=f"jhsae {__version__}")

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from test_harvest import CONTEXT, EMBED, LAYER, VOCAB, save_language_model
+from small_lm import CONTEXT, EMBED, LAYER, VOCAB, save_language_model
 
 from jhsae import lm
 from jhsae.activations.config import Harvest, Source

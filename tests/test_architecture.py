@@ -11,7 +11,6 @@ import pytest
 import runs
 
 from jhsae import config, evals
-from jhsae.commands import train
 from jhsae.config import Supplied
 from jhsae.constraint import ProjectAndRenormalize
 from jhsae.data import AbstractNormalizer
@@ -24,6 +23,7 @@ from jhsae.schedule import Constant
 from jhsae.sparsify import JumpReLU, ReLU, TopK
 from jhsae.training.checkpoint import Checkpoints, load_sae, save_sae
 from jhsae.training.config import Train
+from jhsae.training.run import train
 from jhsae.training.step import StageModules, TrainState, make_step
 from jhsae.usage import Context
 
@@ -134,7 +134,7 @@ class GainNearOne(AbstractTerm):
 '''
 
 
-def test_adding_an_architecture_touches_one_file_and_one_yaml(tmp_path, monkeypatch, capsys):
+def test_adding_an_architecture_touches_one_file_and_one_yaml(tmp_path, monkeypatch, caplog):
     """A sparsifier with a parameter, an SAE and a term, none of which anything else knows."""
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "my_architecture.py").write_text(FILE)
@@ -151,12 +151,12 @@ def test_adding_an_architecture_touches_one_file_and_one_yaml(tmp_path, monkeypa
     path = runs.train_config(
         tmp_path, tmp_path / "store", tmp_path / "run", sae=sae, objective=objective, weights={}, stages=stages
     )
-    train.run(config.load(Train, path))
+    train(config.load(Train, path))
     with pytest.raises(UserError, match=r"my_architecture.GainSAE, but .* write trust=my_architecture"):
         load_sae(tmp_path / "run")
     del sys.modules["my_architecture"]
     loaded, normalizer, about = load_sae(tmp_path / "run", trust="my_architecture")
-    assert "importing my_architecture" in capsys.readouterr().out
+    assert "importing my_architecture" in caplog.text
     mine = sys.modules.pop("my_architecture")
     assert isinstance(loaded, mine.GainSAE) and about["sae"]["_target_"] == "my_architecture.GainSAE"
     assert loaded.sparsifier.settled_now and loaded.sparsifier.margin.shape == (FEATURES,)
@@ -273,7 +273,7 @@ def test_a_hierarchical_sae_of_batch_topk_trains_by_the_verb_on_several_devices(
         mesh={"data": 4, "expert": 2},
     )
     loaded_config = config.load(Train, path)
-    train.run(loaded_config)
+    train(loaded_config)
     rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["dead"] for row in rows[:2]] == [0.0, 0.0], "150 tokens are 3 steps of 64"
     assert [("mean_log10_frequency" in row) for row in rows] == [step >= 4 for step in range(1, 15)]

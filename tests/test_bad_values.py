@@ -9,10 +9,10 @@ import runs
 from safetensors.numpy import save_file
 
 from jhsae import config
-from jhsae.commands import train
 from jhsae.errors import UserError
 from jhsae.teacher.artifact import SHAPES
 from jhsae.training.config import Train
+from jhsae.training.run import train
 
 
 class ReachedError(Exception):
@@ -57,7 +57,7 @@ def stop(monkeypatch):
 
 
 def attempt(place, which, override):
-    train.run(config.load(Train, place / f"{which}.yaml", [override.replace("{zeros}", str(place / "zeros"))]))
+    train(config.load(Train, place / f"{which}.yaml", [override.replace("{zeros}", str(place / "zeros"))]))
 
 
 @pytest.mark.parametrize(("which", "override"), bad_values.cases())

@@ -68,7 +68,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_changed_byte_is_noticed(tmp_path, capsys, kind):
+def test_every_changed_byte_is_noticed(tmp_path, caplog, kind):
     """A byte of a random file, at a random place, becomes another: refused, or, in a README, said."""
     save, load = KINDS[kind]
     save(tmp_path / "a")
@@ -80,14 +80,14 @@ def test_every_changed_byte_is_noticed(tmp_path, capsys, kind):
         whole = file.read_bytes()
         place = chance.randrange(len(whole))
         file.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << chance.randrange(8))]) + whole[place + 1 :])
-        capsys.readouterr()
+        caplog.clear()
         what = f"byte {place} of {file.relative_to(tmp_path)}"
         try:
             load(tmp_path / "a")
         except UserError as error:
             assert "\n" not in str(error), what
         else:
-            assert "README.md is not the file that was written" in capsys.readouterr().out, what
+            assert "README.md is not the file that was written" in caplog.text, what
         file.write_bytes(whole)
     load(tmp_path / "a")
 
@@ -111,16 +111,17 @@ def test_without_its_checksums_a_folder_of_this_format_is_refused(tmp_path, kind
         load(tmp_path / "a")
 
 
-def test_an_sae_of_the_format_before_has_none_and_says_so(tmp_path, capsys):
+def test_an_sae_of_the_format_before_has_none_and_says_so(tmp_path, caplog):
     folder = tmp_path / "a"
     save_sae(folder, *arguments())
     (folder / "sae.json").write_text(json.dumps(json.loads((folder / "sae.json").read_text()) | {"format": 2}))
     (folder / NAME).unlink()
     np.testing.assert_array_equal(load_sae(folder)[0].W_dec, arguments()[0].W_dec)
-    assert "carries no checksums" in capsys.readouterr().out
+    assert "carries no checksums" in caplog.text
     sealed(folder)
+    caplog.clear()
     load_sae(folder)
-    assert capsys.readouterr().out == ""
+    assert not caplog.messages
     with (folder / "sae.safetensors").open("ab") as file:
         file.write(b"\0")
     with pytest.raises(UserError, match="is damaged or was changed"):
@@ -189,13 +190,13 @@ def test_what_cannot_be_made_is_a_sentence(tmp_path, in_the_way):
             teacher().save(tmp_path / "b")
 
 
-def test_notes_of_a_hostile_list_are_few_and_steer_no_terminal(tmp_path, capsys):
+def test_notes_of_a_hostile_list_are_few_and_steer_no_terminal(tmp_path, caplog):
     """A list of files that are not there, some with names that a terminal would obey."""
     save_sae(tmp_path / "a", *arguments())
     with (tmp_path / "a" / NAME).open("a") as file:
         file.writelines(f"{A}  \x1b[31m{i}\n" for i in range(1000))
     load_sae(tmp_path / "a")
-    said = capsys.readouterr().out
+    said = "\n".join(caplog.messages)
     assert "\x1b" not in said and len(said.splitlines()) < 20 and "has more such files" in said
 
 

@@ -1,6 +1,5 @@
 """Every config of the package opens with the command that runs it, and loads, strictly, as the verb it names."""
 
-import importlib
 import json
 import re
 from pathlib import Path
@@ -8,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from jhsae import config
-from jhsae.commands import train
+from jhsae.commands.table import module
+from jhsae.training.config import Train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -30,7 +30,7 @@ def verb_of(file: Path) -> str | None:
 def test_a_config_loads_as_the_verb_of_its_command(file: Path):
     verb = verb_of(file)
     assert verb, f"{name_of(file)} must open with a comment that holds the command: #   jhsae VERB {name_of(file)} ..."
-    cls = getattr(importlib.import_module(f"jhsae.{verb}"), verb.capitalize())
+    cls = getattr(module(verb), verb.capitalize())
     assert isinstance(config.load(cls, file), cls)
 
 
@@ -42,7 +42,7 @@ def test_the_numbers_of_the_flat_configs_are_those_of_their_results_file():
         file = CONFIGS / "flat" / f"{name}.yaml"
         m = row["metrics"]
         assert f"EV {m['ev_r2']:.3f}, CE recovered {m['ce_recovered']:.3f}, L0 {m['l0']:.1f}" in file.read_text()
-        assert row["config_hash"] == config.config_hash(config.load(train.Train, file)), f"{name} has changed: run it"
+        assert row["config_hash"] == config.config_hash(config.load(Train, file)), f"{name} has changed: run it"
         assert "dirty" not in row["commit"]
 
 
@@ -50,6 +50,6 @@ def test_a_younger_key_is_hashed_once_it_is_set():
     """With the value that older results were made with, it leaves their hashes as they were."""
     file = config.find("flat/topk.yaml")
     plain, same, other = (
-        config.load(train.Train, file, words) for words in ([], ["precision=float32"], ["precision=bfloat16"])
+        config.load(Train, file, words) for words in ([], ["precision=float32"], ["precision=bfloat16"])
     )
     assert config.config_hash(plain) == config.config_hash(same) != config.config_hash(other)

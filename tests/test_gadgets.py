@@ -18,7 +18,6 @@ from gadgets import Watch, gadgets
 
 from jhsae import config
 from jhsae.__main__ import main
-from jhsae.commands import train
 from jhsae.commands.evaluate import expert_names
 from jhsae.data import Identity
 from jhsae.errors import UserError
@@ -27,6 +26,7 @@ from jhsae.sae import FlatSAE
 from jhsae.sparsify import TopK
 from jhsae.training.checkpoint import load_sae, save_sae
 from jhsae.training.config import Train
+from jhsae.training.run_folder import check_owner
 
 WATCH = Watch()
 TOP = {"_target_": "jhsae.sparsify.TopK", "k": 3}
@@ -218,7 +218,7 @@ def test_the_config_of_a_run_that_is_resumed(place: Path):
     (place / "mine").mkdir()
     for name, changes in cases(place, of_training, 2):
         written(place, changes).rename(place / "mine" / "config.yaml")
-        refused(lambda: train.check_owner(place / "mine", mine), name, place)
+        refused(lambda: check_owner(place / "mine", mine), name, place)
         with WATCH.watching() as seen:
             assert expert_names(place / "mine") == {}  # no part of it is looked at
         assert not seen and not [*(place / "trap").iterdir()], name

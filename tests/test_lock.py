@@ -173,7 +173,7 @@ def test_of_two_that_write_at_a_time_the_last_has_it(bucket, monkeypatch):
     assert place.read_bytes() == other
 
 
-def test_a_heartbeat_renews_it_and_an_owner_that_lost_it_ends(bucket, monkeypatch, capsys):
+def test_a_heartbeat_renews_it_and_an_owner_that_lost_it_ends(bucket, monkeypatch, caplog):
     place, ended = bucket.parent / ".a.jhsae-lock", threading.Event()
     monkeypatch.setattr(lease, "LEASE", 0.5)
     monkeypatch.setattr(lease, "_end", lambda code: ended.set())
@@ -185,5 +185,5 @@ def test_a_heartbeat_renews_it_and_an_owner_that_lost_it_ends(bucket, monkeypatc
         assert json.loads(place.read_bytes())["beat"] > first["beat"] and not ended.is_set()
         place.write_bytes(json.dumps({"process": 7, "host": "h", "beat": time.time()}).encode())
         assert ended.wait(20)
-    assert "is no longer owned by this process: another process has taken it over" in capsys.readouterr().err
+    assert "is no longer owned by this process: another process has taken it over" in caplog.text
     assert json.loads(place.read_bytes())["process"] == 7

@@ -14,9 +14,8 @@ import yaml
 
 from jhsae import __main__ as command
 from jhsae.__main__ import EXIT_CODES, main
-from jhsae.commands import train
 from jhsae.errors import NoRoomError, UserError, outcome
-from jhsae.training import loop
+from jhsae.training import loop, run
 from jhsae.training.logs import JsonLines
 from jhsae.training.loop import DivergedError
 
@@ -151,7 +150,7 @@ def test_wandb_without_a_login(config, capsys, monkeypatch):
         raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
 
     monkeypatch.setattr(wandb, "init", refuses)
-    monkeypatch.setattr(train, "made", None)  # nothing is computed
+    monkeypatch.setattr(run, "init_sharded", None)  # nothing is computed
     code, said = ends(config, capsys, "loggers=[wandb]")
     assert code == 2 and "No API key" in said and "WANDB_MODE=offline" in said and "loggers=[]" in said
 

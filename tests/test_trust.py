@@ -72,7 +72,7 @@ def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     sys.modules.pop("their_parts", None)
 
 
-def test_a_read_file_names_another_package_with_the_word_of_the_user_alone(tmp_path: Path, theirs: str, capsys):
+def test_a_read_file_names_another_package_with_the_word_of_the_user_alone(tmp_path: Path, theirs: str, caplog):
     folder = saved(tmp_path / "run", f"{theirs}.MyTopK")
     for trust in ((), "jhsae", "their", ("other", "their_part")):
         with pytest.raises(UserError, match=r"sae\.sparsifier\._target_ is their_parts\.MyTopK, .*trust=their_parts"):
@@ -81,8 +81,9 @@ def test_a_read_file_names_another_package_with_the_word_of_the_user_alone(tmp_p
     for number, trust in enumerate((theirs, [theirs], ("other", theirs))):
         sae, *_ = jhsae.load_sae(folder, trust=trust)
         assert type(sae.sparsifier).__name__ == "MyTopK"
-        said = capsys.readouterr().out
+        said = caplog.text
         assert (said.count("\n") == 1 and "importing their_parts" in said) if number == 0 else not said
+        caplog.clear()
 
 
 @pytest.mark.parametrize("trust", ["a.b", "", "a b", ["x", "3"], "os.path", "-x"])
@@ -141,7 +142,7 @@ def test_the_command_line_takes_the_word(tmp_path: Path, theirs: str, capsys):
     assert not (tmp_path / "code" / "imported").exists()
     assert main([*words, "trust=other"]) == 2
     assert main([*words, "trust=[other,their_parts]"]) == 0
-    assert "importing their_parts" in capsys.readouterr().out
+    assert "importing their_parts" in capsys.readouterr().err
     assert main(["export", f"run={folder}", "format=folder", f"out={tmp_path / 'o'}", "trust=a.b"]) == 2
     assert "trust is 'a.b'" in capsys.readouterr().err
 

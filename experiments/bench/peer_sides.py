@@ -19,11 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jhsae import config as cfg
-from jhsae.commands import train
 from jhsae.errors import UserError
 from jhsae.parallel.mesh import MeshShape, make_mesh
 from jhsae.training.config import Train
-from jhsae.training.recipe import build_sae
+from jhsae.training.recipe import Recipe, build_sae
 from jhsae.training.step import TrainState
 
 SILENT = 1e-2  # what the encoder rows of dead features are multiplied by
@@ -195,13 +194,14 @@ class Ours:
                 *overrides,
             ],
         )
-        mesh, direction, key = make_mesh(MeshShape(), devices=1), cfg.build(config.optimizer), jax.random.key(0)
+        mesh, key = make_mesh(MeshShape(), devices=1), jax.random.key(0)
         sae = build_sae(config, key)
         sae = eqx.tree_at(
             lambda s: [getattr(s, name) for name in start], sae, [jnp.asarray(value) for value in start.values()]
         )
-        self._stage = train._stage(config, config.stages[0], sae, cfg.build(config.data.normalize), direction, mesh)
-        self._state = TrainState.init(sae, direction, key)
+        recipe = Recipe.of(config, cfg.build(config.data.normalize))
+        self._stage = recipe.stage(config.stages[0], sae, mesh)
+        self._state = TrainState.init(sae, recipe.optimizer, key)
         self._batches = [jnp.asarray(batch) for batch in batches]
         since = np.zeros(setting.width, np.int32)
         since[setting.dead] = config.dead_window

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from jhsae import config as cfg
 from jhsae.commands import evaluate
-from jhsae.commands.train import Train
-from jhsae.commands.train import run as train
 from jhsae.files.bounded import read_lines, to_json
 from jhsae.files.folders import write_whole
+from jhsae.training.config import Train
+from jhsae.training.run import train
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs" / "flat"

@@ -18,10 +18,10 @@ from jhsae import config as cfg
 from jhsae import evals
 from jhsae.activations.config import Harvest
 from jhsae.commands.harvest import run as harvest
-from jhsae.commands.train import Train
-from jhsae.commands.train import run as train
 from jhsae.data import Store
 from jhsae.training.checkpoint import load_sae
+from jhsae.training.config import Train
+from jhsae.training.run import train
 
 HERE = Path(__file__).parent
 DTYPES = ("float32", "bfloat16", "int8")

@@ -19,13 +19,13 @@ import numpy as np
 
 from jhsae import config as cfg
 from jhsae import evals
-from jhsae.commands.train import Train
-from jhsae.commands.train import run as train
 from jhsae.data import Store, make_loader
 from jhsae.files.bounded import read_lines, to_json
 from jhsae.files.folders import append_line
 from jhsae.interop import saelens
 from jhsae.training.checkpoint import load_sae
+from jhsae.training.config import Train
+from jhsae.training.run import train
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"

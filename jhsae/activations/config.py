@@ -40,7 +40,7 @@ class Harvest:
 
     UNHASHED: ClassVar[frozenset[str]] = frozenset({"mesh"})
 
-    out: Annotated[Words, "the store's folder, must not exist; of several layers with {layer} in it, a store for each"]
+    out: Annotated[Words, "the store's folder; for several layers with {layer} in it, one store for each"]
     lm: Annotated[Source, "what is read"]
     text: Annotated[Slot, "the documents, a part of jhsae.data.text", Supplied(kind=AbstractText)]
     rows: Annotated[int, Ge(1), "activations to store at most; the text may hold fewer"]

@@ -53,23 +53,23 @@ class LiveActivations(AbstractSource):
     ):
         """`rows`: tokens of text to pack at most, all of them read again in every epoch; 4 bytes each of host memory.
 
-        `sequences`: per forward pass, over all devices, about. `buffer_rows`: rows of the buffer over all devices, in
-        `dtype`. `lanes`: independent shares of the buffer and of every batch, one for each device that shares the
-        batch unless it says more; a run can go on with any number of such devices that divides it.
+        `sequences`: per forward pass over all devices, approximately. `buffer_rows`: rows of the buffer over all
+        devices, in `dtype`. `lanes`: independent parts of the buffer and of every batch; by default one for each device
+        that shares the batch. A run can be resumed on any number of such devices that divides it.
         """
         documents = text.documents()
-        documents = chain([next(documents)], documents)  # an empty source ends here, before the model is loaded
-        reader = lm.load(path, layers=layer, dtype=jnp.dtype(lm_dtype), mesh=mesh)
-        check_context(reader.model.config.heads, context, sequences, mesh)
-        reader.model.check_context(context)
-        tokens = pack(documents, reader.tokenizer, context, seed, rows=rows, vocab=reader.model.vocab)
-        self.path = f"{reader.name}, layer {layer}, live"
-        self._stream = Stream.of(tokens, reader.tokenizer, seed)
-        self._streams = Streams(reader.model, (layer,), mesh, sequences, dtype)
+        documents = chain([next(documents)], documents)  # an empty source fails here, before the model is loaded
+        loaded = lm.load(path, layers=layer, dtype=jnp.dtype(lm_dtype), mesh=mesh)
+        check_context(loaded.model.config.heads, context, sequences, mesh)
+        loaded.model.check_context(context)
+        tokens = pack(documents, loaded.tokenizer, context, seed, rows=rows, vocab=loaded.model.vocab)
+        self.path = f"{loaded.name}, layer {layer}, live"
+        self._stream = Stream.of(tokens, loaded.tokenizer, seed)
+        self._streams = Streams(loaded.model, (layer,), mesh, sequences, dtype)
         self._mesh, self._sequences, self._buffer_rows, self._lanes = mesh, sequences, buffer_rows, lanes
-        self._about = {"model": reader.name, "layer": layer, "dtype": [lm_dtype, dtype], "text": text.describe()}
-        self._name, self._layer = reader.name, layer
-        self._tokenizer = {"model": ModelName.of(reader.name, reader.sha256).record()}
+        self._about = {"model": loaded.name, "layer": layer, "dtype": [lm_dtype, dtype], "text": text.describe()}
+        self._name, self._layer = loaded.name, layer
+        self._tokenizer = {"model": ModelName.of(loaded.name, loaded.sha256).record()}
 
     @cached_property
     def manifest(self) -> SourceInfo:

@@ -1,8 +1,8 @@
 """Residual streams on a mesh: the language model's weights over ``expert``, token sequences over ``host`` and ``data``.
 
-Every process gives the sequences of its own devices and gets their residual streams; all processes run every forward
-pass together, because they may share the weights. Processes that hold the same sequences (``expert`` reaches over them)
-are one writer, and the first of them writes.
+Every process feeds the sequences of its own devices and gets their residual streams; all processes run every forward
+pass together, because they may share the weights. Processes that hold the same sequences (those along ``expert``) count
+as one writer, of which the one with the lowest index writes.
 """
 
 from collections import deque
@@ -23,14 +23,22 @@ from jhsae.parallel.mesh import rows_shards
 
 
 class Streams:
-    """Reads `layers` of a model that lies on `mesh`, `batch` sequences at a time over all devices.
+    """Reads `layers` of a model that is sharded over `mesh`, `batch` sequences at a time over all devices.
 
-    `shards` are this process's shares of a batch, `share` how many sequences that is; it is writer `number` of
-    `writers`, if it `leads`.
+    `shards` are the indices of this process's shards of a batch, `local_batch` the number of sequences in them. Its
+    sequences are those of writer `writer` of `writers`; it writes them to disk itself where `writes` is True.
     """
 
     def __init__(self, model: lm.AbstractLM, layers: tuple[int, ...], mesh: Mesh, batch: int, dtype: str):
-        """`batch` is rounded up to a multiple of the devices that share it; residual streams come in `dtype`."""
+        """Compiles nothing yet.
+
+        Args:
+            model: The language model, its weights placed on the mesh.
+            layers: Residual streams to read, counted in blocks.
+            mesh: The devices.
+            batch: Sequences per forward pass over all devices; rounded up to a multiple of the devices that share it.
+            dtype: Of the residual streams that are returned.
+        """
         shards = rows_shards(mesh)
         self.batch = -(-batch // shards) * shards
         self._model = model
@@ -38,11 +46,11 @@ class Streams:
         self._place = NamedSharding(mesh, PartitionSpec(ROWS))
         out = NamedSharding(mesh, PartitionSpec(None, ROWS))
         here = share_of(mesh)
-        self.writers, self.number = here.count, here.index
-        self.share = self.batch // here.count
+        self.writers, self.writer = here.count, here.index
+        self.local_batch = self.batch // here.count
         self.shards = range(here.index * shards // here.count, (here.index + 1) * shards // here.count)
         holders = mesh.devices.reshape(shards, -1)[self.shards.start]
-        self.leads = jax.process_index() == min(device.process_index for device in holders)
+        self.writes = jax.process_index() == min(device.process_index for device in holders)
 
         @eqx.filter_jit
         def forward(model: lm.AbstractLM, ids: Int[Array, "batch time"]) -> Shaped[Array, "taps batch time embed"]:
@@ -51,29 +59,36 @@ class Streams:
 
         self._forward = forward
 
-    def __call__(self, tokens: UInt32[np.ndarray, "share context"]) -> Shaped[Array, "taps batch context embed"]:
-        """The residual streams of the whole batch, from this process's `share` of its sequences."""
+    def __call__(self, tokens: UInt32[np.ndarray, "local_batch context"]) -> Shaped[Array, "taps batch context embed"]:
+        """The residual streams of the global batch; `tokens` are this process's sequences of it."""
         ids = jax.make_array_from_process_local_data(self._place, tokens.astype(np.int32))
         return self._forward(self._model, ids)
 
     def passes(self, stream: Stream, start: int, stop: int) -> int:
-        """How many forward passes the rows `start` to `stop` take."""
+        """Number of forward passes that the rows `start` to `stop` take."""
         first, last = stream.span(start, stop)
-        return -(-(last - first) // self.share)
+        return -(-(last - first) // self.local_batch)
 
     def rows(
         self, stream: Stream, start: int, stop: int, passes: int
     ) -> Iterator[tuple[Shaped[np.ndarray, "taps rows embed"], Int32[np.ndarray, "rows 3"]]]:
-        """The rows `start` to `stop` of this process, in order; every process makes the same number of `passes`.
+        """Yields the rows `start` to `stop` of a stream in order, one forward pass behind the devices.
 
-        While the devices compute one batch, the caller has the one before.
+        Args:
+            stream: This process's tokens and their order.
+            start: First row.
+            stop: End of the rows.
+            passes: Forward passes to run; equal on every process, since all run each pass together.
+
+        Yields:
+            Activations [layers, rows, embed] and (sequence, position, token id) of each row.
         """
         first, last = stream.span(start, stop) if stop > start else (0, 0)
         running: deque[tuple[int, int, Array]] = deque()
         for number in range(passes):
-            begin = min(first + number * self.share, last)
-            end = min(begin + self.share, last)
-            tokens = np.zeros((self.share, stream.tokens.shape[1]), np.uint32)
+            begin = min(first + number * self.local_batch, last)
+            end = min(begin + self.local_batch, last)
+            tokens = np.zeros((self.local_batch, stream.tokens.shape[1]), np.uint32)
             tokens[: end - begin] = stream.tokens[stream.order[begin:end]]
             running.append((begin, end, self(tokens)))
             if len(running) == 2:
@@ -90,6 +105,6 @@ class Streams:
 
 
 def _local(residual: Array) -> np.ndarray:
-    """This process's sequences of a residual stream, in the order in which it gave them."""
+    """This process's sequences of a residual stream, in the order of its tokens."""
     shards = {shard.index[1].start or 0: shard for shard in residual.addressable_shards}
     return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)], axis=1)

@@ -13,13 +13,16 @@ import numpy as np
 from annotated_types import MinLen
 
 from jhsae import config as cfg
-from jhsae.commands import evaluate, train
+from jhsae.commands import evaluate
 from jhsae.errors import UserError
 from jhsae.files.bounded import to_json
 from jhsae.files.escaping import escaped
 from jhsae.files.folders import local_folder, write_whole
 from jhsae.files.lock import owned
 from jhsae.ranges import Count, Seed, Words, ranged
+from jhsae.training.config import Train
+from jhsae.training.run import train
+from jhsae.training.run_folder import check_owner
 
 BASE = "base"
 
@@ -58,7 +61,7 @@ class Variant:
 
 
 def run(config: Ablate) -> Path:
-    """Trains and evaluates every variant, writes results.jsonl and table.md, prints the table."""
+    """Trains and evaluates every variant, writes results.jsonl and table.md, prints the table and what was made."""
     out = local_folder(config.out)
     with owned(out, "ablate"):
         return _run(config, out)
@@ -67,10 +70,10 @@ def run(config: Ablate) -> Path:
 def _run(config: Ablate, out: Path) -> Path:
     plan = [(variant, seed, _train_config(config, variant, seed)) for variant, seed in _grid(config)]
     for _, _, run_config in plan:
-        train.check_owner(Path(run_config.out), run_config)  # every clash is found before anything is trained
+        check_owner(Path(run_config.out), run_config)  # every clash is found before anything is trained
     rows = []
     for variant, seed, run_config in plan:
-        folder = train.run(run_config)
+        folder = train(run_config)
         row = evaluate.run(
             evaluate.Evaluate(
                 str(folder),
@@ -86,6 +89,10 @@ def _run(config: Ablate, out: Path) -> Path:
     text = table(rows, config.table)
     write_whole(out / "table.md", text)
     print(text)
+    print(
+        f"{out}: {len(rows)} runs of {len({v.folder for v, *_ in plan})} variants, results.jsonl, table.md; next: "
+        f"jhsae report report.yaml runs=[{plan[0][2].out},...] teacher=null out={out / 'report.html'}"
+    )
     return out
 
 
@@ -97,11 +104,11 @@ def _grid(config: Ablate) -> Iterator[tuple[Variant, int]]:
             yield variant, seed
 
 
-def _train_config(config: Ablate, variant: Variant, seed: int) -> train.Train:
+def _train_config(config: Ablate, variant: Variant, seed: int) -> Train:
     out = Path(config.out) / f"{variant.folder}-seed{seed}"
     overrides = [*config.overrides, *variant.overrides, f"seed={seed}", f"data.seed={seed}", f"out={out}"]
     try:
-        return cfg.load(train.Train, cfg.find(config.train), overrides)
+        return cfg.load(Train, cfg.find(config.train), overrides)
     except UserError as error:
         raise UserError(f"axes.{variant.axis}.{variant.name}: {error}") from error
 

@@ -1,11 +1,12 @@
 """``jhsae harvest``: runs a language model over text and writes its residual streams to activation stores.
 
 Text -> packed token sequences, in random order -> the blocks of the model, once for all layers -> groups of shuffled
-rows on disk, one store per layer. Devices and processes share the model as the mesh says; groups are dealt out to the
-processes. A harvest that was cut off goes on with the groups that are missing; what it writes is what it would have
-written.
+rows on disk, one store per layer. The mesh says how devices and processes share the model; each process writes some of
+the groups. An interrupted harvest resumes with the missing groups and writes the same bytes; a finished one is left
+alone.
 """
 
+import logging
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,9 +20,9 @@ import jax.numpy as jnp
 from jhsae import config as cfg
 from jhsae import lm
 from jhsae.activations.config import Harvest
-from jhsae.activations.fill import WAIT_SECONDS, fill, first_rows, say
+from jhsae.activations.fill import WAIT_SECONDS, fill, first_rows
 from jhsae.activations.streams import Streams
-from jhsae.data import Framing, ModelName, Origin, Writer, packed
+from jhsae.data import Framing, ModelName, Origin, Store, Writer, packed
 from jhsae.data.manifest import refuse_existing
 from jhsae.data.partial import is_complete
 from jhsae.data.storage import Channels
@@ -33,43 +34,72 @@ from jhsae.parallel.memory import check_context
 from jhsae.parallel.mesh import make_mesh
 from jhsae.parallel.watchdog import Watchdog
 
+logger = logging.getLogger(__name__)
 CHANNEL_ROWS = 2**14  # rows that the channels of an int8 store are standardised by
 
 
 def run(config: Harvest) -> Path:
-    """Harvests and returns the store's folder (of the first layer). `UserError` before any compute for bad input."""
-    config_hash = cfg.config_hash(config)
+    """Harvests, prints what was made and returns the folder of the first layer's store. Raises what `harvest` does."""
+    folder = harvest(config)
+    if is_main():
+        lines = [summary(out) for out in config.stores().values()]
+        lines[-1] += f"; next: jhsae train scale.yaml data.store={folder} out=runs/scale"
+        print("\n".join(lines), flush=True)
+    return folder
+
+
+def harvest(config: Harvest) -> Path:
+    """Writes the stores that are not complete yet.
+
+    Returns:
+        The folder of the first layer's store.
+
+    Raises:
+        UserError: Input that does not fit together, or a store of another config; before any compute.
+    """
+    config_hash, folder = cfg.config_hash(config), Path(config.stores()[config.lm.layers[0]])
     with Watchdog(), ExitStack() as stack:
-        for out in _unfinished(config.stores(), config_hash).values() if is_main() else ():
+        wanted = _unfinished(config.stores(), config_hash)
+        for out in wanted.values() if is_main() else ():
             stack.enter_context(owned(out, "harvest"))
-        return _run(config, config_hash)
+        if wanted:
+            _harvest(config, config_hash)
+        else:
+            logger.info(f"{', '.join(config.stores().values())}: finished; nothing to do")
+    return folder
 
 
-def _run(config: Harvest, config_hash: str) -> Path:
-    wanted = _unfinished(config.stores(), config_hash)
+def summary(out: str | Path) -> str:
+    """A complete store in one line."""
+    about = Store.open(out).manifest
+    return f"{out}: {about.rows:,} rows of {about.embed} from {about.model}, layer {about.layer}"
+
+
+def _harvest(config: Harvest, config_hash: str) -> None:
+    wanted = _unfinished(config.stores(), config_hash)  # again: another process may have written until it was locked
     mesh = make_mesh(config.mesh)
     text: AbstractText = cfg.build(config.text, AbstractText)
     skipped: Counter[str] = Counter()
     documents = text.documents(skipped)
-    documents = chain([next(documents)], documents)  # an empty source ends here, before the model is loaded
+    documents = chain([next(documents)], documents)  # an empty source fails here, before the model is loaded
     deepest = max(config.lm.layers)
-    reader = lm.load(config.lm.path, layers=deepest, dtype=jnp.dtype(config.lm.dtype), mesh=mesh)
-    check_context(reader.model.config.heads, config.context, config.batch, mesh)
-    reader.model.check_context(config.context)
-    vocab = reader.model.vocab
-    tokens, ended = packed(documents, reader.tokenizer, config.context, config.seed, rows=config.rows, vocab=vocab)
+    loaded = lm.load(config.lm.path, layers=deepest, dtype=jnp.dtype(config.lm.dtype), mesh=mesh)
+    check_context(loaded.model.config.heads, config.context, config.batch, mesh)
+    loaded.model.check_context(config.context)
+    vocab = loaded.model.vocab
+    tokens, ended = packed(documents, loaded.tokenizer, config.context, config.seed, rows=config.rows, vocab=vocab)
     if skipped:
-        say("skipped rows of the text: " + ", ".join(f"{n} {why}" for why, n in sorted(skipped.items())))
-    stream = Stream.of(tokens, reader.tokenizer, config.seed)
+        logger.info("skipped rows of the text: " + ", ".join(f"{n} {why}" for why, n in sorted(skipped.items())))
+    stream = Stream.of(tokens, loaded.tokenizer, config.seed)
     rows = min(config.rows, stream.rows)
     if rows < config.rows:
-        say(f"the text holds {rows} tokens in whole sequences, fewer than rows={config.rows}; storing those")
+        logger.warning(f"the text holds {rows} tokens in whole sequences, fewer than rows={config.rows}; storing those")
     on_devices = "float32" if config.dtype == "int8" else config.dtype
-    streams = Streams(reader.model, tuple(wanted), mesh, config.batch, on_devices)
+    streams = Streams(loaded.model, tuple(wanted), mesh, config.batch, on_devices)
     origin = Origin(
-        model=reader.name,
+        model=loaded.name,
         layer=deepest,
-        tokenizer=_fingerprint(reader),
+        tokenizer=_fingerprint(loaded),
         dataset=text.describe() | ({"skipped": dict(sorted(skipped.items()))} if skipped else {}),
         documents=ended,
         seed=config.seed,
@@ -79,18 +109,14 @@ def _run(config: Harvest, config_hash: str) -> Path:
     writers = _writers(config, wanted, origin, stream, streams, rows)
     fill(writers, stream, streams)
     barrier("written", WAIT_SECONDS)
-    for writer, (layer, out) in zip(writers, wanted.items(), strict=True):
-        if is_main():
-            store = writer.close()
-            print(f"{out}: {store.rows} rows of {store.embed} from {reader.name}, layer {layer}")
+    for writer in writers if is_main() else ():
+        writer.close()
     barrier("sealed", WAIT_SECONDS)
-    return Path(config.stores()[config.lm.layers[0]])
 
 
 def _unfinished(stores: dict[int, str], config_hash: str) -> dict[int, str]:
-    """The stores to write: of several that one harvest makes, some may have been sealed before it was cut off."""
-    done = {layer for layer, out in stores.items() if is_complete(out, config_hash)}
-    wanted = {layer: out for layer, out in stores.items() if layer not in done} or stores
+    """The stores to write: those that this very config has not sealed yet. `UserError`: one of another config."""
+    wanted = {layer: out for layer, out in stores.items() if not is_complete(out, config_hash)}
     for out in wanted.values():
         refuse_existing(out, config_hash)
     return wanted
@@ -99,7 +125,7 @@ def _unfinished(stores: dict[int, str], config_hash: str) -> dict[int, str]:
 def _writers(
     config: Harvest, wanted: dict[int, str], origin: Origin, stream: Stream, streams: Streams, rows: int
 ) -> list[Writer]:
-    """One per layer; process 0 makes the stores before the others open them."""
+    """One per layer; process 0 creates the stores before the others open them."""
     channels: list[Any] = [None] * len(wanted)
     if config.dtype == "int8":
         channels = [Channels.of(x) for x in first_rows(stream, streams, min(rows, CHANNEL_ROWS))]
@@ -123,13 +149,13 @@ def _writers(
         ]
 
     first = make() if is_main() else []
-    barrier("begun", WAIT_SECONDS)
+    barrier("created", WAIT_SECONDS)
     return first or make()
 
 
-def _fingerprint(reader: lm.LanguageModel) -> dict[str, Any]:
-    """What the manifest says of the tokenizer, of where its special tokens stand, and of its model."""
-    framing = Framing.of(reader.tokenizer)
-    model = ModelName.of(reader.name, reader.sha256)
-    about = {"name": reader.name, **lm.fingerprint(reader.tokenizer)}
+def _fingerprint(loaded: lm.LanguageModel) -> dict[str, Any]:
+    """The manifest's record of the tokenizer, the positions of its special tokens, and the model."""
+    framing = Framing.of(loaded.tokenizer)
+    model = ModelName.of(loaded.name, loaded.sha256)
+    about = {"name": loaded.name, **lm.fingerprint(loaded.tokenizer)}
     return about | {"first": framing.first, "between": framing.between, "model": model.record()}

@@ -1,7 +1,7 @@
 """``jhsae quickstart``: the whole pipeline on the embedded language model, from text to report.html.
 
 harvest (two stores: train and held-out text) -> teach -> train the scale and geometry H-SAEs and a flat TopK SAE on
-the same data -> evaluate each on the held-out store -> report. Finished steps are kept and reused.
+the same data -> evaluate each on the held-out store -> report. Finished steps are reused.
 """
 
 from dataclasses import dataclass, field
@@ -11,13 +11,13 @@ from typing import Annotated, Any
 from annotated_types import MinLen
 
 from jhsae import config as cfg
-from jhsae.commands import evaluate, harvest, report, teach, train
-from jhsae.data import Store
-from jhsae.errors import UserError
+from jhsae.commands import evaluate, harvest, report, teach
 from jhsae.files.folders import local_folder
 from jhsae.files.lock import owned
 from jhsae.ranges import Count, Words, ranged
-from jhsae.teacher.artifact import read_metadata
+from jhsae.training.config import Train
+from jhsae.training.run import train
+from jhsae.training.run_folder import check_owner, summary
 
 
 @ranged
@@ -38,7 +38,7 @@ class Quickstart:
 
 
 def run(config: Quickstart) -> Path:
-    """Runs every step and returns the path of report.html."""
+    """Runs every step, prints what was made and returns the path of report.html."""
     out = local_folder(config.out)
     with owned(out, "quickstart"):
         return _run(config, out)
@@ -53,22 +53,16 @@ def _run(config: Quickstart, out: Path) -> Path:
     teacher = out / "teacher"
     teach_config = cfg.load(teach.Teach, cfg.find(config.teach), [f"out={teacher}"])
     shared = [*config.overrides, f"data.store={stores['train']}", f"teacher={teacher}"]
-    runs = [cfg.load(train.Train, cfg.find(path), [*shared, f"out={out / Path(path).stem}"]) for path in config.train]
+    runs = [cfg.load(Train, cfg.find(path), [*shared, f"out={out / Path(path).stem}"]) for path in config.train]
     for run_config in runs:
-        train.check_owner(Path(run_config.out), run_config)
-    for name, harvest_config in harvests.items():
-        _harvest(stores[name], harvest_config)
-    _teach(teacher, teach_config)
+        check_owner(Path(run_config.out), run_config)
+    for harvest_config in harvests.values():
+        print(harvest.summary(harvest.harvest(harvest_config)), flush=True)
+    print(teach.about(teach.teach(teach_config)), flush=True)
     for run_config in runs:
-        train.run(run_config)
-    for run_config in runs:
-        trust = [*cfg.packages(run_config)]  # it was trained from this very config
-        evaluate.run(
-            evaluate.Evaluate(
-                run_config.out, str(stores["heldout"]), config.lm, sequences=config.sequences, trust=trust
-            )
-        )
-    return report.run(
+        print(summary(train(run_config), run_config), flush=True)
+    rows = [_evaluated(config, run_config, stores["heldout"]) for run_config in runs]
+    page = report.run(
         report.Report(
             runs=[r.out for r in runs],
             out=str(out / "report.html"),
@@ -78,25 +72,19 @@ def _run(config: Quickstart, out: Path) -> Path:
             commands=[f"jhsae quickstart out={config.out}"],
         )
     )
+    explained = [(row["name"], row["metrics"]["ev_r2"]) for row in rows]
+    numbers = ", ".join(f"{name} {'undefined' if ev is None else f'{ev:.4f}'}" for name, ev in explained)
+    store = stores["heldout"]
+    print(
+        f"{page}: held-out explained variance {numbers}; next: open it in a browser, or write "
+        f"jhsae browse run={runs[0].out} store={store} lm={config.lm} out={out / 'features.html'}"
+    )
+    return page
 
 
-def _harvest(folder: Path, config: harvest.Harvest) -> None:
-    if (folder / "manifest.json").exists():
-        made_by = Store.open(folder).manifest.config_hash
-        _same(folder, made_by, cfg.config_hash(config))
-    else:
-        harvest.run(config)
-
-
-def _teach(folder: Path, config: teach.Teach) -> None:
-    if (folder / "teacher.json").exists():
-        provenance = read_metadata(folder)["provenance"]
-        _same(folder, provenance.get("config_hash"), cfg.config_hash(config))
-    else:
-        teach.run(config)
-
-
-def _same(folder: Path, made_by: Any, wanted: str) -> None:
-    if made_by != wanted:
-        raise UserError(f"{folder} was made by another config ({made_by}, wanted {wanted}); write another out=...")
-    print(f"{folder} exists and is reused")
+def _evaluated(config: Quickstart, run_config: Train, store: Path) -> dict[str, Any]:
+    """The row of results of one run."""
+    trust = [*cfg.packages(run_config)]  # it was trained from this very config
+    return evaluate.run(
+        evaluate.Evaluate(run_config.out, str(store), config.lm, sequences=config.sequences, trust=trust)
+    )

@@ -5,6 +5,7 @@ activations on prompts) -> a direction per parent and a delta per child -> an ar
 how far its geometry is real.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ from jhsae.teacher import (
     Concept,
     Prompts,
     SelectionLimits,
+    Teacher,
     View,
     Vocabulary,
     build,
@@ -41,7 +43,9 @@ from jhsae.teacher import (
     summary,
     validate,
 )
+from jhsae.teacher.artifact import NUMBERS, read_metadata
 
+logger = logging.getLogger(__name__)
 READ = ("the", "they spoke about the")  # prompts in which readouts are tried
 
 
@@ -60,7 +64,7 @@ class Source:
 class Teach:
     """The config of one teacher."""
 
-    out: Annotated[Words, "the teacher's folder; must not exist"]
+    out: Annotated[Words, "the teacher's folder; must not hold anything else"]
     lm: Annotated[Source, "the language model"]
     wordnet: Annotated[str | None, "folder of WordNet 3.x (data.noun, index.noun); null: the bundled subset"] = None
     senses: Annotated[Count | None, "how many senses of a word count, the commonest first; null: all"] = 1
@@ -83,23 +87,64 @@ class Teach:
 
 
 def run(config: Teach) -> Path:
-    """Makes the teacher and returns its folder. Raises `UserError` before any compute for bad input."""
+    """Makes the teacher, prints what was made and returns its folder. Raises what `teach` does."""
+    folder = teach(config)
+    print(f"{about(folder)}; next: jhsae train geometry.yaml teacher={folder} data.store=STORE out=runs/geometry")
+    return folder
+
+
+def teach(config: Teach) -> Path:
+    """Makes the teacher, or leaves the one that this very config made alone.
+
+    Returns:
+        The teacher's folder.
+
+    Raises:
+        UserError: Input that does not fit together, or a teacher of another config; before any compute.
+    """
     out = local_folder(config.out)
     with owned(out, "teach"):
-        refuse_existing(out)
-        return _run(config)
+        if _finished(out, cfg.config_hash(config)):
+            logger.info(f"{out} is finished; nothing to do")
+        else:
+            refuse_existing(out)
+            _teach(config)
+    return out
 
 
-def _run(config: Teach) -> Path:
+def about(folder: Path) -> str:
+    """A finished teacher in one line."""
+    teacher = Teacher.load(folder)
+    parents, sub, embed = teacher.up.shape
+    return (
+        f"{folder}: {parents} parents with {int(teacher.counts.sum())} children, subspaces of {sub} of {embed} "
+        f"dimensions, from {teacher.provenance['model']}"
+    )
+
+
+def _finished(out: Path, config_hash: str) -> bool:
+    """True when this very config made `out`. `UserError`: another one did."""
+    if not (out / NUMBERS).exists():
+        return False
+    made_by = read_metadata(out)["provenance"].get("config_hash")
+    if made_by != config_hash:
+        raise UserError(
+            f"{out} holds a teacher of another config ({made_by} there, {config_hash} here) and is never overwritten; "
+            "write another out=..."
+        )
+    return True
+
+
+def _teach(config: Teach) -> None:
     evidence = cfg.build(config.evidence, AbstractEvidence)
     estimator = cfg.build(config.estimator, AbstractEstimator)
-    with tqdm(total=5, desc="teach: model and ontology") as bar:
-        reader = lm.load(config.lm.path, layers=config.lm.layer or 0, dtype=jnp.dtype(config.lm.dtype))
-        if config.sub >= reader.model.embed:
-            raise UserError(f"sub={config.sub}, but {reader.name} has {reader.model.embed} dimensions; write less")
-        vocabulary, concepts = find_concepts(config, reader)
+    with tqdm(total=5, desc="teach: model and ontology", disable=None) as bar:
+        loaded = lm.load(config.lm.path, layers=config.lm.layer or 0, dtype=jnp.dtype(config.lm.dtype))
+        if config.sub >= loaded.model.embed:
+            raise UserError(f"sub={config.sub}, but {loaded.name} has {loaded.model.embed} dimensions; write less")
+        vocabulary, concepts = find_concepts(config, loaded)
         _next(bar, "geometry")
-        view = make_view(config, reader)
+        view = make_view(config, loaded)
         _next(bar, "samples")
         samples = evidence(view, concepts, pool(config, concepts, vocabulary))
         _next(bar, "directions")
@@ -117,35 +162,35 @@ def _run(config: Teach) -> Path:
         sub=config.sub,
         variance=config.variance,
         seed=config.seed,
-        provenance=describe(config, reader, concepts, vocabulary, view.geometry.condition),
+        provenance=describe(config, loaded, concepts, vocabulary, view.geometry.condition),
         validation=validation,
     )
     print(summary(teacher, vocabulary))
-    return teacher.save(config.out)
+    teacher.save(config.out)
 
 
-def find_concepts(config: Teach, reader: lm.LanguageModel) -> tuple[Vocabulary, tuple[Concept, ...]]:
+def find_concepts(config: Teach, loaded: lm.LanguageModel) -> tuple[Vocabulary, tuple[Concept, ...]]:
     """The model's words in the ontology and the parents chosen among its concepts."""
     ontology = from_wordnet(config.wordnet, senses=config.senses)
     words = (word for words in ontology.words.values() for word in words)
-    vocabulary = single_tokens(reader.tokenizer, words, ontology.usage)
-    if (largest := max(vocabulary.surface, default=0)) >= reader.model.vocab:
+    vocabulary = single_tokens(loaded.tokenizer, words, ontology.usage)
+    if (largest := max(vocabulary.surface, default=0)) >= loaded.model.vocab:
         raise UserError(
-            f"the tokenizer of {reader.name} gives token {largest} ({vocabulary.surface[largest]!r}), but the model "
-            f"has {reader.model.vocab} tokens; copy the tokenizer that belongs to the model"
+            f"the tokenizer of {loaded.name} gives token {largest} ({vocabulary.surface[largest]!r}), but the model "
+            f"has {loaded.model.vocab} tokens; copy the tokenizer that belongs to the model"
         )
     return vocabulary, select(ontology, vocabulary, config.parents, config.limits, config.concepts)
 
 
-def make_view(config: Teach, reader: lm.LanguageModel) -> View:
+def make_view(config: Teach, loaded: lm.LanguageModel) -> View:
     """What evidence may look at: unembedding, causal geometry, activations at the teacher's layer."""
-    unembedding = np.asarray(reader.model.unembedding())
+    unembedding = np.asarray(loaded.model.unembedding())
     return View(
         unembedding=unembedding,
         geometry=causal(unembedding, config.shrinkage),
-        residual=_residual(config, reader.model),
-        encode=lambda text: reader.tokenizer(text, add_special_tokens=False)["input_ids"],
-        bos=reader.tokenizer.bos_token_id,
+        residual=_residual(config, loaded.model),
+        encode=lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"],
+        bos=loaded.tokenizer.bos_token_id,
     )
 
 
@@ -159,7 +204,7 @@ def pool(config: Teach, concepts: tuple[Concept, ...], vocabulary: Vocabulary) -
 
 def describe(
     config: Teach,
-    reader: lm.LanguageModel,
+    loaded: lm.LanguageModel,
     concepts: tuple[Concept, ...],
     vocabulary: Vocabulary,
     condition: float,
@@ -167,11 +212,11 @@ def describe(
     """What the teacher was made of."""
     tokens = {t for concept in concepts for t in concept.tokens}
     return {
-        "model": reader.name,
-        "model_sha256": reader.sha256,
+        "model": loaded.name,
+        "model_sha256": loaded.sha256,
         "layer": config.lm.layer,
-        "embed": reader.model.embed,
-        "vocab": reader.model.vocab,
+        "embed": loaded.model.embed,
+        "vocab": loaded.model.vocab,
         "words": len(vocabulary.ids),
         "tokens": len(tokens),
         "parents": len(concepts),

@@ -5,6 +5,7 @@ function that the slot lists; a member defined in another package than the one n
 """
 
 import inspect
+import logging
 import pkgutil
 import sys
 import types
@@ -18,6 +19,7 @@ from jhsae.config.place import Place, shortened
 from jhsae.config.trust import OURS, import_inside, refusal
 from jhsae.errors import nearest
 
+logger = logging.getLogger(__name__)
 NO_PARTS = [OURS, "interop"]  # rooms whose modules may import heavy third-party libraries
 
 
@@ -84,7 +86,9 @@ def _module(path: Sequence[str], name: str, place: Place) -> ModuleType:
 
 def _import(full: str, name: str, place: Place) -> None:
     if not place.trust.written and not f"{full}.".startswith(f"{OURS}."):
-        print(f"importing {full}, because {place.origin()} names {name} and its package is trusted for this call")
+        logger.warning(
+            f"importing {full}, because {place.origin()} names {name} and its package is trusted for this call"
+        )
     try:
         import_inside(full)
     except (Exception, SystemExit) as error:

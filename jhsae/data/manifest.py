@@ -5,6 +5,7 @@ the manifest as well; stores of format 2 and older have none.
 """
 
 import json
+import logging
 import os
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
@@ -22,6 +23,7 @@ from jhsae.errors import UserError
 from jhsae.files import bounded, checksums
 from jhsae.files.folders import is_bucket
 
+logger = logging.getLogger(__name__)
 NAME = "manifest.json"
 FORMAT = 3
 WITHOUT_CHECKSUMS = 2  # the last format without SHA256SUMS; its chunks of zeros may be absent
@@ -147,7 +149,7 @@ def read_identified(path: str | Path) -> tuple[Manifest, str]:
     if known is None and not manifest.zeros:
         raise UserError(f"the store {path} has no {checksums.NAME}, which belongs to it; copy or harvest it again")
     if known is None:
-        print(f"{path}: an older version wrote this store, whose manifest carries no checksum")
+        logger.warning(f"{path}: an older version wrote this store, whose manifest carries no checksum")
     elif known != {name: file["sha256"] for name, file in manifest.files.items()}:
         raise UserError(f"the store {path} is damaged: {checksums.NAME} and {NAME} differ; harvest it again")
     return manifest, found

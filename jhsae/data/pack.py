@@ -80,7 +80,7 @@ def packed(
     ends: list[np.ndarray] = []  # True at the last token of a document, in the shape of the blocks
     rest, rest_ends = np.empty(0, np.uint32), np.empty(0, bool)
     held = 0
-    with tqdm(total=rows, desc="tokenise", unit="token", unit_scale=True) as bar:
+    with tqdm(total=rows, desc="tokenise", unit="token", unit_scale=True, disable=None) as bar:
         for texts in _groups(shuffled(documents, seed, buffer), DOCUMENTS_PER_CALL):
             found, found_ends = _tokenise(texts, tokenizer, framing.between, vocab)
             stream, stream_ends = np.concatenate([rest, found]), np.concatenate([rest_ends, found_ends])

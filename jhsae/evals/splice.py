@@ -91,7 +91,7 @@ def splice(
     everything = {"model": lambda x: x, "zero": jnp.zeros_like, **replacements}
     sums = {name: np.zeros(2) for name in everything}
     count = 0
-    for start in tqdm(range(0, len(tokens), batch), desc="splice", unit="batch", dynamic_ncols=True):
+    for start in tqdm(range(0, len(tokens), batch), desc="splice", unit="batch", dynamic_ncols=True, disable=None):
         ids = jnp.asarray(tokens[start : start + batch], jnp.int32)
         keep = jnp.isin(ids, jnp.asarray(special, jnp.int32))
         x, clean = _clean(model, layer, ids)

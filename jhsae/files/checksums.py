@@ -7,6 +7,7 @@ damage, not tampering.
 """
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,6 +21,7 @@ from jhsae.files.folders import Folder, is_bucket, whole_folder
 from jhsae.files.lock import is_owned, owned
 from jhsae.files.tensor_files import check_written, tensor_header
 
+logger = logging.getLogger(__name__)
 NAME = "SHA256SUMS"
 LIMIT = 64 * MIB
 NOTICES = 10
@@ -98,7 +100,9 @@ class Sums:
         if self.known is None and by_format:
             raise UserError(f"{self.folder} has no {NAME}, which belongs to it; {AGAIN}")
         if self.known is None:
-            print(f"{self.folder} carries no checksums: an older version wrote it, and damage may go unnoticed")
+            logger.warning(
+                f"{self.folder} carries no checksums: an older version wrote it, and damage may go unnoticed"
+            )
 
     def read(self, name: str, limit: int | None = None) -> bytes:
         """The verified bytes of a file.
@@ -127,9 +131,9 @@ class Sums:
         changed = (name for name in sorted((self.known or {}).keys() - set(read)) if self._is_changed(name))
         for name in islice(changed, NOTICES):
             text = f"{self.folder / name} is not the file that was written (its checksum in {NAME} differs)"
-            print(sentence(f"{text}; it was not used"))
+            logger.warning(sentence(f"{text}; it was not used"))
         if next(changed, None) is not None:
-            print(f"{self.folder} has more such files")
+            logger.warning(f"{self.folder} has more such files")
 
     def _is_changed(self, name: str) -> bool:
         path = self.folder / name

@@ -6,6 +6,7 @@ another one may be writing.
 """
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -21,6 +22,7 @@ from etils import epath
 
 from jhsae.errors import UserError
 
+logger = logging.getLogger(__name__)
 LEASE = 300.0
 SETTLE = 1.0
 BEATS = 10  # heartbeats in a lease
@@ -136,7 +138,7 @@ class _Heart(threading.Thread):
             except (ValueError, OSError) as error:  # tolerate some failed heartbeats
                 reason = f"the owner object cannot be renewed ({' '.join(str(error).split())[:200]})"
             if self._version is None or time.monotonic() - self._last > LEASE * (1 - 2 / BEATS):
-                print(f"jhsae: error: {self._folder} is no longer owned by this process: {reason}", file=sys.stderr)
+                logger.error(f"jhsae: error: {self._folder} is no longer owned by this process: {reason}")
                 _end(LOST)
                 return
 
@@ -149,7 +151,9 @@ class _Heart(threading.Thread):
                 self._place.write(None, self._version)
         except (ValueError, OSError) as error:  # all files are written; the object expires by itself
             said = " ".join(str(error).split())[:200]
-            print(f"the owner object of {self._folder} was not removed ({said}); it expires in {LEASE:.0f} seconds")
+            logger.warning(
+                f"the owner object of {self._folder} was not removed ({said}); it expires in {LEASE:.0f} seconds"
+            )
 
 
 def _end(code: int) -> None:

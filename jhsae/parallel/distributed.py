@@ -1,8 +1,8 @@
-"""Several processes as one run: joining them, which one writes, waiting for each other, which rows each reads.
+"""Multi-process runs: joining, process 0, barriers, and which rows each process reads.
 
-A launcher that JAX knows (TPU pods, GKE, SLURM, Open MPI, Kubernetes jobs) is found by JAX itself; elsewhere three
-environment variables say the same: ``JHSAE_COORDINATOR=host:port JHSAE_PROCESSES=2 JHSAE_PROCESS=0``. A process that
-is alone is left alone. ``JHSAE_TIMEOUT`` is the number of seconds after which a silent process is given up (60).
+JAX detects the launchers it knows (TPU pods, GKE, SLURM, Open MPI, Kubernetes jobs); elsewhere three environment
+variables configure it: ``JHSAE_COORDINATOR=host:port JHSAE_PROCESSES=2 JHSAE_PROCESS=0``. Without either, the run has
+one process. ``JHSAE_TIMEOUT`` is the number of seconds after which a silent process counts as lost (60).
 """
 
 import os
@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-# jax has no public way to ask whether there is a cluster, nor to wait with a time limit
+# jax 0.10 to 0.12 has no public name for the launchers it detects, nor for the client of the coordinator, which alone
+# offers barriers with a timeout and the key-value store of the watchdog
 from jax._src.clusters import ClusterEnv
 from jax._src.distributed import global_state
 from jax.experimental.multihost_utils import process_allgather
@@ -27,14 +28,14 @@ START_SECONDS = 300  # nodes of one job do not start in the same minute
 
 
 def initialize() -> None:
-    """Joins the other processes of this run; call it before anything touches a device. Alone, it does nothing.
+    """Joins the other processes of this run, before anything touches a device; without others it does nothing.
 
     Raises:
-        UserError: some of the three variables without the others, or not numbers.
+        UserError: Some of the three variables without the others, or not numbers.
     """
-    if jax.distributed.is_initialized():
+    if initialized():
         return
-    given = _given(os.environ)
+    given = _parse(os.environ)
     if given is None and not _launched():
         return
     address, processes, process = given or (None, None, None)
@@ -44,13 +45,22 @@ def initialize() -> None:
         process,
         cluster_detection_method="deactivate" if given else None,
         initialization_timeout=START_SECONDS,
-        heartbeat_timeout_seconds=2 * timeout(),  # `Watchdog` is to speak first: it says what to do
+        heartbeat_timeout_seconds=2 * timeout(),  # after `Watchdog`, whose message says what to do
         shutdown_timeout_seconds=timeout(),
     )
 
 
+def initialized() -> bool:
+    """True when this process has joined others."""
+    return jax.distributed.is_initialized()
+
+
 def timeout() -> int:
-    """Seconds without a sign of life after which a process counts as lost: ``JHSAE_TIMEOUT``."""
+    """Seconds without a heartbeat after which a process counts as lost: ``JHSAE_TIMEOUT``.
+
+    Raises:
+        UserError: The variable is not a number of at least 1.
+    """
     text = os.environ.get("JHSAE_TIMEOUT", "60")
     if not text.isdecimal() or int(text) < 1:
         raise UserError(f"JHSAE_TIMEOUT is {text!r}, expected a number of seconds of at least 1")
@@ -58,7 +68,7 @@ def timeout() -> int:
 
 
 def is_main() -> bool:
-    """True in the one process that writes reports and speaks."""
+    """True on process 0, the only one that logs and writes."""
     return jax.process_index() == 0
 
 
@@ -68,18 +78,30 @@ def several() -> bool:
 
 
 def barrier(name: str, seconds: int) -> None:
-    """Waits until every process is here; a `jax.errors.JaxRuntimeError` names the missing ones after `seconds`."""
+    """Waits until every process has called it with the same name.
+
+    Args:
+        name: A name that is used for one barrier of the run alone.
+        seconds: Timeout.
+
+    Raises:
+        jax.errors.JaxRuntimeError: The timeout has passed; names the missing processes.
+    """
     if several():
         coordinator().wait_at_barrier(f"jhsae {name}", timeout_in_ms=1000 * seconds)
 
 
 def coordinator() -> Any:
-    """JAX's client of the process that keeps the others together."""
+    """JAX's client of the coordination service, which process 0 runs."""
     return global_state.client
 
 
 def gathered(array: Shaped[Array, "..."]) -> Shaped[np.ndarray, "..."] | None:
-    """The whole of an array that is spread over processes, in the main one; None in the others. All must call it."""
+    """Gathers an array whose shards lie on several processes; a collective, so all must call it.
+
+    Returns:
+        The whole array on process 0, None on the others.
+    """
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array) if is_main() else None
     whole = process_allgather(array, tiled=True)
@@ -88,22 +110,29 @@ def gathered(array: Shaped[Array, "..."]) -> Shaped[np.ndarray, "..."] | None:
 
 @dataclass(frozen=True)
 class Share:
-    """Which of `count` equal shares of the batch this process feeds to its devices."""
+    """Which of `count` equal slices of the batch a process reads; processes that split experts read the same one."""
 
     index: int
     count: int
 
 
 def share_of(mesh: Mesh) -> Share:
-    """The share of this process."""
+    """The slice of the batch that this process reads. Raises what `shares` does."""
     owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
     return shares(owners.reshape(-1, owners.shape[-1]))[jax.process_index()]
 
 
 def shares(owners: Int[np.ndarray, "rows expert"]) -> dict[int, Share]:
-    """Process -> share, from the process that owns each device; those that split experts feed the same rows.
+    """The slice of the batch that each process reads.
 
-    Raises `UserError` where processes hold different numbers of rows, or overlap in part.
+    Args:
+        owners: Index of the process that owns each device of the mesh, [data, expert].
+
+    Returns:
+        Process index -> share.
+
+    Raises:
+        UserError: Processes that hold different numbers of rows, or that overlap in part.
     """
     rows = {int(p): tuple(np.nonzero((owners == p).any(axis=1))[0].tolist()) for p in np.unique(owners)}
     found = sorted(set(rows.values()))
@@ -116,8 +145,8 @@ def shares(owners: Int[np.ndarray, "rows expert"]) -> dict[int, Share]:
     return {process: Share(found.index(its), len(found)) for process, its in rows.items()}
 
 
-def _given(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
-    """The three variables, or None where none is set."""
+def _parse(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
+    """Coordinator, number of processes and index of this one; None where none of the variables is set."""
     address, processes, process = values = [environment.get(name, "") for name in NAMES]
     if not any(values):
         return None
@@ -131,10 +160,10 @@ def _given(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
 
 
 def _launched() -> bool:
-    """Did a launcher that JAX knows start more than one process?
+    """True when a launcher that JAX detects started more than one process.
 
-    One process under SLURM is not joined to anybody: JAX would hide all but one of its GPUs. Kubernetes is asked only
-    in an indexed job, since in any other pod the question needs rights that the pod may lack.
+    A single process under SLURM is not initialised, since JAX would hide all but one of its GPUs. Kubernetes is
+    detected in indexed jobs alone: in any other pod the detection needs permissions that the pod may lack.
     """
     kinds = [kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method]
     indexed = "JOB_COMPLETION_INDEX" in os.environ

@@ -1,7 +1,6 @@
-"""Whether something fits into the memory of the devices of a mesh, asked before anything is computed.
+"""Checks that a run fits into the memory of its devices before anything is computed.
 
-What is asked is the least that is needed for certain; what is left over may still be too little, and then the run ends
-with exit code 4.
+The checks use lower bounds: a run that passes may still run out of memory, and then exits with code 4.
 """
 
 import math
@@ -15,7 +14,12 @@ from jhsae.errors import UserError
 
 
 def check_state(state: PyTree, mesh: Mesh) -> None:
-    """Raises `UserError` when the arrays of a state, or their shapes, are larger than all memory."""
+    """Raises `UserError` when a state is larger than the memory of all devices of the mesh.
+
+    Args:
+        state: A tree of arrays or `jax.ShapeDtypeStruct`s.
+        mesh: The devices.
+    """
     arrays = [a for a in jax.tree.leaves(state) if hasattr(a, "dtype") and hasattr(a.dtype, "itemsize")]
     needed, there = sum(a.size * a.dtype.itemsize for a in arrays), memory(mesh)
     if there is not None and needed > there:
@@ -26,7 +30,14 @@ def check_state(state: PyTree, mesh: Mesh) -> None:
 
 
 def check_context(heads: int, context: int, batch: int, mesh: Mesh) -> None:
-    """Raises `UserError` when the attention scores of one block, `batch` sequences at once, are larger than it."""
+    """Raises `UserError` when the float32 attention scores of one block are larger than that memory.
+
+    Args:
+        heads: Attention heads.
+        context: Tokens per sequence.
+        batch: Sequences per forward pass, over all devices.
+        mesh: The devices.
+    """
     needed, there = 4 * batch * heads * context**2, memory(mesh)
     if there is not None and needed > there:
         most = math.isqrt(there // (4 * batch * heads))
@@ -37,7 +48,7 @@ def check_context(heads: int, context: int, batch: int, mesh: Mesh) -> None:
 
 
 def memory(mesh: Mesh) -> int | None:
-    """Bytes of all devices of a mesh; None where they do not say."""
+    """Bytes of memory of all devices of a mesh; None where the platform does not report it."""
     devices = list(mesh.devices.flat)
     if devices[0].platform == "cpu":  # they share the memory of their machine
         machines = len({device.process_index for device in devices})

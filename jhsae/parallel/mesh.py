@@ -1,7 +1,8 @@
-"""Devices: one mesh with the axes ``host``, ``data`` and ``expert``, for training and for harvesting alike.
+"""The device mesh with the axes ``host``, ``data`` and ``expert``, for training and harvesting.
 
-A batch is split over ``host`` and ``data``. ``host`` separates devices between which the network is slow, so that what
-crosses it is reduced within a host first. Nothing here knows an SAE: `mesh` says how one lies on the devices.
+A batch is split over ``host`` and ``data``. The axis ``host`` separates devices with a slow network between them (TPU
+slices, or processes), so that reductions run within each group first. How an SAE is sharded over the mesh:
+`jhsae.training.sharding`.
 """
 
 from collections.abc import Sequence
@@ -21,17 +22,25 @@ from jhsae.ranges import Count, ranged
 @ranged
 @dataclass(frozen=True)
 class MeshShape:
-    """How many devices share the batch and the experts."""
+    """Numbers of devices that share the batch and the experts; their product is the number of all devices."""
 
     data: Annotated[Count | None, "devices that share the batch; null = all that remain"] = None
     expert: Annotated[Count, "devices that share the experts, or the features"] = 1
 
 
 def make_mesh(shape: MeshShape, devices: Sequence[Any] | int | None = None) -> Mesh:
-    """The mesh over all devices of all hosts, over some, or over the first so many.
+    """Makes the mesh.
 
-    Raises `UserError` when the sizes do not fit. ``host`` counts groups of devices with a fast network inside: slices
-    of TPUs, processes elsewhere. ``expert`` stays within one of them where it can.
+    Args:
+        shape: Sizes of ``data`` (all groups together) and ``expert``. The axis ``host`` counts groups of devices with a
+            fast network inside (TPU slices, processes elsewhere); ``expert`` stays within a group where it can.
+        devices: The devices, or how many of them; None for all devices of all processes.
+
+    Returns:
+        A mesh with the axes ``host``, ``data``, ``expert``.
+
+    Raises:
+        UserError: Sizes whose product is not the number of devices.
     """
     found = list(jax.devices() if devices is None or isinstance(devices, int) else devices)
     found = found[:devices] if isinstance(devices, int) else found
@@ -50,7 +59,7 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | int | None = None) -> M
 
 
 def check_batch(batch: int, mesh: Mesh) -> None:
-    """Raises `UserError` when the batch cannot be split evenly over the data axis."""
+    """Raises `UserError` when `batch` tokens cannot be split evenly over the devices that share the batch."""
     data = rows_shards(mesh)
     if batch % data:
         raise UserError(
@@ -60,17 +69,25 @@ def check_batch(batch: int, mesh: Mesh) -> None:
 
 
 def rows_shards(mesh: Mesh) -> int:
-    """Into how many shares the batch is cut."""
+    """Number of shards of the batch."""
     return mesh.shape["host"] * mesh.shape["data"]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The layout of an array whose first axis counts tokens."""
+    """The sharding of an array whose first axis is the batch."""
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def shard_batch(batch: np.ndarray | Array, mesh: Mesh) -> Float[Array, "batch embed"]:
-    """A global array over the data axis from this host's rows; one that is on the devices already stays as it is."""
+    """Makes a global array from this process's rows.
+
+    Args:
+        batch: This process's rows on the host, [rows, embed], or an array that is on the devices already.
+        mesh: Devices that share the batch.
+
+    Returns:
+        The global batch, [batch, embed], sharded by `batch_sharding`; a device array is returned as it is.
+    """
     if isinstance(batch, jax.Array):
         return batch
     return jax.make_array_from_process_local_data(batch_sharding(mesh), batch)

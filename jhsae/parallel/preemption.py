@@ -1,7 +1,7 @@
-"""SIGTERM (a machine that is taken away) and SIGINT (Ctrl-C): the loop finishes its step, saves, and the process ends.
+"""Preemption: on SIGTERM or SIGINT (Ctrl-C) the loop finishes its step, saves a checkpoint and the process exits.
 
-Alone, a signal is noted and found after the step under way. With several processes JAX's preemption service agrees on
-one step after which all of them stop: `jax.experimental.multihost_utils.reached_preemption_sync_point`.
+A single process sets a flag that is read after each step. With several, JAX's preemption sync manager agrees on one
+step after which all of them stop: `jax.experimental.multihost_utils.reached_preemption_sync_point`.
 """
 
 import signal
@@ -15,7 +15,7 @@ from jhsae.parallel.distributed import several
 
 
 class StopRequest:
-    """Whether the run was asked to stop; signals are heard while its block runs, a second one acts at once."""
+    """Handles the signals while its block runs; `signal` is the one received, a second one has its default effect."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -23,23 +23,23 @@ class StopRequest:
         self._together = several()
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():  # Python lets no other thread listen
-            # with several processes SIGTERM belongs to JAX's service, and a Ctrl-C is passed on to it
+        if threading.current_thread() is threading.main_thread():  # Python allows signal handlers there alone
+            # with several processes JAX handles SIGTERM, and a Ctrl-C is forwarded to it
             kinds = [signal.SIGINT] if self._together else [signal.SIGINT, signal.SIGTERM]
-            self._before = {kind: signal.signal(kind, self._heard) for kind in kinds}
+            self._before = {kind: signal.signal(kind, self._handle) for kind in kinds}
         return self
 
     def __exit__(self, *_: object) -> None:
         self._restore()
 
     def due(self, step: int) -> bool:
-        """True after the step at which to stop; ask after every step, in every process."""
+        """True after the step at which to stop; to be called after every step, on every process."""
         if self._together and reached_preemption_sync_point(step):
             self.signal = self.signal or signal.SIGTERM
             return True
         return not self._together and self.signal is not None
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
         self._restore()
         if self._together:

@@ -1,12 +1,13 @@
-"""Notices that another process of the run is gone, and ends this one with a sentence instead of waiting for ever.
+"""Watchdog: fails fast when a peer process dies instead of hanging in a collective.
 
-Every process writes a counter into the coordinator's key-value store and reads the others'. A counter that stands still
-for `JHSAE_TIMEOUT` seconds belongs to a process that died; one that fails says why before it ends. A process whose own
-training loop stands still for `PATIENCE` times as long ends itself: some collective operation waits in vain.
+Every process writes a heartbeat (a counter) into the coordinator's key-value store and reads the others'. A heartbeat
+that has not changed for `JHSAE_TIMEOUT` seconds belongs to a process that died; a process that fails writes why before
+it exits. A process whose own training loop has made no progress for `PATIENCE` times as long exits too: a collective is
+deadlocked. JAX's own heartbeat ends the processes as well, but later and without a message that says what to do.
 """
 
+import logging
 import os
-import sys
 import threading
 import time
 import traceback
@@ -18,7 +19,8 @@ import jax
 from jhsae.errors import outcome
 from jhsae.parallel.distributed import coordinator, is_main, several, timeout
 
-LOST = 75  # the exit code of what may be tried again (EX_TEMPFAIL of sysexits.h)
+logger = logging.getLogger(__name__)
+LOST = 75  # the exit code of what may be tried again (EX_TEMPFAIL in sysexits.h)
 PATIENCE = 15
 PREFIX = "jhsae/peers/"
 DONE, FAILED = "done", "failed: "
@@ -26,13 +28,17 @@ AGAIN = "every finished checkpoint is intact; start all processes again and the 
 
 
 class Watchdog:
-    """Watches the other processes while its block runs; alone it does nothing. A block that fails ends the process."""
+    """Watches the other processes while its block runs; in a run of one process it does nothing.
+
+    Where a peer is lost, the process exits with `LOST`. Where its own block raises, the peers are told why and the
+    process exits with the code of the error: its exit handlers would block on peers.
+    """
 
     def __init__(self, end: Callable[[int], None] = os._exit):
-        """`end` ends the process at once: its exit handlers would wait for processes that never come."""
+        """`end` exits the process with a code, without running exit handlers."""
         self._end, self._stop = end, threading.Event()
         self._thread: threading.Thread | None = None
-        self._moved: float | None = None
+        self._last_progress: float | None = None
 
     def __enter__(self) -> "Watchdog":
         if several():
@@ -42,8 +48,8 @@ class Watchdog:
         return self
 
     def progress(self) -> None:
-        """The training loop has moved on; from the first call on it has to."""
-        self._moved = time.monotonic()
+        """To be called after each finished step; after the first call, a loop that no longer calls it is an error."""
+        self._last_progress = time.monotonic()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -53,17 +59,17 @@ class Watchdog:
         self._stop.set()
         self._thread.join()
         if error is None or isinstance(error, SystemExit):
-            _tell(DONE)
+            _publish(DONE)
             return
         expected = outcome(error)
-        said, code = expected or (" ".join(str(error).split()) or type(error).__name__, 1)
+        message, code = expected or (" ".join(str(error).split()) or type(error).__name__, 1)
         if expected is not None:
-            _say(said)
+            _log(message)
         else:
             traceback.print_exception(error)
-            _say(f"{type(error).__name__}: {said}; if another process has ended, {AGAIN}")
-        _tell(FAILED + said)
-        if is_main():  # it serves what the others read
+            _log(f"{type(error).__name__}: {message}; if another process has ended, {AGAIN}")
+        _publish(FAILED + message)
+        if is_main():  # it runs the key-value store from which the others read why
             time.sleep(2 * self._interval())
         self._end(code)
 
@@ -71,22 +77,22 @@ class Watchdog:
         return self._silence / 12
 
     def _watch(self) -> None:
-        heard: dict[str, tuple[str, float]] = {}
+        last: dict[str, tuple[str, float]] = {}  # value of each heartbeat, and when it changed
         beat = 0
         while not self._stop.wait(self._interval()):
             beat += 1
             try:
-                _tell(str(beat))
+                _publish(str(beat))
                 found = dict(coordinator().key_value_dir_get(PREFIX))
             except jax.errors.JaxRuntimeError as error:
                 self._lost(f"process 0 cannot be reached any more ({' '.join(str(error).split())})")
                 return
             now = time.monotonic()
             for key, value in found.items():
-                if value != heard.get(key, (None, 0.0))[0]:
-                    heard[key] = value, now
-                self._check(key.removeprefix(PREFIX), value, now - heard[key][1])
-            if self._moved is not None and now - self._moved > PATIENCE * self._silence:
+                if value != last.get(key, (None, 0.0))[0]:
+                    last[key] = value, now
+                self._check(key.removeprefix(PREFIX), value, now - last[key][1])
+            if self._last_progress is not None and now - self._last_progress > PATIENCE * self._silence:
                 self._lost(f"no step has finished for {PATIENCE * self._silence} seconds")
 
     def _check(self, process: str, value: str, silent: float) -> None:
@@ -95,14 +101,14 @@ class Watchdog:
         if value != DONE and silent > self._silence:
             self._lost(f"process {process} has given no sign of life for {self._silence} seconds")
 
-    def _lost(self, what: str) -> None:
-        _say(f"{what}; {AGAIN}")
+    def _lost(self, reason: str) -> None:
+        _log(f"{reason}; {AGAIN}")
         self._end(LOST)
 
 
-def _tell(value: str) -> None:
+def _publish(value: str) -> None:
     coordinator().key_value_set(f"{PREFIX}{jax.process_index()}", value, allow_overwrite=True)
 
 
-def _say(sentence: str) -> None:
-    print(f"jhsae: error in process {jax.process_index()}: {sentence}", file=sys.stderr, flush=True)
+def _log(message: str) -> None:
+    logger.error(f"jhsae: error in process {jax.process_index()}: {message}")

@@ -45,8 +45,19 @@ def save_sae(
     """Writes an inference-time SAE and its fitted normaliser; the folder appears complete and is never overwritten.
 
     ``sae.safetensors`` holds the parameters under their paths, ``normalizer.safetensors`` the normaliser's statistics
-    (no file where it has none), ``sae.json`` the two slots and `about`. In a bucket, where no folder can be renamed at
-    once, ``sae.json`` comes last. With several processes all take part and the main one writes.
+    (no file where it has none), ``sae.json`` the two slots and `about`. In a bucket, where no folder can be renamed
+    atomically, ``sae.json`` is written last. With several processes all must call it; process 0 writes.
+
+    Args:
+        folder: The folder to create, local or in a bucket.
+        sae: The SAE, from `for_inference`.
+        slot: The config slot that builds an SAE of this structure.
+        normalize: The config slot of the normaliser.
+        normalizer: The fitted normaliser.
+        about: Provenance to store beside the slots, ready for JSON.
+
+    Raises:
+        UserError: The folder exists, or cannot be written.
     """
     folder = open_folder(folder)
     cut_off = is_bucket(folder) and not (folder / DESCRIPTION).exists()
@@ -77,13 +88,19 @@ def sae_files(
 def load_sae(
     folder: str | Folder, *, trust: str | Iterable[str] = ()
 ) -> tuple[AbstractSAE, AbstractNormalizer, dict[str, Any]]:
-    """The SAE, its fitted input normaliser and its description, from a run folder or the ``sae`` folder in it.
+    """Loads a saved SAE.
 
-    Nothing that the folder names is called but classes of jhsae, and those of the packages in `trust`, which is for
-    architectures of your own: ``trust="my_package"``.
+    Args:
+        folder: A run folder or the ``sae`` folder in it, local or in a bucket.
+        trust: Packages, beside jhsae, whose classes the folder may name, for architectures of your own:
+            ``trust="my_package"``. Nothing else that the folder names is imported or called.
 
-    `UserError`: no SAE there, another format, a part of a package that is not trusted, a file that is missing or
-    damaged, a tensor that is missing, left over or has another shape than ``sae.json`` describes.
+    Returns:
+        The SAE, its fitted input normaliser, and what ``sae.json`` holds.
+
+    Raises:
+        UserError: No SAE there, another format, a class of a package that is not trusted, a file that is missing or
+            damaged, a tensor that is missing, left over or has another shape than ``sae.json`` describes.
     """
     folder = open_folder(folder)
     folder = folder / "sae" if (folder / "sae").is_dir() else folder

@@ -1,4 +1,4 @@
-"""What is found out about a run before anything is computed: schedules, objective, sizes, windows."""
+"""Checks of a run before anything is computed: schedules, objective, sizes, windows, teacher; and of bad rows after."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, get_args, get_origin
@@ -9,12 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from annotated_types import Ge
 
+from jhsae.data import Batches, ModelName, Store, same_model
+from jhsae.data.source import AbstractSource
 from jhsae.errors import UserError
 from jhsae.losses import Objective
 from jhsae.ranges import INT32, bounds, hints_of, outside
 from jhsae.sae import AbstractSAE
 from jhsae.schedule import AbstractSchedule
 from jhsae.sparsify import BatchTopK
+from jhsae.teacher import Teacher
+from jhsae.training.config import Train
 from jhsae.training.recipe import Recipe
 from jhsae.usage import Context
 
@@ -23,9 +27,18 @@ ROUNDING = 1e-6
 
 
 def check_run(recipe: Recipe, sae: AbstractSAE, batch: int) -> list[str]:
-    """Raises `UserError` for a run that means nothing; returns sentences about what it has without using it.
+    """Checks that a run can be trained. Each schedule is sampled over the steps in which it is used.
 
-    `sae` may be its shapes alone. A schedule counts in the steps in which it is used.
+    Args:
+        recipe: What the steps compute with.
+        sae: The SAE, or its shapes alone.
+        batch: Tokens per step.
+
+    Returns:
+        Sentences about settings that have no effect.
+
+    Raises:
+        UserError: No term to minimise, a term that does not fit the SAE, a schedule out of its bounds, too many steps.
     """
     if recipe.steps > INT32:
         raise UserError(f"stages have {recipe.steps:,} steps in all, expected at most {INT32:,}")
@@ -63,6 +76,44 @@ def _in_value(value: Any, hint: Any, path: str) -> Iterator[tuple[str, AbstractS
     elif isinstance(value, list | tuple):
         for i, entry in enumerate(value):
             yield from _in_value(entry, inner[0] if inner else Any, f"{path}.{i}")
+
+
+def check_sizes(config: Train, sae: AbstractSAE, store: Store | AbstractSource) -> None:
+    """Raises `UserError` where the SAE and the store differ in width, or the store is smaller than a batch."""
+    manifest = store.manifest
+    if sae.embed != manifest.embed:
+        raise UserError(
+            f"sae.embed is {sae.embed}, but the store {store.path} holds vectors of {manifest.embed} "
+            f"({manifest.model}, layer {manifest.layer}); write sae.embed={manifest.embed}"
+        )
+    if config.data.batch > manifest.rows:
+        raise UserError(
+            f"data.batch is {config.data.batch}, but the store {store.path} has {manifest.rows} rows; "
+            f"write data.batch of at most {manifest.rows}"
+        )
+
+
+def check_teacher(config: Train, store: Store | AbstractSource) -> None:
+    """Raises `UserError` where the teacher and the store come from different language models."""
+    if config.teacher is None:
+        return
+    provenance = Teacher.load(config.teacher).provenance
+    taught = ModelName(provenance["model"], provenance.get("model_sha256"))
+    if not same_model(taught, ModelName.recorded(store.manifest), store.path):
+        raise UserError(
+            f"the teacher {config.teacher} was made from {taught.name}, but the store {store.path} from "
+            f"{store.manifest.model}; make a teacher from the same model (jhsae teach ... lm.path=...)"
+        )
+
+
+def bad_rows(config: Train, store: Store | AbstractSource, step: int) -> str:
+    """The rows that step `step` read from the store and that are not finite, as the end of a sentence."""
+    if isinstance(store, AbstractSource):
+        return ""
+    batches, at = Batches(store, config.data.batch, config.data.seed, streams=config.data.streams), step - 1
+    bad = batches.places(at)[~np.isfinite(batches[at]).all(axis=1)].tolist()
+    named = ", ".join(map(str, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+    return f"; rows {named} of {store.path}, which this step read, are not finite: harvest them again" if bad else ""
 
 
 def _check_schedules(part: Any, path: str, first: int, end: int) -> None:

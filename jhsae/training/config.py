@@ -76,7 +76,9 @@ class StageConfig:
 class Train:
     """The config of one run: every row of the README's table of slots is a key here."""
 
-    UNHASHED: ClassVar[frozenset[str]] = frozenset({"out", "loggers", "log_every", "checkpoint_every", "max_to_keep"})
+    UNHASHED: ClassVar[frozenset[str]] = frozenset(
+        {"out", "loggers", "log_every", "checkpoint_every", "max_to_keep", "profile_steps"}
+    )
     LATER: ClassVar[dict[str, Any]] = {"precision": "float32", "data.streams": 1, "data.live": None}
 
     out: Annotated[Words, "the run folder"]
@@ -107,3 +109,14 @@ class Train:
     checkpoint_every: Annotated[Count, "steps between checkpoints"] = 1000
     max_to_keep: Annotated[Count | None, "newest checkpoints to keep; null keeps all"] = 2
     loggers: Annotated[list[Sink], "tensorboard, wandb"] = field(default_factory=list)
+    profile_steps: Annotated[
+        list[Count] | None, "[first, last] step of a profiler trace, written to profile/; null for none"
+    ] = None
+
+    def __post_init__(self) -> None:
+        total, steps = sum(stage.steps for stage in self.stages), self.profile_steps
+        if steps is not None and not (len(steps) == 2 and steps[0] <= steps[1] <= total):
+            raise UserError(
+                f"profile_steps is {steps}, expected the first and the last step to trace, of the {total} "
+                f"steps of the run; write profile_steps=[{min(10, total)},{min(12, total)}]"
+            )

@@ -1,7 +1,7 @@
-"""An event loop that lets its tasks end before it closes.
+"""An asyncio event loop that awaits its pending tasks before it closes.
 
-Orbax closes its loop as soon as one read has failed, while the others are under way. Python then prints a traceback
-for each of them, hundreds of lines in all, beside the one sentence that says what is damaged.
+Orbax closes its loop as soon as one read has failed while others are pending. Python then prints a traceback for each
+of them, hundreds of lines in all, around the one message that says what is damaged.
 """
 
 import asyncio
@@ -10,23 +10,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class FinishingLoop(asyncio.SelectorEventLoop):
+class DrainingEventLoop(asyncio.SelectorEventLoop):
+    """Awaits pending tasks on `close` and ignores their exceptions: the first one is raised where it is awaited."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.set_exception_handler(lambda loop, context: None)  # the first failure is raised; these are the others'
+        self.set_exception_handler(lambda loop, context: None)
 
     def close(self) -> None:
+        """Awaits what is pending, then closes."""
         if not self.is_closed():
-            while unfinished := asyncio.all_tasks(self):
-                self.run_until_complete(asyncio.gather(*unfinished, return_exceptions=True))
+            while pending := asyncio.all_tasks(self):
+                self.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
         super().close()
 
 
 @contextmanager
-def loops_finish() -> Iterator[None]:
-    """Event loops that this thread makes in the block are `FinishingLoop`s."""
+def draining_event_loops() -> Iterator[None]:
+    """Event loops that this thread creates in the block are `DrainingEventLoop`s."""
     make, thread = asyncio.new_event_loop, threading.get_ident()
-    asyncio.new_event_loop = lambda: FinishingLoop() if threading.get_ident() == thread else make()
+    asyncio.new_event_loop = lambda: DrainingEventLoop() if threading.get_ident() == thread else make()
     try:
         yield
     finally:

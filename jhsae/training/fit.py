@@ -1,4 +1,4 @@
-"""`fit`: train an SAE on the rows of an array, for scripts and notebooks. The same step and loop as ``jhsae train``."""
+"""`fit` trains an SAE on the rows of an array, for scripts and notebooks, with the step and loop of ``jhsae train``."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,26 +60,44 @@ def fit(
     seed: Seed = 0,
     mesh: MeshShape | None = None,
 ) -> tuple[AbstractSAE, list[dict[str, Any]]]:
-    """Trains `sae` on the rows of an array (list, NumPy, JAX or torch) with the same loop; returns it and the metrics.
+    """Trains `sae` on the rows of an array.
 
-    Every key of ``jhsae train`` that decides the result is here under its name; initialisers are applied to `sae`
-    before, and what concerns files (checkpoints, loggers) is left out. Defaults: squared error (plus 0.1 parents-only
-    for a hierarchical SAE), warmup-cosine to 1e-3, unit decoder rows by projection and renormalisation, one device.
-    ``mesh=MeshShape()`` shares the batch among all, ``MeshShape(2, 4)`` between 2, each with 4 that share the experts.
+    Every key of ``jhsae train`` that decides the result is an argument of the same name; initialisers are applied to
+    `sae` before, and what concerns files (checkpoints, loggers) is left out.
 
     Args:
-        steps: Updates, of `batch` rows each (all rows where there are fewer).
-        weights: Of terms, over those that `objective` has.
+        sae: The initialised SAE; it is copied.
+        x: The rows, [rows, embed]: a list, or a NumPy, JAX or torch array.
+        steps: Number of updates.
+        batch: Rows per update; all rows where there are fewer.
+        learning_rate: A number or a schedule of the step; by default linear warmup over a twentieth of the steps, then
+            cosine, with a peak of 1e-3.
+        objective: Loss terms by name; by default squared error, plus 0.1 parents-only for a hierarchical SAE.
+        weights: Weights of terms, a number or a schedule each; they replace those of `objective`.
+        constraint: How decoder rows keep unit norm; by default projection of the gradient and renormalisation.
+        normalizer: The fitted input normaliser; by default none.
+        optimizer: The optax transformation before the learning rate; by default that of ``jhsae train``.
+        resampling: How dead features are resampled; by default not at all.
+        freeze: Paths or globs of parameters that do not change.
+        clip: Bound on the global gradient norm; None for none.
         stages: ``jhsae.training.config.StageConfig(name, steps, learning_rate, freeze, weights, clip)`` for each, run
             in order; instead of `steps`, `learning_rate`, `freeze` and `clip`.
-        dead_window: Steps without firing after which a feature is dead for the terms and the resampling that ask.
-            Unlike there, a tenth of the run by default, at most 1000, so that such a term acts in a short run too.
+        dead_window: Steps without firing after which a feature is dead. By default a tenth of the run, at most 1000 (in
+            ``jhsae train`` 1000), so that terms about dead features act in a short run too.
         dead_tokens: The same in tokens; replaces `dead_window`.
+        feature_sampling_window: Steps over which firing frequencies are measured.
+        precision: Of the hot matrix products; all else is float32.
         log_every: Steps between rows of the metrics; by default a twentieth of the run.
+        seed: Order of the rows, routing noise and resampling.
+        mesh: Devices; by default one. ``MeshShape()`` splits the batch over all devices, ``MeshShape(2, 4)`` over 2
+            groups of 4 devices, each of which splits the experts.
+
+    Returns:
+        The trained SAE for inference (`AbstractSAE.for_inference`) and the rows of metrics.
 
     Raises:
-        UserError: rows of another width or that are not finite, and all that ``jhsae train`` refuses.
-        DivergedError: a loss or a parameter was not finite.
+        UserError: Rows of another width or that are not finite, and all that ``jhsae train`` refuses.
+        DivergedError: The loss or a parameter is not finite.
     """
     rows = host_rows(x, sae.embed)
     if not len(rows):
@@ -105,7 +123,7 @@ def fit(
     devices = make_mesh(MeshShape(data=1), devices=1) if mesh is None else make_mesh(mesh)
     check_batch(batch, devices)
     for note in check_run(recipe, sae, batch):
-        warnings.warn(note, stacklevel=3)  # whoever calls `fit`, past what checks its arguments
+        warnings.warn(note, stacklevel=3)  # attributed to the caller of `fit`, past the wrapper that checks arguments
     ready = [recipe.stage(stage, sae, devices) for stage in recipe.stages]
     state = shard_state(TrainState.init(sae, recipe.optimizer, jax.random.key(seed)), devices)
     log = NoLog()
@@ -131,9 +149,9 @@ def _stages(
 ) -> list[StageConfig]:
     """The stages as they were given, or the one that the other arguments describe."""
     if stages is not None:
-        given = {"steps": steps is not None, "learning_rate": learning_rate is not None, "freeze": len(freeze) > 0}
-        given["clip"] = clip != 1.0
-        if clashes := [name for name, is_given in given.items() if is_given]:
+        passed = {"steps": steps is not None, "learning_rate": learning_rate is not None, "freeze": len(freeze) > 0}
+        passed["clip"] = clip != 1.0
+        if clashes := [name for name, is_passed in passed.items() if is_passed]:
             raise UserError(f"fit was given stages and {', '.join(clashes)}; write them inside of the stages")
         return list(stages)
     if steps is None:

@@ -27,8 +27,7 @@ class JsonLines:
     def __init__(self, path: Folder, keep_to_step: int):
         """Rows beyond `keep_to_step` (written after the checkpoint that is resumed) are dropped, as is a torn line."""
         self._path = path
-        text = read_bytes(path, LINES_BYTES) if path.exists() else b""
-        lines = text[: text.rfind(b"\n") + 1].decode(errors="replace").splitlines(keepends=True)
+        lines = _lines(path)
         rows = [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
         kept = [(line, row) for line, row in zip(lines, rows, strict=True) if row["step"] <= keep_to_step]
         self._kept = [to_json(row) + "\n" if "NaN" in line or "Infinity" in line else line for line, row in kept]
@@ -50,11 +49,23 @@ class JsonLines:
             write_whole(self._path, "".join(self._kept))
 
 
+def last_row(path: Folder) -> dict[str, Any]:
+    """The last row of a log; empty where there is none. `UserError`: that line is damaged."""
+    lines = _lines(path)
+    return _row(lines[-1], f"{path}, line {len(lines)}") if lines else {}
+
+
+def _lines(path: Folder) -> list[str]:
+    """The lines of a file that are complete; none where it does not exist."""
+    text = read_bytes(path, LINES_BYTES) if path.exists() else b""
+    return text[: text.rfind(b"\n") + 1].decode(errors="replace").splitlines(keepends=True)
+
+
 def _row(line: str, where: str) -> dict[str, Any]:
     """A row of a log. `UserError`: the line is damaged."""
     row = as_object(parse_json(line, where, nan=True), where)
     if type(row.get("step")) is not int:
-        raise UserError(f"{where} names no step; bring the file back, or write another out=... to begin anew")
+        raise UserError(f"{where} names no step; bring the file back, or write another out=... to start again")
     return row
 
 

@@ -1,8 +1,7 @@
 """The one training loop: stages of jitted steps over batches, metrics read one step late.
 
 While the device computes step n + 1 the host reads the metrics of step n; every read is explicit (`jax.device_get`),
-so that ``jax.transfer_guard`` finds one that is not. A loss that is not finite stops the run and
-names the step.
+so that ``jax.transfer_guard`` finds one that is not. A loss that is not finite stops the run and names the step.
 """
 
 import math
@@ -16,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool
-from tqdm import tqdm
 
 from jhsae.errors import DIVERGED
 from jhsae.losses.base import UNDEFINED
-from jhsae.parallel.distributed import is_main
 from jhsae.parallel.mesh import shard_batch
+from jhsae.parallel.progress import Progress
+from jhsae.training.profile import StepProfiler
 from jhsae.training.step import Metrics, StageModules, TrainState
 
 
@@ -34,7 +33,7 @@ class Log(Protocol):
 
 
 class DivergedError(RuntimeError):
-    """The loss is not finite, or a parameter; `step` is the update after which that was seen."""
+    """The loss or a parameter is NaN or infinite; `step` is the update after which that was seen."""
 
     exit_code = DIVERGED
 
@@ -56,63 +55,102 @@ class Stage:
     modules: StageModules
 
 
+def _ignore(*_: object) -> None:
+    """Does nothing."""
+
+
+def _never(step: int) -> bool:
+    return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What `run_stages` calls; each does nothing unless given.
+
+    Args:
+        save: Called with the state every `checkpoint_every` updates and after the last one, when every earlier row is
+            logged and the parameters are known to be finite.
+        due: Called with the number of finished updates after each; True asks the loop to save and return early.
+        on_step: Called after each step that the device has completed.
+    """
+
+    save: Callable[[TrainState], None] = _ignore
+    due: Callable[[int], bool] = _never
+    on_step: Callable[[], None] = _ignore
+
+
 def run_stages(
     state: TrainState,
     stages: list[Stage],
     batches: Iterator[np.ndarray | Array],
     mesh: Mesh,
     log: Log,
+    *,
     log_every: int = 10,
     checkpoint_every: int | None = None,
-    save: Callable[[TrainState], None] = lambda state: None,
     label: str = "train",
-    stop: Callable[[int], bool] = lambda step: False,
-    moved: Callable[[], None] = lambda: None,
+    profiler: StepProfiler | None = None,
+    hooks: Hooks = Hooks(),
 ) -> TrainState:
-    """Runs the updates that `state.step` has not done yet and returns the last state.
+    """Runs the updates that `state.step` does not count yet.
 
-    `save` is called every `checkpoint_every` updates and after the last one, when every earlier row is logged. `stop`
-    is asked after every update whether to save and return early; `moved` hears of every one that the device finished.
-    The bar is drawn by the main process.
+    Args:
+        state: Where to start; its arrays are donated.
+        stages: In order; a resumed run skips what is done.
+        batches: This process's rows of each batch, [rows, embed], or global arrays [batch, embed].
+        mesh: Devices that share the batch.
+        log: Gets every `log_every`-th row of metrics, and the first and the last.
+        log_every: In updates.
+        checkpoint_every: Updates between two calls of ``hooks.save``; None for one call after the last.
+        label: Name of the progress bar, which process 0 draws.
+        profiler: Traces some of the steps.
+        hooks: What to call besides.
+
+    Returns:
+        The state after the last update, or after the one at which ``hooks.due`` was True.
+
+    Raises:
+        DivergedError: The loss or, before a save, a parameter is not finite.
     """
     total = sum(stage.steps for stage in stages)
-    done = int(jax.device_get(state.step))
+    done, end, stopped = int(jax.device_get(state.step)), 0, False
     kept = "; the last checkpoint is intact" if checkpoint_every else ""
-    reader = _Reader(log, log_every, total, moved, kept)
-    silent = None if is_main() else True
-    with tqdm(total=total, initial=done, desc=label, unit="step", dynamic_ncols=True, disable=silent) as bar:
-        end, stopped = 0, False
+    with Progress(label, total, done) as progress, profiler or StepProfiler() as profiler:
+        reader = _Reader(log, log_every, total, hooks.on_step, kept, progress)
         for stage in stages:
             end += stage.steps
             step = None
             while done < end and not stopped:
                 inputs = stage.modules, shard_batch(next(batches), mesh)
                 step = step or _compiled(stage.step, inputs, state)
-                state, metrics = step(inputs, state)
                 done += 1
-                reader.push(done, stage.name, metrics, inputs[1].shape[0], bar)
-                stopped = stop(done)
+                profiler.before(done)
+                with jax.profiler.StepTraceAnnotation("train", step_num=done):
+                    state, metrics = step(inputs, state)
+                profiler.after(done, metrics)
+                reader.push(done, stage.name, metrics, inputs[1].shape[0])
+                stopped = hooks.due(done)
                 if stopped or done == total or (checkpoint_every and done % checkpoint_every == 0):
-                    reader.flush(bar)
+                    reader.flush()
                     _check_finite(state, done, stage.name, kept)
-                    save(state)
-        reader.flush(bar)
+                    hooks.save(state)
+        reader.flush()
     return state
 
 
 @runtime_checkable
 class _Jitted(Protocol):
-    """What `eqx.filter_jit` makes of a function."""
+    """What `eqx.filter_jit` returns."""
 
     def lower(self, *arguments: Any) -> Any:
-        """Its program for these arguments."""
+        """Lowers it for these arguments."""
 
 
 def _compiled(step: Step, inputs: tuple[StageModules, jax.Array], state: TrainState) -> Step:
     """The step compiled for these arguments.
 
-    After every call `eqx.filter_jit` waits for the device, in case the program raised; what it compiles ahead of time
-    does not.
+    `eqx.filter_jit` blocks on the device after every call, in case the program raised an error; a step compiled ahead
+    of time does not.
     """
     return step.lower(inputs, state).compile() if isinstance(step, _Jitted) else step
 
@@ -136,15 +174,16 @@ def _check_finite(state: TrainState, step: int, stage: str, kept: str) -> None:
 class _Reader:
     """Holds the newest metrics on the device and brings the previous ones to the host."""
 
-    def __init__(self, log: Log, every: int, total: int, moved: Callable[[], None], kept: str):
-        self._log, self._every, self._total, self._moved, self._kept = log, every, total, moved, kept
+    def __init__(self, log: Log, every: int, total: int, on_step: Callable[[], None], kept: str, progress: Progress):
+        self._log, self._every, self._total, self._kept = log, every, total, kept
+        self._on_step, self._progress = on_step, progress
         self._pending: tuple[int, str, Metrics, int] | None = None
 
-    def push(self, step: int, stage: str, metrics: Metrics, tokens: int, bar: tqdm) -> None:
-        self.flush(bar)
+    def push(self, step: int, stage: str, metrics: Metrics, tokens: int) -> None:
+        self.flush()
         self._pending = (step, stage, metrics, tokens)
 
-    def flush(self, bar: tqdm) -> None:
+    def flush(self) -> None:
         if self._pending is None:
             return
         step, stage, metrics, tokens = self._pending
@@ -156,11 +195,11 @@ class _Reader:
                 f"weights, or look at the data{self._kept}",
                 step,
             )
-        self._moved()
+        self._on_step()
         if step % self._every == 0 or step in (1, self._total):
             row = {name: float(value) for name, value in jax.device_get(metrics).items()}
             row = {k: v for k, v in row.items() if k not in UNDEFINED or math.isfinite(v)}
             self._log.write(step, stage, row, tokens)
-            explained = row.get("explained_variance", math.nan)
-            bar.set_postfix(loss=f"{row['loss']:.4g}", EV=f"{explained:.3f}", L0=f"{row['l0']:.1f}")
-        bar.update()
+            shown = {"ev": "explained_variance", "l0": "l0"}
+            self._progress.show(**{name: row[key] for name, key in shown.items() if key in row})
+        self._progress.update(tokens=tokens)

@@ -1,4 +1,4 @@
-"""The stages of a run, built: one code path from a `Recipe` to compiled steps, for ``jhsae train`` and for `fit`."""
+"""Builds the stages of a run: one code path from a `Recipe` to jitted steps, for ``jhsae train`` and `fit`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,9 +26,19 @@ from jhsae.training.step import StageModules, make_step
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the steps of a run compute with: the keys of a training config that decide it, their slots built.
+    """The parts of a training config that its steps compute with, built from their slots.
 
-    A schedule in `weights` or in a stage may still be a slot. `dead_window` and `feature_sampling_window` count steps.
+    Args:
+        stages: Stages in order; a schedule in one may still be a slot.
+        terms: Loss terms by name.
+        weights: Weights of terms: numbers, schedules or slots of schedules.
+        constraint: How decoder rows keep unit norm.
+        normalizer: The fitted input normaliser.
+        resampling: How dead features are resampled.
+        optimizer: The optax transformation before the learning rate.
+        dead_window: Steps without firing after which a feature is dead.
+        feature_sampling_window: Steps over which firing frequencies are measured.
+        precision: Of the hot matrix products.
     """
 
     stages: Sequence[StageConfig]
@@ -44,7 +54,7 @@ class Recipe:
 
     @classmethod
     def of(cls, config: Train, normalizer: AbstractNormalizer) -> "Recipe":
-        """What the steps of a config compute with."""
+        """Builds the parts of a config; `normalizer` is fitted already."""
         return cls(
             stages=config.stages,
             terms={name: cfg.build(slot, AbstractTerm) for name, slot in config.objective.items()},
@@ -64,16 +74,22 @@ class Recipe:
         return sum(stage.steps for stage in self.stages)
 
     def modules(self, stage: StageConfig) -> StageModules:
-        """What one stage computes with. `UserError` for a weight that belongs to no term."""
+        """The modules of one stage. `UserError` for a weight that belongs to no term."""
         weights = {name: _schedule(value) for name, value in {**self.weights, **stage.weights}.items()}
         objective = Objective(self.terms, weights)
         rate = _schedule(stage.learning_rate)
         return StageModules(objective, rate, self.constraint, self.normalizer, self.resampling)
 
     def stage(self, stage: StageConfig, sae: AbstractSAE, mesh: Mesh) -> Stage:
-        """One stage, ready to be compiled for `sae`, or for its shapes.
+        """One stage, ready to run.
 
-        Raises `UserError` for a pattern in ``freeze`` that matches no parameter.
+        Args:
+            stage: One of `stages`.
+            sae: The SAE, or its shapes alone.
+            mesh: Devices over which the step is split.
+
+        Raises:
+            UserError: A pattern in ``freeze`` that matches no parameter.
         """
         frozen = matching(sae, stage.freeze) if stage.freeze else None
         windows = (self.dead_window, self.feature_sampling_window)
@@ -90,7 +106,7 @@ def build_sae(config: Train, key: Key[Array, ""]) -> AbstractSAE:
 
 
 def dead_steps(dead_window: int, dead_tokens: int | None, batch: int) -> int:
-    """After how many steps of `batch` tokens a feature is dead; `dead_tokens` counts, where it is given."""
+    """Steps of `batch` tokens without firing after which a feature is dead; `dead_tokens` has precedence."""
     return dead_window if dead_tokens is None else -(-dead_tokens // batch)
 
 

@@ -1,6 +1,7 @@
-"""The folder of a training run: whose it is, whether it is finished, and the files it begins with.
+"""Run-directory ownership, completion and initial metadata.
 
-config.yaml, run.json (commit, versions, store), metrics.jsonl, timing.jsonl, checkpoints/ and, in the end, sae/.
+Its files: config.yaml, run.json (commit, versions, store), metrics.jsonl, timing.jsonl, checkpoints/, profile/ where
+``profile_steps`` asks for it and, when the run is finished, sae/.
 """
 
 import os
@@ -17,12 +18,13 @@ from jhsae.files.folders import PARTIAL, Folder, is_bucket, local_copy, make_fol
 from jhsae.files.lock import SUFFIX
 from jhsae.parallel.distributed import is_main
 from jhsae.training.config import Train
+from jhsae.training.logs import last_row
 
 
 def check_owner(folder: str | Folder, config: Train) -> None:
     """Raises `UserError` when `folder` holds a run of another config, or something that is not a run.
 
-    A run may go on with another `mesh`: the numbers differ by rounding alone.
+    A run may be resumed with another `mesh`; the numbers differ by rounding alone.
     """
     folder = open_folder(folder)
     if not is_bucket(folder) and os.path.lexists(folder) and not folder.is_dir():
@@ -32,7 +34,7 @@ def check_owner(folder: str | Folder, config: Train) -> None:
     if not (folder / "config.yaml").exists():
         raise UserError(f"{folder} exists and is not a run folder (no config.yaml in it); write another out=...")
     with local_copy(folder / "config.yaml") as file:
-        # what the user's own config names is trusted, so that the two can be compared
+        # packages that the user's own config names are trusted, so that the two can be compared
         there = replace(cfg.read(Train, file, cfg.packages(config)), mesh=config.mesh)
     if cfg.config_hash(there) != cfg.config_hash(config):
         found = cfg.diff(there, config)
@@ -65,6 +67,16 @@ def write_metadata(
         write_whole(folder / "config.yaml", cfg.to_yaml(config))
         write_whole(path, to_json(about, indent=2) + "\n")
     return about
+
+
+def summary(folder: Folder, config: Train) -> str:
+    """A finished run in one line: its steps and, where there is a row of metrics, the numbers of the last."""
+    row = last_row(folder / "metrics.jsonl")
+    parts = [f"{sum(stage.steps for stage in config.stages):,} steps"]
+    for name, key in ("explained variance", "explained_variance"), ("L0", "l0"):
+        parts += [f"{name} {row[key]:.3g}"] if row.get(key) is not None else []
+    parts += [f"{100 * row['dead']:.2g} % dead"] if row.get("dead") is not None else []
+    return f"{folder}: {', '.join(parts)}"
 
 
 def _stored(path: Folder) -> str:

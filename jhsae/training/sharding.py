@@ -1,4 +1,4 @@
-"""Shardings of a training state: one table from logical axes to mesh axes.
+"""Shardings of a training state: a table from logical axes to mesh axes.
 
 Arrays whose annotation names `experts` or `features` are split over ``expert``; everything else is replicated. Moments
 of the optimizer follow their parameter and are split over ``data`` and ``host`` as well (ZeRO, Rajbhandari et al.,
@@ -21,49 +21,70 @@ LOGICAL_TO_MESH = {"experts": EXPERT, "features": EXPERT}
 
 
 def shard_state(state: PyTree, mesh: Mesh) -> PyTree:
-    """Constrains (inside jit) or moves (outside) every array to the layout of the table."""
+    """Constrains (inside jit) or moves (outside) every array to its sharding in `state_shardings`."""
     arrays, static = eqx.partition(state, eqx.is_array)
     return eqx.combine(jax.tree.map(_put, arrays, state_shardings(arrays, mesh)), static)
 
 
 def state_shardings(state: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
-    """The layout of every leaf of a state, or of its shapes. Moments are what stands in a field ``opt_state``."""
+    """The sharding of every leaf.
 
-    def layout(path: tuple[Any, ...], tree: PyTree) -> PyTree:
+    Args:
+        state: A tree of arrays or `jax.ShapeDtypeStruct`s with SAEs in it; an SAE below a field ``opt_state`` holds
+            moments.
+        mesh: The devices.
+
+    Returns:
+        The same tree with a sharding for each array; what is not in an SAE is replicated.
+    """
+
+    def shardings(path: tuple[Any, ...], tree: PyTree) -> PyTree:
         if not isinstance(tree, AbstractSAE):
             return NamedSharding(mesh, PartitionSpec())
         moments = any(getattr(key, "name", None) == "opt_state" for key in path)
         return jax.tree.map(lambda leaf, a: _sharding(leaf, a.shape, mesh, moments), describe(tree), tree)
 
-    return jax.tree_util.tree_map_with_path(layout, state, is_leaf=lambda t: isinstance(t, AbstractSAE))
+    return jax.tree_util.tree_map_with_path(shardings, state, is_leaf=lambda t: isinstance(t, AbstractSAE))
 
 
 def abstract_state(make: Callable[[], PyTree], mesh: Mesh) -> PyTree:
-    """What `make` returns with the shape, dtype and layout of every array in its place; nothing is computed."""
+    """The shapes, dtypes and shardings of what `make` returns; nothing is computed.
+
+    Args:
+        make: Makes the state; traced.
+        mesh: The devices.
+
+    Returns:
+        The state with a `jax.ShapeDtypeStruct` in place of each array.
+    """
     shapes = eqx.filter_eval_shape(make)
     arrays, static = eqx.partition(shapes, _is_shape)
-    laid_out = jax.tree.map(
-        lambda a, layout: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=layout), arrays, state_shardings(arrays, mesh)
-    )
-    return eqx.combine(laid_out, static)
+    shardings = state_shardings(arrays, mesh)
+    sharded = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), arrays, shardings)
+    return eqx.combine(sharded, static)
 
 
 def init_sharded(make: Callable[[], PyTree], mesh: Mesh) -> PyTree:
-    """What `make` returns, computed in the layout of `mesh`.
+    """Initialises a state directly in its sharding, so that no device ever holds the whole of a sharded array.
 
-    `make` is traced. What it reads from disk (a teacher) becomes an argument of the program: as constants of it they
-    would be compiled, for minutes.
+    Args:
+        make: Makes the state; traced. Arrays that it reads from disk (a teacher) become arguments of the compiled
+            program, since compiling them as constants takes minutes.
+        mesh: The devices.
+
+    Returns:
+        What `make` returns, sharded as `state_shardings` says.
     """
     arrays, static = eqx.partition(abstract_state(make, mesh), _is_shape)
     structure = jax.tree.structure(arrays)
     program = jax.make_jaxpr(lambda: jax.tree.leaves(eqx.filter(make(), eqx.is_array)))()
-    layout = [a.sharding for a in jax.tree.leaves(arrays)]
-    compute = jax.jit(lambda read: jax.core.eval_jaxpr(program.jaxpr, read), out_shardings=layout)
+    shardings = [a.sharding for a in jax.tree.leaves(arrays)]
+    compute = jax.jit(lambda read: jax.core.eval_jaxpr(program.jaxpr, read), out_shardings=shardings)
     return eqx.combine(jax.tree.unflatten(structure, compute(program.consts)), static)
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """The same arrays, whole on every device: what each step reads. Equal in every process."""
+    """Copies every array of a tree to all devices; it must be equal on every process."""
     arrays, static = eqx.partition(tree, eqx.is_array)
     return eqx.combine(jax.device_put(arrays, NamedSharding(mesh, PartitionSpec())), static)
 
@@ -85,7 +106,7 @@ def _put(a: Array, sharding: NamedSharding) -> Array:
         and sharding.spec[0] == EXPERT
         and a.shape[0] % sharding.mesh.size == 0
     ):
-        # updated shares are gathered between hosts while they are small, then within each
+        # updated shards are all-gathered between hosts first, while they are small, then within each
         within = PartitionSpec((EXPERT, DATA), *sharding.spec[1:])
         a = jax.lax.with_sharding_constraint(a, NamedSharding(sharding.mesh, within))
     return jax.lax.with_sharding_constraint(a, sharding)

@@ -1,7 +1,7 @@
 """The training step: one jitted function from (modules, batch) and a state to the next state and its metrics.
 
-`TrainState` with the loader's position is the whole truth for resuming. Nothing inside synchronises with the host,
-and the state is donated. The step knows neither constraints nor philosophies: they are modules.
+`TrainState` and the loader's position are all that a resumed run needs. Nothing inside synchronises with the host, and
+the state is donated. Constraints, losses and schedules are modules that the step is given.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,15 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 class TrainState(eqx.Module):
-    """Everything that changes during training; `step` counts finished updates."""
+    """Everything that changes during training; donated to each step and saved in checkpoints.
+
+    Args:
+        sae: The SAE with its parameters.
+        opt_state: State of the optimizer chain over the inexact arrays of `sae`.
+        usage: Firing statistics of each feature, in steps and fractions of tokens.
+        step: Number of finished updates.
+        key: Never changes; each step folds `step` into it.
+    """
 
     sae: AbstractSAE
     opt_state: optax.OptState
@@ -41,7 +49,13 @@ class TrainState(eqx.Module):
 
     @classmethod
     def init(cls, sae: AbstractSAE, optimizer: optax.GradientTransformation, key: Key[Array, ""]) -> "TrainState":
-        """The state before the first update. Arrays are copied, because the step donates them."""
+        """The state before the first update.
+
+        Args:
+            sae: The initialised SAE; its arrays are copied, because the step donates them.
+            optimizer: The one that is given to `make_step`.
+            key: Seeds what is drawn in the steps (routing noise, resampling).
+        """
         sae, key = jax.tree.map(lambda a: jnp.array(a, copy=True) if eqx.is_array(a) else a, (sae, key))
         opt_state = chain(optimizer, 0.0, Unconstrained()).init(eqx.filter(sae, eqx.is_inexact_array))
         usage = FeatureStats.init(sae.features, len(sae.sparsifiers))
@@ -49,7 +63,15 @@ class TrainState(eqx.Module):
 
 
 class StageModules(Ranged, eqx.Module):
-    """What one stage of training computes with: arguments of the step, not constants of its program."""
+    """What a step computes with: arguments of its program, so that one program serves other values of their arrays.
+
+    Args:
+        objective: The weighted loss terms.
+        learning_rate: A schedule of the step of the whole run.
+        constraint: How decoder rows keep unit norm.
+        normalizer: From stored activations to inputs of the SAE.
+        resampling: How dead features are resampled.
+    """
 
     objective: Objective
     learning_rate: Annotated[AbstractSchedule, Ge(0)]
@@ -68,20 +90,33 @@ def make_step(
     mesh: Mesh | None = None,
     precision: ops.Precision = "float32",
 ) -> Callable[[tuple[StageModules, Array], TrainState], tuple[TrainState, Metrics]]:
-    """The compiled step of one stage.
+    """The jitted step of one stage.
 
-    A feature is dead after `dead_window` steps without firing; frequencies are those of `feature_sampling_window`
-    steps. On a `mesh` of several devices the operations are split over it and the next state keeps its layout.
-    `precision` is that of the hot products; all else is float32.
+    The rule for what goes where: whatever may hold arrays or schedules is a field of `StageModules`, an argument of the
+    program; what decides its structure (the optimizer, which parameters are frozen, window lengths, the mesh, dtypes)
+    is an argument here, a constant of the program.
+
+    Args:
+        optimizer: The optax transformation before learning rate, constraint and clipping are chained to it.
+        frozen: A tree like the SAE, True at parameters that do not change; None where all do.
+        clip: Bound on the global gradient norm; None for none.
+        dead_window: Steps without firing after which a feature is dead.
+        feature_sampling_window: Steps over which firing frequencies are measured.
+        mesh: Devices over which the operations are split; the next state keeps its sharding.
+        precision: Of the hot matrix products; all else is float32.
+
+    Returns:
+        ``step((modules, batch), state) -> (state, metrics)`` with a batch [batch, embed] of any float dtype and scalar
+        metrics that stay on the device. `state` is donated.
     """
-
-    # a feature with a part that may not move cannot begin anew
+    # features with frozen parameters cannot be resampled
     part_frozen = frozen is not None and any(jax.tree.leaves(frozen.top))
 
     @eqx.filter_jit(donate="all-except-first")
     def step(inputs: tuple[StageModules, Array], state: TrainState) -> tuple[TrainState, Metrics]:
         modules, batch = inputs
-        x, _ = modules.normalizer(batch.astype(jnp.float32))
+        with jax.named_scope("normalize"):
+            x, _ = modules.normalizer(batch.astype(jnp.float32))
         dead = state.usage.dead(dead_window)
         context = Context(jax.random.fold_in(state.key, state.step), state.step, state.usage, dead)
         params, static = eqx.partition(state.sae, eqx.is_inexact_array)
@@ -89,27 +124,27 @@ def make_step(
         def loss(params: PyTree) -> tuple[Array, tuple[Metrics, Forward]]:
             sae = eqx.combine(params, static)
             forward = sae.forward(x, context)
-            total, terms = modules.objective(sae, forward, state.step)
+            with jax.named_scope("objective"):
+                total, terms = modules.objective(sae, forward, state.step)
             return total, (terms, forward)
 
         with ops.compute_in(precision), ops.spread_over(mesh):
             (total, (terms, forward)), grads = jax.value_and_grad(loss, has_aux=True)(params)
         rate = modules.learning_rate(state.step)
         update = chain(optimizer, rate, modules.constraint, frozen, clip)
-        updates, opt_state = update.update(grads, state.opt_state, params)
-        sae = eqx.apply_updates(state.sae, updates)
+        with jax.named_scope("update"):
+            updates, opt_state = update.update(grads, state.opt_state, params)
+            sae = eqx.apply_updates(state.sae, updates)
         resampling = NoResampling() if part_frozen else modules.resampling
-        again = jax.random.fold_in(state.key, -1 - state.step)
-        sae, opt_state, resampled = resampling(sae, opt_state, update, forward, state.step, again)
-        usage = state.sae.observe(state.usage, forward.codes, feature_sampling_window).restarted(resampled)
-        metrics = {
-            "loss": total,
-            **terms,
-            **_fidelity(forward),
-            "learning_rate": jnp.asarray(rate, jnp.float32),
-        }
-        metrics["grad_norm"] = optax.tree.norm(grads)
-        metrics |= _sampled(usage, dead_window)
+        with jax.named_scope("resample"):
+            resample_key = jax.random.fold_in(state.key, -1 - state.step)
+            sae, opt_state, resampled = resampling(sae, opt_state, update, forward, state.step, resample_key)
+        with jax.named_scope("feature_stats"):
+            usage = state.sae.observe(state.usage, forward.codes, feature_sampling_window).restarted(resampled)
+        with jax.named_scope("metrics"):
+            metrics = {"loss": total, **terms, **_fidelity(forward)}
+            metrics |= {"learning_rate": jnp.asarray(rate, jnp.float32), "grad_norm": optax.tree.norm(grads)}
+            metrics |= _sampled(usage, dead_window)
         after = TrainState(sae, opt_state, usage, state.step + 1, state.key)
         return after if mesh is None or mesh.size == 1 else shard_state(after, mesh), metrics
 
@@ -117,16 +152,13 @@ def make_step(
 
 
 def _sampled(usage: FeatureStats, dead_window: int) -> Metrics:
-    """The dead, and how often features fire as a fraction of the tokens of the last sampling window.
-
-    The latter are NaN until a first window is complete.
-    """
+    """Fraction of dead features, and firing frequencies over the last sampling window (NaN before the first ends)."""
     frequency = usage.frequency
-    none = jnp.isnan(frequency[0])
+    unknown = jnp.isnan(frequency[0])
     rates = {
         "mean_log10_frequency": jnp.mean(jnp.log10(frequency + 1e-10)),
-        "below_1e-5": jnp.where(none, jnp.nan, jnp.mean(frequency < 1e-5)),
-        "below_1e-6": jnp.where(none, jnp.nan, jnp.mean(frequency < 1e-6)),
+        "below_1e-5": jnp.where(unknown, jnp.nan, jnp.mean(frequency < 1e-5)),
+        "below_1e-6": jnp.where(unknown, jnp.nan, jnp.mean(frequency < 1e-6)),
     }
     return {"dead": jnp.mean(usage.dead(dead_window)), **rates}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_harvest import EMBED, LAYER, save_language_model
+from small_lm import EMBED, LAYER, save_language_model
 
 from jhsae import lm
 from jhsae.activations.config import Harvest, Source

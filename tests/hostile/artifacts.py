@@ -39,7 +39,6 @@ from safetensors.numpy import save_file
 
 from jhsae import config as cfg
 from jhsae import lm
-from jhsae.commands import train
 from jhsae.commands.evaluate import Evaluate
 from jhsae.data import AbstractNormalizer, Identity, Store, write_array
 from jhsae.optimizer import adam
@@ -51,6 +50,7 @@ from jhsae.teacher.ontology import from_wordnet
 from jhsae.training.checkpoint import Checkpoints, save_sae
 from jhsae.training.config import Train
 from jhsae.training.logs import RunLog
+from jhsae.training.run import prepare
 from jhsae.training.run_folder import check_owner, write_metadata
 from jhsae.training.step import TrainState
 
@@ -177,7 +177,7 @@ def checked(**more: Any) -> Callable[[], int]:
     path = train_config(**more)
 
     def check() -> None:
-        store = train.checked(cfg.load(Train, path)).store
+        store = prepare(cfg.load(Train, path)).store
         store.read(0, store.rows)
         store.index(0, store.rows)
         store.tokens()
@@ -213,7 +213,7 @@ def taught() -> Callable[[], int]:
 def language_model() -> None:
     """A random Gemma-2 of two blocks, its weights in two shards with an index."""
     from safetensors.numpy import load_file
-    from test_harvest import save_language_model
+    from small_lm import save_language_model
 
     save_language_model(Path("lm"))
     whole = Path("lm/model.safetensors")

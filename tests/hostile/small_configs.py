@@ -17,6 +17,7 @@ from jhsae.__main__ import main
 from jhsae.commands import train
 from jhsae.files.folders import open_folder
 from jhsae.training.config import Train
+from jhsae.training.run import prepare
 from jhsae.training.run_folder import check_owner, finished
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -122,7 +123,7 @@ def command(*words: str) -> Callable[[], int]:
     def only_check(config: Train) -> None:
         check_owner(open_folder(config.out), config)
         finished(open_folder(config.out))
-        train.checked(config)
+        prepare(config)
 
     def run() -> int:
         whole, train.run = train.run, only_check

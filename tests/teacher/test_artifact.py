@@ -145,7 +145,7 @@ def test_a_damaged_folder_is_named(teacher, tmp_path, damage, message):
         Teacher.load(folder)
 
 
-def test_a_teacher_of_the_format_before_has_no_checksums_and_says_so(teacher, tmp_path, capsys):
+def test_a_teacher_of_the_format_before_has_no_checksums_and_says_so(teacher, tmp_path, caplog):
     folder = teacher.save(tmp_path / "teacher")
     (folder / NAME).unlink()
     with pytest.raises(UserError, match="has no SHA256SUMS, which belongs to it"):
@@ -153,4 +153,4 @@ def test_a_teacher_of_the_format_before_has_no_checksums_and_says_so(teacher, tm
     numbers = json.loads((folder / "teacher.json").read_text())
     (folder / "teacher.json").write_text(json.dumps(numbers | {"format": 1}))
     np.testing.assert_array_equal(Teacher.load(folder).up, teacher.up)
-    assert "carries no checksums" in capsys.readouterr().out
+    assert "carries no checksums" in caplog.text

@@ -99,7 +99,7 @@ def _blocks(store: RowSource, rows: int, what: str) -> Iterator[np.ndarray]:
     blocks = -(-store.rows // BLOCK)
     chosen = np.linspace(0, blocks - 1, min(blocks, -(-rows // BLOCK))).round().astype(int)
     left = rows
-    for block in tqdm(chosen.tolist(), desc=f"estimating {what}", unit="block", dynamic_ncols=True):
+    for block in tqdm(chosen.tolist(), desc=f"estimating {what}", unit="block", dynamic_ncols=True, disable=None):
         start = block * BLOCK
         x = store.read(start, min(start + min(BLOCK, left), store.rows))
         left -= len(x)

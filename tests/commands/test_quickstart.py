@@ -96,7 +96,10 @@ def test_a_second_call_reuses_what_is_finished(place, out, capsys):
     before = {f: f.stat().st_mtime_ns for f in out.rglob("*.safetensors")}
     assert main(["quickstart", str(place / "quickstart.yaml")]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("is reused") == 3 and printed.count("nothing to do") == 3
+    assert printed.count("nothing to do") == 6
+    last = printed.splitlines()[-1]
+    numbers = ", ".join(f"{row['name']} {row['metrics']['ev_r2']:.4f}" for row in rows(out))
+    assert last.startswith(f"{out}/report.html: held-out explained variance {numbers}; next: open it in a browser")
     assert before == {f: f.stat().st_mtime_ns for f in out.rglob("*.safetensors")}
     assert [len((out / n / "results.jsonl").read_text().splitlines()) for n in ("scale", "topk")] == [1, 1]
 

@@ -9,10 +9,12 @@ from test_lock import holder
 from test_saved_sae import FLAT, WHITEN, built
 
 from jhsae import config
-from jhsae.commands import ablate, evaluate, export, harvest, import_, quickstart, teach, train
+from jhsae.activations.config import Harvest, Source
+from jhsae.commands import ablate, evaluate, export, harvest, import_, quickstart, teach
 from jhsae.errors import UserError
 from jhsae.training.checkpoint import save_sae
 from jhsae.training.config import Train
+from jhsae.training.run import train
 
 ABOUT = {"name": "a", "reads": {"model": "array", "layer": 0}}
 
@@ -20,10 +22,10 @@ ABOUT = {"name": "a", "reads": {"model": "array", "layer": 0}}
 def begin(verb: str, place: Path, out: Path) -> None:
     """Runs a verb that writes `out`."""
     if verb == "train":
-        train.run(config.load(Train, runs.train_config(place, place / "store", out)))
+        train(config.load(Train, runs.train_config(place, place / "store", out)))
     elif verb == "harvest":
         text = {"_target_": "jhsae.data.TextFiles", "paths": [str(place / "a.txt")]}
-        harvest.run(harvest.Harvest(str(out), harvest.Source("embedded", 1), text, rows=10))
+        harvest.run(Harvest(str(out), Source("embedded", 1), text, rows=10))
     elif verb == "teach":
         teach.run(teach.Teach(str(out), teach.Source("embedded")))
     elif verb == "evaluate":

@@ -133,7 +133,18 @@ def test_what_is_wrong_is_said_before_anything_is_written(config, change, messag
     assert not (tmp_path / "teacher").exists()
 
 
-def test_a_teacher_is_never_overwritten(config):
-    teach.run(config)
+def test_a_finished_teacher_is_left_alone_and_one_of_another_config_is_refused(config, caplog, capsys):
+    folder = teach.run(config)
+    before = {f: f.stat().st_mtime_ns for f in folder.iterdir()}
+    with caplog.at_level("INFO", "jhsae"):
+        assert teach.run(config) == folder
+    assert "finished; nothing to do" in caplog.text
+    assert before == {f: f.stat().st_mtime_ns for f in folder.iterdir()}
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"{folder}: 3 parents with 6 children, subspaces of 4 of 16 dimensions, from ")
+    assert f"next: jhsae train geometry.yaml teacher={folder} data.store=STORE" in last
+    with pytest.raises(UserError, match=r"a teacher of another config .* is never overwritten; write another out="):
+        teach.run(replace(config, seed=1))
+    (folder / "teacher.json").unlink()
     with pytest.raises(UserError, match="never overwritten"):
         teach.run(config)

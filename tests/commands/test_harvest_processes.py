@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import quick_compile
 import yaml
-from test_harvest import VOCAB, save_language_model
+from small_lm import VOCAB, save_language_model
 from test_harvest_resume import SmallShards, config, cut
 
 from jhsae import config as cfg
@@ -19,7 +19,7 @@ from jhsae.commands import harvest
 from jhsae.data import CenterScale, Store, TextFiles
 from jhsae.parallel.mesh import MeshShape, make_mesh
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 def together(folder: Path) -> None:

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import runs
 
+import jhsae
 from jhsae import config
-from jhsae.commands import train
 from jhsae.errors import UserError
 from jhsae.parallel.mesh import make_mesh
 from jhsae.training.checkpoint import load_sae
 from jhsae.training.config import Train
 from jhsae.training.recipe import build_sae
+from jhsae.training.run import train
 from jhsae.training.sharding import init_sharded
 from jhsae.usage import Context
 
@@ -40,7 +41,7 @@ def place(tmp_path_factory):
 def finished(place):
     """An uninterrupted run."""
     path = runs.train_config(place, place / "store", place / "whole")
-    train.run(config.load(Train, path))
+    train(config.load(Train, path))
     return place / "whole"
 
 
@@ -94,7 +95,7 @@ def _start(path: Path) -> subprocess.Popen:
     slow = "import time, jhsae.training.logs as l, jhsae.__main__ as m; w = l.JsonLines.write\n"
     slow += "l.JsonLines.write = lambda s, r: (time.sleep(0.05), w(s, r))[1]\n"  # so that there is time to kill it
     slow += f"raise SystemExit(m.main(['train', {str(path)!r}]))"
-    environment = os.environ | {"PYTHONPATH": str(Path(train.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(jhsae.__file__).parents[1])}
     with path.with_suffix(".log").open("a") as log:
         return subprocess.Popen([sys.executable, "-c", slow], env=environment, stdout=log, stderr=log)
 
@@ -113,23 +114,24 @@ def test_frozen_leaves_stay_bit_identical(place):
     loaded = config.load(Train, path)
     mesh = make_mesh(loaded.mesh)
     before = init_sharded(lambda: build_sae(loaded, jax.random.split(jax.random.key(0))[0]), mesh)
-    train.run(loaded)
+    train(loaded)
     after, _, _ = load_sae(place / "frozen")
     assert np.array_equal(before.router_dec, after.router_dec) and np.array_equal(before.atom_dec, after.atom_dec)
     assert np.array_equal(before.atom_enc, after.atom_enc) and not np.array_equal(before.up, after.up)
 
 
-def test_a_finished_run_is_left_alone(finished, place, capsys):
+def test_a_finished_run_is_left_alone(finished, place, caplog):
     before = {f: f.stat().st_mtime_ns for f in finished.rglob("*") if f.is_file()}
-    train.run(load(place, "whole"))
-    assert "nothing to do" in capsys.readouterr().out
+    with caplog.at_level("INFO", "jhsae"):
+        train(load(place, "whole"))
+    assert "nothing to do" in caplog.text
     assert before == {f: f.stat().st_mtime_ns for f in finished.rglob("*") if f.is_file()}
 
 
 def test_another_config_in_the_same_folder_is_refused(finished, place):
     before = (finished / "metrics.jsonl").read_bytes()
     with pytest.raises(UserError, match=r"another config.*seed is 0 there, 7 here.*out="):
-        train.run(load(place, "whole", "seed=7"))
+        train(load(place, "whole", "seed=7"))
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 
@@ -137,7 +139,7 @@ def test_a_folder_that_is_no_run_is_refused(place):
     (place / "mine").mkdir()
     (place / "mine" / "notes.txt").write_text("keep")
     with pytest.raises(UserError, match="not a run folder"):
-        train.run(load(place, "mine"))
+        train(load(place, "mine"))
     assert (place / "mine" / "notes.txt").read_text() == "keep"
 
 
@@ -146,12 +148,12 @@ def test_another_store_under_the_same_name_is_refused(place):
     runs.store(other)
     path = runs.train_config(place, other, place / "moving", stages=[{"name": "a", "steps": 8, "learning_rate": 0.0}])
     loaded = config.load(Train, path)
-    train.run(loaded)
+    train(loaded)
     shutil.rmtree(place / "moving" / "sae")  # the run is not finished
     other.rename(place / "moved.old")
     runs.store(other, rows=480)
     with pytest.raises(UserError, match=r"store.*changed"):
-        train.run(loaded)
+        train(loaded)
 
 
 @pytest.mark.parametrize(
@@ -180,5 +182,5 @@ def test_another_store_under_the_same_name_is_refused(place):
 )
 def test_bad_input_is_a_sentence_and_writes_nothing(place, overrides, sentence):
     with pytest.raises(UserError, match=sentence):
-        train.run(load(place, "bad", *overrides))
+        train(load(place, "bad", *overrides))
     assert not (place / "bad").exists()

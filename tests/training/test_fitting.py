@@ -10,7 +10,6 @@ import pytest
 import runs
 
 from jhsae import config
-from jhsae.commands import train
 from jhsae.data import Batches, CenterScale, Store
 from jhsae.errors import UserError
 from jhsae.losses import AuxK, L1Active, Objective, SquaredError
@@ -26,6 +25,7 @@ from jhsae.training.config import StageConfig, Train
 from jhsae.training.fit import fit
 from jhsae.training.loop import DivergedError
 from jhsae.training.recipe import build_sae
+from jhsae.training.run import train
 from jhsae.training.sharding import init_sharded
 
 FEATURES, BATCH = 24, 64
@@ -40,7 +40,8 @@ def fresh(seed=0):
 
 
 def test_every_key_of_a_run_that_decides_the_result_is_an_argument():
-    files = {"out", "data", "sae", "init", "metric", "teacher", "loggers", "checkpoint_every", "keep"}
+    files = {"out", "data", "sae", "init", "metric", "teacher", "loggers"}
+    files |= {"checkpoint_every", "max_to_keep", "profile_steps"}
     wanted = {f.name for cls in (Train, StageConfig) for f in fields(cls)} - files - {"name"}
     assert wanted <= signature(fit).parameters.keys()
 
@@ -70,7 +71,7 @@ def test_fit_and_train_are_the_same_steps(tmp_path, monkeypatch):
     settings = config.load(Train, path)
     init_key, _ = jax.random.split(jax.random.key(0))
     start = init_sharded(lambda: build_sae(settings, init_key), make_mesh(settings.mesh))
-    train.run(settings)
+    train(settings)
     rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     batches = Batches(Store.open(tmp_path / "store"), BATCH, 0)
     monkeypatch.setattr(fitting, "_shuffled", lambda *_: map(batches.__getitem__, range(100)))

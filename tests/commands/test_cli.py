@@ -4,7 +4,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Annotated
 
 import pytest
@@ -26,14 +26,19 @@ class Quickstart:
     seed: int = 0
 
 
+def verb_module(**members) -> ModuleType:
+    """A module that stands for one of jhsae.commands."""
+    made = ModuleType("verb")
+    vars(made).update(members)
+    return made
+
+
 @pytest.fixture
 def ran(monkeypatch) -> list:
     """The configs that the dummy verbs were run with."""
     runs: list = []
-    monkeypatch.setitem(sys.modules, "jhsae.commands.train", SimpleNamespace(Train=Train, run=runs.append))
-    monkeypatch.setitem(
-        sys.modules, "jhsae.commands.quickstart", SimpleNamespace(Quickstart=Quickstart, run=runs.append)
-    )
+    monkeypatch.setitem(sys.modules, "jhsae.commands.train", verb_module(Train=Train, run=runs.append))
+    monkeypatch.setitem(sys.modules, "jhsae.commands.quickstart", verb_module(Quickstart=Quickstart, run=runs.append))
     return runs
 
 
@@ -91,7 +96,7 @@ def test_a_user_error_from_the_run_itself_is_told_the_same_way(yaml: str, monkey
     def run(config: Train) -> None:
         raise UserError("runs/x holds\nanother config")
 
-    monkeypatch.setitem(sys.modules, "jhsae.commands.train", SimpleNamespace(Train=Train, run=run))
+    monkeypatch.setitem(sys.modules, "jhsae.commands.train", verb_module(Train=Train, run=run))
     assert main(["train", yaml]) == 2
     assert capsys.readouterr().err == "jhsae: error: runs/x holds another config\n"
 
@@ -100,7 +105,7 @@ def test_a_bug_keeps_its_traceback_and_an_interrupt_is_code_130(yaml: str, monke
     def run(config: Train) -> None:
         raise error
 
-    monkeypatch.setitem(sys.modules, "jhsae.commands.train", SimpleNamespace(Train=Train, run=run))
+    monkeypatch.setitem(sys.modules, "jhsae.commands.train", verb_module(Train=Train, run=run))
     error: BaseException = ValueError("a bug")
     with pytest.raises(ValueError, match="a bug"):
         main(["train", yaml])
@@ -117,7 +122,7 @@ def test_parity_fails_with_code_1(monkeypatch, passed: bool, code: int):
         calls.append(given)
         return passed
 
-    monkeypatch.setitem(sys.modules, "jhsae.parity.compare", SimpleNamespace(run=run))
+    monkeypatch.setitem(sys.modules, "jhsae.parity.compare", verb_module(run=run))
     assert main(["parity", "g.npz", "--json", "rows.json"]) == code
     assert calls == [(Path("g.npz"), Path("rows.json"))]
 
@@ -130,7 +135,7 @@ def test_bench_gives_its_flags_to_the_module_of_its_part(monkeypatch, equal: boo
         calls.append(words)
         return equal
 
-    monkeypatch.setitem(sys.modules, "jhsae.bench.step", SimpleNamespace(command=command))
+    monkeypatch.setitem(sys.modules, "jhsae.bench.step", verb_module(command=command))
     assert main(["bench", "step", "--embed", "8", "--experts", "4", "--batch", "2", "--seconds", "0.5"]) == code
     words = calls[0]
     assert (words.embed, words.experts, words.batch, words.k, words.seconds) == (8, 4, 2, 32, 0.5)

@@ -18,11 +18,12 @@ import pytest
 import quick_compile
 import runs
 
+import jhsae
 from jhsae import config
-from jhsae.commands import train
 from jhsae.parallel.mesh import make_mesh
-from jhsae.training import logs
+from jhsae.training import logs, run
 from jhsae.training.config import Train
+from jhsae.training.run import train
 
 STEPS, PATIENCE = 50, 10
 START = "import sys, jhsae.__main__ as m; sys.exit(max(m.main(['train', path]) for path in sys.argv[1:]))"
@@ -68,7 +69,7 @@ def pair(paths: list[Path], log: Path) -> list[subprocess.Popen]:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     environment = os.environ | {"XLA_FLAGS": quick_compile.FLAGS, "JAX_NUM_CPU_DEVICES": "4"}
-    environment |= {"PYTHONPATH": str(Path(train.__file__).parents[1])}
+    environment |= {"PYTHONPATH": str(Path(jhsae.__file__).parents[1])}
     environment |= {"JHSAE_COORDINATOR": address, "JHSAE_PROCESSES": "2", "JHSAE_TIMEOUT": str(PATIENCE)}
     started = []
     for number in range(2):
@@ -113,7 +114,7 @@ def story(tmp_path_factory):
     after_death = complete(tree)
 
     with pytest.MonkeyPatch.context() as patch:  # goes on in this process, on four devices
-        patch.setattr(train, "make_mesh", lambda shape: make_mesh(shape, devices=4))
+        patch.setattr(run, "make_mesh", lambda shape: make_mesh(shape, devices=4))
         write = logs.JsonLines.write
 
         def and_stop(lines, row):
@@ -123,7 +124,7 @@ def story(tmp_path_factory):
 
         patch.setattr(logs.JsonLines, "write", and_stop)
         with pytest.raises(SystemExit):
-            train.run(config.load(Train, two["tree"]))
+            train(config.load(Train, two["tree"]))
     after_stop = complete(tree)
 
     processes = pair([two["tree"]], place / "second")
@@ -145,7 +146,7 @@ def story(tmp_path_factory):
 @pytest.mark.parametrize("name", list(SAES))
 def test_two_processes_compute_what_one_does(story, name):
     """The tree was begun in two processes, went on in one on four devices, and ended in two."""
-    whole = train.run(config.load(Train, written(story.place, name, f"{name}-one")))
+    whole = train(config.load(Train, written(story.place, name, f"{name}-one")))
     one, two = rows(whole), rows(story.place / f"{name}-two")
     assert [row["step"] for row in two] == list(range(1, STEPS + 1))
     np.testing.assert_allclose([row["loss"] for row in two], [row["loss"] for row in one], rtol=1e-5, atol=1e-5)
@@ -166,6 +167,6 @@ def test_saved_by_two_it_goes_on_in_one_and_comes_back(story):
     assert complete(story.place / "tree-two") == [40, 50]
 
 
-def test_only_the_main_process_speaks(story):
-    assert "data.streams is 1 for 2 readers" in story.again[0]
+def test_only_process_0_prints_messages(story):
+    assert "data.streams is 1 for 2 processes" in story.again[0]
     assert "data.streams" not in story.again[1] and "step/s" not in story.again[1]

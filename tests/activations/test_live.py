@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import runs
 from scipy.spatial import cKDTree
-from test_harvest import EMBED, LAYER, VOCAB, save_language_model
+from small_lm import EMBED, LAYER, VOCAB, save_language_model
 
 from jhsae import config as cfg
 from jhsae import lm
 from jhsae.activations.buffer import SEGMENTS
 from jhsae.activations.live import LiveActivations
-from jhsae.commands import train
 from jhsae.data import ModelName, TextFiles
 from jhsae.errors import UserError
 from jhsae.parallel.mesh import MeshShape, make_mesh
 from jhsae.training.checkpoint import load_sae
 from jhsae.training.config import Train
+from jhsae.training.run import train
 
 CONTEXT, BATCH = 10, 32
 
@@ -167,13 +167,13 @@ def _config(place: Path, out: str, *overrides: str, **data) -> Train:
 
 def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(place):
     whole, cut = place / "whole", place / "cut"
-    train.run(_config(place, "whole"))
+    train(_config(place, "whole"))
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["explained_variance"] > rows[0]["explained_variance"] + 0.1
     shutil.copytree(whole, cut)
     shutil.rmtree(cut / "sae")
     shutil.rmtree(cut / "checkpoints" / "20")
-    train.run(_config(place, "cut"))
+    train(_config(place, "cut"))
     assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     same = [(folder / "sae" / "sae.safetensors").read_bytes() for folder in (cut, whole)]
     assert same[0] == same[1]

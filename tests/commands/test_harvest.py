@@ -3,12 +3,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from small_lm import CONTEXT, EMBED, LAYER, VOCAB, rows_in_order, save_language_model
 
 from jhsae import config as cfg
 from jhsae import lm
@@ -16,32 +14,6 @@ from jhsae.activations.config import Harvest, Source
 from jhsae.commands.harvest import run
 from jhsae.data import Store, ordinary
 from jhsae.errors import UserError
-
-SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
-VOCAB, EMBED, LAYER, CONTEXT = 40, 16, 1, 10
-
-
-def save_language_model(folder: Path) -> None:
-    """A random Gemma-2 of two blocks with a tokenizer of words ``w4`` to ``w39``."""
-    config = lm.Gemma2Config(
-        vocab=VOCAB, embed=EMBED, hidden=24, heads=2, kv_heads=1, head_dim=8, window=4,
-        sliding=(True, False), query_pre_attn_scalar=8,
-    )  # fmt: skip
-    shapes = {
-        "q": (16, 16), "k": (8, 16), "v": (8, 16), "o": (16, 16), "gate": (24, 16), "up": (24, 16),
-        "down": (16, 24), "attention_in": (16,), "attention_out": (16,), "mlp_in": (16,), "mlp_out": (16,),
-    }  # fmt: skip
-    rng = np.random.default_rng(0)
-
-    def draw(*shape: int) -> jax.Array:
-        return jnp.asarray(rng.normal(0, 0.3, shape).astype(np.float32))
-
-    blocks = lm.Blocks(**{name: draw(2, *shape) for name, shape in shapes.items()})
-    words = {w: i for i, w in enumerate([*SPECIAL, *(f"w{i}" for i in range(4, VOCAB))])}
-    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **{f"{s[1:-1]}_token": s for s in SPECIAL})
-    lm.save(lm.Gemma2(draw(VOCAB, EMBED), blocks, draw(EMBED), config), tokenizer, folder, jnp.float32)
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +34,6 @@ def config(tmp_path_factory) -> Harvest:
 @pytest.fixture(scope="module")
 def store(config) -> Store:
     return Store.open(run(config))
-
-
-def rows_in_order(store: Store) -> tuple[np.ndarray, np.ndarray]:
-    """(activations, index) sorted by sequence and position."""
-    index = store.index(0, store.rows)
-    order = np.lexsort((index[:, 1], index[:, 0]))
-    return store.read(0, store.rows)[order], index[order]
 
 
 def test_every_ordinary_token_is_stored_once_with_the_residual_of_the_model(config, store):
@@ -113,26 +78,32 @@ def test_rows_bound_the_harvest_exactly_and_bfloat16_rounds_it(config, store, tm
     np.testing.assert_allclose(x, whole, rtol=2**-8, atol=1e-6)
 
 
-def test_a_text_that_is_too_short_for_rows_gives_what_it_holds(config, store, capsys, tmp_path):
+def test_a_text_that_is_too_short_for_rows_gives_what_it_holds(config, store, caplog, tmp_path):
     assert store.rows < config.rows
     run(replace(config, out=str(tmp_path / "s")))
-    assert f"the text holds {store.rows} tokens in whole sequences, fewer than rows=10000" in capsys.readouterr().out
+    assert f"the text holds {store.rows} tokens in whole sequences, fewer than rows=10000" in caplog.text
 
 
-def test_rows_without_text_are_counted_and_change_nothing(config, store, capsys, tmp_path):
+def test_rows_without_text_are_counted_and_change_nothing(config, store, caplog, tmp_path):
     documents = (Path(config.text["paths"])).read_text().split("\n\n")
     lines = [{"text": None}, *({"text": text, "other": i % 2 or "x"} for i, text in enumerate(documents)), {}]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = config.text | {"paths": str(tmp_path / "text.jsonl")}
-    again = Store.open(run(replace(config, out=str(tmp_path / "again"), text=text)))
+    with caplog.at_level("INFO", "jhsae"):
+        again = Store.open(run(replace(config, out=str(tmp_path / "again"), text=text)))
     assert again.manifest.files == store.manifest.files
     assert again.manifest.dataset["skipped"] == {"null or missing": 2} and "skipped" not in store.manifest.dataset
-    assert "skipped rows of the text: 2 null or missing" in capsys.readouterr().out
+    assert "skipped rows of the text: 2 null or missing" in caplog.text
 
 
-def test_an_existing_store_is_not_overwritten(config, store):
-    with pytest.raises(UserError, match="made by this very configuration: use it as it is"):
-        run(config)
+def test_a_finished_store_is_left_alone_and_one_of_another_config_is_refused(config, store, caplog, capsys):
+    before = {f: f.stat().st_mtime_ns for f in Path(store.path).rglob("*") if f.is_file()}
+    with caplog.at_level("INFO", "jhsae"):
+        assert run(config) == Path(store.path)
+    assert f"{store.path}: finished; nothing to do" in caplog.text
+    assert before == {f: f.stat().st_mtime_ns for f in Path(store.path).rglob("*") if f.is_file()}
+    made = f"{store.path}: {store.rows} rows of {EMBED} from {config.lm.path}, layer {LAYER}; next: jhsae train "
+    assert capsys.readouterr().out.splitlines()[-1].startswith(made)
     with pytest.raises(UserError, match="exists and is never overwritten; write another out="):
         run(replace(config, seed=1))
 
@@ -160,7 +131,7 @@ def test_mistakes_are_found_before_the_model_runs(config, tmp_path):
 
 @pytest.mark.parametrize("name", ["embedded", "embedded_heldout", "embedded_full", "embedded_layers", "gemma2_2b"])
 def test_the_shipped_configs_load(name):
-    path = Path(__file__).parents[1] / "configs" / "harvest" / f"{name}.yaml"
+    path = Path(__file__).parents[2] / "configs" / "harvest" / f"{name}.yaml"
     loaded = cfg.load(Harvest, path)
     cfg.build(loaded.text)
     assert path.read_text().startswith("#")

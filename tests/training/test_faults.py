@@ -12,13 +12,13 @@ import pytest
 import runs
 
 from jhsae import config
-from jhsae.commands import train
 from jhsae.data import Batches, Store, write_array
 from jhsae.data.arrays import Pending
 from jhsae.errors import UserError
 from jhsae.training import logs
 from jhsae.training.config import Train
 from jhsae.training.loop import DivergedError
+from jhsae.training.run import train
 
 FLAT = {
     "_target_": "jhsae.sae.FlatSAE",
@@ -39,7 +39,7 @@ def whole(tmp_path_factory):
     """The metrics of a run in which nothing goes wrong."""
     place = tmp_path_factory.mktemp("whole")
     store(place)
-    return (train.run(load(place)) / "metrics.jsonl").read_bytes()
+    return (train(load(place)) / "metrics.jsonl").read_bytes()
 
 
 @pytest.fixture
@@ -92,19 +92,18 @@ def metrics(place):
 
 
 def goes_on(place, whole):
-    train.run(load(place))
+    train(load(place))
     assert metrics(place) == whole
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
-def test_a_machine_that_is_taken_away_saves_first(place, whole, monkeypatch, capsys, kind):
+def test_a_machine_that_is_taken_away_saves_first(place, whole, monkeypatch, caplog, kind):
     with monkeypatch.context() as patch:
         at_row(patch, 6, lambda: os.kill(os.getpid(), kind))
-        with pytest.raises(SystemExit) as ended:
-            train.run(load(place))
+        with pytest.raises(SystemExit) as ended, caplog.at_level("INFO", "jhsae"):
+            train(load(place))
     assert ended.value.code == 128 + kind
-    said = capsys.readouterr().out
-    assert f"stopped by {kind.name} after step 7, which is saved; the same command continues" in said
+    assert f"stopped by {kind.name} after step 7, which is saved; the same command continues" in caplog.text
     assert checkpoints(place) == [4, 7] and not (place / "run" / "sae").exists()
     goes_on(place, whole)
 
@@ -124,13 +123,13 @@ def test_a_full_disk_during_a_save(place, monkeypatch, capfd):
         at_row(patch, 6, fill)
         try:
             with pytest.raises(UserError, match=r"cannot be written .*too large.*complete one is that of step 4; make"):
-                train.run(large)
+                train(large)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     gc.collect()
     capfd.readouterr()
     assert checkpoints(place) == [4]
-    train.run(large)
+    train(large)
     assert checkpoints(place) == [12, 16] and metrics(place).count(b"\n") == STEPS
 
 
@@ -147,7 +146,7 @@ def test_a_shard_that_disappears_is_named(place, whole, monkeypatch):
         with pytest.raises(
             UserError, match=r"rows .* of .*store/activations cannot be read: .*activations/c/\d/0.* is mis"
         ):
-            train.run(load(place))
+            train(load(place))
     assert checkpoints(place), "a checkpoint was lost"
     for file, content in kept.items():
         file.write_bytes(content)
@@ -172,7 +171,7 @@ def test_not_a_number_in_the_store_names_the_step_and_the_rows(place, monkeypatc
     with pytest.raises(
         DivergedError, match=r"the loss is not finite at step \d+ .*last checkpoint is intact"
     ) as raised:
-        train.run(load(place))
+        train(load(place))
     batches = Batches(Store.open(place / "store"), BATCH, 0)
     first = next(step for step in range(1, STEPS + 1) if set(bad) & set(batches.places(step - 1).tolist()))
     named = ", ".join(str(row) for row in batches.places(first - 1).tolist() if row in bad)
@@ -186,7 +185,7 @@ def test_a_run_goes_on_with_another_mesh(place, whole, monkeypatch):
     with monkeypatch.context() as patch:
         at_row(patch, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(SystemExit):
-            train.run(load(place))
-    train.run(load(place, mesh={"data": 2, "expert": 4}))
+            train(load(place))
+    train(load(place, mesh={"data": 2, "expert": 4}))
     losses = [[json.loads(row)["loss"] for row in text.splitlines()] for text in (whole, metrics(place))]
     np.testing.assert_allclose(losses[1], losses[0], atol=1e-5)

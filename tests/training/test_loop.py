@@ -14,7 +14,7 @@ from jhsae.parallel.mesh import MeshShape, make_mesh
 from jhsae.sae import FlatSAE
 from jhsae.schedule import Constant
 from jhsae.sparsify import GumbelTopK, TopK
-from jhsae.training.loop import DivergedError, Stage, run_stages
+from jhsae.training.loop import DivergedError, Hooks, Stage, run_stages
 from jhsae.training.step import StageModules, TrainState, make_step
 
 EMBED, BATCH = 4, 8
@@ -61,11 +61,13 @@ class Events:
     def save(self, state):
         self.happened.append(("save", int(state.step)))
 
-    def run(self, lengths=(7,), start=0, **arguments):
+    def run(self, lengths=(7,), start=0, hooks=None, **arguments):
         stages = [Stage(f"stage {i}", steps, self.step, modules()) for i, steps in enumerate(lengths)]
         state = TrainState.init(sae(), adam(), jax.random.key(0))
         state = eqx.tree_at(lambda s: s.step, state, jnp.asarray(start, jnp.int32))
-        return run_stages(state, stages, batches(), MESH, self, save=self.save, **arguments)
+        return run_stages(
+            state, stages, batches(), MESH, self, hooks=Hooks(save=self.save, **(hooks or {})), **arguments
+        )
 
     def rows(self):
         return [event[1] for event in self.happened if event[0] == "row"]
@@ -139,19 +141,19 @@ def test_a_finished_run_does_nothing():
 
 def test_asked_to_stop_it_saves_what_is_done_and_returns():
     events = Events()
-    state = events.run((4, 3), log_every=1, checkpoint_every=3, stop=lambda step: step == 5)
+    state = events.run((4, 3), log_every=1, checkpoint_every=3, hooks={"due": lambda step: step == 5})
     assert int(state.step) == 5 and events.saves() == [3, 5]
     assert events.happened[-2:] == [("row", 5, "stage 1"), ("save", 5)]
 
 
 def test_a_stop_at_the_end_of_a_stage_starts_no_other():
     events = Events()
-    assert int(events.run((4, 3), stop=lambda step: step == 4).step) == 4 and events.saves() == [4]
+    assert int(events.run((4, 3), hooks={"due": lambda step: step == 4}).step) == 4 and events.saves() == [4]
 
 
 def test_every_step_that_the_device_finished_is_heard_of():
     heard = []
-    Events().run(moved=lambda: heard.append(None))
+    Events().run(hooks={"on_step": lambda: heard.append(None)})
     assert len(heard) == 7
 
 
@@ -183,7 +185,7 @@ def test_parameters_that_are_not_finite_are_never_saved():
 
     state = TrainState.init(sae(), adam(), jax.random.key(0))
     with pytest.raises(DivergedError):
-        run_stages(state, [stage], batches(), MESH, Rows(), checkpoint_every=1, save=save)
+        run_stages(state, [stage], batches(), MESH, Rows(), checkpoint_every=1, hooks=Hooks(save=save))
     assert all(saved), "a state with NaN parameters was saved"
 
 
@@ -208,10 +210,10 @@ def test_real_steps_resume_to_the_same_rows_and_the_same_state():
         saved[int(state.step)] = jax.tree.map(lambda a: jnp.array(a, copy=True), state)
 
     fresh = TrainState.init(start, adam(), jax.random.key(0))
-    last = run_stages(fresh, stages, batches(), MESH, whole, 1, checkpoint_every=5, save=save)
+    last = run_stages(fresh, stages, batches(), MESH, whole, log_every=1, checkpoint_every=5, hooks=Hooks(save=save))
     np.testing.assert_allclose([row["learning_rate"] for row in whole.rows], [0.1] * 3 + [0.01] * 4, rtol=1e-6)
     resumed = Rows()
-    again = run_stages(saved[5], stages, batches(skip=5), MESH, resumed, 1)
+    again = run_stages(saved[5], stages, batches(skip=5), MESH, resumed, log_every=1)
     assert resumed.rows == whole.rows[5:] and [row["step"] for row in resumed.rows] == [6, 7]
     for a, b in zip(jax.tree.leaves(again.sae), jax.tree.leaves(last.sae), strict=True):
         assert a.tobytes() == b.tobytes()

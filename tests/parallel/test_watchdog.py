@@ -47,10 +47,10 @@ def watched(until, beat=lambda: None):
     return codes
 
 
-def test_a_process_that_falls_silent_ends_the_others(coordinator, capsys):
+def test_a_process_that_falls_silent_ends_the_others(coordinator, caplog):
     coordinator.values["jhsae/peers/3"] = "17"
     assert watched(lambda codes: codes)[0] == LOST == 75
-    said = capsys.readouterr().err
+    said = caplog.text
     assert "error in process 0: process 3 has given no sign of life for 0.1 seconds; every finished checkpoint" in said
     assert "start all processes again" in said
 
@@ -66,19 +66,19 @@ def test_a_process_that_is_alive_or_done_ends_nobody(coordinator):
     assert coordinator.values["jhsae/peers/0"] == "done"
 
 
-def test_a_process_that_failed_says_why(coordinator, capsys):
+def test_a_process_that_failed_says_why(coordinator, caplog):
     coordinator.values["jhsae/peers/1"] = "failed: the shard is gone"
     assert watched(lambda codes: codes)[0] == LOST
-    assert "process 1 failed (the shard is gone); every finished checkpoint is intact" in capsys.readouterr().err
+    assert "process 1 failed (the shard is gone); every finished checkpoint is intact" in caplog.text
 
 
-def test_without_a_coordinator_the_process_ends(coordinator, capsys):
+def test_without_a_coordinator_the_process_ends(coordinator, caplog):
     coordinator.gone = True
     assert watched(lambda codes: codes) == [LOST]
-    assert "process 0 cannot be reached any more (UNAVAILABLE: Socket closed)" in capsys.readouterr().err
+    assert "process 0 cannot be reached any more (UNAVAILABLE: Socket closed)" in caplog.text
 
 
-def test_a_loop_that_stands_still_ends_the_process(coordinator, monkeypatch, capsys):
+def test_a_loop_that_stands_still_ends_the_process(coordinator, monkeypatch, caplog):
     monkeypatch.setattr(peers, "PATIENCE", 2)
     codes = []
     with Watchdog(codes.append) as watching:
@@ -86,17 +86,17 @@ def test_a_loop_that_stands_still_ends_the_process(coordinator, monkeypatch, cap
         while not codes:
             time.sleep(0.005)
     assert codes[0] == LOST
-    assert "no step has finished for 0.2 seconds" in capsys.readouterr().err
+    assert "no step has finished for 0.2 seconds" in caplog.text
 
 
 @pytest.mark.parametrize(("error", "code"), [(UserError("write batch=8"), 2), (RuntimeError("odd"), 1)])
-def test_a_block_that_fails_tells_the_others_and_ends_at_once(coordinator, capsys, error, code):
+def test_a_block_that_fails_tells_the_others_and_ends_at_once(coordinator, caplog, error, code):
     codes = []
     with pytest.raises(type(error)), Watchdog(codes.append):
         raise error
     assert codes == [code]
     assert coordinator.values["jhsae/peers/0"] == f"failed: {error}"
-    assert f"error in process 0: {'' if code == 2 else 'RuntimeError: '}{error}" in capsys.readouterr().err
+    assert f"error in process 0: {'' if code == 2 else 'RuntimeError: '}{error}" in caplog.text
 
 
 def test_a_saved_stop_is_no_failure(coordinator):

@@ -46,7 +46,7 @@ def test_a_wrong_override_names_axis_and_variant_before_anything_runs(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_variants_and_seeds_run_once_each(tmp_path, monkeypatch):
+def test_variants_and_seeds_run_once_each(tmp_path, monkeypatch, capsys):
     runs.store(tmp_path / "store")
     loaded = _config(tmp_path, tmp_path / "store")
     # The store of this test belongs to no language model; everything else is real.
@@ -66,3 +66,8 @@ def test_variants_and_seeds_run_once_each(tmp_path, monkeypatch):
     ablate.run(loaded)
     assert times == {f: f.stat().st_mtime_ns for f in out.glob("*/sae/sae.safetensors")}
     assert "| pick | two | 2 |" in (out / "table.md").read_text()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(
+        f"{out}: 4 runs of 2 variants, results.jsonl, table.md; next: jhsae report report.yaml runs=["
+    )
+    assert f"[{out}/base-seed0,...]" in last
