@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from jhsae.data.normalize import AbstractNormalizer
 from jhsae.errors import UserError
-from jhsae.sae import AbstractSAE, HierarchicalSAE
+from jhsae.sae import AbstractSAE, TreeForward
 from jhsae.usage import Context
 
 ROUNDING = 1e-12  # a variance below this part of the mean square is rounding of float32
@@ -54,10 +54,10 @@ def _sums(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Array, mean: Arra
         "fired": forward.codes.fired(),
         "squares": jnp.sum(x**2, axis=0),
     }
-    if forward.coarse is not None:
-        coarse = normalizer.undo(forward.coarse, token)
-        sums["coarse_error"] = jnp.sum((x - coarse) ** 2)
-        sums["l0_parents"] = jnp.sum(forward.tree().parents.l0())
+    if isinstance(forward, TreeForward):
+        x_hat_parents = normalizer.undo(forward.x_hat_parents, token)
+        sums["parents_error"] = jnp.sum((x - x_hat_parents) ** 2)
+        sums["l0_parents"] = jnp.sum(forward.codes.parents.l0())
     return sums
 
 
@@ -109,10 +109,10 @@ def fidelity(
         "rows": int(rows),
         "parameters": parameters(sae),
     }
-    if isinstance(sae, HierarchicalSAE):
-        experts = sae.experts
+    if sae.tree is not None:
+        experts = sae.tree.experts
         metrics |= {
-            "parents_only_ev_r2": explained(totals["coarse_error"], total),
+            "parents_only_ev_r2": explained(totals["parents_error"], total),
             "l0_parents": float(totals["l0_parents"] / rows),
             "l0_atoms": float((totals["l0"] - totals["l0_parents"]) / rows),
             "dead_experts": float(np.mean(frequency[:experts] == 0)),

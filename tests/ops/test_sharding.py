@@ -35,12 +35,12 @@ def alike(function, *arguments):
 
     def run(mesh):
         def loss(*arguments):
-            with ops.spread_over(mesh):
+            with ops.sharded_over(mesh):
                 out = function(*arguments)
             return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(out)), out
 
         def both(*arguments):
-            with ops.spread_over(mesh):
+            with ops.sharded_over(mesh):
                 return jax.value_and_grad(loss, tuple(range(len(arguments))), has_aux=True)(*arguments)
 
         return jax.jit(both)(*arguments)
@@ -85,10 +85,10 @@ def test_route_with_every_part_of_an_encoder(inside):
 
 def split(function, experts):
     """A function of one device's features, on the mesh."""
-    layouts = (ops.Layout.BOTH,), ops.Layout.TOKENS
+    layouts = (ops.ShardingKind.BOTH,), ops.ShardingKind.TOKENS
 
     def run(x):
-        with ops.spread_over(MESH):
+        with ops.sharded_over(MESH):
             return spread.spread(function, *layouts, experts)(x)
 
     return jax.jit(run)
@@ -123,7 +123,7 @@ def test_the_largest_of_a_split_batch_are_those_of_one_device(kind, mesh):
     x = {"ties": jnp.round(draw(BATCH, EXPERTS)), "equal": jnp.ones((BATCH, EXPERTS))}.get(kind, draw(BATCH, EXPERTS))
 
     def marked(x, count):
-        with ops.spread_over(mesh):
+        with ops.sharded_over(mesh):
             return select.largest(jax.nn.relu(x), count)
 
     program = jax.jit(marked)
@@ -138,6 +138,6 @@ def test_noise_is_that_of_the_token_and_the_expert():
 
     def noise(x):
         own = ops.row_noise(jax.random.key(3), x, spread.token_numbers(x.shape[0]))
-        return spread.from_shards(own, 1)
+        return spread.all_gather_experts(own, 1)
 
     np.testing.assert_array_equal(split(noise, EXPERTS)(jnp.zeros((BATCH, EXPERTS))), whole[:BATCH])
