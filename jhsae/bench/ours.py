@@ -35,14 +35,14 @@ from jhsae.training.step import StageModules, TrainState, make_step
 def faithful(shape: Shape, build: Build) -> tuple[HierarchicalSAE, Objective]:
     """The original's function and loss, its mistakes included."""
     return (
-        _hierarchical(shape, build, LeakyOffsetTopK(1, offset=shape.offset)),
+        _two_levels(shape, build, LeakyOffsetTopK(1, offset=shape.offset)),
         _objective(L1All(), CrossOrthogonalityRowDiagonal()),
     )
 
 
 def scale(shape: Shape, build: Build) -> tuple[AbstractSAE, Objective]:
     """The corrected form."""
-    sae = _hierarchical(shape, build, TopK(1))
+    sae = _two_levels(shape, build, TopK(1))
     return UnitDecoder()(sae, jax.random.key(0)), _objective(L1Active(), CrossOrthogonality())
 
 
@@ -52,7 +52,7 @@ def flat(shape: Shape, build: Build, features: int, k: int) -> tuple[AbstractSAE
     return sae, Objective({"reconstruction": SquaredError()})
 
 
-def _hierarchical(shape: Shape, build: Build, pick: AbstractSparsifier) -> HierarchicalSAE:
+def _two_levels(shape: Shape, build: Build, pick: AbstractSparsifier) -> HierarchicalSAE:
     route = OffsetTopK(shape.k, offset=shape.offset, **build.select)
     sizes = (shape.embed, shape.experts, shape.sub, shape.atoms)
     return HierarchicalSAE(*sizes, route, pick, key=jax.random.key(0), **build.compute)

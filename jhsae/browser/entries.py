@@ -13,12 +13,12 @@ from jhsae.browser.tables import Json, logit_pairs, main_token, nearest, numbers
 from jhsae.features.firings import Firings
 from jhsae.features.latents import LatentStatistics, latent_logits
 from jhsae.features.search import TokenProfile, main_tokens
-from jhsae.sae import HierarchicalSAE
+from jhsae.sae import TreeSizes
 
 TOKENS = 8
 
 
-def label(feature: int, tree: HierarchicalSAE | None) -> str:
+def label(feature: int, tree: TreeSizes | None) -> str:
     """The name of a feature in the addresses of the page: ``f7``, ``e12``, ``e12/a3``."""
     if tree is None:
         return f"f{feature}"
@@ -34,7 +34,7 @@ class Entries:
     statistics: LatentStatistics
     profile: TokenProfile
     shown: Int64[np.ndarray, " shown"]
-    tree: HierarchicalSAE | None
+    tree: TreeSizes | None
     pieces: Pieces
     sequences: Sequences
 

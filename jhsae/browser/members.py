@@ -3,13 +3,13 @@
 import numpy as np
 
 from jhsae.features.firings import Firings
-from jhsae.sae import HierarchicalSAE
+from jhsae.sae import TreeSizes
 
 
 class Members:
     """The firings of all atoms of one expert, the strongest of a row first."""
 
-    def __init__(self, fired: Firings, tree: HierarchicalSAE, expert: int):
+    def __init__(self, fired: Firings, tree: TreeSizes, expert: int):
         first = tree.experts + expert * tree.atoms
         parts = [fired.of(first + atom) for atom in range(tree.atoms)]
         rows, values = (np.concatenate(column) for column in zip(*parts, strict=True))

@@ -141,7 +141,7 @@ def _contexts(
 ) -> list[dict[str, Any]]:
     """One entry per chosen expert (or flat feature), with its atoms."""
     values, indices = sparse_codes(sae, normalizer, store, rows)
-    tree = sae if isinstance(sae, HierarchicalSAE) else None
+    tree = sae.tree
     parents = spread_features(frequency if tree is None else frequency[: tree.experts], config.features)
     atoms = {p: expert_atoms(tree, p, frequency, config.atoms) if tree else [] for p in parents}
     wanted = [*parents, *(a for own in atoms.values() for a in own)]

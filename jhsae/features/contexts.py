@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from jhsae.codes import Codes
 from jhsae.data import Store
 from jhsae.data.normalize import AbstractNormalizer
-from jhsae.sae import AbstractSAE, HierarchicalSAE
+from jhsae.sae import AbstractSAE, TreeSizes
 from jhsae.sae.apply import reconstruct
 
 Rows = Int[np.ndarray, "rows slots"]
@@ -86,8 +86,8 @@ def _context(
     return {"value": value, "tokens": text(ids), "at": position - start}
 
 
-def expert_atoms(sae: HierarchicalSAE, expert: int, frequency: Float[np.ndarray, "features"], count: int) -> list[int]:
+def expert_atoms(tree: TreeSizes, expert: int, frequency: Float[np.ndarray, "features"], count: int) -> list[int]:
     """The features of an expert's most frequent live atoms."""
-    first = sae.experts + expert * sae.atoms
-    own = frequency[first : first + sae.atoms]
+    first = tree.experts + expert * tree.atoms
+    own = frequency[first : first + tree.atoms]
     return [first + int(a) for a in np.argsort(-own, kind="stable")[:count] if own[a] > 0]

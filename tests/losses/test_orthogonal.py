@@ -52,7 +52,7 @@ def flat():
 def nothing(embed=EMBED):
     """A forward pass for terms that read weights alone."""
     x, one = np.zeros((1, embed), np.float32), jnp.zeros((1, 1))
-    return Forward(jnp.asarray(x), jnp.asarray(x), Codes(one, None, 1), ops.Encoder.known(one), Context())
+    return Forward(jnp.asarray(x), jnp.asarray(x), Codes(one, None, 1), ops.Encoder.from_preactivations(one), Context())
 
 
 def value(term, sae):
