@@ -61,6 +61,12 @@ MOVED: dict[str, str] = {
     "jhsae.saved_sae": "jhsae.sae.io",
     "jhsae.wordnet": "jhsae.data.wordnet",
     "jhsae.constraint.Free": "jhsae.constraint.Unconstrained",
+    "jhsae.losses.dead": "jhsae.losses.revive",
+    "jhsae.ops.noise": "jhsae.ops.topk",
+    "jhsae.ops.spread": "jhsae.ops.sharding",
+    "jhsae.ops.tile_products": "jhsae.ops.tiles",
+    "jhsae.sae.Top": "jhsae.sae.TopLevel",
+    "jhsae.sparsify.Encoded": "jhsae.sae.Encoded",
 }
 
 # Published key -> key now, for a config class and for a part (by its name now).

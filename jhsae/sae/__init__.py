@@ -15,6 +15,7 @@ from jhsae.sae.children import Unscaled as Unscaled
 from jhsae.sae.encode import Encoded as Encoded
 from jhsae.sae.encode import route_and_encode as route_and_encode
 from jhsae.sae.flat import FlatSAE as FlatSAE
+from jhsae.sae.flat import random_unit_rows as random_unit_rows
 from jhsae.sae.gated import GatedSAE as GatedSAE
 from jhsae.sae.hierarchical import HierarchicalSAE as HierarchicalSAE
 from jhsae.sae.units import DecoderNormUnit as DecoderNormUnit

@@ -12,7 +12,8 @@ The contract that loss terms, training and evaluation rest on:
 - ``forward(x, context).target``: what x_hat is compared to, by every term that reconstructs. The input by default; an
   SAE of another target gives it to `Forward` as `y`.
 
-A new SAE states `forward`, `decode`, `dictionary` and `top_level`, and its `sparsifiers` where it has any.
+A new SAE states `forward`, `decode` and `top_level`; its `sparsifiers` where it has any, and its `dictionary` where
+that is more than the decoder rows of the top level.
 """
 
 import abc
@@ -117,14 +118,17 @@ class AbstractSAE(Ranged, eqx.Module):
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
         """The reconstruction from codes."""
 
-    @abc.abstractmethod
-    def dictionary(self) -> Float[Array, "features embed"]:
-        """One row per feature of ``codes.flat()``: what a value of 1 adds to the reconstruction."""
-
     @property
     @abc.abstractmethod
     def top_level(self) -> TopLevel:
         """The parameters of the features whose pre-activations are ``forward.pre``."""
+
+    def dictionary(self) -> Float[Array, "features embed"]:
+        """One row per feature of ``codes.flat()``: what a value of 1 adds to the reconstruction.
+
+        The decoder rows of the top level, where these are all features, in the unit of their codes.
+        """
+        return self.top_level.decoder
 
     @property
     def sparsifiers(self) -> tuple[AbstractSparsifier, ...]:

@@ -71,6 +71,3 @@ class GatedSAE(AbstractSAE):
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
         check_codes(self, codes)
         return codes.dense() @ self.W_dec + self.b_dec
-
-    def dictionary(self) -> Float[Array, "features embed"]:
-        return self.W_dec

@@ -17,6 +17,7 @@ from jhsae.losses import (
     CausalOrthogonalityMinusParent,
     CrossOrthogonality,
     CrossOrthogonalityRowDiagonal,
+    Objective,
 )
 from jhsae.metric import Euclidean, Whitened
 from jhsae.sae import FlatSAE, Forward, HierarchicalSAE
@@ -199,5 +200,5 @@ def test_one_expert_has_no_cross_orthogonality():
 
 @pytest.mark.parametrize("term", TERMS, ids=lambda term: type(term).__name__)
 def test_a_flat_sae_is_refused(term):
-    with pytest.raises(ValueError, match="hierarchical SAE"):
-        term(flat(), nothing())
+    with pytest.raises(ValueError, match="needs a HierarchicalSAE, got a FlatSAE; drop the term"):
+        Objective({"orthogonal": term}).check(flat())
