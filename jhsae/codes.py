@@ -1,4 +1,4 @@
-"""Sparse codes: what an encoder returns and a decoder reads.
+"""Sparse codes, the output of an encoder and the input of a decoder.
 
 One representation serves every SAE: `slots` (value, index) pairs per token. A slot of value 0 is empty, so an L0
 that varies from token to token needs no second type.
@@ -10,7 +10,13 @@ from jaxtyping import Array, Float, Int
 
 
 class Codes(eqx.Module):
-    """Sparse codes over `size` features. ``indices=None`` means every feature in order (dense)."""
+    """Sparse codes over `size` features.
+
+    Args:
+        values: the value in each slot, [*batch, slots]; 0 in an empty one.
+        indices: the feature of each slot, [*batch, slots]; None where every feature has a slot, in order (dense).
+        size: the number of features.
+    """
 
     values: Float[Array, "*batch slots"]
     indices: Int[Array, "*batch slots"] | None
@@ -52,7 +58,7 @@ class Codes(eqx.Module):
         return jnp.zeros_like(self.values)
 
     def levels(self) -> tuple["Codes", ...]:
-        """What each sparsifier of the SAE gave: here, the one."""
+        """The codes that each sparsifier of the SAE selected: here, the one."""
         return (self,)
 
     def rows(self) -> int:
@@ -61,10 +67,11 @@ class Codes(eqx.Module):
 
 
 class TreeCodes(eqx.Module):
-    """Codes of a hierarchical SAE: `parents` over experts; for every parent slot, `children` over its atoms.
+    """Codes of a hierarchical SAE.
 
-    ``parents.values [batch, k]``; ``children.values [batch, k, c]`` holds the atoms of the k selected experts and
-    is 0 wherever the parent is 0.
+    Args:
+        parents: over experts, values [batch, k].
+        children: for every parent slot, over the atoms of its expert, values [batch, k, c]; 0 wherever the parent is 0.
     """
 
     parents: Codes
@@ -90,7 +97,7 @@ class TreeCodes(eqx.Module):
         return jnp.concatenate([jnp.zeros_like(parents), spread.reshape(shape)], axis=-1)
 
     def levels(self) -> tuple[Codes, ...]:
-        """What each sparsifier of the SAE gave: parents, then children."""
+        """The codes that each sparsifier of the SAE selected: parents, then children."""
         return (self.parents, self.children)
 
     def rows(self) -> int:

@@ -1,7 +1,8 @@
 """Unit norm of the leaves that declare a unit axis, under a metric.
 
 ``tangent`` removes the part of a gradient that would change the norm (gradient projection); ``retract`` puts
-parameters back on the sphere (renormalisation). Both are pure; `optimizer.py` wraps them as optax transformations.
+parameters back on the sphere (renormalisation). Both are pure; `optimizer.py` wraps them as optax transformations, and
+keeps leaves that are declared `NonNegative` at 0 or above (`optimizer.nonnegative`), whatever the constraint.
 A metric applies along the ``embed`` axis; other unit axes (inside an expert's subspace) are Euclidean.
 """
 
@@ -17,11 +18,11 @@ from jhsae.leaf import Leaf, describe
 from jhsae.metric import AbstractMetric, Euclidean
 from jhsae.ranges import Ranged
 
-TINY = 1e-12  # a zero row stays zero instead of becoming NaN
+LEAST_NORM = 1e-12  # what rows are divided by at least: a zero row stays zero instead of becoming NaN
 
 
 class AbstractConstraint(Ranged, eqx.Module):
-    """A constraint on the parameters; frozen or unmarked leaves pass through unchanged."""
+    """A constraint on the parameters; leaves without a unit axis pass through unchanged."""
 
     @abc.abstractmethod
     def tangent(self, grads: PyTree, params: PyTree) -> PyTree:
@@ -82,10 +83,10 @@ def _map_unit(fn: Callable[..., Array], metric: AbstractMetric, params: PyTree, 
 
 
 def _retract(metric: AbstractMetric, rows: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-    return rows / jnp.maximum(metric.norm(rows)[..., None], TINY)
+    return rows / jnp.maximum(metric.norm(rows)[..., None], LEAST_NORM)
 
 
 def _tangent(metric: AbstractMetric, rows: Float[Array, "*n d"], grads: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
     normal = metric.dual(rows)  # the gradient of |row|^2 / 2: the normal of the sphere at the row
-    normal = normal / jnp.maximum(jnp.linalg.norm(normal, axis=-1, keepdims=True), TINY)
+    normal = normal / jnp.maximum(jnp.linalg.norm(normal, axis=-1, keepdims=True), LEAST_NORM)
     return grads - jnp.sum(grads * normal, axis=-1, keepdims=True) * normal

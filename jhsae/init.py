@@ -14,8 +14,10 @@ from jhsae.constraint import Renormalize
 from jhsae.errors import UserError
 from jhsae.metric import AbstractMetric, Euclidean
 from jhsae.ranges import Positive, Ranged, Words, ranged
-from jhsae.sae import AbstractSAE, HierarchicalSAE
+from jhsae.sae import AbstractSAE, HierarchicalSAE, require
 from jhsae.teacher import Teacher
+
+DROP = "drop it from init"
 
 
 class AbstractInit(Ranged, eqx.Module):
@@ -42,10 +44,10 @@ class ScaleEncoder(AbstractInit):
     factor: Positive = eqx.field(static=True)
 
     def __call__(self, sae: AbstractSAE, key: Key[Array, ""]) -> AbstractSAE:
-        where = (lambda s: s.router_enc) if isinstance(sae, HierarchicalSAE) else (lambda s: s.W_enc)
-        if where(sae) is None:
+        encoder = sae.top_level.encoder
+        if encoder is None:
             raise UserError("ScaleEncoder needs an untied encoder; drop it, or take 'router' out of sae.tie")
-        return eqx.tree_at(where, sae, where(sae) * self.factor)
+        return eqx.tree_at(lambda s: s.top_level.encoder, sae, encoder * self.factor)
 
 
 class SmallDecoder(AbstractInit):
@@ -57,18 +59,18 @@ class SmallDecoder(AbstractInit):
     norm: Positive = eqx.field(static=True, default=0.1)
 
     def __call__(self, sae: AbstractSAE, key: Key[Array, ""]) -> AbstractSAE:
-        rows = sae.top.decoder
+        rows = sae.top_level.decoder
         norms = jnp.linalg.norm(rows, axis=-1, keepdims=True)
         rows = rows * self.norm / jnp.maximum(norms, jnp.finfo(rows.dtype).tiny)
-        sae = eqx.tree_at(lambda s: s.top.decoder, sae, rows)
-        return sae if sae.top.encoder is None else eqx.tree_at(lambda s: s.top.encoder, sae, rows)
+        sae = eqx.tree_at(lambda s: s.top_level.decoder, sae, rows)
+        return sae if sae.top_level.encoder is None else eqx.tree_at(lambda s: s.top_level.encoder, sae, rows)
 
 
 class IndependentStart(AbstractInit):
     """Encoders drawn independently of decoders: Xavier routers and atoms, orthonormal projectors (PolytopeSAE)."""
 
     def __call__(self, sae: AbstractSAE, key: Key[Array, ""]) -> AbstractSAE:
-        sae = _hierarchical(sae)
+        sae = require(sae, HierarchicalSAE, "IndependentStart", DROP)
         if sae.router_enc is None or sae.down is None or sae.atom_enc is None:
             raise UserError(f"IndependentStart needs untied encoders; write sae.tie=[] (got {_tied(sae)} tied)")
         keys = jax.random.split(key, 6)
@@ -97,8 +99,8 @@ class FromTeacher(AbstractInit):
 
     path: Words = eqx.field(static=True)
 
-    def __call__(self, sae: AbstractSAE, key: Key[Array, ""]) -> AbstractSAE:
-        sae, teacher = _hierarchical(sae), Teacher.load(self.path)
+    def __call__(self, sae: AbstractSAE, key: Key[Array, ""]) -> HierarchicalSAE:
+        sae, teacher = require(sae, HierarchicalSAE, "FromTeacher", DROP), Teacher.load(self.path)
         _check_fits(sae, teacher, self.path)
         parents, children, _ = teacher.atoms.shape
         exists = (jnp.arange(children) < jnp.asarray(teacher.counts)[:, None])[..., None]
@@ -127,7 +129,8 @@ class DecodersFromTeacher(AbstractInit):
     path: Words = eqx.field(static=True)
 
     def __call__(self, sae: AbstractSAE, key: Key[Array, ""]) -> AbstractSAE:
-        started, taught = _hierarchical(sae), _hierarchical(FromTeacher(self.path)(sae, key))
+        started = require(sae, HierarchicalSAE, "DecodersFromTeacher", DROP)
+        taught = FromTeacher(self.path)(started, key)
         return eqx.tree_at(
             lambda s: (s.router_enc, s.atom_enc), taught, (started.router_enc, started.atom_enc), is_leaf=_is_none
         )
@@ -168,12 +171,6 @@ def _orthonormal_rows(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Arra
     experts, sub, embed = shape
     q, _ = jnp.linalg.qr(jax.random.normal(key, (experts, max(sub, embed), min(sub, embed))))
     return jnp.swapaxes(q, -1, -2) if sub <= embed else q
-
-
-def _hierarchical(sae: AbstractSAE) -> HierarchicalSAE:
-    if not isinstance(sae, HierarchicalSAE):
-        raise UserError(f"this initialiser is for a HierarchicalSAE, got {type(sae).__name__}; drop it from init")
-    return sae
 
 
 def _tied(sae: HierarchicalSAE) -> str:

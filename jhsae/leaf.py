@@ -1,4 +1,4 @@
-"""SourceInfo about the array leaves of a module, read from its annotations.
+"""Facts about the array leaves of a module, read from its annotations.
 
 ``down: Float[Array, "experts sub embed"]`` declares the logical axes of a leaf; ``Annotated[..., Unit("embed")]`` marks
 the axis along which it has norm 1, `NonNegative` its sign. The mesh, the constraint and the freezing all read this

@@ -1,8 +1,9 @@
 """One optax chain for every stage; the update is the only way a parameter changes.
 
-``tangent -> freeze -> clip -> direction (Adam) -> learning rate -> retract -> freeze``: gradients are projected and
-those of frozen leaves dropped before clipping, so that the norm is that of the live leaves; the constraint is
-re-imposed on the updated parameters; frozen leaves stay bit-identical. The chain's state has one structure for all
+``tangent -> freeze -> clip -> optimizer (Adam) -> learning rate -> retract and nonnegative -> freeze``: gradients are
+projected and those of frozen leaves dropped before clipping, so that the norm is that of the live leaves; the
+constraint is re-imposed on the updated parameters, and leaves declared `NonNegative` (the thresholds of JumpReLU) are
+raised to 0; frozen leaves stay bit-identical. The chain's state has one structure for all
 stages, so Adam's moments carry over.
 """
 
@@ -26,28 +27,47 @@ def adam(
     weight_decay: NonNegative = 0.0,
     momentum: Literal["float32", "bfloat16"] = "float32",
 ) -> optax.GradientTransformation:
-    """Adam's direction; with `weight_decay` the decoupled decay of AdamW.
+    """Adam without its learning rate; with `weight_decay` the decoupled decay of AdamW.
 
-    `momentum` "bfloat16" keeps the first moment in half the memory. The second stays float32: with b2 near 1 its
-    changes are too small for bfloat16 and it would stand still.
+    Args:
+        b1: the decay of the first moment.
+        b2: the decay of the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: of AdamW; 0 for Adam.
+        momentum: the dtype of the first moment; "bfloat16" halves its memory. The second stays float32: with b2 near 1
+            its changes are too small for bfloat16, so that it would never change.
+
+    Returns:
+        The optax transformation.
     """
-    direction = optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=momentum)
-    return optax.chain(direction, optax.add_decayed_weights(weight_decay)) if weight_decay else direction
+    optimizer = optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=momentum)
+    return optax.chain(optimizer, optax.add_decayed_weights(weight_decay)) if weight_decay else optimizer
 
 
 def chain(
-    direction: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     learning_rate: Float[Array, ""] | float,
     constraint: AbstractConstraint,
     frozen: PyTree[bool] | None = None,
     clip: float | None = 1.0,
 ) -> optax.GradientTransformation:
-    """The whole update. `frozen` marks leaves that do not move; `clip` bounds the global norm of live gradients."""
+    """The whole update.
+
+    Args:
+        optimizer: such as `adam()`, without learning rate.
+        learning_rate: that of the step.
+        constraint: on the parameters.
+        frozen: a tree of bools that marks the leaves that do not change; None for no such leaf.
+        clip: the largest global norm of the gradients of the live leaves; None for no clipping.
+
+    Returns:
+        The optax transformation; its state has one structure for all stages.
+    """
     return optax.chain(
         tangent(constraint),
         freeze(frozen),
         optax.identity() if clip is None else optax.clip_by_global_norm(clip),
-        direction,
+        optimizer,
         optax.scale(-learning_rate),
         retract(constraint),
         freeze(frozen),
@@ -60,17 +80,18 @@ def tangent(constraint: AbstractConstraint) -> optax.GradientTransformation:
 
 
 def retract(constraint: AbstractConstraint) -> optax.GradientTransformation:
-    """Renormalisation as an optax transformation: the update that lands on the constraint.
-
-    Leaves that are declared `NonNegative` land at 0 or above whatever the constraint.
-    """
+    """Renormalisation as an optax transformation: updates after which the constraint, and `nonnegative`, hold."""
 
     def update(updates: PyTree, params: PyTree) -> PyTree:
-        landed = constraint.retract(optax.apply_updates(params, updates))
-        landed = jax.tree.map(lambda leaf, a: jnp.maximum(a, 0) if leaf.nonnegative else a, describe(landed), landed)
-        return jax.tree.map(lambda new, old: new - old, landed, params)
+        new = nonnegative(constraint.retract(optax.apply_updates(params, updates)))
+        return jax.tree.map(lambda new, old: new - old, new, params)
 
     return optax.stateless(update)
+
+
+def nonnegative(params: PyTree) -> PyTree:
+    """The parameters with the leaves that are declared `NonNegative` raised to 0, whatever the constraint."""
+    return jax.tree.map(lambda leaf, a: jnp.maximum(a, 0) if leaf.nonnegative else a, describe(params), params)
 
 
 def freeze(frozen: PyTree[bool] | None) -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""Resampling: now and then, dead features start again where the reconstruction is worst.
+"""Resampling: every so many steps, dead features are re-initialised at inputs with a large error.
 
 ``part(sae, opt_state, forward, step, key) -> (sae, opt_state, resampled)`` after an update. It moves parameters beside
 the optimizer, which a loss term cannot; the terms that revive by gradient are in `losses.revive`.
@@ -14,12 +14,12 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jhsae.errors import UserError
-from jhsae.losses.dead import dead_top
+from jhsae.losses.revive import dead_top_level
 from jhsae.ranges import Count, Positive, Ranged
-from jhsae.sae import AbstractSAE, Forward, Top
+from jhsae.sae import AbstractSAE, Forward, TopLevel
 
-Reborn = Bool[Array, "top"]
-TINY = 1e-12
+Marked = Bool[Array, "top_level"]
+LEAST_NORM = 1e-12  # of a direction, and of a squared error whose logarithm is taken
 
 
 class AbstractResampling(Ranged, eqx.Module):
@@ -36,8 +36,20 @@ class AbstractResampling(Ranged, eqx.Module):
         forward: Forward,
         step: Int[Array, ""],
         key: Key[Array, ""],
-    ) -> tuple[AbstractSAE, Any, Reborn]:
-        """The SAE and optimizer state after the update of `step`, and which features of ``forward.pre`` began anew."""
+    ) -> tuple[AbstractSAE, Any, Marked]:
+        """Resamples dead features after an update.
+
+        Args:
+            sae: the SAE after the update.
+            opt_state: the state of `optimizer` after it.
+            optimizer: the whole optax chain.
+            forward: the forward pass before the update.
+            step: the number of the step, from 0.
+            key: for the draws.
+
+        Returns:
+            The SAE, the optimizer state, and which features of ``forward.pre`` were resampled.
+        """
 
 
 class NoResampling(AbstractResampling):
@@ -53,18 +65,23 @@ class NoResampling(AbstractResampling):
         forward: Forward,
         step: Int[Array, ""],
         key: Key[Array, ""],
-    ) -> tuple[AbstractSAE, Any, Reborn]:
-        return sae, opt_state, jnp.zeros(forward.top, bool)
+    ) -> tuple[AbstractSAE, Any, Marked]:
+        return sae, opt_state, jnp.zeros(forward.encoder.size, bool)
 
 
 class Resample(AbstractResampling):
-    """Every `every` steps until step `until`, each dead feature starts again at an input that is badly reconstructed.
+    """Every `every` steps until step `until`, each dead feature is re-initialised at a badly reconstructed input.
 
     An input of the batch is drawn with probability proportional to its squared error squared; its direction from the
     decoder bias becomes the decoder row, times `encoder_norm` times the mean norm of living encoder rows the encoder
     row; biases and thresholds become 0 and the optimizer forgets the feature (Bricken et al., Towards Monosemanticity,
-    2023, appendix; they draw from 819,200 inputs). Of a hierarchical SAE it resamples the experts; in a
-    stage that freezes a part of these features it waits.
+    2023, appendix; they draw from 819,200 inputs). Of a hierarchical SAE it resamples the experts. In a
+    stage that freezes parameters of these features nothing is resampled.
+
+    Args:
+        every: how many steps lie between two resamplings.
+        until: the last step at which features may be resampled.
+        encoder_norm: the norm of a new encoder row, as a multiple of the mean norm of living ones.
     """
 
     every: Count = eqx.field(static=True)
@@ -85,16 +102,16 @@ class Resample(AbstractResampling):
         forward: Forward,
         step: Int[Array, ""],
         key: Key[Array, ""],
-    ) -> tuple[AbstractSAE, Any, Reborn]:
+    ) -> tuple[AbstractSAE, Any, Marked]:
         params, static = eqx.partition(sae, eqx.is_inexact_array)
         done = step + 1
         due = (done % self.every == 0) & (done <= self.until)
-        dead = due & (dead_top(forward) > 0)
+        dead = due & (dead_top_level(forward) > 0)
 
         def again(params: Any, opt_state: Any) -> tuple[Any, Any]:
-            directions = _bad_directions(sae.top.decoder.shape[0], sae, forward, key)
+            directions = _bad_directions(sae.top_level.decoder.shape[0], sae, forward, key)
             old = _leaves(params)
-            new = _reborn(eqx.combine(params, static).top, dead, directions, self.encoder_norm)
+            new = _resampled(eqx.combine(params, static).top_level, dead, directions, self.encoder_norm)
             nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, bool), params)
             touched = eqx.tree_at(_leaves, nothing, [jnp.broadcast_to(_mask(dead, a), a.shape) for a in old])
             fresh = [jnp.where(_mask(dead, a), b, a) for a, b in zip(old, new, strict=True)]
@@ -106,13 +123,15 @@ class Resample(AbstractResampling):
 
 
 def _leaves(sae: AbstractSAE) -> list[Any]:
-    encoder, decoder, biases = sae.top
+    encoder, decoder, biases = sae.top_level
     return [leaf for leaf in (encoder, decoder, *biases) if leaf is not None]
 
 
-def _reborn(top: Top, dead: Reborn, directions: Float[Array, "top embed"], encoder_norm: float) -> list[Array]:
+def _resampled(
+    top_level: TopLevel, dead: Marked, directions: Float[Array, "top_level embed"], encoder_norm: float
+) -> list[Array]:
     """What the leaves of dead features become, in the order of `_leaves`."""
-    encoder, decoder, biases = top
+    encoder, decoder, biases = top_level
     zeros = [jnp.zeros_like(b) for b in biases]
     decoder_norm = jnp.linalg.norm(decoder, axis=-1, keepdims=True)  # free or unit: a row keeps its norm
     rows = [directions * decoder_norm, *zeros]
@@ -124,13 +143,15 @@ def _reborn(top: Top, dead: Reborn, directions: Float[Array, "top embed"], encod
     return [directions * encoder_norm * living, *rows]
 
 
-def _bad_directions(count: int, sae: AbstractSAE, forward: Forward, key: Key[Array, ""]) -> Float[Array, "top embed"]:
-    error = jnp.sum((forward.x - forward.x_hat) ** 2, axis=-1)
-    chosen = jax.random.categorical(key, 2 * jnp.log(error + TINY), shape=(count,))
+def _bad_directions(
+    count: int, sae: AbstractSAE, forward: Forward, key: Key[Array, ""]
+) -> Float[Array, "top_level embed"]:
+    error = jnp.sum((forward.target - forward.x_hat) ** 2, axis=-1)
+    chosen = jax.random.categorical(key, 2 * jnp.log(error + LEAST_NORM), shape=(count,))
     bias = sae.decode(jax.tree.map(jnp.zeros_like, forward.codes))[chosen]
-    rows = forward.x[chosen] - bias
-    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), TINY)
+    rows = forward.target[chosen] - bias
+    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), LEAST_NORM)
 
 
-def _mask(dead: Reborn, like: Array) -> Bool[Array, "..."]:
+def _mask(dead: Marked, like: Array) -> Bool[Array, "..."]:
     return dead.reshape(-1, *(1,) * (like.ndim - 1))

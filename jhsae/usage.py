@@ -1,4 +1,4 @@
-"""What a step knows besides parameters and data: running usage statistics, the key, the step number."""
+"""Non-trainable training state: feature statistics, RNG key, step."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -10,9 +10,12 @@ from jhsae.codes import Codes, TreeCodes
 class FeatureStats(eqx.Module):
     """Running statistics of every feature of ``codes.flat()``; not parameters, never differentiated.
 
-    `since_fired` counts steps; `thresholds` has one running threshold for every sparsifier of the SAE. The sampling
-    window is `steps` old, `fires` counts the tokens that activated each feature in it; `frequency` is their fraction
-    in the last complete window, NaN before there is one.
+    Args:
+        since_fired: how many steps ago each feature last fired, [features].
+        thresholds: one running threshold for each sparsifier of the SAE.
+        steps: how many steps the current sampling window has.
+        fires: how many tokens of that window activated each feature, [features].
+        frequency: the fraction of tokens in the last complete window that did; NaN before there is one.
     """
 
     since_fired: Int[Array, "features"]
@@ -23,7 +26,7 @@ class FeatureStats(eqx.Module):
 
     @classmethod
     def init(cls, features: int, sparsifiers: int = 1) -> "FeatureStats":
-        """Nothing has fired yet; every counter and threshold starts at 0."""
+        """The statistics before the first step: every counter and threshold is 0."""
         thresholds = tuple(jnp.zeros(()) for _ in range(sparsifiers))
         none = jnp.zeros(features)
         return cls(
@@ -36,7 +39,16 @@ class FeatureStats(eqx.Module):
         thresholds: tuple[Float[Array, ""], ...] = (),
         window: int = 2000,
     ) -> "FeatureStats":
-        """One more step: a feature that did not fire has waited one step longer; `window` steps make a frequency."""
+        """Updates the statistics with one batch.
+
+        Args:
+            codes: the codes of the batch.
+            thresholds: the running thresholds after it, one per sparsifier; () keeps those that there are.
+            window: every how many steps `frequency` is refreshed.
+
+        Returns:
+            The statistics after the batch.
+        """
         fired = codes.fired()
         fires = self.fires + fired
         full = self.steps + 1 >= window
@@ -48,11 +60,11 @@ class FeatureStats(eqx.Module):
             jnp.where(full, fires / (float(window) * codes.rows()), self.frequency),
         )
 
-    def restarted(self, resampled: Bool[Array, "top"]) -> "FeatureStats":
-        """The usage when the first features, where marked, have begun anew: they have not waited yet."""
-        top = self.since_fired[: len(resampled)]
+    def restarted(self, resampled: Bool[Array, "top_level"]) -> "FeatureStats":
+        """Resets `since_fired` for resampled features, which are among the first: those of the top level."""
+        waited = self.since_fired[: len(resampled)]
         return eqx.tree_at(
-            lambda u: u.since_fired, self, self.since_fired.at[: len(resampled)].set(jnp.where(resampled, 0, top))
+            lambda u: u.since_fired, self, self.since_fired.at[: len(resampled)].set(jnp.where(resampled, 0, waited))
         )
 
     def dead(self, window: int) -> Float[Array, "features"]:
@@ -61,10 +73,14 @@ class FeatureStats(eqx.Module):
 
 
 class Context(eqx.Module):
-    """The surroundings of one forward pass. ``key=None`` means evaluation: there is no training flag.
+    """What one forward pass reads besides its input.
 
-    `dead` marks (1.0) the features of ``codes.flat()`` that count as dead in this step; None in evaluation. `tokens`
-    says which of the batch are meant, where it is not all of them in order.
+    Args:
+        key: the RNG key of a training step; None means evaluation: there is no training flag.
+        step: the number of the step, for schedules.
+        usage: the feature statistics.
+        dead: 1.0 for each feature of ``codes.flat()`` that is dead in this step; None in evaluation.
+        tokens: the numbers of the tokens within the batch, where the rows are not all of them in order.
     """
 
     key: Key[Array, ""] | None = None

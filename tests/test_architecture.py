@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -9,13 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
+from parts.pursuit import MatchingPursuit
+from parts.transcoder import Transcoder
 
 from jhsae import config, evals
 from jhsae.config import Supplied
 from jhsae.constraint import ProjectAndRenormalize
 from jhsae.data import AbstractNormalizer
 from jhsae.errors import UserError
-from jhsae.losses import AbstractTerm, Objective, SquaredError
+from jhsae.losses import AbstractTerm, AuxK, Objective, SquaredError
 from jhsae.optimizer import adam
 from jhsae.resampling import NoResampling, Resample
 from jhsae.sae import AbstractSAE
@@ -23,11 +26,13 @@ from jhsae.schedule import Constant
 from jhsae.sparsify import JumpReLU, ReLU, TopK
 from jhsae.training.checkpoint import Checkpoints, load_sae, save_sae
 from jhsae.training.config import Train
+from jhsae.training.fit import fit
 from jhsae.training.run import train
 from jhsae.training.step import StageModules, TrainState, make_step
 from jhsae.usage import Context
 
 FEATURES, BATCH, STEPS = 24, 32, 8
+WITH_AUX = Objective({"reconstruction": SquaredError(), "aux": AuxK(k=4)}, {"aux": 0.03})
 
 FILE = '''
 """A tied SAE whose features have a gain of their own, its sparsifier and its penalty."""
@@ -44,7 +49,7 @@ from jhsae.codes import Codes, TreeCodes
 from jhsae.leaf import NonNegative, Unit
 from jhsae.errors import UserError
 from jhsae.losses import AbstractTerm
-from jhsae.sae import AbstractSAE, Forward, Top
+from jhsae.sae import AbstractSAE, Forward, TopLevel
 from jhsae.schedule import AbstractSchedule
 from jhsae.sparsify import AbstractSparsifier
 from jhsae.usage import Context, FeatureStats
@@ -66,10 +71,10 @@ class NoisyMargin(AbstractSparsifier):
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         return jax.nn.relu(pre - self.margin)
 
-    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
+    def value(self, pre: Float[Array, "*batch n"], context: Context) -> Float[Array, "*batch n"]:
         if context.key is not None and not self.settled_now:
             pre = pre + self.noise(context.step) * jax.random.normal(context.key, pre.shape)
-        return Codes(self.activate(pre), None, pre.shape[-1])
+        return self.activate(pre)
 
     def most_active(self, size: int) -> int:
         return size
@@ -96,16 +101,8 @@ class GainSAE(AbstractSAE):
         self.sparsifier = sparsifier.sized(features)
 
     @property
-    def features(self) -> int:
-        return self.W.shape[0]
-
-    @property
-    def embed(self) -> int:
-        return self.W.shape[1]
-
-    @property
-    def top(self) -> Top:
-        return Top(None, self.W, (self.gain,))
+    def top_level(self) -> TopLevel:
+        return TopLevel(None, self.W, (self.gain,))
 
     @property
     def sparsifiers(self) -> tuple[AbstractSparsifier, ...]:
@@ -114,16 +111,13 @@ class GainSAE(AbstractSAE):
     def forward(self, x: Float[Array, "batch embed"], context: Context) -> Forward:
         pre = (x - self.b_dec) @ self.W.T
         codes = self.sparsifier(pre, context)
-        return Forward(x, self.decode(codes), codes, ops.Encoder.known(pre), context)
+        return Forward(x, self.decode(codes), codes, ops.Encoder.from_preactivations(pre), context)
 
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
         return codes.dense() @ self.dictionary() + self.b_dec
 
     def dictionary(self) -> Float[Array, "features embed"]:
         return self.W * self.gain[:, None]
-
-    def top_rows(self) -> Float[Array, "top embed"]:
-        return self.dictionary()
 
 
 class GainNearOne(AbstractTerm):
@@ -168,6 +162,68 @@ def test_adding_an_architecture_touches_one_file_and_one_yaml(tmp_path, monkeypa
     assert {"gain", "reconstruction", "dead", "l0"} <= first.keys()
     assert metrics["ev_r2"] == pytest.approx(last["explained_variance"], abs=0.15) and metrics["ev_r2"] > 0.3
     assert frequency.shape == (FEATURES,) and 0 < metrics["l0"] < FEATURES
+
+
+PARTS = Path(__file__).parent / "parts"
+NEW = {  # the part, what it reads besides the SAE that is in its YAML, and the explained variance that it reaches
+    "huber": 0.5,
+    "absolute": 0.5,
+    "pursuit": 0.5,
+    "clipped": 0.5,
+}
+
+
+def run_of(name, tmp_path):
+    """A run folder that ``jhsae train`` made of the YAML of a part."""
+    runs.store(tmp_path / "store")
+    overrides = [f"out={tmp_path / 'run'}", f"data.store={tmp_path / 'store'}"]
+    train.run(config.load(Train, PARTS / f"{name}.yaml", overrides))
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_a_new_part_is_one_file_of_30_lines_and_one_yaml(name, tmp_path):
+    """A term, a sparsifier, an SAE and a normaliser: trained, saved, loaded and evaluated."""
+    assert len((PARTS / f"{name}.py").read_text().splitlines()) <= 30
+    assert len((PARTS / f"{name}.yaml").read_text().splitlines()) <= 10
+    folder = run_of(name, tmp_path)
+    loaded, normalizer, _ = load_sae(folder, trust="parts")
+    x = runs.activations(256)
+    metrics, _ = evals.fidelity(loaded, normalizer, [x], x.mean(0, dtype=np.float64))
+    first, *_, last = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert metrics["ev_r2"] > max(NEW[name], first["explained_variance"]), (metrics, first)
+    assert 0 < metrics["l0"] <= 3 and np.isfinite(last["loss"])
+
+
+def test_the_encoder_may_be_a_pursuit():
+    """It selects step by step against the dictionary, and trains by `fit` with terms that know nothing of it."""
+    sae = MatchingPursuit(runs.EMBED, FEATURES, 3, key=jax.random.key(0))
+    rows = runs.activations(256)
+    trained, log = fit(sae, rows, steps=60, learning_rate=1e-2, batch=64, objective=WITH_AUX, dead_window=3)
+    codes, left = trained.encode(rows[:9]).dense(), np.asarray(rows[:9])
+    for token in range(9):  # one token after the other, one row after the other
+        want = np.zeros(FEATURES)
+        for _ in range(3):
+            products = np.asarray(trained.W) @ left[token]
+            best = np.argmax(np.abs(products))
+            want[best] += products[best]
+            left[token] -= products[best] * np.asarray(trained.W)[best]
+        np.testing.assert_allclose(codes[token], want, rtol=1e-3, atol=1e-4)
+    assert log[-1]["explained_variance"] > max(0.5, log[0]["explained_variance"])
+    assert (trained.features, trained.embed) == (FEATURES, runs.EMBED)
+
+
+def test_the_target_may_be_another_than_the_input():
+    """Every term that reconstructs, and the explained variance, compare with it."""
+    assert len((PARTS / "transcoder.py").read_text().splitlines()) <= 30
+    sae = Transcoder(runs.EMBED, FEATURES, TopK(3), key=jax.random.key(0))
+    rows = runs.activations(256)
+    trained, log = fit(sae, rows, steps=60, learning_rate=1e-2, batch=64, objective=WITH_AUX, dead_window=3)
+    target = np.cumsum(rows, axis=-1)
+    error = ((target - np.asarray(trained(rows))) ** 2).sum()
+    explained = 1 - error / ((target - target.mean(0)) ** 2).sum()
+    assert explained > max(0.5, log[0]["explained_variance"])
+    assert explained == pytest.approx(log[-1]["explained_variance"], abs=0.1)
 
 
 def part(name, **arguments):

@@ -2,7 +2,7 @@
 
     python experiments/bench/tile_products.py [--embed 256] [--json FILE]
 
-128 tiles of 16 rows and 64 tokens, 50 calls a round. The thin sides run beyond `tile_products.THIN` and
+128 tiles of 16 rows and 64 tokens, 50 calls a round. The thin sides run beyond `tiles.THIN` and
 `rows.WRITTEN_OUT`: this is what those limits were chosen from.
 """
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jhsae.bench.measurement import environment, interleave, load_average, write
-from jhsae.ops import rows, tile_products
+from jhsae.ops import rows
 from jhsae.ops.chunks import sized_for
 
 TILES, ROWS, ATOMS, TOKENS, FEATURES, CALLS = 128, 16, 16, 64, 2048, 50
@@ -31,9 +31,9 @@ def cases(embed: int) -> dict[str, tuple]:
     """What to multiply, by a name with its shape."""
     found: dict[str, tuple] = {}
     for sub in (1, 4, 8, 16, 32):
-        found[f"over rows, {sub} x embed"] = tile_products.over_rows, draw(TILES, ROWS, sub), draw(TILES, ROWS, embed)
-        found[f"over rows, {ATOMS} x {sub}"] = tile_products.over_rows, draw(TILES, ROWS, ATOMS), draw(TILES, ROWS, sub)
-        found[f"over {sub} directions"] = tile_products.over_sub, draw(TILES, ROWS, sub), draw(TILES, sub, embed)
+        found[f"over rows, {sub} x embed"] = tiles.over_rows, draw(TILES, ROWS, sub), draw(TILES, ROWS, embed)
+        found[f"over rows, {ATOMS} x {sub}"] = tiles.over_rows, draw(TILES, ROWS, ATOMS), draw(TILES, ROWS, sub)
+        found[f"over {sub} directions"] = tiles.over_sub, draw(TILES, ROWS, sub), draw(TILES, sub, embed)
     for k in (8, 32, 64, 128):
         indices = jnp.asarray(np.random.default_rng(1).integers(0, FEATURES, (TOKENS, k)), jnp.int32)
         found[f"{k} weighted rows"] = rows.weighted_rows, draw(TOKENS, k), indices, draw(FEATURES, embed)
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--embed", type=int, default=256, help="numbers of a row (%(default)s)")
     parser.add_argument("--json", type=Path, help="write the numbers there")
     words = parser.parse_args()
-    tile_products.THIN = rows.WRITTEN_OUT = 1 << 20  # everything is written out: the limits are what is in question
+    tiles.THIN = rows.WRITTEN_OUT = 1 << 20  # everything is written out: the limits are what is in question
     before, found = load_average(), {}
     print(f"{'products over written out, median (least to most)':52}{'written out':>14}{'products':>12}")
     for name, (function, *arguments) in cases(words.embed).items():

@@ -23,7 +23,7 @@ from jhsae.bench.inputs import Build, Shape, random_rows
 from jhsae.bench.measurement import Memory, check_rounds, check_writable, environment, interleave, load_average, write
 from jhsae.bench.ours import faithful
 from jhsae.bench.table import ops_table
-from jhsae.codes import Codes
+from jhsae.codes import Codes, TreeCodes
 from jhsae.errors import UserError, nearest
 from jhsae.sae import HierarchicalSAE
 
@@ -71,19 +71,33 @@ def cases(inputs: Inputs, chunk: int | None) -> dict[str, Case]:
             {name: partial(ops.topk, k=inputs.indices.shape[1], method=name) for name in get_args(ops.Method)},
             (inputs.pre,),
         ),
-        "encode_atoms": Case(kernels(ops.encode_atoms), (inputs.x, inputs.indices, down, atom_enc), (0, 2, 3)),
+        "encode_atoms": Case(kernels(_encode_atoms), (inputs.x, inputs.indices, down, atom_enc), (0, 2, 3)),
         "decode_atoms": Case(
-            kernels(ops.decode_atoms),
+            kernels(_decode_atoms),
             (winners, best.astype(jnp.int32), inputs.indices, sae.up, sae.atom_dec),
             (0, 3, 4),
         ),
-        "decode_rows": Case(kernels(ops.decode_rows), (inputs.values, inputs.indices, sae.router_dec), (0, 2)),
+        "decode_rows": Case(kernels(_decode_rows), (inputs.values, inputs.indices, sae.router_dec), (0, 2)),
         "gram": Case({"gram": _gram, "pairs": _pairs}, (router_enc, jnp.roll(sae.router_dec, 1, axis=0)), (0, 1)),
         "tracker": Case(
             {"scatter": partial(_scatter, experts), "repeat": partial(_repeat, experts)},
             (inputs.indices, inputs.atoms),
         ),
     }
+
+
+def _encode_atoms(x: Array, indices: Array, down: Array, atom_enc: Array, **how: Any) -> Array:
+    return ops.encode_atoms(x, indices, ops.ExpertEncoders(down, atom_enc), **how)
+
+
+def _decode_atoms(values: Array, atoms: Array, indices: Array, up: Array, atom_dec: Array, **how: Any) -> Array:
+    parents = Codes(jnp.ones(indices.shape), indices, len(up))
+    codes = TreeCodes(parents, Codes(values, atoms, atom_dec.shape[1]))
+    return ops.decode_atoms(codes, ops.Decoder(up[:, 0], up, atom_dec), **how)  # which reads no row of an expert
+
+
+def _decode_rows(values: Array, indices: Array, rows: Array, **how: Any) -> Array:
+    return ops.decode_rows(Codes(values, indices, len(rows)), rows, **how)
 
 
 def _gram(a: Float[Array, "n d"], b: Float[Array, "n d"]) -> Float[Array, ""]:

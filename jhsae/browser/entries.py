@@ -12,7 +12,7 @@ from jhsae.browser.tables import Json, logit_pairs, main_token, neighbours, numb
 from jhsae.features.decoder import feature_logits
 from jhsae.features.firings import Firings
 from jhsae.features.latents import LatentStatistics, TokenProfile, main_tokens
-from jhsae.sae import HierarchicalSAE
+from jhsae.sae import TreeSizes
 
 TOKENS = 8
 
@@ -20,7 +20,7 @@ TOKENS = 8
 class Members:
     """The firings of all atoms of one expert, the strongest of a row first."""
 
-    def __init__(self, fired: Firings, tree: HierarchicalSAE, expert: int):
+    def __init__(self, fired: Firings, tree: TreeSizes, expert: int):
         first = tree.experts + expert * tree.atoms
         parts = [fired.of(first + atom) for atom in range(tree.atoms)]
         rows, values = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -38,7 +38,7 @@ class Members:
         return int(self._atoms[i]) if i < len(self._rows) and self._rows[i] == row else None
 
 
-def label(feature: int, tree: HierarchicalSAE | None) -> str:
+def label(feature: int, tree: TreeSizes | None) -> str:
     """The name of a feature in the addresses of the page: ``f7``, ``e12``, ``e12/a3``."""
     if tree is None:
         return f"f{feature}"
@@ -54,7 +54,7 @@ class Entries:
     statistics: LatentStatistics
     profile: TokenProfile
     shown: Int64[np.ndarray, " shown"]
-    tree: HierarchicalSAE | None
+    tree: TreeSizes | None
     pieces: Pieces
     sequences: Sequences
 

@@ -22,7 +22,7 @@ from jhsae.features.firings import firing_table
 from jhsae.features.latents import latent_statistics, token_profile
 from jhsae.features.token_text import word_ids
 from jhsae.files.escaping import visible
-from jhsae.sae import AbstractSAE, HierarchicalSAE
+from jhsae.sae import AbstractSAE, TreeSizes
 
 BINS = 24
 
@@ -65,7 +65,7 @@ def gather(
     """
     fired = firing_table(sae, normalizer, store, rows)
     statistics = latent_statistics(fired, BINS)
-    tree = sae if isinstance(sae, HierarchicalSAE) else None
+    tree = sae.tree
     shown = _shown(statistics.frequency, tree, limits)
     if not len(shown):
         raise UserError(f"no latent fired on the {rows} rows of {store.path}; was the SAE trained on such activations?")
@@ -94,7 +94,7 @@ def gather(
     }
 
 
-def _shown(frequency: np.ndarray, tree: HierarchicalSAE | None, limits: Limits) -> np.ndarray:
+def _shown(frequency: np.ndarray, tree: TreeSizes | None, limits: Limits) -> np.ndarray:
     """Experts (or flat features), then the shown atoms of those experts."""
     top = tree.experts if tree else len(frequency)
     first = sorted(spread_features(frequency[:top], top if limits.features is None else limits.features))
@@ -105,6 +105,6 @@ def _shown(frequency: np.ndarray, tree: HierarchicalSAE | None, limits: Limits) 
     return np.asarray(first + atoms, np.int64)
 
 
-def _kinds(sae: AbstractSAE, tree: HierarchicalSAE | None) -> dict[str, int]:
+def _kinds(sae: AbstractSAE, tree: TreeSizes | None) -> dict[str, int]:
     """Where each kind of latent ends in the dictionary."""
     return {"experts": tree.experts, "atoms": sae.features} if tree else {"latents": sae.features}

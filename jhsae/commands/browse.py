@@ -22,7 +22,7 @@ from jhsae.features.origin import check_origin, language_model
 from jhsae.files import bounded
 from jhsae.files.folders import local_folder, write_whole, writing
 from jhsae.ranges import Count, Natural, Words, ranged
-from jhsae.sae import AbstractSAE, HierarchicalSAE
+from jhsae.sae import AbstractSAE
 from jhsae.training.checkpoint import load_sae
 
 
@@ -101,8 +101,8 @@ def describe(
     store: Store,
     data: dict[str, Any],
 ) -> dict[str, Any]:
-    """The heading and the footer of the page."""
-    manifest, tree = store.manifest, isinstance(sae, HierarchicalSAE)
+    """What the template says around the data."""
+    manifest, tree = store.manifest, sae.tree is not None
     facts = [f"{key} {value}" for key, value in manifest.dataset.items() if key != "source" and value is not None]
     origin = {
         "run": name,
@@ -137,6 +137,6 @@ def _short(commit: str | None) -> str | None:
 
 
 def _shape(sae: AbstractSAE) -> str:
-    if isinstance(sae, HierarchicalSAE):
-        return f"{sae.experts:,} experts of {sae.atoms} atoms"
+    if sae.tree is not None:
+        return f"{sae.tree.experts:,} experts of {sae.tree.atoms} atoms"
     return f"{sae.features:,} latents"

@@ -152,7 +152,7 @@ def _contexts(
     rows: int,
 ) -> list[dict[str, Any]]:
     """One entry per chosen expert (or flat feature), with its atoms."""
-    tree = sae if isinstance(sae, HierarchicalSAE) else None
+    tree = sae.tree
     parents = spread_features(frequency if tree is None else frequency[: tree.experts], config.features)
     atoms = {p: expert_atoms(tree, p, frequency, config.atoms) if tree else [] for p in parents}
     wanted = [*parents, *(a for own in atoms.values() for a in own)]

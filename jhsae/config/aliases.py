@@ -116,6 +116,12 @@ MOVED: dict[str, str] = {
     "jhsae.plan.harvesting.settings_of": "jhsae.plan.lowering.read_lm_config",
     "jhsae.teacher.Limits": "jhsae.teacher.SelectionLimits",
     "jhsae.teacher.numbers": "jhsae.teacher.checks",
+    "jhsae.losses.dead": "jhsae.losses.revive",
+    "jhsae.ops.noise": "jhsae.ops.topk",
+    "jhsae.ops.spread": "jhsae.ops.sharding",
+    "jhsae.ops.tile_products": "jhsae.ops.tiles",
+    "jhsae.sae.Top": "jhsae.sae.TopLevel",
+    "jhsae.sparsify.Encoded": "jhsae.sae.Encoded",
 }
 
 # Published key -> key now, for a config class and for a part (by its name now).

@@ -68,7 +68,7 @@ def locate(name: Any, place: Place, wanted: Wanted) -> Callable[..., Any]:
         raise place.error(f"is {name}, expected {wanted}")
     if (home := str(found.__module__).partition(".")[0]) not in (path[0], OURS):
         raise place.error(f"is {name}, which lies in {home} and not in {path[0]}; write its own name")
-    if inspect.isabstract(found):
+    if inspect.isabstract(found) or getattr(found, "__abstractvars__", None):  # the latter are those of Equinox
         raise place.error(f"is {name}, which is abstract; write a class derived from it")
     return found
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from jhsae.data.normalize import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.features.latents import density
-from jhsae.sae import AbstractSAE, HierarchicalSAE
+from jhsae.sae import AbstractSAE
 from jhsae.sae.apply import reconstruct
 
 ROUNDING = 1e-12  # a variance below this part of the mean square is rounding of float32
@@ -29,7 +29,7 @@ ROUNDING = 1e-12  # a variance below this part of the mean square is rounding of
 
 @eqx.filter_jit
 def _sums(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Array, mean: Array) -> dict[str, Array]:
-    x_hat, forward, coarse = reconstruct(sae, normalizer, x)
+    x_hat, forward, x_hat_parents = reconstruct(sae, normalizer, x)
     error = jnp.sum((x - x_hat) ** 2, axis=-1)
     centred = jnp.sum((x - mean) ** 2, axis=-1)
     norms, norms_hat = jnp.linalg.norm(x, axis=-1), jnp.linalg.norm(x_hat, axis=-1)
@@ -52,9 +52,9 @@ def _sums(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Array, mean: Arra
         "fired": forward.codes.fired(),
         "squares": jnp.sum(x**2, axis=0),
     }
-    if coarse is not None:
-        sums["coarse_error"] = jnp.sum((x - coarse) ** 2)
-        sums["l0_parents"] = jnp.sum(forward.tree().parents.l0())
+    if x_hat_parents is not None:
+        sums["parents_error"] = jnp.sum((x - x_hat_parents) ** 2)
+        sums["l0_parents"] = jnp.sum(forward.codes.levels()[0].l0())
     return sums
 
 
@@ -115,10 +115,10 @@ def fidelity(
         "rows": int(rows),
         "parameters": parameters(sae),
     }
-    if isinstance(sae, HierarchicalSAE):
-        experts = sae.experts
+    if sae.tree is not None:
+        experts = sae.tree.experts
         metrics |= {
-            "parents_only_ev_r2": explained(totals["coarse_error"], total),
+            "parents_only_ev_r2": explained(totals["parents_error"], total),
             "l0_parents": float(totals["l0_parents"] / rows),
             "l0_atoms": float((totals["l0"] - totals["l0_parents"]) / rows),
             "dead_experts": float(np.mean(frequency[:experts] == 0)),

@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from jhsae.data import Store
 from jhsae.features.firings import Batch
-from jhsae.sae import HierarchicalSAE
+from jhsae.sae import TreeSizes
 
 # Columns of `Batch`.
 FIRING = np.dtype([("value", "<f4")] + [(name, "<i4") for name in ("feature", "row", "sequence", "position")])
@@ -21,7 +21,7 @@ def spread_features(frequency: Float[np.ndarray, " features"], count: int) -> li
     return [int(i) for i in ranked[np.linspace(0, len(ranked) - 1, min(count, len(ranked))).astype(int)]]
 
 
-def expert_atoms(sae: HierarchicalSAE, expert: int, frequency: Float[np.ndarray, " features"], count: int) -> list[int]:
+def expert_atoms(sae: TreeSizes, expert: int, frequency: Float[np.ndarray, " features"], count: int) -> list[int]:
     """The features of an expert's most frequent live atoms."""
     first = sae.experts + expert * sae.atoms
     own = frequency[first : first + sae.atoms]

@@ -39,7 +39,7 @@ def fold(sae: AbstractSAE, normalizer: AbstractNormalizer) -> AbstractSAE:
 @singledispatch
 def fold_affine(sae: AbstractSAE, affine: Affine) -> AbstractSAE:
     """`fold` for ``x' = times(x - affine.shift, affine.matrix)``."""
-    raise _hierarchical(sae)
+    raise _cannot_fold(sae)
 
 
 @fold_affine.register
@@ -73,7 +73,7 @@ def unit_rows(sae: AbstractSAE) -> AbstractSAE:
     Which features are active does not change. A row of zeros stays one. `UserError` where the rule that selects
     features would select others: TopK whose codes are not in the unit of the decoder norms.
     """
-    raise _hierarchical(sae)
+    raise _cannot_fold(sae)
 
 
 @unit_rows.register
@@ -158,7 +158,7 @@ def _single(array: Double) -> Single:
     return jnp.asarray(array, jnp.float32)
 
 
-def _hierarchical(sae: AbstractSAE) -> UserError:
+def _cannot_fold(sae: AbstractSAE) -> UserError:
     return UserError(
         f"a {type(sae).__name__} has no single encoder and decoder to fold into; write format=torch, which keeps its "
         "parts and works on raw activations"

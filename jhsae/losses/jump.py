@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jhsae import ops
 from jhsae.errors import UserError
 from jhsae.losses.base import AbstractTerm
-from jhsae.losses.dead import dead_top
+from jhsae.losses.revive import dead_top_level
 from jhsae.ranges import Positive
 from jhsae.sae import AbstractSAE, Forward
 from jhsae.sparsify import JumpReLU
@@ -31,9 +31,10 @@ class QuadraticL0(AbstractTerm):
     target: Positive = eqx.field(static=True)
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
-        if self.target > forward.top:
+        if self.target > forward.encoder.size:
             raise UserError(
-                f"QuadraticL0: target is {self.target}, but there are {forward.top} features to be active; write less"
+                f"QuadraticL0: target is {self.target}, but there are {forward.encoder.size} features to be active; "
+                "write less"
             )
         return jnp.mean(2.0 / self.target * (_l0(sae, forward) - self.target) ** 2)
 
@@ -58,15 +59,15 @@ class DeadPreActivation(AbstractTerm):
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
         below = jnp.maximum(_jump(sae).threshold - forward.pre, 0.0)
-        return jnp.mean(jnp.sum(below * dead_top(forward) * _norms(sae), axis=-1))
+        return jnp.mean(jnp.sum(below * dead_top_level(forward) * _norms(sae), axis=-1))
 
 
 def _l0(sae: AbstractSAE, forward: Forward) -> Float[Array, "batch"]:
     return jnp.sum(_jump(sae).over_threshold(forward.pre), axis=-1)
 
 
-def _norms(sae: AbstractSAE) -> Float[Array, "top"]:
-    return ops.row_norms(sae.top_rows())
+def _norms(sae: AbstractSAE) -> Float[Array, "top_level"]:
+    return ops.row_norms(sae.top_level_rows())
 
 
 def _jump(sae: AbstractSAE) -> JumpReLU:

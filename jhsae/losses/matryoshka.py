@@ -1,7 +1,7 @@
 """Matryoshka: every prefix of the features is a dictionary of its own (Bussmann et al., arXiv 2503.17547)."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jhsae.codes import Codes
 from jhsae.errors import UserError
 from jhsae.losses.base import AbstractTerm
 from jhsae.ranges import Count
-from jhsae.sae import AbstractSAE, FlatSAE, Forward
+from jhsae.sae import FlatSAE, Forward
 
 
 def as_widths(widths: Sequence[Count]) -> tuple[int, ...]:
@@ -28,6 +28,7 @@ class Prefixes(AbstractTerm):
     averages them ("mean"). One code serves all prefixes: the selection is that of the whole SAE.
     """
 
+    accepts: ClassVar[type] = FlatSAE
     widths: Annotated[tuple[Count, ...], MinLen(1)] = eqx.field(static=True, converter=as_widths)
     over: Literal["sum", "mean"] = eqx.field(static=True, default="sum")
 
@@ -35,19 +36,17 @@ class Prefixes(AbstractTerm):
         if list(self.widths) != sorted(set(self.widths)):
             raise UserError(f"Prefixes: widths is {list(self.widths)}, expected growing numbers of features")
 
-    def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
-        if not isinstance(sae, FlatSAE):
-            raise UserError(f"Prefixes needs a FlatSAE, got {type(sae).__name__}; drop the term")
+    def __call__(self, sae: FlatSAE, forward: Forward) -> Float[Array, ""]:
         if self.widths[-1] >= sae.features:
             raise UserError(
                 f"Prefixes: the last of widths is {self.widths[-1]}, but the SAE has {sae.features} features, whose "
                 "error SquaredError counts; write smaller widths"
             )
         codes, errors = forward.codes.flat(), []
-        x_hat, start = jnp.broadcast_to(sae.b_dec, forward.x.shape), 0
+        x_hat, start = jnp.broadcast_to(sae.b_dec, forward.x_hat.shape), 0
         for width in self.widths:
             x_hat = x_hat + decode_between(sae, codes, start, width)
-            errors.append(jnp.mean(jnp.sum((forward.x - x_hat) ** 2, axis=-1)))
+            errors.append(jnp.mean(jnp.sum((forward.target - x_hat) ** 2, axis=-1)))
             start = width
         total = sum(errors, jnp.zeros(()))
         return total if self.over == "sum" else total / len(errors)
@@ -59,4 +58,5 @@ def decode_between(sae: FlatSAE, codes: Codes, start: int, end: int) -> Float[Ar
     if codes.indices is None:
         return codes.values[:, start:end] @ rows[start:end]
     here = (codes.indices >= start) & (codes.indices < end)
-    return ops.decode_rows(jnp.where(here, codes.values, 0.0), codes.indices, rows, sae.kernel, sae.chunk)
+    some = Codes(jnp.where(here, codes.values, 0.0), codes.indices, codes.size)
+    return ops.decode_rows(some, rows, sae.kernel, sae.chunk)

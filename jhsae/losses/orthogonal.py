@@ -10,27 +10,30 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jhsae import ops
-from jhsae.errors import UserError
 from jhsae.losses.base import AbstractTerm
 from jhsae.metric import AbstractMetric
-from jhsae.sae import AbstractSAE, Forward, HierarchicalSAE
+from jhsae.sae import Forward, HierarchicalSAE
 
 
 class CrossOrthogonality(AbstractTerm):
     """``mean_{i != j} cos(router_enc_i, router_dec_j)^2``: an expert's encoder should not read other experts."""
 
-    def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
-        router_enc, _, _ = _hierarchical(sae).encoders()
-        return ops.off_diagonal_mean(ops.unit_rows(router_enc), ops.unit_rows(_hierarchical(sae).router_dec))
+    accepts = HierarchicalSAE
+
+    def __call__(self, sae: HierarchicalSAE, forward: Forward) -> Float[Array, ""]:
+        router_enc, _, _ = sae.encoders()
+        return ops.off_diagonal_mean(ops.unit_rows(router_enc), ops.unit_rows(sae.router_dec))
 
 
 class BiOrthogonality(AbstractTerm):
     """`CrossOrthogonality` of the router plus its mean over the experts' own atom encoders and decoders."""
 
-    def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
-        router_enc, _, atom_enc = _hierarchical(sae).encoders()
-        router = ops.off_diagonal_mean(ops.unit_rows(router_enc), ops.unit_rows(_hierarchical(sae).router_dec))
-        atoms = ops.off_diagonal_mean(ops.unit_rows(atom_enc), ops.unit_rows(_hierarchical(sae).atom_dec))
+    accepts = HierarchicalSAE
+
+    def __call__(self, sae: HierarchicalSAE, forward: Forward) -> Float[Array, ""]:
+        router_enc, _, atom_enc = sae.encoders()
+        router = ops.off_diagonal_mean(ops.unit_rows(router_enc), ops.unit_rows(sae.router_dec))
+        atoms = ops.off_diagonal_mean(ops.unit_rows(atom_enc), ops.unit_rows(sae.atom_dec))
         return router + jnp.mean(atoms)
 
 
@@ -41,11 +44,12 @@ class CausalOrthogonality(AbstractTerm):
     because decoder rows are residual vectors. A cosine, so that shrinking `up` does not lower it.
     """
 
+    accepts = HierarchicalSAE
     metric: AbstractMetric
 
-    def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
-        parents = ops.unit_rows(self.metric.whiten(_hierarchical(sae).router_dec))
-        deltas = jnp.einsum("eas,esd->ead", _hierarchical(sae).atom_dec, self.metric.whiten(_hierarchical(sae).up))
+    def __call__(self, sae: HierarchicalSAE, forward: Forward) -> Float[Array, ""]:
+        parents = ops.unit_rows(self.metric.whiten(sae.router_dec))
+        deltas = jnp.einsum("eas,esd->ead", sae.atom_dec, self.metric.whiten(sae.up))
         cosines = jnp.einsum("ed,ead->ea", parents, ops.unit_rows(deltas))
         return jnp.mean(cosines**2)
 
@@ -57,9 +61,11 @@ class CrossOrthogonalityRowDiagonal(AbstractTerm):
     entries towards the diagonal and is nearly inert. Expanded with the Gram identity: no n x n array.
     """
 
-    def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
-        router_enc, _, _ = _hierarchical(sae).encoders()
-        enc, dec = ops.unit_rows(router_enc), ops.unit_rows(_hierarchical(sae).router_dec)
+    accepts = HierarchicalSAE
+
+    def __call__(self, sae: HierarchicalSAE, forward: Forward) -> Float[Array, ""]:
+        router_enc, _, _ = sae.encoders()
+        enc, dec = ops.unit_rows(router_enc), ops.unit_rows(sae.router_dec)
         n = enc.shape[0]
         diagonal = jnp.sum(enc * dec, axis=-1)
         cross = jnp.dot(jnp.sum(dec, axis=0), diagonal @ enc)
@@ -72,10 +78,12 @@ class CrossOrthogonalityRowDiagonal(AbstractTerm):
 class BiOrthogonalityRawSum(AbstractTerm):
     """``||E D - I||_F^2 + sum_e ||atom_enc_e atom_dec_e - I||_F^2``: PolytopeSAE as published, a raw sum."""
 
-    def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
-        router_enc, _, atom_enc = _hierarchical(sae).encoders()
-        return _distance_to_identity(router_enc, _hierarchical(sae).router_dec) + jnp.sum(
-            _distance_to_identity(atom_enc, _hierarchical(sae).atom_dec)
+    accepts = HierarchicalSAE
+
+    def __call__(self, sae: HierarchicalSAE, forward: Forward) -> Float[Array, ""]:
+        router_enc, _, atom_enc = sae.encoders()
+        return _distance_to_identity(router_enc, sae.router_dec) + jnp.sum(
+            _distance_to_identity(atom_enc, sae.atom_dec)
         )
 
 
@@ -86,20 +94,15 @@ class CausalOrthogonalityMinusParent(AbstractTerm):
     each summand is 1. The original evaluates it on the unembedding side of the metric.
     """
 
+    accepts = HierarchicalSAE
     metric: AbstractMetric
 
-    def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
-        parents = self.metric.whiten(_hierarchical(sae).router_dec)
-        deltas = jnp.einsum("eas,esd->ead", _hierarchical(sae).atom_dec, self.metric.whiten(_hierarchical(sae).up))
+    def __call__(self, sae: HierarchicalSAE, forward: Forward) -> Float[Array, ""]:
+        parents = self.metric.whiten(sae.router_dec)
+        deltas = jnp.einsum("eas,esd->ead", sae.atom_dec, self.metric.whiten(sae.up))
         return jnp.sum(jnp.einsum("ed,ead->ea", parents, deltas - parents[:, None, :]) ** 2)
 
 
 def _distance_to_identity(enc: Float[Array, "*b n d"], dec: Float[Array, "*b n d"]) -> Float[Array, "*b"]:
     diagonal = jnp.sum(enc * dec, axis=-1)
     return ops.sum_of_squared_inner(enc, dec) - 2 * jnp.sum(diagonal, axis=-1) + enc.shape[-2]
-
-
-def _hierarchical(sae: AbstractSAE) -> HierarchicalSAE:
-    if not isinstance(sae, HierarchicalSAE):
-        raise UserError("orthogonality terms between parents and atoms need a hierarchical SAE; drop the term")
-    return sae

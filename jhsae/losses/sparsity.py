@@ -9,10 +9,9 @@ from annotated_types import Gt
 from jaxtyping import Array, Float
 
 from jhsae import ops
-from jhsae.errors import UserError
 from jhsae.losses.base import AbstractTerm
 from jhsae.ranges import Positive
-from jhsae.sae import AbstractSAE, Forward, HierarchicalSAE
+from jhsae.sae import AbstractSAE, Forward, HierarchicalSAE, TreeForward
 from jhsae.schedule import AbstractSchedule
 
 
@@ -30,26 +29,31 @@ class L1All(AbstractTerm):
     The scope of `MixtureOfExperts_v2`: experts outside the top k and losing atoms are penalised too.
     """
 
-    def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
-        if not isinstance(sae, HierarchicalSAE):
-            raise UserError("L1All needs a hierarchical SAE; write L1Active for a flat one")
-        children = jnp.sum(jnp.abs(sae.pick.activate(forward.tree_pre())))
-        return (forward.tree_l1() + children) / forward.x.shape[0]
+    accepts = HierarchicalSAE
+    instead = "write jhsae.losses.L1Active, or drop the term"
+
+    def __call__(self, sae: HierarchicalSAE, forward: TreeForward) -> Float[Array, ""]:
+        children = jnp.sum(jnp.abs(sae.pick.activate(forward.child_pre)))
+        return (forward.l1 + children) / forward.x.shape[0]
 
 
 class MeanL1Parents(AbstractTerm):
     """``mean over batch and experts of |parent code|`` (PolytopeSAE). Constant for binary codes: no gradient."""
 
-    def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
-        codes = forward.tree().parents
+    accepts = HierarchicalSAE
+
+    def __call__(self, sae: HierarchicalSAE, forward: TreeForward) -> Float[Array, ""]:
+        codes = forward.codes.parents
         return jnp.sum(jnp.abs(codes.values)) / (codes.values.shape[0] * codes.size)
 
 
 class MeanL1Children(AbstractTerm):
     """``mean over batch, experts and atoms of |atom code|`` (PolytopeSAE)."""
 
-    def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
-        codes = forward.tree()
+    accepts = HierarchicalSAE
+
+    def __call__(self, sae: HierarchicalSAE, forward: TreeForward) -> Float[Array, ""]:
+        codes = forward.codes
         size = codes.children.values.shape[0] * codes.parents.size * codes.children.size
         return jnp.sum(jnp.abs(codes.children.values)) / size
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
-from jhsae.ops import spread
+from jhsae.ops.sharding import ShardingKind, constrain, shard_mapped
 
 
 def unit_rows(a: Float[Array, "*n d"], eps: float = 1e-6) -> Float[Array, "*n d"]:
@@ -51,12 +51,12 @@ def _row_major(a: Array) -> Array:
     def constrained(a: Array) -> Array:
         return with_layout_constraint(a, Layout(tuple(range(a.ndim))))
 
-    return spread.spread(constrained, (spread.Layout.SHARE,), spread.Layout.SHARE, a.shape[0])(a)
+    return shard_mapped(constrained, (ShardingKind.SHARE,), ShardingKind.SHARE, a.shape[0])(a)
 
 
 def off_diagonal_mean(a: Float[Array, "*batch n d"], b: Float[Array, "*batch n d"]) -> Float[Array, "*batch"]:
     """Mean of ``(a_i . b_j)^2`` over i != j; 0 for a single row."""
     n = a.shape[-2]
-    a, b = (spread.constrain(x, spread.Layout.SHARE) for x in (a, b))  # each device has rows of its own
+    a, b = (constrain(x, ShardingKind.SHARE) for x in (a, b))  # each device has rows of its own
     diagonal = jnp.sum(jnp.sum(a * b, axis=-1) ** 2, axis=-1)
     return (sum_of_squared_inner(a, b) - diagonal) / max(float(n * n - n), 1.0)

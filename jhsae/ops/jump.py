@@ -1,7 +1,7 @@
 """The jump at a threshold, with a straight-through gradient where there is none.
 
 A rectangle of width `bandwidth` stands in for the derivative of the jump (arXiv 2407.14435, eq. 11 and 12):
-``d step / d threshold = -rect((x - t) / bandwidth) / bandwidth`` and, for JumpReLU, that times the threshold. With
+``d heaviside / d threshold = -rect((x - t) / bandwidth) / bandwidth`` and, for JumpReLU, that times the threshold. With
 `to_input` the pre-activation gets the opposite sign of it, as the jump depends on x - t alone (Anthropic, 2025).
 """
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def step(
+def heaviside(
     x: Float[Array, "*batch n"], threshold: Float[Array, "#n"], bandwidth: float, to_input: bool
 ) -> Float[Array, "*batch n"]:
     """``1[x > threshold]``."""

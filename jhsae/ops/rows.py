@@ -13,12 +13,11 @@ from jaxtyping import Array, Float, Int
 
 from jhsae.ops.chunks import chunk_size, map_chunks, on_cpu
 from jhsae.ops.precision import dot, operand, rounded
-from jhsae.ops.spread import Layout, shards, spread
-from jhsae.ops.tile_products import over_rows
-from jhsae.ops.tiles import Tiles, add, group_size, group_tiles, over_tiles, store
+from jhsae.ops.sharding import ShardingKind, shard_mapped, shards
+from jhsae.ops.tiles import Tiles, add, group_size, group_tiles, over_rows, over_tiles, store
 
 WRITTEN_OUT = 128  # rows of a token: a longer sum takes more than a second to compile
-DECODER = (Layout.TOKENS, Layout.TOKENS, Layout.EXPERTS)
+DECODER = (ShardingKind.TOKENS, ShardingKind.TOKENS, ShardingKind.EXPERTS)
 
 
 @jax.custom_vjp
@@ -26,7 +25,7 @@ def gather_rows(
     values: Float[Array, "batch k"], indices: Int[Array, "batch k"], rows: Float[Array, "features embed"]
 ) -> Float[Array, "batch embed"]:
     """``sum_j values[b, j] rows[indices[b, j]]``."""
-    return spread(weighted_rows, DECODER, Layout.TOKEN_SUM, rows.shape[0])(values, indices, rows)
+    return shard_mapped(weighted_rows, DECODER, ShardingKind.TOKEN_SUM, rows.shape[0])(values, indices, rows)
 
 
 def _forward(values: Array, indices: Array, rows: Array) -> tuple[Array, tuple]:
@@ -37,8 +36,8 @@ def _backward(saved: tuple, g: Float[Array, "batch embed"]) -> tuple:
     def gradients(values: Array, indices: Array, rows: Array, g: Array) -> tuple[Array, Array]:
         return project_rows(g, indices, rows), add_rows(values, indices, g, rows.shape[0]).astype(rows.dtype)
 
-    results = (Layout.TOKEN_SUM, Layout.EXPERT_SUM)
-    d_values, d_rows = spread(gradients, (*DECODER, Layout.TOKENS), results, saved[2].shape[0])(*saved, g)
+    results = (ShardingKind.TOKEN_SUM, ShardingKind.EXPERT_SUM)
+    d_values, d_rows = shard_mapped(gradients, (*DECODER, ShardingKind.TOKENS), results, saved[2].shape[0])(*saved, g)
     return d_values, None, d_rows
 
 

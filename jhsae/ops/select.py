@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jhsae.ops.chunks import chunk_size, map_chunks
-from jhsae.ops.spread import EXPERT, Layout, before_rows, from_shards, shards, spread, sum_over_all
+from jhsae.ops.sharding import EXPERT, ShardingKind, all_gather_experts, before_rows, shard_mapped, shards, sum_over_all
 
 LEAST = np.int32(-(2**31))  # below the key of -inf: no entry has it; also the bits of -0.0
 INFINITY = 0x7F800000  # its bits; those of what is not a number are above
@@ -75,8 +75,8 @@ def positions(keys: Int[Array, "*batch n"], k: int) -> Int[Array, "*batch k"]:
 def largest_first(keys: Int[Array, "*batch k"], indices: Int[Array, "*batch k"]) -> Int[Array, "*batch k"]:
     """`indices` sorted by their keys, stably: the rank of each is the number of those before it."""
     place = jnp.arange(keys.shape[-1])
-    mine, other = keys[..., :, None], keys[..., None, :]
-    before = (other > mine) | ((other == mine) & (place < place[:, None]))
+    own, other = keys[..., :, None], keys[..., None, :]
+    before = (other > own) | ((other == own) & (place < place[:, None]))
     rank = jnp.sum(before.astype(jnp.int32), axis=-1)
     return jnp.sum(jnp.where(rank[..., None, :] == place[:, None], indices[..., None, :], 0), axis=-1)
 
@@ -89,7 +89,7 @@ def largest(x: Float[Array, "*shape"], count: Int[Array, ""] | int) -> Bool[Arra
     """
     x = jax.lax.stop_gradient(x)
     if x.ndim == 2:  # the batch may be split over devices
-        marked = spread(_largest, (Layout.BOTH, Layout.WHOLE), Layout.BOTH, x.shape[1])
+        marked = shard_mapped(_largest, (ShardingKind.BOTH, ShardingKind.WHOLE), ShardingKind.BOTH, x.shape[1])
         return marked(x, jnp.asarray(count, jnp.uint32))
     return _largest(x.reshape(-1, x.shape[-1]), jnp.asarray(count, jnp.uint32)).reshape(x.shape)
 
@@ -100,9 +100,10 @@ def _largest(x: Float[Array, "rows n"], count: UInt32[Array, ""]) -> Bool[Array,
     of_rows = jnp.sum(tied, axis=1, dtype=jnp.uint32)
 
     def first(tied: Bool[Array, "rows n"]) -> Bool[Array, "rows n"]:
-        of_shards = from_shards(of_rows[:, None], 1)
-        mine = jax.lax.axis_index(EXPERT) if shards() > 1 else 0
-        to_the_left = jnp.sum(jnp.where(jnp.arange(of_shards.shape[1]) < mine, of_shards, 0), axis=1, dtype=jnp.uint32)
+        of_shards = all_gather_experts(of_rows[:, None], 1)
+        shard = jax.lax.axis_index(EXPERT) if shards() > 1 else 0
+        before = jnp.arange(of_shards.shape[1]) < shard
+        to_the_left = jnp.sum(jnp.where(before, of_shards, 0), axis=1, dtype=jnp.uint32)
         whole_rows = jnp.sum(of_shards, axis=1, dtype=jnp.uint32)
         higher_up = jnp.cumsum(whole_rows, dtype=jnp.uint32) - whole_rows + before_rows(jnp.sum(whole_rows))
         rank = (higher_up + to_the_left)[:, None] + jnp.cumsum(tied, axis=1, dtype=jnp.uint32)

@@ -3,10 +3,11 @@
 A tile holds up to `rows` pairs of one expert, so its rows of x meet that expert's matrices in one small product, and
 the gradient of an expert is a sum over its tiles. With P = batch x k pairs, ``P // rows + experts`` tiles are enough
 for any distribution of pairs over experts: there is no capacity and nothing is dropped. Loops run over the tiles that
-are used, a group at a time. Where devices share the experts (`spread`), each has the tiles of its own alone.
+are used, a group at a time. Where devices share the experts (`shard_mapped`), each has the tiles of its own alone.
 """
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -14,12 +15,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jhsae.ops.chunks import on_cpu
-from jhsae.ops.spread import local, shards
+from jhsae.ops.precision import dot, rounded
+from jhsae.ops.sharding import shards, to_local_index
 
 ROWS = 16  # pairs of a tile: fewer leave the products small, more leave tiles half empty
 CPU_BYTES = 1 << 21  # gathered rows of one group: they should stay in the second-level cache
 ACCELERATOR_BYTES = 1 << 26
 AWAY = 1 << 30  # beyond the rows of any tile
+THIN = 16  # columns of the thin side: up to here no written-out sum was clearly slower than a product
+TERMS = 16  # terms of a sum that is written out
 
 
 class Tiles(NamedTuple):
@@ -61,7 +65,7 @@ class Tiles(NamedTuple):
 
 def tile(indices: Int[Array, "batch k"], experts: int, rows: int = ROWS) -> Tiles:
     """Sorts the pairs by expert; those of one expert stay in the order of the tokens."""
-    flat, pairs = local(indices.reshape(-1).astype(jnp.int32), experts), indices.size
+    flat, pairs = to_local_index(indices.reshape(-1).astype(jnp.int32), experts), indices.size
     numbers = jnp.arange(pairs, dtype=jnp.int32)
     order = _order(flat, experts + (shards() > 1))
     count = jnp.zeros(experts, jnp.int32).at[flat].add(1, mode="drop")
@@ -119,3 +123,26 @@ def over_tiles(tiles: Tiles, group: int, body: Callable[[Any, Tiles, Int[Array, 
         return body(carry, Tiles(expert, pair, live, tiles.place, tiles.used), i * group)
 
     return jax.lax.fori_loop(0, (tiles.used + group - 1) // group, step, init)
+
+
+# Products inside a tile: one small matrix per expert, thousands of them. On a CPU these sums are written out term by
+# term where a matrix is thin: XLA then makes one vectorised loop of them, which is faster than its batched products
+# (experiments/bench/tile_products.py).
+
+
+def over_rows(a: Float[Array, "tiles rows p"], b: Float[Array, "tiles rows q"]) -> Float[Array, "tiles p q"]:
+    """``sum_t a[n, t, p] b[n, t, q]``."""
+    rows = a.shape[1]
+    if not on_cpu() or min(a.shape[2], b.shape[2]) > THIN or rows > TERMS:
+        return dot("ntp,ntq->npq", a, b)
+    a, b = rounded(a), rounded(b)
+    return reduce(jnp.add, (a[:, t, :, None] * b[:, t, None, :] for t in range(rows)))
+
+
+def over_sub(a: Float[Array, "tiles rows sub"], b: Float[Array, "tiles sub q"]) -> Float[Array, "tiles rows q"]:
+    """``sum_s a[n, t, s] b[n, s, q]``."""
+    sub = a.shape[2]
+    if not on_cpu() or sub > THIN:
+        return dot("nts,nsq->ntq", a, b)
+    a, b = rounded(a), rounded(b)
+    return reduce(jnp.add, (a[:, :, s, None] * b[:, None, s] for s in range(sub)))

@@ -15,8 +15,8 @@ entry that was selected.
   (Gemma Scope 2). Exact on one device, and where none of the others has more of the top k.
 - ``auto``: an exact one, by platform and shape (`_auto`).
 
-Inside `spread` the last axis may be split over devices. Then every device selects k of its own, all gather the k x
-shards candidates and select again: positions count through the whole axis, and ties give what one device would.
+Inside `shard_mapped` the last axis may be split over devices. Then every device selects k of its own, all gather the
+k x shards candidates and select again: positions count through the whole axis, and ties give what one device would.
 """
 
 import math
@@ -26,10 +26,19 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jhsae.ops import select
-from jhsae.ops.spread import Layout, first, from_shards, local, shards, spread, sum_over_experts
+from jhsae.ops.sharding import (
+    ShardingKind,
+    all_gather_experts,
+    first,
+    local_slice,
+    shard_mapped,
+    shards,
+    sum_over_experts,
+    to_local_index,
+)
 
 Method = Literal["auto", "lax", "scan", "blocked", "bits", "blocked_bits", "approx", "per_shard"]
 SHORT = 64  # entries of a row times those taken from it
@@ -54,7 +63,7 @@ def topk(x: Float[Array, "*batch n"], k: int, method: Method = "auto") -> Pair:
 
 def topk_of_batch(x: Float[Array, "batch n"], k: int, method: Method = "auto") -> Int[Array, "batch k"]:
     """The positions of `topk` in each row of a batch whose rows and entries may both be split over devices."""
-    select = spread(lambda x: topk(x, k, method)[1], (Layout.BOTH,), Layout.TOKENS, x.shape[1])
+    select = shard_mapped(lambda x: topk(x, k, method)[1], (ShardingKind.BOTH,), ShardingKind.TOKENS, x.shape[1])
     return select(jax.lax.stop_gradient(x))
 
 
@@ -66,22 +75,44 @@ def _across(x: Float[Array, "*batch n"], k: int, method: Method) -> Int[Array, "
         if rest:
             raise ValueError(f"topk: per_shard takes k / {shards()} of each shard, but k is {k}; write a multiple")
     own = METHODS[method](x, min(of_each, x.shape[-1]))
-    values = from_shards(jnp.take_along_axis(x, own, axis=-1), x.ndim - 1)
+    values = all_gather_experts(jnp.take_along_axis(x, own, axis=-1), x.ndim - 1)
     best = METHODS["lax" if values.shape[-1] * k <= SHORT else "auto"](values, k)
-    return jnp.take_along_axis(from_shards(own + first(x.shape[-1]), x.ndim - 1), best, axis=-1)
+    return jnp.take_along_axis(all_gather_experts(own + first(x.shape[-1]), x.ndim - 1), best, axis=-1)
 
 
 def take(x: Float[Array, "*batch n"], indices: Int[Array, "*batch k"]) -> Float[Array, "*batch k"]:
     """The entries at `indices` of each row; from short rows by comparison, whose gradient needs no scatter."""
     n = x.shape[-1]
     if shards() > 1:
-        here = local(indices, n)
+        here = to_local_index(indices, n)
         own = jnp.take_along_axis(x, here, axis=-1, mode="clip")
         return sum_over_experts(jnp.where(here < n, own, 0))
     if n * indices.shape[-1] > SHORT:
         return jnp.take_along_axis(x, indices, axis=-1)
     here = indices[..., None] == jnp.arange(n)
     return jnp.sum(jnp.where(here, x[..., None, :], 0), axis=-1)
+
+
+def row_noise(
+    key: Key[Array, ""], like: Float[Array, "rows n"], numbers: Int[Array, "rows"] | None = None
+) -> Float[Array, "rows n"]:
+    """Gumbel noise that depends on key and token alone: not on chunks, and not on how devices share the batch.
+
+    Args:
+        key: the key of the step.
+        like: an array of the shape and dtype of the noise.
+        numbers: the number of the token in each row; 0 to rows - 1 by default.
+
+    Returns:
+        The noise of these rows; inside `shard_mapped`, of this device's entries.
+    """
+    numbers = jnp.arange(like.shape[0]) if numbers is None else numbers
+    size = like.shape[1] * shards()
+
+    def of_row(number: Int[Array, ""]) -> Float[Array, "size"]:
+        return jax.random.gumbel(jax.random.fold_in(key, number), (size,), like.dtype)
+
+    return local_slice(jax.vmap(of_row)(numbers), like.shape[1])
 
 
 def recall(indices: Int[Array, "*batch k"], exact: Int[Array, "*batch k"]) -> Float[Array, ""]:

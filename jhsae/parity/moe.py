@@ -99,16 +99,16 @@ def _ours(array: np.ndarray, swap: bool) -> Float[Array, "..."]:
 def _forward(sae: HierarchicalSAE, modules: StageModules, x: Float[Array, "batch embed"], arrays: Golden) -> list[Row]:
     forward = sae.forward(x, Context())
     total, terms = modules.objective(sae, forward, 0)
-    parents, children = forward.tree().parents, forward.tree().children
+    parents, children = forward.codes.parents, forward.codes.children
     masked = jax.nn.one_hot(children.slot_indices()[..., 0], sae.atoms) * children.values
     indices = np.asarray(parents.slot_indices())
     values = {
         "top_codes": sae.route.activate(forward.pre),
         "topk_values": parents.values,
-        "expert_codes": sae.pick.activate(forward.tree_pre()),
+        "expert_codes": sae.pick.activate(forward.child_pre),
         "expert_codes_masked": masked,
         "x_hat": forward.x_hat,
-        "x_hat_top": forward.coarse,
+        "x_hat_top": forward.x_hat_parents,
         "loss": total,
         "loss_terms/reconstruction_loss": terms["reconstruction"],
         "loss_terms/total_l1_loss": L1 * terms["l1"],

@@ -107,7 +107,7 @@ def _model(metric: Whitened, arrays: Golden, axes: dict[str, int]) -> list[Row]:
     objective = _objective(metric)
     _, terms = objective(sae, forward, 0)
     values = {
-        "parent_codes": forward.tree().parents.dense(),
+        "parent_codes": forward.codes.parents.dense(),
         "child_codes": _dense_children(forward, sae),
         "x_hat": forward.x_hat,
         "reconstruction_loss": terms["reconstruction"],

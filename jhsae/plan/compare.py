@@ -76,7 +76,7 @@ def _shapes(arguments: argparse.Namespace, config: Train, where: Topology, batch
     if arguments.mesh:
         return [mesh_shape(text, chips) for text in arguments.mesh]
     sae = eqx.filter_eval_shape(lambda key: cfg.build(config.sae, AbstractSAE, key=key), jax.random.key(0))
-    return candidates(chips, batch, sae.top.decoder.shape[0])
+    return candidates(chips, batch, sae.top_level.decoder.shape[0])
 
 
 def _plan_train(config: Train, shape: MeshShape, where: Topology, batch: int, stage: str | None) -> Row:

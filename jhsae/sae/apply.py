@@ -11,19 +11,19 @@ from jaxtyping import Array, Float
 
 from jhsae.codes import Codes, TreeCodes
 from jhsae.data.normalize import AbstractNormalizer
-from jhsae.sae.base import AbstractSAE, Forward
+from jhsae.sae.base import AbstractSAE, Forward, TreeForward
 from jhsae.usage import Context
 
 
 class Reconstruction(NamedTuple):
     """A reconstruction in the language model's units and the forward pass, in the SAE's, that it came from.
 
-    `coarse` is the reconstruction from the parents alone, None for a flat SAE.
+    `x_hat_parents` is the reconstruction from the parents alone, None for a flat SAE.
     """
 
     x_hat: Float[Array, "batch embed"]
     forward: Forward
-    coarse: Float[Array, "batch embed"] | None
+    x_hat_parents: Float[Array, "batch embed"] | None
 
 
 @eqx.filter_jit
@@ -37,8 +37,8 @@ def reconstruct(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Float[Array
     """
     inside, token = normalizer(x)
     forward = sae.forward(inside, Context())
-    coarse = None if forward.coarse is None else normalizer.undo(forward.coarse, token)
-    return Reconstruction(normalizer.undo(forward.x_hat, token), forward, coarse)
+    parents = normalizer.undo(forward.x_hat_parents, token) if isinstance(forward, TreeForward) else None
+    return Reconstruction(normalizer.undo(forward.x_hat, token), forward, parents)
 
 
 @eqx.filter_jit

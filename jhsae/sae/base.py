@@ -1,12 +1,24 @@
-"""What every sparse autoencoder is: encode, decode, forward, and a dictionary.
+"""The interface of every sparse autoencoder: encode, decode, forward, and a dictionary.
 
 Decoding is linear: ``x_hat = codes.dense() @ dictionary() + bias``. Everything works on batches. Every inexact array
 leaf is a parameter; hyperparameters are static; running statistics live in `FeatureStats`.
+
+The contract that loss terms, training and evaluation rest on:
+
+- ``encode(x) -> codes``: any function of the batch. It need not be one matrix product: a pursuit that selects against
+  the dictionary step by step gives `Codes` as well, and ``ops.Encoder.from_preactivations`` takes whatever scores its
+  features.
+- ``decode(codes) -> x_hat``: linear in the codes, over the rows of ``dictionary()``.
+- ``forward(x, context).target``: what x_hat is compared to, by every term that reconstructs. The input by default; an
+  SAE of another target gives it to `Forward` as `y`.
+
+A new SAE states `forward`, `decode` and `top_level`; its `sparsifiers` where it has any, and its `dictionary` where
+that is more than the decoder rows of the top level.
 """
 
 import abc
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -21,120 +33,159 @@ from jhsae.ranges import Ranged
 from jhsae.sparsify import AbstractSparsifier
 from jhsae.usage import Context, FeatureStats
 
+S = TypeVar("S", bound="AbstractSAE")
+
 
 class Forward(eqx.Module):
     """One forward pass: everything that a loss term may read.
 
-    `encoder` makes the pre-activations of the features (of the experts, in a hierarchical SAE), which a sparse SAE
-    never holds all at once; ``ops.Encoder.known(pre)`` where they are at hand. `l1` is the sum of all activations,
-    selected or not, where the SAE has it. `coarse` is the reconstruction from the parents alone and `child_pre` the
-    pre-activations of the selected experts' atoms; both are None for a flat SAE. `context` is that of the pass: its
-    step, and which features are dead.
+    Args:
+        x: the input, [batch, embed].
+        x_hat: the reconstruction of `target`, [batch, output].
+        codes: the sparse codes.
+        encoder: makes the pre-activations of the top level, which a sparse SAE never holds all at once;
+            ``ops.Encoder.from_preactivations(pre)`` where they are at hand.
+        context: that of the pass: its step, and which features are dead.
+        y: what `x_hat` is compared to, [batch, output], where that is not `x`.
     """
 
     x: Float[Array, "batch embed"]
-    x_hat: Float[Array, "batch embed"]
+    x_hat: Float[Array, "batch output"]
     codes: Codes | TreeCodes
     encoder: ops.Encoder
     context: Context
-    coarse: Float[Array, "batch embed"] | None = None
-    child_pre: Float[Array, "batch k atoms"] | None = None
-    l1: Float[Array, ""] | None = None
+    y: Float[Array, "batch output"] | None = None
 
     @property
-    def pre(self) -> Float[Array, "batch features"]:
+    def target(self) -> Float[Array, "batch output"]:
+        """What `x_hat` is compared to."""
+        return self.x if self.y is None else self.y
+
+    @property
+    def pre(self) -> Float[Array, "batch top_level"]:
         """All pre-activations; a term that reads them makes a sparse SAE compute them all."""
         return self.encoder.dense()
 
-    @property
-    def top(self) -> int:
-        """The number of features in `pre`."""
-        return self.encoder.size
 
-    def tree(self) -> TreeCodes:
-        """The codes of a hierarchical SAE; a flat one has no parents: `UserError`."""
-        if not isinstance(self.codes, TreeCodes):
-            raise UserError("a flat SAE has no parents and atoms; this needs a hierarchical SAE")
-        return self.codes
+class TreeForward(Forward):
+    """One forward pass of a hierarchical SAE: `encoder` is that of the experts.
 
-    def tree_l1(self) -> Float[Array, ""]:
-        """The sum of all activations of the experts, selected or not; `UserError` for a flat SAE."""
-        if self.l1 is None or self.child_pre is None:
-            raise UserError("a flat SAE has no experts; this needs a hierarchical SAE")
-        return self.l1
-
-    def tree_pre(self) -> Float[Array, "batch k atoms"]:
-        """The pre-activations of the selected experts' atoms; `UserError` for a flat SAE."""
-        if self.child_pre is None:
-            raise UserError("a flat SAE has no atoms; this needs a hierarchical SAE")
-        return self.child_pre
-
-
-class Top(NamedTuple):
-    """The parameters of the features of ``forward.pre``, one row each; a tied encoder is None.
-
-    Learned thresholds are among the biases.
+    Args:
+        x_hat_parents: the reconstruction from the parents alone, [batch, output].
+        child_pre: the pre-activations of the selected experts' atoms, [batch, k, atoms].
+        l1: the sum of the absolute activations of all experts and tokens, selected or not.
     """
 
-    encoder: Float[Array, "top embed"] | None
-    decoder: Float[Array, "top embed"]
-    biases: tuple[Float[Array, "top"], ...]
+    codes: TreeCodes
+    x_hat_parents: Float[Array, "batch output"] = eqx.field(kw_only=True)
+    child_pre: Float[Array, "batch k atoms"] = eqx.field(kw_only=True)
+    l1: Float[Array, ""] = eqx.field(kw_only=True)
+
+
+class TopLevel(NamedTuple):
+    """The parameters of the features of ``forward.pre``, one row each: all features of a flat SAE, the experts of a
+    hierarchical one. A tied encoder is None; learned thresholds are among the biases.
+    """
+
+    encoder: Float[Array, "top_level embed"] | None
+    decoder: Float[Array, "top_level embed"]
+    biases: tuple[Float[Array, "top_level"], ...]
+
+
+class TreeSizes(NamedTuple):
+    """The features of a hierarchical SAE: experts first, then atom a of expert e at ``experts + e * atoms + a``."""
+
+    experts: int
+    atoms: int
 
 
 class AbstractSAE(Ranged, eqx.Module):
-    """A sparse autoencoder over vectors of size `embed`."""
+    """A sparse autoencoder over vectors of size `embed`; the module states the contract."""
 
     @abc.abstractmethod
     def forward(self, x: Float[Array, "batch embed"], context: Context) -> Forward:
-        """Encodes and decodes; with ``context.key`` None as in evaluation."""
+        """Encodes and decodes.
+
+        Args:
+            x: the input, [batch, embed].
+            context: key, step and feature statistics; with ``context.key`` None as in evaluation.
+
+        Returns:
+            The codes, the reconstruction and what loss terms read.
+        """
 
     @abc.abstractmethod
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
         """The reconstruction from codes."""
 
+    @property
     @abc.abstractmethod
+    def top_level(self) -> TopLevel:
+        """The parameters of the features whose pre-activations are ``forward.pre``."""
+
     def dictionary(self) -> Float[Array, "features embed"]:
-        """One row per feature of ``codes.flat()``: what a value of 1 adds to the reconstruction."""
+        """One row per feature of ``codes.flat()``: what a value of 1 adds to the reconstruction.
 
-    @abc.abstractmethod
-    def top_rows(self) -> Float[Array, "top embed"]:
-        """The decoder rows of the features whose pre-activations are ``forward.pre``, for codes in their units."""
-
-    @property
-    @abc.abstractmethod
-    def top(self) -> Top:
-        """What a feature of ``forward.pre`` is made of."""
+        The decoder rows of the top level, where these are all features, in the unit of their codes.
+        """
+        return self.top_level.decoder
 
     @property
-    @abc.abstractmethod
     def sparsifiers(self) -> tuple[AbstractSparsifier, ...]:
         """The sparsifiers, in the order of ``codes.levels()``; none where the activation is part of the SAE."""
+        return ()
 
     @property
-    @abc.abstractmethod
+    def tree(self) -> TreeSizes | None:
+        """The numbers of experts and atoms of a hierarchical SAE; None for a flat one."""
+        return None
+
+    @property
     def features(self) -> int:
         """The number of rows of the dictionary."""
+        return self._dictionary_shape[0]
 
     @property
-    @abc.abstractmethod
     def embed(self) -> int:
         """The size of the vectors that the SAE reads."""
+        return self._dictionary_shape[1]
+
+    @property
+    def _dictionary_shape(self) -> tuple[int, int]:
+        return eqx.filter_eval_shape(lambda sae: sae.dictionary(), self).shape
+
+    def top_level_rows(self) -> Float[Array, "top_level embed"]:
+        """The rows of the dictionary that belong to the features of ``forward.pre``."""
+        return self.dictionary()[: len(self.top_level.decoder)]
 
     def observe(self, usage: FeatureStats, codes: Codes | TreeCodes, window: int) -> FeatureStats:
-        """The usage after a training step with these codes; `window` steps make one estimate of frequency."""
+        """The statistics after a training step with these codes.
+
+        Args:
+            usage: the statistics before it.
+            codes: those of the step's batch.
+            window: how many steps make one estimate of frequency.
+
+        Returns:
+            The statistics, running thresholds included.
+        """
         levels = zip(self.sparsifiers, usage.thresholds, self._selected(codes), strict=True) if self.sparsifiers else ()
         return usage.update(codes, tuple(part.track(t, c) for part, t, c in levels), window)
 
     def corrected(self, usage: FeatureStats, steps: int) -> FeatureStats:
-        """The usage with running thresholds that are right after a short training of `steps` steps too."""
+        """The statistics with running thresholds that are right after a short training of `steps` steps too."""
         pairs = zip(self.sparsifiers, usage.thresholds, strict=True) if self.sparsifiers else ()
         return dataclasses.replace(usage, thresholds=tuple(part.corrected(t, steps) for part, t in pairs))
 
     def for_inference(self, usage: FeatureStats | None) -> "AbstractSAE":
-        """The SAE as it is used after training: rules that need a batch or a schedule give way to those that do not.
+        """The SAE of inference: sparsifiers that need a batch or a schedule are replaced (BatchTopK by JumpReLU).
 
-        `usage` holds the running thresholds, `corrected`; without it they are 0 (a structure into which a saved SAE is
-        read).
+        Args:
+            usage: holds the running thresholds, `corrected`; without it they are 0 (a structure into which a saved SAE
+                is read).
+
+        Returns:
+            The SAE, with the same parameters otherwise.
         """
         if not self.sparsifiers:
             return self
@@ -156,9 +207,17 @@ class AbstractSAE(Ranged, eqx.Module):
     def encode(
         self, x: Float[Array, "batch embed"] | Float[np.ndarray, "batch embed"] | Any, context: Context | None = None
     ) -> Codes | TreeCodes:
-        """The sparse codes of `x`, an array of JAX, NumPy or torch or a list; by default as in evaluation.
+        """The sparse codes of a batch.
 
-        Raises `UserError`: another width than `embed`, no floats, or rows that are not finite.
+        Args:
+            x: [batch, embed], an array of JAX, NumPy or torch or a list.
+            context: that of the forward pass; by default that of evaluation.
+
+        Returns:
+            The codes.
+
+        Raises:
+            UserError: another width than `embed`, no floats, or rows that are not finite.
         """
         return self.forward(as_rows(x, self.embed), context or Context()).codes
 
@@ -167,6 +226,26 @@ class AbstractSAE(Ranged, eqx.Module):
     ) -> Float[Array, "batch embed"]:
         """The reconstruction of `x`, as in evaluation; checked as in `encode`."""
         return self.forward(as_rows(x, self.embed), Context()).x_hat
+
+
+def require(sae: AbstractSAE, kind: type[S], part: str, instead: str) -> S:
+    """Narrows an SAE to the class that a part is written for.
+
+    Args:
+        sae: the SAE that the part is used with.
+        kind: the class that it must be of.
+        part: the part, as the message names it.
+        instead: what to write instead, as the message ends.
+
+    Returns:
+        `sae`.
+
+    Raises:
+        UserError: another SAE.
+    """
+    if not isinstance(sae, kind):
+        raise UserError(f"{part} needs a {kind.__name__}, got a {type(sae).__name__}; {instead}")
+    return sae
 
 
 def check_codes(sae: AbstractSAE, codes: Any) -> None:

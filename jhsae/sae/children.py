@@ -13,10 +13,10 @@ from jhsae.ranges import Ranged
 class AbstractChildInput(Ranged, eqx.Module):
     """``part(x, residual) -> what the selected experts encode``: the token, or what the parents left of it.
 
-    `reads_parents` says whether the parents must be decoded first.
+    `reads_residual` says whether it reads the second argument: the parents must be decoded first then.
     """
 
-    reads_parents: ClassVar[bool] = True
+    reads_residual: ClassVar[bool] = True
 
     @abc.abstractmethod
     def __call__(
@@ -28,7 +28,7 @@ class AbstractChildInput(Ranged, eqx.Module):
 class Token(AbstractChildInput):
     """The experts read the token itself (both originals)."""
 
-    reads_parents = False
+    reads_residual = False
 
     def __call__(
         self, x: Float[Array, "batch embed"], residual: Float[Array, "batch embed"]

@@ -16,17 +16,29 @@ from jhsae.codes import Codes, TreeCodes
 from jhsae.leaf import Unit
 from jhsae.ops.inputs import check_rows
 from jhsae.ranges import Count
-from jhsae.sae.base import AbstractSAE, Forward, Top, check_codes, check_selects
+from jhsae.sae.base import AbstractSAE, Forward, TopLevel, check_codes, check_selects
+from jhsae.sae.encode import route_and_encode
 from jhsae.sae.units import AbstractCodeUnit, PlainUnit
 from jhsae.sparsify import AbstractSparsifier
 from jhsae.usage import Context
 
 
 class FlatSAE(AbstractSAE):
-    """A flat SAE of `features` features. Starts with unit decoder rows, ``W_enc = W_dec``, biases 0.
+    """A flat SAE. Starts with unit decoder rows, ``W_enc = W_dec``, biases 0.
 
-    `apply_b_dec_to_input` subtracts the decoder bias before encoding. `kernel` and `chunk` choose how the decoder of
-    sparse codes is computed (`ops`).
+    Args:
+        embed: the size of the vectors.
+        features: the number of features.
+        sparsifier: the rule that makes codes of pre-activations.
+        code_unit: what a code of 1 adds: the decoder row as it stands, or its direction.
+        apply_b_dec_to_input: whether the decoder bias is subtracted before encoding.
+        kernel: how sparse codes are decoded (`ops`).
+        chunk: how many tokens are encoded, and by the kernel "gather" decoded, at once; None for a size that suits the
+            machine.
+        key: for the starting values.
+
+    Raises:
+        UserError: a sparsifier that selects more than `features`.
     """
 
     W_enc: Float[Array, "features embed"]
@@ -70,8 +82,8 @@ class FlatSAE(AbstractSAE):
         return self.W_dec.shape[1]
 
     @property
-    def top(self) -> Top:
-        return Top(self.W_enc, self.W_dec, (self.b_enc, *self.sparsifier.thresholds))
+    def top_level(self) -> TopLevel:
+        return TopLevel(self.W_enc, self.W_dec, (self.b_enc, *self.sparsifier.thresholds))
 
     @property
     def sparsifiers(self) -> tuple[AbstractSparsifier, ...]:
@@ -81,25 +93,21 @@ class FlatSAE(AbstractSAE):
         check_rows(x, self.embed)
         centre = self.b_dec if self.apply_b_dec_to_input else None
         encoder = ops.Encoder(x, self.W_enc, self.b_enc, centre, self.code_unit.norms(self.W_dec))
-        codes, encoder, l1, _ = self.sparsifier.encode(encoder, context, self.chunk)
-        return Forward(x=x, x_hat=self.decode(codes), codes=codes, encoder=encoder, context=context, l1=l1)
+        encoded = route_and_encode(self.sparsifier, encoder, context, chunk=self.chunk)
+        return Forward(x, self.decode(encoded.codes), encoded.codes, encoded.encoder, context)
 
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
         check_codes(self, codes)
         flat = codes.flat()
         if flat.indices is None:
             return flat.values @ self.dictionary() + self.b_dec
-        values, norms = flat.values, self.code_unit.norms(self.W_dec)
-        if norms is not None:
-            values = values / norms[flat.indices]
-        return ops.decode_rows(values, flat.indices, self.W_dec, self.kernel, self.chunk) + self.b_dec
+        if (norms := self.code_unit.norms(self.W_dec)) is not None:
+            flat = Codes(flat.values / norms[flat.indices], flat.indices, flat.size)
+        return ops.decode_rows(flat, self.W_dec, self.kernel, self.chunk) + self.b_dec
 
     def dictionary(self) -> Float[Array, "features embed"]:
         norms = self.code_unit.norms(self.W_dec)
         return self.W_dec if norms is None else self.W_dec / norms[:, None]
-
-    def top_rows(self) -> Float[Array, "top embed"]:
-        return self.dictionary()
 
 
 def random_unit_rows(key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "features embed"]:

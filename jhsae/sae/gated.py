@@ -17,14 +17,20 @@ from jhsae.codes import Codes, TreeCodes
 from jhsae.leaf import Unit
 from jhsae.ops.inputs import check_rows
 from jhsae.ranges import Count
-from jhsae.sae.base import AbstractSAE, Forward, Top, check_codes
+from jhsae.sae.base import AbstractSAE, Forward, TopLevel, check_codes
 from jhsae.sae.flat import random_unit_rows
-from jhsae.sparsify import AbstractSparsifier
 from jhsae.usage import Context
 
 
 class GatedSAE(AbstractSAE):
-    """A gated SAE of `features` features. Starts with unit decoder rows, ``W_enc = W_dec``, the rest 0."""
+    """A gated SAE. Starts with unit decoder rows, ``W_enc = W_dec``, the rest 0.
+
+    Args:
+        embed: the size of the vectors.
+        features: the number of features.
+        apply_b_dec_to_input: whether the decoder bias is subtracted before encoding.
+        key: for the starting values.
+    """
 
     W_enc: Float[Array, "features embed"]
     W_dec: Annotated[Float[Array, "features embed"], Unit("embed")]
@@ -50,12 +56,8 @@ class GatedSAE(AbstractSAE):
         return self.W_dec.shape[1]
 
     @property
-    def top(self) -> Top:
-        return Top(self.W_enc, self.W_dec, (self.b_gate, self.r_mag, self.b_mag))
-
-    @property
-    def sparsifiers(self) -> tuple[AbstractSparsifier, ...]:
-        return ()
+    def top_level(self) -> TopLevel:
+        return TopLevel(self.W_enc, self.W_dec, (self.b_gate, self.r_mag, self.b_mag))
 
     def forward(self, x: Float[Array, "batch embed"], context: Context) -> Forward:
         """``forward.pre`` is the gate before its threshold."""
@@ -64,14 +66,8 @@ class GatedSAE(AbstractSAE):
         gate = shared + self.b_gate
         magnitude = jax.nn.relu(shared * jnp.exp(self.r_mag) + self.b_mag)
         codes = Codes(jnp.where(gate > 0, magnitude, 0.0), None, self.features)
-        return Forward(x=x, x_hat=self.decode(codes), codes=codes, encoder=ops.Encoder.known(gate), context=context)
+        return Forward(x, self.decode(codes), codes, ops.Encoder.from_preactivations(gate), context)
 
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
         check_codes(self, codes)
         return codes.dense() @ self.W_dec + self.b_dec
-
-    def dictionary(self) -> Float[Array, "features embed"]:
-        return self.W_dec
-
-    def top_rows(self) -> Float[Array, "top embed"]:
-        return self.W_dec

@@ -3,6 +3,7 @@
 A router picks experts; every selected expert looks at the token in a small subspace of its own and adds atoms:
 ``parents = route(router_enc x + b_enc)``, ``children = pick(atom_enc_e down_e x + b_atom)`` for each selected e,
 ``x_hat = b_dec + sum_e v_e router_dec_e + sum_e (sum_a c_ea atom_dec_ea) up_e``.
+`HierarchicalSAE.forward` is these three lines.
 Sources: Muchane et al., arXiv 2506.01197 (`MixtureOfExperts_v2`), and PolytopeSAE, whose models differ in the parts.
 """
 
@@ -20,8 +21,9 @@ from jhsae.errors import UserError
 from jhsae.leaf import Unit
 from jhsae.ops.inputs import check_rows
 from jhsae.ranges import Count
-from jhsae.sae.base import AbstractSAE, Forward, Top, check_codes, check_selects
+from jhsae.sae.base import AbstractSAE, TopLevel, TreeForward, TreeSizes, check_codes, check_selects
 from jhsae.sae.children import AbstractChildInput, AbstractChildScale, Token, Unscaled
+from jhsae.sae.encode import Encoded, route_and_encode
 from jhsae.sparsify import AbstractSparsifier
 from jhsae.usage import Context
 
@@ -32,10 +34,27 @@ Bias = Literal["encoder", "decoder"]
 class HierarchicalSAE(AbstractSAE):
     """`experts` parents with `atoms` atoms each, inside subspaces of `sub` dimensions.
 
-    `tie` names the encoder-decoder pairs that share one array for good; the others start equal and drift apart.
-    `biases` names what exists: "encoder" (experts and atoms), "decoder". `apply_b_dec_to_input` subtracts the
-    decoder bias before encoding, as in SAELens. `kernel` chooses how the experts are computed and `chunk` how many
-    tokens are routed (and, by the kernel "gather", gathered) at once; None takes what suits the machine (`ops`).
+    Encoders and decoders start equal: router he-uniform, projector and atom rows of unit norm, biases 0.
+
+    Args:
+        embed: the size of the vectors.
+        experts: the number of parents.
+        sub: the dimensions of an expert's subspace, at most `embed`.
+        atoms: the atoms of each expert.
+        route: the rule that selects experts.
+        pick: the rule that selects atoms inside a selected expert.
+        child_input: what the experts read: the token, or what the parents left of it.
+        child_scale: what an atom's value is multiplied by.
+        tie: the encoder-decoder pairs that share one array: "router", "projectors", "atoms". The others drift apart.
+        biases: those that exist: "encoder" (experts and atoms), "decoder".
+        apply_b_dec_to_input: whether the decoder bias is subtracted before encoding, as in SAELens.
+        kernel: how the experts are computed (`ops`).
+        chunk: how many tokens are routed (and, by the kernel "gather", gathered) at once; None for a size that suits
+            the machine.
+        key: for the starting values.
+
+    Raises:
+        UserError: a `sub` above `embed`, or a rule that selects more than there is.
     """
 
     router_enc: Float[Array, "experts embed"] | None
@@ -73,7 +92,6 @@ class HierarchicalSAE(AbstractSAE):
         chunk: Count | None = None,
         key: Key[Array, ""],
     ):
-        """Encoders and decoders start equal: router he-uniform, projector and atom rows of unit norm."""
         if sub > embed:
             raise UserError(f"sub is {sub}, but vectors have {embed} dimensions; write a sub of at most {embed}")
         check_selects("route", route, experts, "experts")
@@ -109,9 +127,13 @@ class HierarchicalSAE(AbstractSAE):
         return self.atom_dec.shape[2]
 
     @property
-    def top(self) -> Top:
+    def tree(self) -> TreeSizes:
+        return TreeSizes(self.experts, self.atoms)
+
+    @property
+    def top_level(self) -> TopLevel:
         biases = () if self.b_enc is None else (self.b_enc,)
-        return Top(self.router_enc, self.router_dec, (*biases, *self.route.thresholds))
+        return TopLevel(self.router_enc, self.router_dec, (*biases, *self.route.thresholds))
 
     @property
     def sparsifiers(self) -> tuple[AbstractSparsifier, ...]:
@@ -134,10 +156,6 @@ class HierarchicalSAE(AbstractSAE):
     def embed(self) -> int:
         return self.router_dec.shape[1]
 
-    @property
-    def _sorts_pairs(self) -> bool:
-        return ops.kernel_for(self.kernel, self.route.most_active(self.experts), self.experts) == "tiles"
-
     def encoders(self) -> tuple[Array, Array, Array]:
         """(router_enc, down, atom_enc), with a tied one read from its decoder."""
         return (
@@ -146,71 +164,73 @@ class HierarchicalSAE(AbstractSAE):
             self.atom_dec if self.atom_enc is None else self.atom_enc,
         )
 
-    def forward(self, x: Float[Array, "batch embed"], context: Context) -> Forward:
+    def forward(self, x: Float[Array, "batch embed"], context: Context) -> TreeForward:
         check_rows(x, self.embed)
-        router_enc, down, atom_enc = self.encoders()
-        encoder = ops.Encoder(x, router_enc, self.b_enc, self.b_dec if self.apply_b_dec_to_input else None)
-        # experts that read the router's input share its loops where pairs are sorted by expert
-        shared = not self.child_input.reads_parents and self._sorts_pairs
-        inside = ops.Inside(down, atom_enc) if shared else None
-        parents, encoder, l1, child_pre = self.route.encode(encoder, context, self.chunk, inside)
-        indices, top = parents.slot_indices(), None
-        if child_pre is None:
-            top = self._decode_parents(parents)
-            child_in = self.child_input(encoder.centred(x), x - _plus(top, self.b_dec))
-            child_pre = ops.encode_atoms(child_in, indices, down, atom_enc, self.kernel, self.chunk)
-        child_pre = _plus(child_pre, None if self.b_atom is None else self.b_atom[indices])
-        children = self.pick(child_pre, _for_children(context))
-        children = Codes(self.child_scale(children.values, parents.values), children.indices, children.size)
-        codes = TreeCodes(parents, children)
-        top, low = self._decode_tree(codes) if top is None else (top, self.decode_children(codes))
-        coarse = _plus(top, self.b_dec)
-        return Forward(x, coarse + low, codes, encoder, context, coarse, child_pre, l1)
+        routed = self._route(x, context)
+        child_pre, from_parents = self._encode_atoms(x, routed)
+        codes = TreeCodes(routed.codes, self._pick(child_pre, routed.codes, context))
+        from_parents, from_atoms = self._decode_tree(codes, from_parents)
+        x_hat_parents = _plus(from_parents, self.b_dec)
+        x_hat = x_hat_parents + from_atoms
+        known = {"x_hat_parents": x_hat_parents, "child_pre": child_pre, "l1": routed.l1}
+        return TreeForward(x, x_hat, codes, routed.encoder, context, **known)
 
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
         """From `TreeCodes`, or from flat `Codes` over ``dictionary()``."""
         check_codes(self, codes)
         if isinstance(codes, Codes):
-            return _plus(
-                ops.decode_rows(codes.values, codes.slot_indices(), self.dictionary(), self.kernel, self.chunk),
-                self.b_dec,
-            )
-        top, low = self._decode_tree(codes)
-        return _plus(top, self.b_dec) + low
+            return _plus(ops.decode_rows(codes, self.dictionary(), self.kernel, self.chunk), self.b_dec)
+        from_parents, from_atoms = self._decode_tree(codes)
+        return _plus(from_parents, self.b_dec) + from_atoms
 
     def dictionary(self) -> Float[Array, "features embed"]:
         """Expert rows, then the atoms ``atom_dec[e, a] @ up[e]`` in the order E + e*A + a."""
         atoms = jnp.einsum("eas,esd->ead", self.atom_dec, self.up).reshape(-1, self.embed)
         return jnp.concatenate([self.router_dec, atoms])
 
-    def top_rows(self) -> Float[Array, "top embed"]:
+    def top_level_rows(self) -> Float[Array, "top_level embed"]:
         return self.router_dec
 
-    def _decode_parents(self, parents: Codes) -> Float[Array, "batch embed"]:
-        if parents.indices is None:
-            return parents.values @ self.router_dec
-        return ops.decode_rows(parents.values, parents.indices, self.router_dec, self.kernel, self.chunk)
-
-    def _decode_tree(self, codes: TreeCodes) -> tuple[Float[Array, "batch embed"], Float[Array, "batch embed"]]:
-        """What parents and what atoms add to the reconstruction."""
-        parents, children = codes.parents, codes.children
-        if parents.indices is None:
-            return self._decode_parents(parents), self.decode_children(codes)
-        codes_of = (parents.values, children.values, children.indices, parents.indices)
-        return ops.decode_tree(*codes_of, self.router_dec, self.up, self.atom_dec, self.kernel, self.chunk)
+    def decoder(self) -> ops.Decoder:
+        """The parameters that decode."""
+        return ops.Decoder(self.router_dec, self.up, self.atom_dec)
 
     def decode_children(self, codes: TreeCodes) -> Float[Array, "batch embed"]:
         """What the atoms alone add to the reconstruction."""
-        children = codes.children
-        return ops.decode_atoms(
-            children.values,
-            children.indices,
-            codes.parents.slot_indices(),
-            self.up,
-            self.atom_dec,
-            self.kernel,
-            self.chunk,
-        )
+        return ops.decode_atoms(codes, self.decoder(), self.kernel, self.chunk)
+
+    def _route(self, x: Float[Array, "batch embed"], context: Context) -> Encoded:
+        """``parents = route(router_enc x + b_enc)``; the atoms' pre-activations too, where they read the token."""
+        router_enc, down, atom_enc = self.encoders()
+        encoder = ops.Encoder(x, router_enc, self.b_enc, self.b_dec if self.apply_b_dec_to_input else None)
+        experts = None if self.child_input.reads_residual else ops.ExpertEncoders(down, atom_enc)
+        return route_and_encode(self.route, encoder, context, experts, self.kernel, self.chunk)
+
+    def _encode_atoms(
+        self, x: Float[Array, "batch embed"], routed: Encoded
+    ) -> tuple[Float[Array, "batch k atoms"], Float[Array, "batch embed"] | None]:
+        """``atom_enc_e down_e x + b_atom`` for each selected e; what the parents add, where it was needed for that."""
+        indices, child_pre, from_parents = routed.codes.slot_indices(), routed.child_pre, None
+        if child_pre is None:
+            _, down, atom_enc = self.encoders()
+            from_parents = ops.decode_rows(routed.codes, self.router_dec, self.kernel, self.chunk)
+            child_in = self.child_input(routed.encoder.centred(x), x - _plus(from_parents, self.b_dec))
+            experts = ops.ExpertEncoders(down, atom_enc)
+            child_pre = ops.encode_atoms(child_in, indices, experts, self.kernel, self.chunk)
+        return _plus(child_pre, None if self.b_atom is None else self.b_atom[indices]), from_parents
+
+    def _pick(self, child_pre: Float[Array, "batch k atoms"], parents: Codes, context: Context) -> Codes:
+        """``children = pick(child_pre)``, scaled as `child_scale` says."""
+        children = self.pick(child_pre, _for_children(context))
+        return Codes(self.child_scale(children.values, parents.values), children.indices, children.size)
+
+    def _decode_tree(
+        self, codes: TreeCodes, from_parents: Float[Array, "batch embed"] | None = None
+    ) -> tuple[Float[Array, "batch embed"], Float[Array, "batch embed"]]:
+        """``sum_e v_e router_dec_e``, unless it is known already, and ``sum_e (sum_a c_ea atom_dec_ea) up_e``."""
+        if from_parents is not None:
+            return from_parents, self.decode_children(codes)
+        return ops.decode_tree(codes, self.decoder(), self.kernel, self.chunk)
 
 
 def _he_uniform(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:

@@ -2,7 +2,6 @@
 
 from jhsae.sparsify.base import AbstractSparsifier as AbstractSparsifier
 from jhsae.sparsify.base import AbstractTopK as AbstractTopK
-from jhsae.sparsify.base import Encoded as Encoded
 from jhsae.sparsify.batch import BatchTopK as BatchTopK
 from jhsae.sparsify.gumbel import BinaryGumbelTopK as BinaryGumbelTopK
 from jhsae.sparsify.gumbel import GumbelTopK as GumbelTopK

@@ -1,16 +1,20 @@
-"""What a sparsifier is: pre-activations in, sparse codes out.
+"""The interface of a sparsifier: pre-activations in, sparse codes out.
 
-``activate`` is the elementwise part (also what an L1 term over all features sees); ``__call__`` then selects. An
-entry that does not survive `activate` has value 0 and is an empty slot, so at most k features are active, and fewer
-when fewer than k clear the threshold.
+Three methods make a rule, each of which has a default: ``activate`` is elementwise (also what an L1 term over all
+features reads), ``select`` gives the positions of the k entries of each row that count, ``value`` their codes. An entry
+that does not survive `activate` has value 0 and is an empty slot, so at most k features are active, and fewer when
+fewer than k clear the threshold.
+
+A rule derived from `AbstractSparsifier` gives every feature a slot (ReLU, JumpReLU, BatchTopK): `value` is all of it
+and may look at the whole batch. One derived from `AbstractTopK` selects, and reads each row by itself, so that an SAE
+may encode a few tokens at a time and never holds an array of batch x features (`jhsae.sae.route_and_encode`).
 """
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jhsae import ops
@@ -20,39 +24,41 @@ from jhsae.ranges import Count, Ranged, violation
 from jhsae.usage import Context
 
 
-class Encoded(NamedTuple):
-    """The codes of a batch, its encoder, with all pre-activations where they were needed, and the sum of |activate|.
-
-    `atoms` are the pre-activations of the selected experts' atoms, where they were asked for and came cheaper here.
-    """
-
-    codes: Codes
-    encoder: ops.Encoder
-    l1: Float[Array, ""]
-    atoms: Float[Array, "batch k atoms"] | None = None
-
-
 class AbstractSparsifier(Ranged, eqx.Module):
-    """``sparsifier(pre [*batch, n], context) -> Codes`` over n features."""
+    """``sparsifier(pre [*batch, n], context) -> Codes`` over n features. Every feature has a slot; see the module."""
 
-    @abc.abstractmethod
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
-        """The elementwise activation before any selection."""
+        """The elementwise activation before any selection: ``max(pre, 0)``."""
+        return jax.nn.relu(pre)
 
-    @abc.abstractmethod
-    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
-        """The selected codes."""
+    def select(self, pre: Float[Array, "*batch n"], context: Context) -> Int[Array, "*batch k"] | None:
+        """The positions of the entries of each row that have a slot; None where every feature has one, in order.
 
-    def encode(
-        self, encoder: ops.Encoder, context: Context, chunk: int | None = None, inside: ops.Inside | None = None
-    ) -> Encoded:
-        """The codes of the encoder's batch, `chunk` tokens at a time where rows do not depend on each other.
-
-        `inside` is what the selected experts encode with; a rule that needs every pre-activation leaves it alone.
+        Positions are found by the row alone, without gradient, wherever `is_dense` is False.
         """
-        full = encoder.evaluated()
-        pre = full.dense()
-        return Encoded(self(pre, context), full, jnp.sum(jnp.abs(self.activate(pre))))
+        return None
+
+    def value(self, pre: Float[Array, "*batch k"], context: Context) -> Float[Array, "*batch k"]:
+        """The codes of the selected pre-activations: ``activate(pre)``."""
+        return self.activate(pre)
+
+    def is_dense(self, context: Context) -> bool:
+        """Whether `select` gives None in this context, so that all pre-activations are needed at once."""
+        return True
+
+    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
+        """Selects.
+
+        Args:
+            pre: the pre-activations, [*batch, n].
+            context: the key of a training step, or None in evaluation; the step; the feature statistics.
+
+        Returns:
+            The codes over n features, with k slots or one for each feature.
+        """
+        indices = self.select(jax.lax.stop_gradient(pre), context)
+        selected = pre if indices is None else ops.take(pre, indices)
+        return Codes(self.value(selected, context), indices, pre.shape[-1])
 
     @abc.abstractmethod
     def most_active(self, size: int) -> int:
@@ -76,16 +82,12 @@ class AbstractSparsifier(Ranged, eqx.Module):
         return threshold
 
     def for_inference(self, threshold: Float[Array, ""]) -> "AbstractSparsifier":
-        """What replaces it when training is over: itself, or a rule that needs no batch and no schedule."""
+        """The rule of the trained SAE: itself, or one that needs no batch and no schedule."""
         return self
 
 
 class AbstractTopK(AbstractSparsifier):
-    """A sparsifier that selects entries of each row by itself.
-
-    `select` and `value` are its two halves: where, and what. Between them only k entries of a row exist, which is how
-    `encode` does without an array of batch x features.
-    """
+    """A sparsifier that selects k entries of each row by the row alone: the k largest of ``activate(pre)``."""
 
     k: eqx.AbstractVar[int]
 
@@ -93,26 +95,16 @@ class AbstractTopK(AbstractSparsifier):
         if (words := violation(self.k, Count, "k")) is not None:  # also of a subclass that states no range
             raise UserError(f"{type(self).__name__}: {words}")
 
+    def select(self, pre: Float[Array, "*batch n"], context: Context) -> Int[Array, "*batch k"] | None:
+        return ops.topk(self.activate(pre), self.most_active(pre.shape[-1]), self.topk)[1]
+
+    @property
+    def topk(self) -> ops.Method:
+        """How the k largest are found (`ops.topk`); a field of the rules here."""
+        return "auto"
+
+    def is_dense(self, context: Context) -> bool:
+        return False
+
     def most_active(self, size: int) -> int:
         return self.k
-
-    @abc.abstractmethod
-    def select(self, pre: Float[Array, "*batch n"], context: Context) -> Int[Array, "*batch k"]:
-        """The positions of the selected entries; without gradient."""
-
-    def value(self, pre: Float[Array, "*batch k"], context: Context) -> Float[Array, "*batch k"]:
-        """The codes of the selected pre-activations."""
-        return self.activate(pre)
-
-    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
-        indices = self.select(jax.lax.stop_gradient(pre), context)
-        return Codes(self.value(ops.take(pre, indices), context), indices, pre.shape[-1])
-
-    def encode(
-        self, encoder: ops.Encoder, context: Context, chunk: int | None = None, inside: ops.Inside | None = None
-    ) -> Encoded:
-        def select(pre: Array, tokens: Int[Array, "tokens"]) -> Array:
-            return self.select(pre, Context(context.key, context.step, context.usage, context.dead, tokens))
-
-        pre, indices, l1, atoms = ops.route(encoder, select, self.activate, chunk, inside)
-        return Encoded(Codes(self.value(pre, context), indices, encoder.size), encoder, l1, atoms)

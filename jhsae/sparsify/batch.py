@@ -1,16 +1,15 @@
 """BatchTopK: k active features per token on average over the batch (Bussmann et al., arXiv 2412.06410).
 
-A token's code then depends on the other tokens, so a threshold is tracked beside it, and takes its place when
-training is over: the SAE settles as a `JumpReLU`. ``threshold <- (1 - rate) threshold + rate * least positive code``.
+A token's code then depends on the other tokens, so a running threshold is tracked in training and replaces the rule at
+inference: `for_inference` gives a `JumpReLU`. ``threshold <- (1 - rate) threshold + rate * least positive code``.
 It starts at 0, as in SAELens, so after n steps it is ``1 - (1 - rate)^n`` of a weighted mean of what it has seen; it is
-divided by that when the SAE settles (the bias correction of Adam).
+divided by that at the end of training (the bias correction of Adam).
 """
 
 import math
 from typing import Annotated
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from annotated_types import Gt
 from jaxtyping import Array, Float, Int
@@ -27,7 +26,7 @@ from jhsae.usage import Context
 class BatchTopK(AbstractSparsifier):
     """The ``int(k * batch)`` largest of ``max(pre, 0)`` over the whole batch; `k` may follow a schedule.
 
-    The threshold with which it settles is a mean over about the last ``1 / threshold_rate`` steps.
+    The threshold at inference is a mean over about the last ``1 / threshold_rate`` steps.
     """
 
     k: Annotated[AbstractSchedule, Gt(0)]
@@ -36,13 +35,10 @@ class BatchTopK(AbstractSparsifier):
     def __init__(self, k: Annotated[float | AbstractSchedule, Gt(0)], threshold_rate: PositiveFraction = 0.01):
         self.k, self.threshold_rate = as_schedule(k), threshold_rate
 
-    def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
-        return jax.nn.relu(pre)
-
-    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
+    def value(self, pre: Float[Array, "*batch k"], context: Context) -> Float[Array, "*batch k"]:
         active = self.activate(pre)
         count = self._count(active.size // active.shape[-1], context.step)
-        return Codes(jnp.where(ops.largest(active, count), active, 0.0), None, pre.shape[-1])
+        return jnp.where(ops.largest(active, count), active, 0.0)
 
     def _count(self, rows: int, step: Int[Array, ""] | int) -> Int[Array, ""] | int:
         k = self.k(step)

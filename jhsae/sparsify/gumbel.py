@@ -10,13 +10,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from jhsae import ops
-from jhsae.codes import Codes
 from jhsae.ranges import Count
 from jhsae.schedule import AbstractSchedule, Scalar
-from jhsae.sparsify.base import AbstractSparsifier, AbstractTopK, Encoded
+from jhsae.sparsify.base import AbstractTopK
 from jhsae.usage import Context
 
 COLDEST = 1e-6  # a softmax at a lower temperature is its limit, and its slope there would overflow
@@ -33,9 +32,6 @@ class GumbelTopK(AbstractTopK):
     k: Count = eqx.field(static=True)
     temperature: Annotated[AbstractSchedule, Ge(0)]
     topk: ops.Method = eqx.field(static=True, default="auto")
-
-    def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
-        return jax.nn.relu(pre)
 
     def select(self, pre: Float[Array, "*batch n"], context: Context) -> Int[Array, "*batch k"]:
         return _noisy_topk(pre, self.k, self.temperature, context, self.topk)
@@ -54,34 +50,27 @@ class BinaryGumbelTopK(AbstractTopK):
     temperature: Annotated[AbstractSchedule, Ge(0)]
     topk: ops.Method = eqx.field(static=True, default="auto")
 
-    def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
-        return jax.nn.relu(pre)
-
-    def select(self, pre: Float[Array, "*batch n"], context: Context) -> Int[Array, "*batch k"]:
+    def select(self, pre: Float[Array, "*batch n"], context: Context) -> Int[Array, "*batch k"] | None:
+        if self.is_dense(context):
+            return None
         return _noisy_topk(pre, self.k, self.temperature, context, self.topk)
 
     def value(self, pre: Float[Array, "*batch k"], context: Context) -> Float[Array, "*batch k"]:
+        if self.is_dense(context):
+            return self._gumbel_softmax(pre, context)
         return _gate(pre, self.temperature, context)
 
-    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
-        if self.k == 1 and context.key is not None:
-            return self._gumbel_softmax(pre, context.key, self.temperature(context.step))
-        return super().__call__(pre, context)
+    def is_dense(self, context: Context) -> bool:
+        return self.k == 1 and context.key is not None
 
-    def encode(
-        self, encoder: ops.Encoder, context: Context, chunk: int | None = None, inside: ops.Inside | None = None
-    ) -> Encoded:
-        dense = self.k == 1 and context.key is not None
-        part = AbstractSparsifier if dense else AbstractTopK
-        return part.encode(self, encoder, context, chunk, inside)
-
-    def _gumbel_softmax(self, pre: Float[Array, "*batch n"], key: Key[Array, ""], temperature: Scalar) -> Codes:
-        noisy = pre + jax.random.gumbel(key, pre.shape, pre.dtype)
-        soft = _softmax(noisy, temperature)
+    def _gumbel_softmax(self, pre: Float[Array, "*batch n"], context: Context) -> Float[Array, "*batch n"]:
+        assert context.key is not None
+        noisy = pre + jax.random.gumbel(context.key, pre.shape, pre.dtype)
+        soft = _softmax(noisy, self.temperature(context.step))
         _, index = ops.topk(noisy, 1, self.topk)
         # Every logit gets a gradient, so every entry needs a slot: the code is dense with one entry of 1.
         hard = jnp.where(jnp.arange(pre.shape[-1]) == index, 1.0, 0.0)
-        return Codes(hard + (soft - jax.lax.stop_gradient(soft)), None, pre.shape[-1])
+        return hard + (soft - jax.lax.stop_gradient(soft))
 
 
 def _softmax(pre: Float[Array, "*batch k"], temperature: Scalar) -> Float[Array, "*batch k"]:

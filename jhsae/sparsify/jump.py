@@ -11,10 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jhsae import ops, ranges
-from jhsae.codes import Codes
 from jhsae.leaf import NonNegative
 from jhsae.sparsify.base import AbstractSparsifier
-from jhsae.usage import Context
 
 GradientTo = Literal["threshold", "threshold_and_input"]
 
@@ -51,10 +49,7 @@ class JumpReLU(AbstractSparsifier):
 
     def over_threshold(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         """``1[pre > threshold]``, with the gradient that an L0 penalty needs (eq. 12)."""
-        return ops.step(pre, self.threshold, self.bandwidth, self.gradient_to == "threshold_and_input")
-
-    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
-        return Codes(self.activate(pre), None, pre.shape[-1])
+        return ops.heaviside(pre, self.threshold, self.bandwidth, self.gradient_to == "threshold_and_input")
 
     def most_active(self, size: int) -> int:
         return size

@@ -3,13 +3,11 @@
 from typing import Annotated
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Le
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jhsae import ops
-from jhsae.codes import Codes
 from jhsae.errors import UserError
 from jhsae.ranges import Count, NonNegative
 from jhsae.schedule import Linear
@@ -19,12 +17,6 @@ from jhsae.usage import Context
 
 class ReLU(AbstractSparsifier):
     """``max(pre, 0)``, every feature a slot."""
-
-    def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
-        return jax.nn.relu(pre)
-
-    def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
-        return Codes(jax.nn.relu(pre), None, pre.shape[-1])
 
     def most_active(self, size: int) -> int:
         return size
@@ -36,18 +28,12 @@ class TopK(AbstractTopK):
     k: Count = eqx.field(static=True)
     topk: ops.Method = eqx.field(static=True, default="auto")
 
-    def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
-        return jax.nn.relu(pre)
-
-    def select(self, pre: Float[Array, "*batch n"], context: Context) -> Int[Array, "*batch k"]:
-        return ops.topk(self.activate(pre), self.k, self.topk)[1]
-
 
 class AnnealedTopK(AbstractTopK):
     """`TopK` whose k falls linearly from `start` to `k` over `steps` steps: fewer dead features early on.
 
     `start` slots are kept per row and those beyond the k of the step are emptied. In evaluation k is the final one;
-    it settles as `TopK`.
+    at inference it is a `TopK`.
     """
 
     k: Count = eqx.field(static=True)
@@ -58,12 +44,6 @@ class AnnealedTopK(AbstractTopK):
     def __check_init__(self) -> None:
         if self.start < self.k:
             raise UserError(f"AnnealedTopK: start is {self.start} and k {self.k}; write a start of at least k")
-
-    def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
-        return jax.nn.relu(pre)
-
-    def select(self, pre: Float[Array, "*batch n"], context: Context) -> Int[Array, "*batch k"]:
-        return ops.topk(self.activate(pre), self.start, self.topk)[1]
 
     def value(self, pre: Float[Array, "*batch k"], context: Context) -> Float[Array, "*batch k"]:
         fall = Linear(float(self.start), float(self.k), self.steps)
@@ -91,9 +71,6 @@ class OffsetTopK(AbstractTopK):
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         return jnp.where(pre >= self.offset, pre, 0.0)
 
-    def select(self, pre: Float[Array, "*batch n"], context: Context) -> Int[Array, "*batch k"]:
-        return ops.topk(self.activate(pre), self.k, self.topk)[1]
-
 
 class LeakyOffsetTopK(AbstractTopK):
     """The k largest of ``pre if pre >= offset else slope * pre``: the original's atoms.
@@ -108,6 +85,3 @@ class LeakyOffsetTopK(AbstractTopK):
 
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         return jnp.where(pre >= self.offset, pre, self.slope * pre)
-
-    def select(self, pre: Float[Array, "*batch n"], context: Context) -> Int[Array, "*batch k"]:
-        return ops.topk(self.activate(pre), self.k, self.topk)[1]

@@ -20,7 +20,7 @@ from jhsae.optimizer import adam
 from jhsae.parallel.mesh import MeshShape, check_batch, make_mesh
 from jhsae.ranges import Count, Positive, Seed, Words, ranged
 from jhsae.resampling import AbstractResampling, NoResampling
-from jhsae.sae import AbstractSAE, HierarchicalSAE
+from jhsae.sae import AbstractSAE
 from jhsae.schedule import AbstractSchedule, WarmupCosine
 from jhsae.training.checks import check_run
 from jhsae.training.config import StageConfig
@@ -135,7 +135,7 @@ def fit(
 def default_objective(sae: AbstractSAE) -> Objective:
     """Squared error, and parents-only reconstruction at 0.1 for a hierarchical SAE."""
     terms: dict[str, AbstractTerm] = {"reconstruction": SquaredError()}
-    if isinstance(sae, HierarchicalSAE):
+    if sae.tree is not None:
         return Objective(terms | {"parents_only": ParentsOnly()}, {"parents_only": 0.1})
     return Objective(terms)
 

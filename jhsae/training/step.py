@@ -110,7 +110,7 @@ def make_step(
         metrics that stay on the device. `state` is donated.
     """
     # features with frozen parameters cannot be resampled
-    part_frozen = frozen is not None and any(jax.tree.leaves(frozen.top))
+    part_frozen = frozen is not None and any(jax.tree.leaves(frozen.top_level))
 
     @eqx.filter_jit(donate="all-except-first")
     def step(inputs: tuple[StageModules, Array], state: TrainState) -> tuple[TrainState, Metrics]:
@@ -128,7 +128,7 @@ def make_step(
                 total, terms = modules.objective(sae, forward, state.step)
             return total, (terms, forward)
 
-        with ops.compute_in(precision), ops.spread_over(mesh):
+        with ops.compute_in(precision), ops.sharded_over(mesh):
             (total, (terms, forward)), grads = jax.value_and_grad(loss, has_aux=True)(params)
         rate = modules.learning_rate(state.step)
         update = chain(optimizer, rate, modules.constraint, frozen, clip)
@@ -168,7 +168,8 @@ def _fidelity(forward: Forward) -> Metrics:
 
     NaN, which is not logged, where all rows of the batch are equal.
     """
-    residual = jnp.sum((forward.x - forward.x_hat) ** 2)
-    total = jnp.sum((forward.x - jnp.mean(forward.x, axis=0)) ** 2)
+    target = forward.target
+    residual = jnp.sum((target - forward.x_hat) ** 2)
+    total = jnp.sum((target - jnp.mean(target, axis=0)) ** 2)
     explained = jnp.where(total > 0, 1 - residual / jnp.where(total > 0, total, 1.0), jnp.nan)
     return {"explained_variance": explained, "l0": jnp.mean(forward.codes.l0())}

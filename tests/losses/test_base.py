@@ -16,7 +16,7 @@ from jhsae.usage import Context
 
 SAE = filled(lambda: FlatSAE(1, 1, ReLU(), key=jax.random.key(0)))
 ONE = jnp.ones((1, 1))
-FORWARD = Forward(ONE, ONE, Codes(ONE, None, 1), ops.Encoder.known(ONE), Context())
+FORWARD = Forward(ONE, ONE, Codes(ONE, None, 1), ops.Encoder.from_preactivations(ONE), Context())
 
 
 class Value(AbstractTerm):

@@ -7,7 +7,7 @@ from reference import saelens
 from reference.filled import filled
 
 from jhsae.errors import UserError
-from jhsae.losses import GateL1, GateReconstruction, GateReconstructionFreeDecoder
+from jhsae.losses import GateL1, GateReconstruction, GateReconstructionFreeDecoder, Objective
 from jhsae.sae import FlatSAE, GatedSAE
 from jhsae.sparsify import ReLU
 from jhsae.usage import Context
@@ -79,6 +79,6 @@ def test_the_magnitude_learns_nothing_from_them(term):
 
 @pytest.mark.parametrize("term", TERMS, ids=lambda term: type(term).__name__)
 def test_an_sae_without_a_gate_is_refused(term):
-    with pytest.raises(UserError, match="needs the gate of a GatedSAE, got FlatSAE"):
-        run(term, filled(lambda: FlatSAE(EMBED, FEATURES, ReLU(), key=jax.random.key(0))), X)
+    with pytest.raises(UserError, match="needs a GatedSAE, got a FlatSAE; drop the term"):
+        Objective({"gate": term}).check(filled(lambda: FlatSAE(EMBED, FEATURES, ReLU(), key=jax.random.key(0))))
     assert jnp.isfinite(run(term, gated(), X)[0])

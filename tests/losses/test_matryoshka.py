@@ -6,7 +6,7 @@ import pytest
 from reference.filled import filled
 
 from jhsae.errors import UserError
-from jhsae.losses import Prefixes
+from jhsae.losses import Objective, Prefixes
 from jhsae.sae import DecoderNormUnit, FlatSAE, GatedSAE, PlainUnit
 from jhsae.sparsify import BatchTopK, TopK
 from jhsae.usage import Context
@@ -70,5 +70,5 @@ def test_widths_that_do_not_grow_are_refused(widths):
 def test_an_sae_that_does_not_fit_is_refused():
     with pytest.raises(UserError, match=f"last of widths is {FEATURES}, but the SAE has {FEATURES} features"):
         gradient(flat(TopK(2)), Prefixes((3, FEATURES)), X)
-    with pytest.raises(UserError, match="needs a FlatSAE, got GatedSAE"):
-        gradient(filled(lambda: GatedSAE(EMBED, FEATURES, key=jax.random.key(0))), Prefixes((3,)), X)
+    with pytest.raises(UserError, match="needs a FlatSAE, got a GatedSAE; drop the term"):
+        Objective({"inner": Prefixes((3,))}).check(filled(lambda: GatedSAE(EMBED, FEATURES, key=jax.random.key(0))))

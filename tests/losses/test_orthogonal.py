@@ -17,6 +17,7 @@ from jhsae.losses import (
     CausalOrthogonalityMinusParent,
     CrossOrthogonality,
     CrossOrthogonalityRowDiagonal,
+    Objective,
 )
 from jhsae.metric import Euclidean, Whitened
 from jhsae.sae import FlatSAE, Forward, HierarchicalSAE
@@ -52,7 +53,7 @@ def flat():
 def nothing(embed=EMBED):
     """A forward pass for terms that read weights alone."""
     x, one = np.zeros((1, embed), np.float32), jnp.zeros((1, 1))
-    return Forward(jnp.asarray(x), jnp.asarray(x), Codes(one, None, 1), ops.Encoder.known(one), Context())
+    return Forward(jnp.asarray(x), jnp.asarray(x), Codes(one, None, 1), ops.Encoder.from_preactivations(one), Context())
 
 
 def value(term, sae):
@@ -199,5 +200,5 @@ def test_one_expert_has_no_cross_orthogonality():
 
 @pytest.mark.parametrize("term", TERMS, ids=lambda term: type(term).__name__)
 def test_a_flat_sae_is_refused(term):
-    with pytest.raises(ValueError, match="hierarchical SAE"):
-        term(flat(), nothing())
+    with pytest.raises(ValueError, match="needs a HierarchicalSAE, got a FlatSAE; drop the term"):
+        Objective({"orthogonal": term}).check(flat())

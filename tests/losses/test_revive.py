@@ -7,7 +7,7 @@ from reference import saelens
 from reference.filled import filled
 
 from jhsae.errors import UserError
-from jhsae.losses import AuxK, AuxKNormalized, GhostAtoms, GhostGradients, MatryoshkaAuxK
+from jhsae.losses import AuxK, AuxKNormalized, GhostAtoms, GhostGradients, MatryoshkaAuxK, Objective
 from jhsae.sae import DecoderNormUnit, FlatSAE, GatedSAE, HierarchicalSAE
 from jhsae.sparsify import TopK
 from jhsae.usage import Context
@@ -235,11 +235,11 @@ def test_matryoshka_levels_without_the_last_are_the_same_and_one_level_is_auxk()
 
 def test_an_sae_that_does_not_fit_is_refused():
     dead, gated = mask("some"), GatedSAE(EMBED, FEATURES, key=jax.random.key(0))
-    with pytest.raises(UserError, match="GhostAtoms needs a hierarchical SAE; write GhostGradients"):
-        run(GhostAtoms(), flat(), X, dead)
+    with pytest.raises(UserError, match=r"GhostAtoms, needs a HierarchicalSAE, got a FlatSAE; write .*GhostGradients"):
+        Objective({"ghosts": GhostAtoms()}).check(flat())
     for sae in (tree(), gated):
-        with pytest.raises(UserError, match="MatryoshkaAuxK needs a FlatSAE, got"):
-            run(MatryoshkaAuxK(WIDTHS), sae, X, jnp.zeros(sae.features))
+        with pytest.raises(UserError, match=r"MatryoshkaAuxK, needs a FlatSAE, got a .*; write jhsae.losses.AuxK"):
+            Objective({"aux": MatryoshkaAuxK(WIDTHS)}).check(sae)
     with pytest.raises(UserError, match=f"last of widths is 99, but the SAE has {FEATURES} features"):
         run(MatryoshkaAuxK((3, 99)), flat(), X, dead)
     for widths in ((3, 3), (5, 2), (0, 4)):

@@ -6,7 +6,7 @@ import pytest
 from reference.filled import filled
 from reference.hsae import parameters
 
-from jhsae.losses import AnnealedLp, Contributions, L1Active, L1All, MeanL1Children, MeanL1Parents, TanhL0
+from jhsae.losses import AnnealedLp, Contributions, L1Active, L1All, MeanL1Children, MeanL1Parents, Objective, TanhL0
 from jhsae.sae import DecoderNormUnit, FlatSAE, HierarchicalSAE, PlainUnit
 from jhsae.schedule import Constant, Linear
 from jhsae.sparsify import BinaryGumbelTopK, LeakyOffsetTopK, OffsetTopK, ReLU, TopK
@@ -88,8 +88,8 @@ def test_over_binary_codes_it_is_constant_with_no_gradient(k, x):
 
 @pytest.mark.parametrize("term", [L1All(), MeanL1Parents(), MeanL1Children()], ids=lambda term: type(term).__name__)
 def test_a_flat_sae_is_refused(term, x):
-    with pytest.raises(ValueError, match="hierarchical SAE"):
-        term(flat(), run(flat(), x))
+    with pytest.raises(ValueError, match=r"needs a HierarchicalSAE, got a FlatSAE; .*drop the term"):
+        Objective({"l1": term}).check(flat())
 
 
 @eqx.filter_jit

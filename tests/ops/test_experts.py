@@ -6,6 +6,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from reference.jaxprs import largest
 
 from jhsae import ops
+from jhsae.codes import Codes, TreeCodes
 
 BATCH, EMBED, EXPERTS, SUB, ATOMS, K, C = 11, 8, 6, 2, 3, 3, 2
 
@@ -31,15 +32,16 @@ def arrays(seed=0):
 
 
 def encode(a, **how):
-    return ops.encode_atoms(a["x"], a["indices"], a["down"], a["enc"], **how)
+    return ops.encode_atoms(a["x"], a["indices"], ops.ExpertEncoders(a["down"], a["enc"]), **how)
 
 
 def decode_atoms(a, **how):
-    return ops.decode_atoms(a["children"], a["atoms"], a["indices"], a["down"], a["enc"], **how)
+    codes = TreeCodes(Codes(a["parents"], a["indices"], EXPERTS), Codes(a["children"], a["atoms"], ATOMS))
+    return ops.decode_atoms(codes, ops.Decoder(a["rows"], a["down"], a["enc"]), **how)
 
 
 def decode_rows(a, **how):
-    return ops.decode_rows(a["parents"], a["indices"], a["rows"], **how)
+    return ops.decode_rows(Codes(a["parents"], a["indices"], EXPERTS), a["rows"], **how)
 
 
 OPS = (encode, decode_atoms, decode_rows)

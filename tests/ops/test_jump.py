@@ -7,7 +7,7 @@ import pytest
 
 from jhsae import ops
 
-OPS = {name: jax.jit(op, static_argnums=(2, 3)) for name, op in (("step", ops.step), ("jump_relu", ops.jump_relu))}
+OPS = {op.__name__: jax.jit(op, static_argnums=(2, 3)) for op in (ops.heaviside, ops.jump_relu)}
 WIDTH = 0.5
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from jhsae.ops import expert_major
+from jhsae.codes import Codes, TreeCodes
+from jhsae.ops import Decoder, ExpertEncoders, expert_major
 from jhsae.ops.pallas import experts_tpu
 
 K, SUB, ATOMS = 3, 4, 16
@@ -52,15 +53,29 @@ def run(op, indices, weights, cotangent):
     return value_and_gradients(weights, cotangent)
 
 
+def on_arrays(op, module, **options):
+    """An operation of a module as a function of (x or values, indices, wide matrices, atoms)."""
+
+    def encode(x, indices, down, atom_enc):
+        return module.encode_atoms(x, indices, ExpertEncoders(down, atom_enc), **options)
+
+    def decode(values, indices, up, atom_dec):
+        parents = Codes(jnp.zeros(indices.shape), indices, len(up))
+        codes = TreeCodes(parents, Codes(values, None, atom_dec.shape[1]))
+        return module.decode_atoms(codes, Decoder(up[:, 0], up, atom_dec), **options)
+
+    return {"encode_atoms": encode, "decode_atoms": decode}[op]
+
+
 def kernel(op, interpret=True, **options):
-    return lambda *arrays: getattr(experts_tpu, op)(*arrays, interpret=interpret, **options)
+    return on_arrays(op, experts_tpu, interpret=interpret, **options)
 
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients_equal_those_of_expert_major(case, op):
     a = arrays(op, case)
-    for got, expected in zip(run(kernel(op), *a), run(getattr(expert_major, op), *a), strict=True):
+    for got, expected in zip(run(kernel(op), *a), run(on_arrays(op, expert_major), *a), strict=True):
         assert got.dtype == expected.dtype
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
@@ -70,7 +85,7 @@ def test_rows_that_arrive_as_late_as_they_may_are_waited_for(op):
     """The plain interpreter copies at once; this one when a copy is waited for, into memory that holds NaN."""
     a = arrays(op, "few experts, several tiles each")
     late = kernel(op, pltpu.InterpretParams(dma_execution_mode="on_wait", uninitialized_memory="nan"))
-    for got, expected in zip(run(late, *a), run(getattr(expert_major, op), *a), strict=True):
+    for got, expected in zip(run(late, *a), run(on_arrays(op, expert_major), *a), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -101,7 +116,7 @@ def test_lowers_for_tpu_without_a_gathered_copy_of_the_rows(op, kernels):
 
     def loss(weights, indices):
         x, wide, atoms = weights
-        return jnp.sum(getattr(experts_tpu, op)(x, indices, wide, atoms) ** 2)
+        return jnp.sum(on_arrays(op, experts_tpu)(x, indices, wide, atoms) ** 2)
 
     program = jax.jit(jax.grad(loss)).trace(weights, shape(batch, k, dtype=jnp.int32))
     text = program.lower(lowering_platforms=("tpu",)).as_text()
@@ -118,6 +133,10 @@ def test_what_the_kernels_cannot_do_is_an_error(op):
         run(x, indices, wide.astype(jnp.bfloat16), atoms)
     with pytest.raises(ValueError, match="rows is 100, expected a multiple of 128; write rows=128"):
         kernel(op, rows=100)(x, indices, wide, atoms)
+    if op == "decode_atoms":
+        codes = Codes(jnp.zeros(indices.shape), indices, len(wide)), Codes(x, jnp.zeros(x.shape, int), ATOMS)
+        with pytest.raises(ValueError, match=r"children have indices.*write expert_major.decode_atoms"):
+            experts_tpu.decode_atoms(TreeCodes(*codes), Decoder(wide[:, 0], wide, atoms))
     narrow = x[:, :100] if op == "encode_atoms" else x
     with pytest.raises(ValueError, match=f"embed is 100, expected a multiple of 128; write expert_major.{op}"):
         run(narrow, indices, wide[..., :100], atoms)

@@ -73,6 +73,6 @@ def test_no_array_of_all_pre_activations_is_left_nor_work_for_an_unread_penalty(
 def test_the_encoder_of_some_features_is_a_part_of_the_whole():
     encoder = ops.Encoder(**arrays(PARTS["scaled"]))
     some = jnp.asarray([3, 0, 29])
-    for whole in (encoder, encoder.evaluated(), ops.Encoder.known(encoder.dense())):
+    for whole in (encoder, encoder.evaluated(), ops.Encoder.from_preactivations(encoder.dense())):
         np.testing.assert_allclose(whole.rows(some).dense(), encoder.dense()[:, some], rtol=1e-5, atol=1e-6)
         assert whole.size == FEATURES

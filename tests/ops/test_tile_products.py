@@ -7,7 +7,7 @@ import pytest
 from jhsae.ops import rows
 from jhsae.ops.chunks import sized_for
 from jhsae.ops.precision import compute_in
-from jhsae.ops.tile_products import TERMS, THIN, over_rows, over_sub
+from jhsae.ops.tiles import TERMS, THIN, over_rows, over_sub
 
 
 def draw(*shape):

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jhsae.ops import expert_major
+from jhsae.codes import Codes, TreeCodes
+from jhsae.ops import Decoder, ExpertEncoders, expert_major
 from jhsae.ops import tiles as tiles_of
 from jhsae.ops.tiles import _order, over_tiles, tile
 
@@ -69,11 +70,12 @@ def test_expert_major_equals_one_token_after_the_other(case, group, monkeypatch)
     down, enc = (np.asarray(a[n], np.float64)[indices] for n in ("down", "enc"))
     x, g = np.asarray(a["x"], np.float64), np.asarray(a["out"], np.float64)
 
-    encode = jax.jit(
-        lambda x, down, enc: jax.vjp(lambda *w: expert_major.encode_atoms(w[0], indices, *w[1:]), x, down, enc)[1](
-            a["out"]
-        )
-    )
+    def encode(x, down, enc):
+        return expert_major.encode_atoms(x, indices, ExpertEncoders(down, enc))
+
+    def backward(x, down, enc):
+        return jax.vjp(encode, x, down, enc)[1](a["out"])
+
     hidden = np.einsum("bd,bksd->bks", x, down)
     dh = np.einsum("bka,bkas->bks", g, enc)
     want = [
@@ -81,20 +83,18 @@ def test_expert_major_equals_one_token_after_the_other(case, group, monkeypatch)
         summed(np.einsum("bks,bd->bksd", dh, x), indices),
         summed(np.einsum("bka,bks->bkas", g, hidden), indices),
     ]
-    for got, expected in zip(encode(a["x"], a["down"], a["enc"]), want, strict=True):
+    for got, expected in zip(jax.jit(backward)(a["x"], a["down"], a["enc"]), want, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(
-        expert_major.encode_atoms(a["x"], indices, a["down"], a["enc"]),
+        encode(a["x"], a["down"], a["enc"]),
         np.einsum("bks,bkas->bka", hidden, enc),
         rtol=1e-4,
         atol=1e-5,
     )
 
     codes = a["out"]  # and the other way: codes in, x the cotangent
-    decode = jax.jit(
-        lambda codes, up, dec: jax.vjp(lambda *w: expert_major.decode_atoms(w[0], indices, *w[1:]), codes, up, dec)[1](
-            a["x"]
-        )
+    gradients = jax.jit(
+        lambda codes, up, dec: jax.vjp(lambda *w: decode(w[0], indices, *w[1:]), codes, up, dec)[1](a["x"])
     )
     inside = np.einsum("bka,bkas->bks", g, enc)
     want = [
@@ -102,14 +102,21 @@ def test_expert_major_equals_one_token_after_the_other(case, group, monkeypatch)
         summed(np.einsum("bks,bd->bksd", inside, x), indices),
         summed(np.einsum("bka,bks->bkas", g, hidden), indices),
     ]
-    for got, expected in zip(decode(codes, a["down"], a["enc"]), want, strict=True):
+    for got, expected in zip(gradients(codes, a["down"], a["enc"]), want, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(
-        expert_major.decode_atoms(codes, indices, a["down"], a["enc"]),
+        decode(codes, indices, a["down"], a["enc"]),
         np.einsum("bks,bksd->bd", inside, down),
         rtol=1e-4,
         atol=1e-4,
     )
+
+
+def decode(values, indices, up, atom_dec):
+    """`expert_major.decode_atoms` of dense children, whose parents' values and rows it does not read."""
+    parents = Codes(jnp.zeros(indices.shape), indices, len(up))
+    codes = TreeCodes(parents, Codes(values, None, atom_dec.shape[1]))
+    return expert_major.decode_atoms(codes, Decoder(up[:, 0], up, atom_dec))
 
 
 def summed(pairs, indices):

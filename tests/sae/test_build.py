@@ -41,5 +41,5 @@ def test_both_presets_reconstruct_a_batch():
         lambda: teacher_initialized(16, 12, 4, 4, 3, key=jax.random.key(0), chunk=2),
     ):
         forward = eqx.filter_eval_shape(lambda make=make: make().forward(x, Context(key=jax.random.key(1))))
-        assert forward.x_hat.shape == forward.coarse.shape == x.shape
+        assert forward.x_hat.shape == forward.x_hat_parents.shape == x.shape
         assert forward.codes.parents.values.shape == (5, 3) and forward.codes.children.values.shape == (5, 3, 1)

@@ -7,7 +7,7 @@ from reference import hsae as reference
 from reference.filled import filled
 
 from jhsae.codes import Codes
-from jhsae.sae import FlatSAE
+from jhsae.sae import FlatSAE, Forward
 from jhsae.schedule import Constant
 from jhsae.sparsify import GumbelTopK, OffsetTopK, ReLU, TopK
 from jhsae.usage import Context
@@ -72,7 +72,7 @@ def test_it_starts_tied_with_unit_rows_and_zero_biases():
 
 def test_a_flat_forward_has_no_parents(x):
     forward = build("topk").forward(x, Context())
-    assert forward.coarse is None and forward.child_pre is None
+    assert type(forward) is Forward and build("topk").tree is None
     assert forward.pre.shape == (BATCH, FEATURES)
 
 

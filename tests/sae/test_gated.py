@@ -58,7 +58,7 @@ def test_every_reading_of_the_codes_gives_the_reconstruction(x):
     for codes in (out.codes, out.codes.flat(), Codes(dense, None, FEATURES), sparse):
         np.testing.assert_allclose(sae.decode(codes), out.x_hat, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(dense @ sae.dictionary() + sae.b_dec, out.x_hat, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(sae.top_rows(), sae.W_dec)
+    np.testing.assert_array_equal(sae.top_level_rows(), sae.W_dec)
 
 
 @eqx.filter_jit
@@ -106,7 +106,7 @@ def test_its_activation_is_its_own_so_it_has_nothing_to_settle(x):
 
 
 def test_its_top_is_every_parameter_of_a_feature():
-    encoder, decoder, biases = build().top
+    encoder, decoder, biases = build().top_level
     assert {a.shape for a in (encoder, decoder)} == {(FEATURES, EMBED)} and len(biases) == 3
 
 

@@ -103,7 +103,7 @@ def test_the_forward_pass_equals_the_token_loop(case, x):
     name, sae, forward = case
     x_hat, coarse, codes = oracle(name, sae, x)
     np.testing.assert_allclose(forward.codes.dense(), codes, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(forward.coarse, coarse, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(forward.x_hat_parents, coarse, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(forward.x_hat, x_hat, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(forward.x, x)
     assert np.abs(x_hat - coarse).max() > 0.05 and (codes[:, EXPERTS:] != 0).any()  # the case is not trivial
@@ -157,7 +157,7 @@ def test_pairs_sorted_by_expert_give_the_gradients_of_plain_gathers(name, x):
 
         def loss(params, x):
             forward = eqx.combine(params, static).forward(x, Context())
-            return jnp.sum(jnp.sin(forward.x_hat)) + jnp.sum(forward.coarse**2) + 0.1 * forward.tree_l1()
+            return jnp.sum(jnp.sin(forward.x_hat)) + jnp.sum(forward.x_hat_parents**2) + 0.1 * forward.l1
 
         return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, x)
 

@@ -116,7 +116,7 @@ def test_the_dictionary_is_what_a_code_of_one_adds():
         sae = build("relu", unit)
         ones = Codes(jnp.eye(FEATURES), None, FEATURES)
         np.testing.assert_allclose(decode(sae, ones) - sae.b_dec, sae.dictionary(), rtol=1e-4, atol=1e-5)
-        np.testing.assert_array_equal(sae.top_rows(), sae.dictionary())
+        np.testing.assert_array_equal(sae.top_level_rows(), sae.dictionary())
     np.testing.assert_allclose(np.linalg.norm(sae.dictionary(), axis=1), 1.0, rtol=1e-5)
 
 

@@ -88,7 +88,7 @@ def test_metrics_are_those_of_the_forward_pass_before_the_update(step):
     x, x_hat = np.asarray(batch, np.float64), np.asarray(forward.x_hat, np.float64)
     want = {
         "reconstruction": ((x - x_hat) ** 2).sum(1).mean(),
-        "parents_only": ((x - np.asarray(forward.coarse)) ** 2).sum(1).mean(),
+        "parents_only": ((x - np.asarray(forward.x_hat_parents)) ** 2).sum(1).mean(),
         "explained_variance": 1 - ((x - x_hat) ** 2).sum() / ((x - x.mean(0)) ** 2).sum(),
         "l0": (np.asarray(forward.codes.dense()) != 0).sum(1).mean(),
         "learning_rate": 1e-2,

@@ -176,7 +176,7 @@ def test_another_store_under_the_same_name_is_refused(place):
         (["teacher=nowhere"], r"no teacher in nowhere"),
         (
             [FLAT, "init=[]", "stages.0.freeze=[]"],
-            r"ParentsOnly needs a hierarchical SAE.*drop the term",
+            r"the term 'parents_only', ParentsOnly, needs a HierarchicalSAE, got a FlatSAE; drop the term",
         ),
     ],
 )

@@ -77,16 +77,17 @@ def write(
 def source_sets(sae: AbstractSAE, about: dict[str, Any], store: Store) -> list[SourceSet]:
     """The source sets of an SAE: one of a flat SAE, parents and atoms of a hierarchical one."""
     at, name = place(store.manifest), identifier(about["name"])
-    if not isinstance(sae, HierarchicalSAE):
-        own = f"{name}-{short_count(sae.features)}"
-        return [SourceSet(*at, own, 0, sae.features, f"Residual stream, {sae.features} features.")]
-    parents = f"{name}-parents-{short_count(sae.experts)}"
-    atoms = f"{name}-atoms-{short_count(sae.features - sae.experts)}"
-    of_parents = f"Parents of an H-SAE; atom a of parent p is {sae.atoms} p + a in {atoms}."
-    of_atoms = f"Atoms of an H-SAE; the parent of atom i is i // {sae.atoms} in {parents}."
+    if sae.tree is None:
+        whole = f"{name}-{short_count(sae.features)}"
+        return [SourceSet(*at, whole, 0, sae.features, f"Residual stream, {sae.features} features.")]
+    experts, own = sae.tree
+    parents = f"{name}-parents-{short_count(experts)}"
+    atoms = f"{name}-atoms-{short_count(sae.features - experts)}"
+    of_parents = f"Parents of an H-SAE; atom a of parent p is {own} p + a in {atoms}."
+    of_atoms = f"Atoms of an H-SAE; the parent of atom i is i // {own} in {parents}."
     return [
-        SourceSet(*at, parents, 0, sae.experts, of_parents),
-        SourceSet(*at, atoms, sae.experts, sae.features, of_atoms),
+        SourceSet(*at, parents, 0, experts, of_parents),
+        SourceSet(*at, atoms, experts, sae.features, of_atoms),
     ]
 
 

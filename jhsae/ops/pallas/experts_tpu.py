@@ -1,7 +1,7 @@
 """The expert operations of `expert_major` with TPU kernels (`tile_kernels`): same signature, numbers and gradients.
 
-``pre = atom_enc[e] down[e] x_b`` and ``x_hat[b] = sum_j (codes[b, j] atom_dec[e_j]) up[e_j]``, over tiles of 128 pairs.
-Each is the other's transpose, so that three kernels serve four passes:
+``pre = atom_enc[e] down[e] x_b`` and ``x_hat[b] = sum_j (children[b, j] atom_dec[e_j]) up[e_j]``, over tiles of 128
+pairs. Each is the other's transpose, so that three kernels serve four passes:
 
 | pass | kernels |
 |---|---|
@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jhsae.codes import TreeCodes
+from jhsae.ops.parameters import Decoder, ExpertEncoders
 from jhsae.ops.tiles import Tiles, group_size, over_tiles, tile
 
 from . import tile_kernels as kernels
@@ -31,8 +33,7 @@ LANES = 128
 def encode_atoms(
     x: Float[Array, "batch embed"],
     indices: Int[Array, "batch k"],
-    down: Float[Array, "experts sub embed"],
-    atom_enc: Float[Array, "experts atoms sub"],
+    encoders: ExpertEncoders,
     *,
     rows: int = LANES,
     interpret: kernels.Interpret = False,
@@ -42,26 +43,28 @@ def encode_atoms(
     `interpret`: run in Pallas' interpreter. Raises ValueError for other types, and for an embed or rows that 128 does
     not divide.
     """
+    down, atom_enc = encoders.down, encoders.atom_enc
     _check("encode_atoms", rows, x, down, atom_enc)
     return _encode(x, down, jnp.swapaxes(atom_enc, 1, 2), tile(indices, down.shape[0], rows), interpret)
 
 
 def decode_atoms(
-    codes: Float[Array, "batch k atoms"],
-    indices: Int[Array, "batch k"],
-    up: Float[Array, "experts sub embed"],
-    atom_dec: Float[Array, "experts atoms sub"],
-    *,
-    rows: int = LANES,
-    interpret: kernels.Interpret = False,
+    codes: TreeCodes, decoder: Decoder, *, rows: int = LANES, interpret: kernels.Interpret = False
 ) -> Float[Array, "batch embed"]:
-    """``sum_j (codes[b, j] atom_dec[e_j]) up[e_j]``; float32; `codes` holds every atom of the selected experts.
+    """``sum_j (children[b, j] atom_dec[e_j]) up[e_j]``; float32; the children are dense: every atom has a slot.
 
-    `rows`: pairs of a tile. `interpret`: run in Pallas' interpreter. Raises ValueError for other types, and for an
-    embed or rows that 128 does not divide.
+    `rows`: pairs of a tile. `interpret`: run in Pallas' interpreter. Raises ValueError for other types, for children
+    with indices, and for an embed or rows that 128 does not divide.
     """
-    _check("decode_atoms", rows, codes, up, atom_dec)
-    return _decode(codes, up, jnp.swapaxes(atom_dec, 1, 2), tile(indices, up.shape[0], rows), interpret)
+    children, up, atom_dec = codes.children, decoder.up, decoder.atom_dec
+    if children.indices is not None:
+        raise ValueError(
+            "tpu decode_atoms: the children have indices, expected a slot for every atom; write "
+            "expert_major.decode_atoms"
+        )
+    _check("decode_atoms", rows, children.values, up, atom_dec)
+    tiles = tile(codes.parents.slot_indices(), up.shape[0], rows)
+    return _decode(children.values, up, jnp.swapaxes(atom_dec, 1, 2), tiles, interpret)
 
 
 def _check(name: str, rows: int, numbers: Array, wide: Array, atoms: Array) -> None:

@@ -1,4 +1,4 @@
-"""Operations on several devices: inside ``spread_over(mesh)`` each hot operation runs under `jax.shard_map`.
+"""Operations on several devices: inside ``sharded_over(mesh)`` each hot operation runs under `jax.shard_map`.
 
 Every device then works on its share of the batch and of the experts, and what must be exchanged is written down as the
 layout of a result: k candidates per token and shard (`topk`), sums over experts (reconstructions), sums over the batch
@@ -25,7 +25,7 @@ ROWS = (HOST, DATA)
 """The mesh axes over which the batch is split."""
 
 
-class Layout(Enum):
+class ShardingKind(Enum):
     """How an argument or a result is split; the last three are results of which each device has a part to be added."""
 
     TOKENS = "the first axis counts tokens"
@@ -51,7 +51,7 @@ HERE: ContextVar[Shard | None] = ContextVar("here", default=None)
 
 
 @contextmanager
-def spread_over(mesh: Mesh | None) -> Iterator[None]:
+def sharded_over(mesh: Mesh | None) -> Iterator[None]:
     """Operations traced inside are split over the mesh; one device, or None, leaves them whole."""
     token = MESH.set(None if mesh is None or mesh.size == 1 else mesh)
     try:
@@ -60,11 +60,20 @@ def spread_over(mesh: Mesh | None) -> Iterator[None]:
         MESH.reset(token)
 
 
-def spread(function: Callable[..., Any], inputs: tuple[Layout, ...], outputs: Any, experts: int) -> Callable[..., Any]:
+def shard_mapped(
+    function: Callable[..., Any], inputs: tuple[Any, ...], outputs: Any, experts: int
+) -> Callable[..., Any]:
     """`function` of one device's share as a function of whole arrays; without a mesh, `function` itself.
 
-    `inputs` has the layout of each argument, `outputs` that of the results: a prefix of their tree. `experts` is the
-    number of experts, or features, of the whole; where it cannot be shared out, every device has all.
+    Args:
+        function: what one device computes from its share of the arguments.
+        inputs: the kind of each argument, or a tree of kinds that is a prefix of the argument's.
+        outputs: the kinds of the results: a prefix of their tree.
+        experts: the number of experts, or features, of the whole; where the shards do not divide it, every device has
+            all of them.
+
+    Returns:
+        A function of whole arrays, which `jax.shard_map` runs on the mesh of `sharded_over`.
     """
     mesh = MESH.get()
     if mesh is None:
@@ -74,28 +83,28 @@ def spread(function: Callable[..., Any], inputs: tuple[Layout, ...], outputs: An
     def of_one_device(*arguments: Any) -> Any:
         outer, here = MESH.set(None), HERE.set(shard)
         try:
-            arguments = tuple(_received(a, layout) for a, layout in zip(arguments, inputs, strict=True))
-            return jax.tree.map(lambda layout, part: _given(part, layout, shard), outputs, function(*arguments))
+            arguments = tuple(_received(a, kind) for a, kind in zip(arguments, inputs, strict=True))
+            return jax.tree.map(lambda kind, part: _given(part, kind, shard), outputs, function(*arguments))
         finally:
             HERE.reset(here)
             MESH.reset(outer)
 
-    spec = lambda layout: _spec(layout, shard, experts)  # noqa: E731
+    spec = lambda kind: _spec(kind, shard, experts)  # noqa: E731
     return jax.shard_map(
         of_one_device,
         mesh=mesh,
-        in_specs=tuple(map(spec, inputs)),
+        in_specs=jax.tree.map(spec, inputs),
         out_specs=jax.tree.map(spec, outputs),
         check_vma=False,  # a sum over shards of experts is the same on each, which the check cannot know
     )
 
 
-def constrain(a: Array, layout: Layout) -> Array:
-    """The array with its layout fixed for the compiler, where its sizes allow that."""
+def constrain(a: Array, kind: ShardingKind) -> Array:
+    """The array with its sharding fixed for the compiler, where the mesh divides its sizes."""
     mesh = MESH.get()
     if mesh is None:
         return a
-    spec = _spec(layout, Shard(mesh, True), a.shape[0])
+    spec = _spec(kind, Shard(mesh, True), a.shape[0])
     sizes = [(n, (name,) if isinstance(name, str) else name or ()) for n, name in zip(a.shape, spec, strict=False)]
     if any(n % _count(mesh, names) for n, names in sizes):
         return a
@@ -110,7 +119,7 @@ def shard_rows(size: int, mesh: Mesh) -> str | tuple[str, ...] | None:
 
 
 def shards() -> int:
-    """Among how many devices the experts of a token are split, inside `spread`; else 1."""
+    """Among how many devices the experts of a token are split, inside `shard_mapped`; else 1."""
     here = HERE.get()
     return here.mesh.shape[EXPERT] if here and here.split else 1
 
@@ -120,7 +129,7 @@ def first(size: int) -> Int[Array, ""] | int:
     return jax.lax.axis_index(EXPERT) * size if shards() > 1 else 0
 
 
-def local(indices: Int[Array, "*some"], size: int) -> Int[Array, "*some"]:
+def to_local_index(indices: Int[Array, "*some"], size: int) -> Int[Array, "*some"]:
     """Numbers of experts as this device counts its `size` own; `size` for those of others."""
     if shards() == 1:
         return indices
@@ -128,7 +137,7 @@ def local(indices: Int[Array, "*some"], size: int) -> Int[Array, "*some"]:
     return jnp.where((own >= 0) & (own < size), own, size)
 
 
-def mine(a: Float[Array, "*rest features"], size: int) -> Float[Array, "*rest size"]:
+def local_slice(a: Float[Array, "*rest features"], size: int) -> Float[Array, "*rest size"]:
     """This device's `size` of all features."""
     return a if shards() == 1 else jax.lax.dynamic_slice_in_dim(a, first(size), size, axis=a.ndim - 1)
 
@@ -151,7 +160,7 @@ def sum_over_all(a: Array) -> Array:
     return a if here is None else jax.lax.psum(a, SHARDS if here.split else ROWS)
 
 
-def from_shards(a: Array, axis: int) -> Array:
+def all_gather_experts(a: Array, axis: int) -> Array:
     """The parts of the devices that share the experts, side by side."""
     return jax.lax.all_gather(a, EXPERT, axis=axis, tiled=True) if shards() > 1 else a
 
@@ -165,35 +174,35 @@ def before_rows(a: Array) -> Array:
     return jnp.sum(jnp.where(earlier.reshape(-1, *(1,) * a.ndim), everywhere, 0), axis=0, dtype=a.dtype)
 
 
-def _spec(layout: Layout, shard: Shard, experts: int) -> PartitionSpec:
+def _spec(kind: ShardingKind, shard: Shard, experts: int) -> PartitionSpec:
     expert = EXPERT if shard.split else None
-    match layout:
-        case Layout.TOKENS | Layout.TOKEN_SUM:
+    match kind:
+        case ShardingKind.TOKENS | ShardingKind.TOKEN_SUM:
             return PartitionSpec(ROWS)
-        case Layout.EXPERTS:
+        case ShardingKind.EXPERTS:
             return PartitionSpec(expert)
-        case Layout.BOTH:
+        case ShardingKind.BOTH:
             return PartitionSpec(ROWS, expert)
-        case Layout.OWN:
+        case ShardingKind.OWN:
             return PartitionSpec(SHARDS)
-        case Layout.EXPERT_SUM | Layout.SHARE:
+        case ShardingKind.EXPERT_SUM | ShardingKind.SHARE:
             return PartitionSpec(shard_rows(experts, shard.mesh))
     return PartitionSpec()
 
 
-def _received(argument: Any, layout: Layout) -> Any:
-    return jax.tree.map(lambda a: a[0], argument) if layout is Layout.OWN else argument
+def _received(argument: Any, kind: Any) -> Any:
+    return jax.tree.map(lambda a: a[0], argument) if kind is ShardingKind.OWN else argument
 
 
-def _given(part: Any, layout: Layout, shard: Shard) -> Any:
-    match layout:
-        case Layout.OWN:
+def _given(part: Any, kind: ShardingKind, shard: Shard) -> Any:
+    match kind:
+        case ShardingKind.OWN:
             return jax.tree.map(lambda a: a[None], part)
-        case Layout.TOKEN_SUM:
+        case ShardingKind.TOKEN_SUM:
             return jax.tree.map(sum_over_experts, part)
-        case Layout.TOTAL:
+        case ShardingKind.TOTAL:
             return jax.tree.map(sum_over_all, part)
-        case Layout.EXPERT_SUM:
+        case ShardingKind.EXPERT_SUM:
             return jax.tree.map(lambda a: _scattered(a, shard), part)
     return part
 

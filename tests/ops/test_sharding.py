@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import AxisType
 
 from jhsae import ops
-from jhsae.ops import select, spread, tiles
+from jhsae.codes import Codes, TreeCodes
+from jhsae.ops import select, sharding, tiles
 
 BATCH, EMBED, EXPERTS, K, SUB, ATOMS = 24, 6, 32, 3, 2, 4
 MESH = jax.make_mesh((1, 2, 4), ops.SHARDS, axis_types=(AxisType.Auto,) * 3)
@@ -35,12 +36,12 @@ def alike(function, *arguments):
 
     def run(mesh):
         def loss(*arguments):
-            with ops.spread_over(mesh):
+            with ops.sharded_over(mesh):
                 out = function(*arguments)
             return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(out)), out
 
         def both(*arguments):
-            with ops.spread_over(mesh):
+            with ops.sharded_over(mesh):
                 return jax.value_and_grad(loss, tuple(range(len(arguments))), has_aux=True)(*arguments)
 
         return jax.jit(both)(*arguments)
@@ -53,8 +54,17 @@ def alike(function, *arguments):
 def test_encode_and_decode_atoms(one):
     at = indices(one=one)
     down, up, enc, dec = draw(EXPERTS, SUB, EMBED), draw(EXPERTS, SUB, EMBED, seed=1), *2 * [draw(EXPERTS, ATOMS, SUB)]
-    alike(lambda x, down, enc: ops.encode_atoms(x, at, down, enc, "tiles"), draw(BATCH, EMBED), down, enc)
-    alike(lambda v, up, dec: ops.decode_atoms(v, None, at, up, dec, "tiles"), draw(BATCH, K, ATOMS), up, dec)
+
+    def encode(x, down, enc):
+        return ops.encode_atoms(x, at, ops.ExpertEncoders(down, enc), "tiles")
+
+    alike(encode, draw(BATCH, EMBED), down, enc)
+
+    def decode(values, up, dec):
+        codes = TreeCodes(Codes(draw(BATCH, K), at, EXPERTS), Codes(values, None, ATOMS))
+        return ops.decode_atoms(codes, ops.Decoder(draw(EXPERTS, EMBED), up, dec), "tiles")
+
+    alike(decode, draw(BATCH, K, ATOMS), up, dec)
 
 
 @pytest.mark.parametrize("experts", [EXPERTS, 30], ids=["shared out", "not shared out"])
@@ -62,11 +72,13 @@ def test_decode_tree_and_rows(experts):
     at = indices(experts)
     atoms = jnp.asarray(np.random.default_rng(2).integers(0, ATOMS, (BATCH, K, 1)), jnp.int32)
     rows, up, dec = draw(experts, EMBED), draw(experts, SUB, EMBED), draw(experts, ATOMS, SUB)
-    alike(
-        lambda v, c, rows, up, dec: ops.decode_tree(v, c, atoms, at, rows, up, dec, "tiles"),
-        *(draw(BATCH, K), draw(BATCH, K, 1), rows, up, dec),
-    )
-    alike(lambda v, rows: ops.decode_rows(v, at, rows, "tiles"), draw(BATCH, K), rows)
+
+    def tree(parents, children, rows, up, dec):
+        codes = TreeCodes(Codes(parents, at, experts), Codes(children, atoms, ATOMS))
+        return ops.decode_tree(codes, ops.Decoder(rows, up, dec), "tiles")
+
+    alike(tree, draw(BATCH, K), draw(BATCH, K, 1), rows, up, dec)
+    alike(lambda v, rows: ops.decode_rows(Codes(v, at, experts), rows, "tiles"), draw(BATCH, K), rows)
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -76,8 +88,8 @@ def test_route_with_every_part_of_an_encoder(inside):
     def routed(x, weight, bias, centre, scale, down, enc):
         encoder = ops.Encoder(x, weight, bias, centre, scale)
         select = lambda pre, _: ops.topk(jax.nn.relu(pre), K)[1]  # noqa: E731
-        found = ops.route(encoder, select, jax.nn.relu, 5, ops.Inside(down, enc) if inside else None)
-        return found.pre, found.l1 / 1000, found.atoms
+        found = ops.route(encoder, select, jax.nn.relu, 5, ops.ExpertEncoders(down, enc) if inside else None)
+        return found.pre, found.l1 / 1000, found.child_pre
 
     parts = draw(EXPERTS, EMBED), draw(EXPERTS), draw(EMBED), 1.5 + jnp.abs(draw(EXPERTS, seed=3))
     alike(routed, draw(BATCH, EMBED), *parts, down, enc)
@@ -85,11 +97,11 @@ def test_route_with_every_part_of_an_encoder(inside):
 
 def split(function, experts):
     """A function of one device's features, on the mesh."""
-    layouts = (ops.Layout.BOTH,), ops.Layout.TOKENS
+    layouts = (ops.ShardingKind.BOTH,), ops.ShardingKind.TOKENS
 
     def run(x):
-        with ops.spread_over(MESH):
-            return spread.spread(function, *layouts, experts)(x)
+        with ops.sharded_over(MESH):
+            return sharding.shard_mapped(function, *layouts, experts)(x)
 
     return jax.jit(run)
 
@@ -123,7 +135,7 @@ def test_the_largest_of_a_split_batch_are_those_of_one_device(kind, mesh):
     x = {"ties": jnp.round(draw(BATCH, EXPERTS)), "equal": jnp.ones((BATCH, EXPERTS))}.get(kind, draw(BATCH, EXPERTS))
 
     def marked(x, count):
-        with ops.spread_over(mesh):
+        with ops.sharded_over(mesh):
             return select.largest(jax.nn.relu(x), count)
 
     program = jax.jit(marked)
@@ -137,7 +149,7 @@ def test_noise_is_that_of_the_token_and_the_expert():
     np.testing.assert_array_equal(ops.row_noise(jax.random.key(3), jnp.zeros((BATCH, EXPERTS)), numbers), whole[5:])
 
     def noise(x):
-        own = ops.row_noise(jax.random.key(3), x, spread.token_numbers(x.shape[0]))
-        return spread.from_shards(own, 1)
+        own = ops.row_noise(jax.random.key(3), x, sharding.token_numbers(x.shape[0]))
+        return sharding.all_gather_experts(own, 1)
 
     np.testing.assert_array_equal(split(noise, EXPERTS)(jnp.zeros((BATCH, EXPERTS))), whole[:BATCH])
