@@ -3,6 +3,7 @@
 import gc
 import os
 from collections import Counter
+from tempfile import TemporaryDirectory
 from zlib import crc32
 
 import quick_compile
@@ -10,6 +11,12 @@ import quick_compile
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick_compile.on_devices(8)}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" not in os.environ and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # what one worker, or a process that a test starts, has compiled is loaded by the others
+    compiled = TemporaryDirectory(prefix="jhsae-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import pytest

@@ -190,7 +190,7 @@ def test_in_training_it_lowers_the_dead_fraction_and_twice_the_same_bit_for_bit(
     state, dead = train(Resample(5, 30), 40)
     again, _ = train(Resample(5, 30), 40)
     assert left[-1] > 0.5 and dead[-1] < 0.25 and dead[3] == left[3]
-    assert dead[4] == 0.0, "the resampled have not waited yet"
+    assert dead[4] == 0.0, "`since_fired` of the resampled was not reset"
     assert [a.tobytes() for a in jax.tree.leaves(state.sae)] == [a.tobytes() for a in jax.tree.leaves(again.sae)]
     np.testing.assert_allclose(np.linalg.norm(state.sae.W_dec, axis=1), 1.0, rtol=1e-5)
     assert without.sae.W_dec.tobytes() != state.sae.W_dec.tobytes()

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from jhsae import ops
+from jhsae.codes import Codes, TreeCodes
 from jhsae.errors import UserError
 from jhsae.files.bounded import to_json
 from jhsae.files.folders import append_line
@@ -52,13 +53,27 @@ def gradients(op: Callable[..., Any]) -> Callable[..., Any]:
     return lambda g, x, *rest: jax.vjp(lambda x, *w: op(x, rest[0], *w), x, *rest[1:])[1](g)
 
 
+def on_arrays(module: Any, op: str) -> Callable[..., Any]:
+    """The operation as a function of arrays, of which gradients are taken."""
+
+    def encode(x: Any, indices: Any, down: Any, atom_enc: Any) -> Any:
+        return module.encode_atoms(x, indices, ops.ExpertEncoders(down, atom_enc))
+
+    def decode(values: Any, indices: Any, up: Any, atom_dec: Any) -> Any:
+        parents = Codes(jnp.ones(indices.shape), indices, len(up))
+        codes = TreeCodes(parents, Codes(values, None, atom_dec.shape[1]))
+        return module.decode_atoms(codes, ops.Decoder(up[:, 0], up, atom_dec))
+
+    return {"encode_atoms": encode, "decode_atoms": decode}[op]
+
+
 def experts(op: str, batch: int, k: int, embed: int, number: int, sub: int, atoms: int) -> Iterator[Case]:
     """Forward and gradients of an operation of `expert_major`."""
     sides = [shape(jnp.float32, batch, embed), shape(jnp.float32, batch, k, atoms)]
     x, g = sides if op == "encode_atoms" else sides[::-1]
     matrices = (shape(jnp.float32, number, sub, embed), shape(jnp.float32, number, atoms, sub))
     arguments = (x, shape(jnp.int32, batch, k), *matrices)
-    programs = {"kernel": getattr(experts_tpu, op), "tiles": getattr(expert_major, op)}
+    programs = {"kernel": on_arrays(experts_tpu, op), "tiles": on_arrays(expert_major, op)}
     yield Case(op, programs, [arguments])
     yield Case(f"{op}_gradients", {name: gradients(program) for name, program in programs.items()}, [(g, *arguments)])
 

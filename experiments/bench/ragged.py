@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 
 from jhsae import config as cfg
-from jhsae.ops import expert_major
+from jhsae.ops import ExpertEncoders, expert_major
 
 EMBED, BATCH, K, SUB, ATOMS, REPEATS = 256, 256, 8, 4, 16, 5
 
 
-def ragged(x, indices, down, atom_enc):
+def ragged(x, indices, encoders):
     """Pairs sorted by expert, two grouped products, and back into the order of the pairs."""
+    down, atom_enc = encoders.down, encoders.atom_enc
     flat = indices.reshape(-1)
     order, sizes = jnp.argsort(flat), jnp.bincount(flat, length=down.shape[0])
     hidden = jax.lax.ragged_dot(x[order // K], down.swapaxes(1, 2), sizes)
@@ -35,7 +36,9 @@ def measure(name, op, experts):
     x, down = jax.random.normal(keys[0], (BATCH, EMBED)), jax.random.normal(keys[1], (experts, SUB, EMBED))
     atom_enc = jax.random.normal(keys[2], (experts, ATOMS, SUB))
     indices = jax.lax.top_k(jax.random.normal(keys[3], (BATCH, experts)), K)[1]
-    step = jax.jit(jax.value_and_grad(lambda down, enc: jnp.sum(op(x, indices, down, enc) ** 2), argnums=(0, 1)))
+    step = jax.jit(
+        jax.value_and_grad(lambda down, enc: jnp.sum(op(x, indices, ExpertEncoders(down, enc)) ** 2), argnums=(0, 1))
+    )
     compiled = step.lower(down, atom_enc).compile()
     value, _ = jax.block_until_ready(compiled(down, atom_enc))
     times = []

@@ -14,13 +14,13 @@ from jhsae.ops.chunks import chunk_size, map_chunks
 from jhsae.ops.sharding import EXPERT, ShardingKind, all_gather_experts, before_rows, shard_mapped, shards, sum_over_all
 
 LEAST = np.int32(-(2**31))  # below the key of -inf: no entry has it; also the bits of -0.0
-INFINITY = 0x7F800000  # its bits; those of what is not a number are above
+INFINITY = 0x7F800000  # its bits; those of NaN are above
 FOLDS = 3  # measured on CPU: 8 slices added elementwise first make a count vectorise
 WORD = 32
 
 
 def ordered(x: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
-    """int32 keys in the order of x: -0.0 equals 0.0, and what is not a number comes above infinity."""
+    """int32 keys in the order of x: -0.0 equals 0.0, and NaN comes above infinity."""
     bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(x).astype(jnp.float32), jnp.int32)
     # Told by their bits: a comparison of floats takes a subnormal number for 0 where the hardware flushes them.
     signed = jnp.where(bits == LEAST, 0, bits)
@@ -84,7 +84,7 @@ def largest_first(keys: Int[Array, "*batch k"], indices: Int[Array, "*batch k"])
 def largest(x: Float[Array, "*shape"], count: Int[Array, ""] | int) -> Bool[Array, "*shape"]:
     """Marks the `count` largest entries of a whole array of non-negative numbers; ties go to the lowest index.
 
-    `count` may be traced; more than there are marks all. As in `topk`, what is not a number comes first, so that it
+    `count` may be traced; more than there are marks all. As in `topk`, NaN comes first, so that it
     reaches the loss; what is below 0 counts as 0.
     """
     x = jax.lax.stop_gradient(x)
@@ -150,7 +150,7 @@ def _nth_one(words: Array, n: Array) -> Array:
 
 
 def largest_of_rows(x: Float[Array, "rows n"], k: int) -> Bool[Array, "rows n"]:
-    """Marks the k largest entries of each row, ties to the lowest index, what is not a number first.
+    """Marks the k largest entries of each row, ties to the lowest index, NaN first.
 
     For a large part of a row, whose order nobody needs. Rows stand in columns, so that counts add up whole vectors, and
     are searched some at a time, so that a CPU has them in its cache for all passes.

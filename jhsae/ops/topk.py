@@ -1,7 +1,7 @@
 """Top-k along the last axis, in several implementations of one signature.
 
 The exact ones give the same values and the same indices: sorted by value, ties to the lowest index, -0.0 equal to
-0.0, what is not a number first. The selection itself is not differentiable; the gradient of a value flows to the
+0.0, NaN first. The selection itself is not differentiable; the gradient of a value flows to the
 entry that was selected.
 
 - ``lax``: `jax.lax.top_k`.
@@ -48,8 +48,8 @@ Pair = tuple[Float[Array, "*batch k"], Int[Array, "*batch k"]]
 def topk(x: Float[Array, "*batch n"], k: int, method: Method = "auto") -> Pair:
     """The k largest entries of the last axis and their positions (int32), largest first.
 
-    A k below 1 or above n, and an entry that is not a number, raise a ValueError. Inside `jax.jit`, where entries are
-    not known, what is not a number is selected first: it reaches the loss, and the training loop stops the run. So
+    A k below 1 or above n, and a NaN, raise a ValueError. Inside `jax.jit`, where entries are
+    not known, a NaN is selected first: it reaches the loss, and the training loop stops the run. So
     only a call outside of a traced function waits for its input.
     """
     size = x.shape[-1] * shards()
@@ -126,7 +126,7 @@ def _refuse_nan(x: Array) -> None:
     found = int(np.isnan(np.asarray(x)).sum())
     if found:
         raise ValueError(
-            f"topk: {found} of the {x.size} entries are not a number, expected none; find where they arise (for "
+            f"topk: {found} of the {x.size} entries are NaN, expected none; find where they arise (for "
             "example with jax_debug_nans) or select from jnp.nan_to_num(x)"
         )
 

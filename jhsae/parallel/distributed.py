@@ -59,7 +59,7 @@ def timeout() -> int:
     """Seconds without a heartbeat after which a process counts as lost: ``JHSAE_TIMEOUT``.
 
     Raises:
-        UserError: The variable is not a number of at least 1.
+        UserError: The variable is no integer of at least 1.
     """
     text = os.environ.get("JHSAE_TIMEOUT", "60")
     if not text.isdecimal() or int(text) < 1:

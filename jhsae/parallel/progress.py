@@ -36,7 +36,7 @@ class Progress:
             clock: Seconds, monotonic.
 
         Raises:
-            UserError: ``JHSAE_PROGRESS_SECONDS`` is not a number above 0.
+            UserError: ``JHSAE_PROGRESS_SECONDS`` is no positive number.
         """
         self._total, self._done, self._unit, self._clock = total, initial, unit, clock
         self._seconds, self._tokens, self._numbers = _seconds(), 0, dict[str, float]()

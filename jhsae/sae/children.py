@@ -1,4 +1,4 @@
-"""How atoms depend on their parent: what they read, and what their value is multiplied by."""
+"""Inputs and scales of atoms: what they read of the token and of their parent, and what multiplies their value."""
 
 import abc
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""What one unit of a flat SAE's code is: the decoder row as it stands, or its direction.
+"""Units of a flat SAE's codes: the decoder row as it stands, or its direction.
 
 With free decoder norms a code is comparable between features only times its row's norm. `DecoderNormUnit` selects and
 reports codes in that unit: ``pre_i <- pre_i |W_dec_i|``, ``x_hat = sum_i code_i W_dec_i / |W_dec_i|`` (SAELens's

@@ -1,4 +1,4 @@
-"""Where metrics go: ``metrics.jsonl`` always, TensorBoard or Weights & Biases when asked.
+"""Metric sinks: ``metrics.jsonl`` always, TensorBoard and Weights & Biases on request.
 
 ``metrics.jsonl`` holds no wall-clock time, so that two runs of one config can be compared byte for byte; times go to
 ``timing.jsonl``. Only the main process of a run writes.

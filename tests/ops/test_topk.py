@@ -83,7 +83,7 @@ def test_not_a_number_is_selected_first(method, nan):
 @pytest.mark.parametrize("method", METHODS)
 def test_not_a_number_in_a_known_array_is_an_error(method):
     x = jnp.array([[1.0, jnp.nan, 2.0], [jnp.nan, 3.0, 4.0]])
-    with pytest.raises(ValueError, match="2 of the 6 entries are not a number"):
+    with pytest.raises(ValueError, match="2 of the 6 entries are NaN"):
         ops.topk(x, 2, method)
 
 

@@ -169,7 +169,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_is_never_sav
 
 
 class Kink(AbstractTerm):
-    """0, with a gradient that is not a number: sqrt at 0."""
+    """0, with a NaN gradient: sqrt at 0."""
 
     def __call__(self, sae, forward):
         return jnp.sqrt(jnp.sum(0.0 * sae.W_dec))
