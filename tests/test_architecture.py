@@ -177,7 +177,7 @@ def run_of(name, tmp_path):
     """A run folder that ``jhsae train`` made of the YAML of a part."""
     runs.store(tmp_path / "store")
     overrides = [f"out={tmp_path / 'run'}", f"data.store={tmp_path / 'store'}"]
-    train.run(config.load(Train, PARTS / f"{name}.yaml", overrides))
+    train(config.load(Train, PARTS / f"{name}.yaml", overrides))
     return tmp_path / "run"
 
 

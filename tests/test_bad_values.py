@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 from jhsae import config
 from jhsae.errors import UserError
 from jhsae.teacher.artifact import SHAPES
+from jhsae.training import run
 from jhsae.training.config import Train
-from jhsae.training.run import train
 
 
 class ReachedError(Exception):
@@ -53,11 +53,11 @@ def stop(monkeypatch):
     def reached(*_):
         raise ReachedError
 
-    monkeypatch.setattr(train, "begin", reached)
+    monkeypatch.setattr(run, "write_metadata", reached)
 
 
 def attempt(place, which, override):
-    train(config.load(Train, place / f"{which}.yaml", [override.replace("{zeros}", str(place / "zeros"))]))
+    run.train(config.load(Train, place / f"{which}.yaml", [override.replace("{zeros}", str(place / "zeros"))]))
 
 
 @pytest.mark.parametrize(("which", "override"), bad_values.cases())

@@ -14,6 +14,7 @@ from annotated_types import Ge, Gt, Interval, Le, MinLen
 
 from jhsae import config, losses, schedule, sparsify
 from jhsae.activations.config import Harvest, Source
+from jhsae.commands import table
 from jhsae.commands.evaluate import Evaluate
 from jhsae.config.schema import is_config
 from jhsae.data import LayerNorm, Standardize, UnitNorm
@@ -194,7 +195,7 @@ def numbers(cls: type) -> list[str]:
 
 @pytest.mark.parametrize("verb", ["train", "harvest", "teach", "evaluate", "ablate", "export", "browse", "report"])
 def test_every_whole_number_of_every_config_has_a_range(verb):
-    module = __import__(f"jhsae.{verb}", fromlist=["x"])
+    module = table.module(verb.removesuffix("_"))
     assert numbers(getattr(module, verb.capitalize())) == []
 
 
@@ -221,7 +222,7 @@ def test_every_whole_number_of_every_config_has_a_range(verb):
     ],
 )  # fmt: skip
 def test_every_verb_refuses_what_is_out_of_range(verb, file, given, override, tmp_path):
-    module = __import__(f"jhsae.{verb}", fromlist=["x"])
+    module = table.module(verb.removesuffix("_"))
     cls = getattr(module, verb.strip("_").capitalize())
     path = config.find(file) if file else tmp_path / "here.yaml"
     if file is None:

@@ -219,6 +219,6 @@ def test_a_teacher_leaves_out_what_has_no_angle_and_no_spread():
 @pytest.mark.parametrize("kind", [ParkEstimator, LDAEstimator])
 def test_one_sample_of_a_concept_has_no_spread(kind):
     one = np.ones((1, 4))
-    with pytest.raises(UserError, match="no quartiles or no mean"):
+    with pytest.raises(UserError, match="no spread or no mean"):
         kind().direction(one, 2 * one)
     assert np.array_equal(MeanEstimator().direction(one, one), np.ones(4))

@@ -43,6 +43,6 @@ def test_contexts_are_the_largest_codes_with_the_tokens_around(store, name, rows
 def test_shown_features_are_spread_over_frequency_and_atoms_are_the_most_frequent():
     assert spread_features(np.array([0.0, 0.3, 0.1, 0.2]), 2) == [1, 2]
     assert spread_features(np.array([0.0, 0.3, 0.1, 0.2]), 9) == [1, 3, 2] and spread_features(np.zeros(3), 2) == []
-    tree = HierarchicalSAE(4, 2, 1, 3, TopK(1), TopK(1), key=jax.random.key(0))
+    sizes = HierarchicalSAE(4, 2, 1, 3, TopK(1), TopK(1), key=jax.random.key(0)).tree
     frequency = np.array([0.5, 0.5, 0.1, 0.0, 0.2, 0.0, 0.3, 0.0])
-    assert expert_atoms(tree, 0, frequency, 5) == [4, 2] and expert_atoms(tree, 1, frequency, 5) == [6]
+    assert expert_atoms(sizes, 0, frequency, 5) == [4, 2] and expert_atoms(sizes, 1, frequency, 5) == [6]
