@@ -16,7 +16,7 @@ from jhsae import config
 from jhsae.commands import ablate
 
 METRICS = {"ev_r2": "explained variance, held out", "l0": "L0", "dead": "dead features"}
-TINY = ["seeds=[0, 1]", "rows=200", "sequences=2"]
+TINY = ["seeds=[0]", "rows=200", "sequences=2"]
 TINY_RUN = ["sae.experts=16", "data.batch=128", "stages.0.steps=6", "stages.0.learning_rate.steps=6"]
 TINY_RUN += ["stages.0.learning_rate.warmup=2"]
 
