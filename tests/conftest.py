@@ -3,6 +3,7 @@
 import gc
 import os
 from collections import Counter
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from zlib import crc32
 
@@ -49,3 +50,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         name = item.nodeid.partition("[")[0]
         if counts[name] > PRODUCT and "hostile" not in name and crc32(item.nodeid.encode()) % SHARE:
             item.add_marker(pytest.mark.slow)
+
+
+NO_PART = {
+    "bench", "browser", "commands", "features", "hostile", "interop", "lm", "parallel", "plan", "report",
+    "test_docs.py", "test_gadgets.py", "test_hostile_configs.py", "test_outcome.py", "test_spread.py",
+    "test_tour.py", "test_trust.py", "test_undefined.py",
+}  # fmt: skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--part``: without verbs, processes, other libraries and pages; for a second version of Python and JAX."""
+    parser.addoption("--part", action="store_true", help="operations, SAEs, losses, training and data alone")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if config.getoption("--part") and collection_path.name in NO_PART else None

@@ -1,4 +1,4 @@
-"""300 changed files over all readers, 75 of them by default: each is read, or refused in one sentence with exit code 2."""
+"""300 changed files over all readers, 75 of them by default: each is read, or refused in one sentence with code 2."""
 
 from collections.abc import Iterator
 from pathlib import Path
