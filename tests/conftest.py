@@ -36,7 +36,7 @@ def programs_end_with_their_file():
     gc.collect()
 
 
-PRODUCT, SHARE = 8, 3  # of a test with more cases than PRODUCT, one in SHARE runs without -m slow
+PRODUCT, SHARE = 8, 4  # of a test with more cases than PRODUCT, one in SHARE runs without -m slow
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow

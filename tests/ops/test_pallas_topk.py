@@ -13,9 +13,8 @@ from jhsae import ops
 from jhsae.ops.pallas import topk_gpu, topk_tpu
 
 # The interpreter of GPU kernels is public from jax 0.11 on.
-home = (
-    plgpu if jax.__version_info__ >= (0, 11) else importlib.import_module("jax._src.pallas.mosaic_gpu.interpret.params")
-)
+PRIVATE = "jax._src.pallas.mosaic_gpu.interpret.params"
+home = plgpu if jax.__version_info__ >= (0, 11) else importlib.import_module(PRIVATE)
 KERNELS = {
     "tpu": partial(topk_tpu, interpret=True),
     "gpu": partial(topk_gpu, interpret=home.InterpretGPUParams()),

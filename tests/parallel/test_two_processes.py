@@ -42,7 +42,6 @@ TREE = {
     "pick": {"_target_": "jhsae.sparsify.TopK", "k": 1},
 }
 SAES = {
-    "topk": FLAT | {"sparsifier": {"_target_": "jhsae.sparsify.TopK", "k": 3}},
     "batchtopk": FLAT | {"sparsifier": {"_target_": "jhsae.sparsify.BatchTopK", "k": 3.0}},
     "tree": TREE,
 }
