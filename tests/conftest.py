@@ -53,9 +53,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 NO_PART = {
-    "bench", "browser", "commands", "features", "hostile", "interop", "lm", "parallel", "plan", "report",
-    "test_docs.py", "test_gadgets.py", "test_hostile_configs.py", "test_outcome.py", "test_spread.py",
-    "test_tour.py", "test_trust.py", "test_undefined.py",
+    "activations", "bench", "browser", "commands", "evals", "features", "hostile", "interop", "lm", "parallel", "plan",
+    "report", "test_architecture.py", "test_checkpoints.py", "test_docs.py", "test_faults.py", "test_fitting.py",
+    "test_gadgets.py", "test_hostile_configs.py", "test_outcome.py", "test_profile.py", "test_spread.py",
+    "test_tour.py", "test_train.py", "test_trust.py", "test_undefined.py",
 }  # fmt: skip
 
 
