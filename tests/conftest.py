@@ -53,16 +53,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 NO_PART = {
-    "activations", "bench", "browser", "commands", "evals", "features", "hostile", "interop", "lm", "parallel", "plan",
-    "report", "test_architecture.py", "test_checkpoints.py", "test_docs.py", "test_faults.py", "test_fitting.py",
-    "test_gadgets.py", "test_hostile_configs.py", "test_outcome.py", "test_profile.py", "test_spread.py",
-    "test_tour.py", "test_train.py", "test_trust.py", "test_undefined.py",
+    "activations", "bench", "browser", "commands", "data", "evals", "features", "hostile", "interop", "lm", "parallel",
+    "plan", "report", "teacher", "training", "test_architecture.py", "test_docs.py", "test_gadgets.py",
+    "test_hostile_configs.py", "test_outcome.py", "test_spread.py", "test_tour.py", "test_trust.py",
+    "test_undefined.py",
 }  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--part``: without verbs, processes, other libraries and pages; for a second version of Python and JAX."""
-    parser.addoption("--part", action="store_true", help="operations, SAEs, losses, training and data alone")
+    parser.addoption("--part", action="store_true", help="operations, sparsifiers, SAEs and losses, and the files at the root of tests")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

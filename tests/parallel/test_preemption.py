@@ -9,6 +9,14 @@ from jhsae.parallel import preemption
 from jhsae.parallel.preemption import StopRequest
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises, also in a job that a shell has started in the background, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_found_after_the_step(kind):
     before = signal.getsignal(kind)
@@ -20,7 +28,7 @@ def test_a_signal_is_found_after_the_step(kind):
     assert signal.getsignal(kind) is before
 
 
-def test_a_second_interrupt_interrupts():
+def test_a_second_interrupt_interrupts(interruptible):
     with pytest.raises(KeyboardInterrupt), StopRequest():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
