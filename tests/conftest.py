@@ -52,18 +52,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-NO_PART = {
-    "activations", "bench", "browser", "commands", "data", "evals", "features", "hostile", "interop", "lm", "parallel",
-    "plan", "report", "teacher", "training", "test_architecture.py", "test_docs.py", "test_gadgets.py",
-    "test_hostile_configs.py", "test_outcome.py", "test_spread.py", "test_tour.py", "test_trust.py",
-    "test_undefined.py",
-}  # fmt: skip
+PART = {"losses", "ops", "sae", "sparsify"}  # the folders of --part
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--part``: without verbs, processes, other libraries and pages; for a second version of Python and JAX."""
-    parser.addoption("--part", action="store_true", help="operations, sparsifiers, SAEs and losses, and the files at the root of tests")
+    """``--part``: for a second version of Python and JAX."""
+    parser.addoption("--part", action="store_true", help="operations, sparsifiers, SAEs and losses alone")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    return True if config.getoption("--part") and collection_path.name in NO_PART else None
+    at_top = collection_path.parent == Path(__file__).parent
+    return True if config.getoption("--part") and at_top and collection_path.name not in PART else None
