@@ -10,6 +10,7 @@ import warnings
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,7 @@ class _Moved(MetaPathFinder, Loader):
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
         if not fullname.startswith("jhsae.") or fullname.startswith("jhsae.config"):
             return None
-        return ModuleSpec(fullname, self) if _current(fullname) != fullname else None
+        return ModuleSpec(fullname, self) if _current(fullname) != fullname and _is_module(_current(fullname)) else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         warnings.warn(f"{spec.name} is now {_current(spec.name)}", DeprecationWarning, stacklevel=2)
@@ -97,6 +98,14 @@ class _Forwarded(ModuleType):
             raise AttributeError(name)
         module, _, member = _current(f"{self.__name__}.{name}").rpartition(".")
         return getattr(import_module(module), member)
+
+
+def _is_module(name: str) -> bool:
+    """False for a class of a module: ``from jhsae.loop import Phase`` asks for a module of that name too."""
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _current(name: str) -> str:

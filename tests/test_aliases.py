@@ -3,7 +3,9 @@
 import importlib
 import json
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import numpy as np
@@ -167,3 +169,35 @@ def test_comparisons_know_both_names(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     about = {"sae": {"_target_": "jhsae.parts.OverTheBatch"}, "reads": {"model": None, "layer": None}}
     expected = saelens_write._metadata({**about, "sae": {"_target_": "jhsae.sparsify.BatchTopK"}})
     assert saelens_write._metadata(about) == expected and expected["training_architecture"] is not None
+
+
+def found(name: str) -> object:
+    """A module, or a member of one, as a script imports it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        module, _, member = name.rpartition(".")
+        return getattr(importlib.import_module(module), member)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_script_finds_what_moved_by_its_old_name():
+    for old, new in aliases.MOVED.items():
+        there = found(new)
+        if old == "jhsae.constraint.Free":  # its module is where it was: configs alone follow
+            assert resolved(old) is there
+        elif not isinstance(there, ModuleType):
+            assert found(old) is there, old
+        else:
+            for name in [n for n in vars(there) if not n.startswith("_") and f"{old}.{n}" not in aliases.MOVED][:3]:
+                assert getattr(found(old), name) is getattr(there, name), old
+    sys.modules.pop("jhsae.loop")
+    with pytest.warns(DeprecationWarning, match=r"jhsae\.loop is now jhsae\.training\.loop"):
+        importlib.import_module("jhsae.loop")
+
+
+def test_a_name_that_never_was_is_not_found():
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("jhsae.loops")
+    with pytest.raises(ImportError):
+        importlib.import_module("jhsae.loop.Phase")  # a class is no module
