@@ -38,6 +38,7 @@ from jhsae.schedule import AbstractSchedule
 from jhsae.teacher import AbstractEstimator, AbstractEvidence
 from jhsae.training.checkpoint import load_sae, save_sae
 from jhsae.training.config import OPTIMIZER, Train
+from jhsae.training.fit import fit
 
 saelens_write = importlib.import_module("jhsae.interop.saelens.write")  # the package has a function of that name
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,7 @@ KINDS = (
     AbstractInit, AbstractMetric, AbstractNormalizer, AbstractResampling, AbstractSchedule, AbstractSource,
     AbstractTerm, AbstractText, optax.GradientTransformation, sae.AbstractSAE, sparsify.AbstractSparsifier,
 )  # fmt: skip
+RESAMPLE = "{_target_: jhsae.revival.Resample, every: 1, until: 4}"
 TARGET = re.compile(r"""_target_["']?\s*:\s*["']?(jhsae(?:\.\w+)+)""")
 
 
@@ -201,3 +203,32 @@ def test_a_name_that_never_was_is_not_found():
         importlib.import_module("jhsae.loops")
     with pytest.raises(ImportError):
         importlib.import_module("jhsae.loop.Phase")  # a class is no module
+
+
+def test_renamed_keys_are_read_hashed_and_overridden_by_both_names(tmp_path: Path):
+    path = runs.train_config(tmp_path, tmp_path / "s", tmp_path / "r")
+    new, old = tmp_path / "new.yaml", tmp_path / "old.yaml"
+    new.write_text(path.read_text() + "max_to_keep: 3\nfeature_sampling_window: 7\n")
+    old.write_text(path.read_text() + "keep: 3\nsampling_window: 7\n")
+    a, b = config.load(Train, new), config.load(Train, old)
+    assert a == b and a.max_to_keep == 3 and config.config_hash(a) == config.config_hash(b)
+    assert config.load(Train, path, ["keep=3", "sampling_window=7"]) == a
+    every, until = (
+        config.load(Train, path, [f"{key}={RESAMPLE}", f"{key}.every=2"]) for key in ("revival", "resampling")
+    )
+    assert every == until and every.resampling["every"] == 2
+    old.write_text(new.read_text() + "keep: 4\n")
+    with pytest.raises(UserError, match=r"old\.yaml: keep and max_to_keep are one key, and both are there; write max_"):
+        config.load(Train, old)
+    with pytest.raises(UserError, match=r"override max_to_keep=0: max_to_keep is 0, expected at least 1"):
+        config.load(Train, path, ["keep=0"])
+
+
+def test_fit_takes_renamed_arguments_by_their_old_names():
+    x = np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32)
+    made = sae.FlatSAE(16, 8, sparsify.TopK(3), key=jax.random.key(0))
+    with pytest.warns(DeprecationWarning, match="sampling_window is now feature_sampling_window"):
+        old = fit(made, x, steps=2, batch=32, sampling_window=1)[1]
+    assert old == fit(made, x, steps=2, batch=32, feature_sampling_window=1)[1]
+    with pytest.raises(TypeError, match="sampling_window"):
+        fit(made, x, steps=2, sampling_window=1, feature_sampling_window=1)

@@ -1,9 +1,9 @@
-"""Parts and keys that were renamed: one table from the name that was published to the name now.
+"""Parts that moved: one table from the name that was published to the name now.
 
-Saved runs, exported SAEs and configs name their parts by import path, and config hashes cover those names and their
-keys. A file may move all the same: its old name goes into `MOVED`, a renamed key into `KEYS`, every reader follows
-them, and hashes are taken over the published names, so that nothing that was saved or printed changes. Scripts may
-import a module by its old name as well (`jhsae.moved`).
+Saved runs, exported SAEs and configs name their parts by import path, and config hashes cover those names. A file may
+move all the same: its old name goes into `MOVED`, every reader follows it, and hashes are taken over the published
+names, so that nothing that was saved or printed changes. Scripts may import a module by its old name too (`jhsae`).
+A renamed key of a config class is in the `RENAMED` of that class.
 """
 
 from collections.abc import Callable, Mapping
@@ -149,11 +149,6 @@ MOVED: dict[str, str] = {
     "jhsae.wordnet": "jhsae.data.wordnet",
 }
 
-# Published key -> key now, for a config class and for a part (by its name now).
-KEYS: dict[str, dict[str, str]] = {
-    "Train": {"revival": "resampling", "keep": "max_to_keep", "sampling_window": "feature_sampling_window"},
-}
-
 
 def current(name: str) -> str:
     """The import path, today, of a part that was published as `name`."""
@@ -168,41 +163,22 @@ def published(name: str) -> str:
     return _renamed(current(name), back)
 
 
-def current_key(owner: Any, key: str) -> str:
-    """The key, today, that `key` means in a config class of the name `owner`, or in the part `owner`."""
-    return KEYS.get(current(owner), {}).get(key, key) if isinstance(owner, str) else key
+def with_current_names(value: Any) -> Any:
+    """Plain data with today's name at every `_target_`."""
+    return _with_names(value, current)
 
 
-def with_current_keys(value: Any, owner: Any = None) -> Any:
-    """Plain data with today's keys; the names at `_target_` stay as they were written."""
-    return _with_names(value, owner, str, current_key)
+def with_published_names(value: Any) -> Any:
+    """Plain data with the published name at every `_target_`."""
+    return _with_names(value, published)
 
 
-def with_current_names(value: Any, owner: Any = None) -> Any:
-    """Plain data with today's name at every `_target_`, and today's keys; `owner` is the config class of the whole."""
-    return _with_names(value, owner, current, current_key)
-
-
-def with_published_names(value: Any, owner: Any = None) -> Any:
-    """Plain data with the published name at every `_target_`, and the published keys."""
-    return _with_names(value, owner, published, _published_key)
-
-
-def _published_key(owner: Any, key: str) -> str:
-    back = {new: old for old, new in KEYS.get(current(owner), {}).items()} if isinstance(owner, str) else {}
-    return back.get(key, key)
-
-
-def _with_names(value: Any, owner: Any, name: Callable[[str], str], renamed: Callable[[Any, str], str]) -> Any:
+def _with_names(value: Any, name: Callable[[str], str]) -> Any:
     if isinstance(value, Mapping):
-        owner = value.get("_target_", owner)
         return {
-            renamed(owner, k): name(v)
-            if k == "_target_" and isinstance(v, str)
-            else _with_names(v, None, name, renamed)
-            for k, v in value.items()
+            k: name(v) if k == "_target_" and isinstance(v, str) else _with_names(v, name) for k, v in value.items()
         }
-    return [_with_names(v, None, name, renamed) for v in value] if isinstance(value, list) else value
+    return [_with_names(v, name) for v in value] if isinstance(value, list) else value
 
 
 def _renamed(name: str, table: Mapping[str, str]) -> str:

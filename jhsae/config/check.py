@@ -14,7 +14,6 @@ from typing import Annotated, Any, get_args, get_origin
 from beartype.door import is_bearable
 from beartype.roar import BeartypeDecorHintPep585DeprecationWarning
 
-from jhsae.config.aliases import current_key
 from jhsae.config.place import Place, shortened
 from jhsae.config.schema import REQUIRED, Member, Supplied, is_config, is_part, keys, members, wanted, with_defaults
 from jhsae.config.target import arguments, locate
@@ -156,7 +155,7 @@ def _fit_part(value: Mapping, options: list[Member], place: Place) -> CheckedSlo
     supplied = frozenset().union(*(s.names for s in slots))
     target = locate(name, place / "_target_", kind)
     known, more = arguments(target)
-    given = {current_key(name, k): v for k, v in value.items() if k != "_target_" and not _is_missing(v)}
+    given = {k: v for k, v in value.items() if k != "_target_" and not _is_missing(v)}
     for word in given.keys() & known.keys() & supplied:
         raise (place / word).error(f"is an argument of {name} that the program supplies; leave it out")
     if not more:

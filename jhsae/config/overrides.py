@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from jhsae.config.aliases import current_key
 from jhsae.config.place import Place, list_index, override_keys, shortened
 from jhsae.config.plain_yaml import parse
 from jhsae.config.schema import overlay
@@ -10,8 +9,8 @@ from jhsae.errors import UserError
 from jhsae.files.bounded import DEPTH
 
 
-def overridden(tree: dict[str, Any], place: Place, owner: str) -> dict[str, Any]:
-    """A copy of `tree`, of the config class `owner`, with the overrides of `place` set.
+def overridden(tree: dict[str, Any], place: Place) -> dict[str, Any]:
+    """A copy of `tree` with the overrides of `place` set.
 
     A mapping merges with the existing one; one that names a `_target_`, or any other value, replaces it.
 
@@ -27,7 +26,7 @@ def overridden(tree: dict[str, Any], place: Place, owner: str) -> dict[str, Any]
         try:
             if len(keys) > DEPTH:
                 raise UserError(f"it has {len(keys)} keys inside each other, expected at most {DEPTH}")
-            _set(copy, (current_key(owner, keys[0]), *keys[1:]), parse(text, name))
+            _set(copy, keys, parse(text, name))
         except UserError as error:
             raise UserError(f"{place.origin()}: override {shortened(override)} cannot be applied: {error}") from error
     return copy
@@ -45,7 +44,7 @@ def _set(tree: Any, keys: tuple[str, ...], value: Any) -> None:
 
 def _index(tree: Any, key: str) -> Any:
     if not isinstance(tree, list):
-        return current_key(tree.get("_target_"), key)
+        return key
     if (index := list_index(tree, key)) is None:
         raise UserError(f"index {shortened(key)} is out of range of a list of {len(tree)}")
     return index

@@ -4,12 +4,12 @@
 """
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from jhsae.config import plain_yaml
-from jhsae.config.aliases import with_current_keys
 from jhsae.config.check import fit_section
 from jhsae.config.interpolate import holds_reference, resolved
 from jhsae.config.overrides import overridden
@@ -42,12 +42,12 @@ def load(cls: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> 
     """
     if any(key.name == "base" for key in keys(cls)):
         raise TypeError(f"{cls.__name__} has a key 'base', which names the file below in every YAML; rename it")
-    layers = tuple((file, with_current_keys(layer, cls.__name__)) for file, layer in _read(Path(path), ()))
+    layers = tuple((file, with_current_keys(cls, layer, file)) for file, layer in _read(Path(path), ()))
     tree: dict[str, Any] = {}
     for _, layer in reversed(layers):
         tree = overlay(tree, layer)
-    place = Place(layers, tuple(overrides))
-    tree = overridden(with_defaults(cls, tree), place, cls.__name__)
+    place = Place(layers, tuple(_with_current_key(cls, override) for override in overrides))
+    tree = overridden(with_defaults(cls, tree), place)
     bounded.check_size(tree, place.origin())
     return fit_section(resolved(tree, place), cls, place)
 
@@ -63,7 +63,7 @@ def read(cls: type[Config], path: str | Path, trust: str | Iterable[str] = ()) -
     Raises:
         UserError: As in `load`.
     """
-    tree = with_current_keys(plain(path), cls.__name__)
+    tree = with_current_keys(cls, plain(path), path)
     place = Place(((Path(path), tree),), trust=trusted(trust))
     for key, value in tree.items():
         if holds_reference(value):
@@ -79,6 +79,25 @@ def plain(path: str | Path) -> dict[str, Any]:
     if tree is not None and not isinstance(tree, dict):
         raise UserError(f"{path}: holds a {type(tree).__name__}, expected a mapping: lines such as steps: 100")
     return {str(key): value for key, value in (tree or {}).items()}
+
+
+def with_current_keys(cls: type, tree: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """`tree` with today's names of the keys that `cls` lists in `RENAMED`, {published: now}.
+
+    Raises:
+        UserError: A key is there under both names.
+    """
+    renamed: dict[str, str] = getattr(cls, "RENAMED", {})
+    for old, new in renamed.items():
+        if old in tree and new in tree:
+            raise UserError(f"{path}: {old} and {new} are one key, and both are there; write {new} alone")
+    return {renamed.get(key, key): value for key, value in tree.items()}
+
+
+def _with_current_key(cls: type, override: str) -> str:
+    key = re.split(r"[.\[=]", override, maxsplit=1)[0]
+    renamed: dict[str, str] = getattr(cls, "RENAMED", {})
+    return renamed.get(key, key) + override[len(key) :]
 
 
 def find(name: str) -> Path:

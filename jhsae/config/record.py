@@ -64,12 +64,13 @@ def packages(config: Any) -> tuple[str, ...]:
 def config_hash(config: Any) -> str:
     """12 hex digits over every key except `out` and those listed in `UNHASHED` by the config's classes.
 
-    A part that has moved is hashed under its published name. A key that was added later is listed in `LATER`
-    (``data.streams`` for one inside a section) with its previous behaviour as value, and is not hashed at that value:
-    older hashes stay valid.
+    A part that has moved, and a key that its class lists in `RENAMED`, are hashed under their published names. A key
+    that was added later is listed in `LATER` (``data.streams`` for one inside a section) with its previous behaviour
+    as value, and is not hashed at that value: older hashes stay valid.
     """
-    names = with_published_names(_hashed(config), type(config).__name__)
-    text = json.dumps(names, sort_keys=True, separators=(",", ":"))
+    published = {new: old for old, new in getattr(type(config), "RENAMED", {}).items()}
+    hashed = {published.get(key, key): value for key, value in with_published_names(_hashed(config)).items()}
+    text = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -80,7 +81,7 @@ def diff(there: Any, here: Any) -> list[str]:
         there: A config.
         here: Another of the same class.
     """
-    a, b = (dict(_flat(with_current_names(_hashed(config), type(config).__name__))) for config in (there, here))
+    a, b = (dict(_flat(with_current_names(_hashed(config)))) for config in (there, here))
     return [
         f"{key} is {a.get(key, 'absent')!s} there, {b.get(key, 'absent')!s} here"
         for key in dict.fromkeys([*a, *b])

@@ -16,7 +16,6 @@ from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_ori
 
 import equinox as eqx
 
-from jhsae.config.aliases import current_key
 from jhsae.config.target import Wanted
 
 
@@ -157,8 +156,7 @@ def plain(value: Any) -> Any:
 def overlay(below: Any, above: Any) -> Any:
     """`above` merged over `below`, mapping by mapping; one that names a `_target_` replaces the one below."""
     if isinstance(below, Mapping) and isinstance(above, Mapping) and "_target_" not in above:
-        named = {current_key(below.get("_target_"), k): v for k, v in above.items()}
-        return {**below, **{k: overlay(below.get(k), v) for k, v in named.items()}}
+        return {**below, **{k: overlay(below.get(k), v) for k, v in above.items()}}
     return above
 
 

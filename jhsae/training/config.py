@@ -76,6 +76,9 @@ class StageConfig:
 class Train:
     """The config of one run: every row of the README's table of slots is a key here."""
 
+    RENAMED: ClassVar[dict[str, str]] = {
+        "revival": "resampling", "keep": "max_to_keep", "sampling_window": "feature_sampling_window"
+    }  # fmt: skip
     UNHASHED: ClassVar[frozenset[str]] = frozenset(
         {"out", "loggers", "log_every", "checkpoint_every", "max_to_keep", "profile_steps"}
     )

@@ -1,8 +1,9 @@
 """`fit` trains an SAE on the rows of an array, for scripts and notebooks, with the step and loop of ``jhsae train``."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
+from typing import Annotated, Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -23,7 +24,7 @@ from jhsae.resampling import AbstractResampling, NoResampling
 from jhsae.sae import AbstractSAE
 from jhsae.schedule import AbstractSchedule, WarmupCosine
 from jhsae.training.checks import check_run
-from jhsae.training.config import StageConfig
+from jhsae.training.config import StageConfig, Train
 from jhsae.training.logs import NoLog
 from jhsae.training.loop import run_stages
 from jhsae.training.recipe import Recipe, dead_steps
@@ -35,6 +36,24 @@ Terms = Annotated[Mapping[str, AbstractTerm], MinLen(1)]
 DEAD_WINDOW, SAMPLING_WINDOW = 1000, 2000  # those of `jhsae train`
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _renamed(function: F) -> F:
+    """Takes the arguments that were renamed like keys of ``jhsae train`` by their old names too."""
+
+    @wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        for old, new in Train.RENAMED.items():
+            if old in named and new not in named:
+                warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=2)
+                named[new] = named.pop(old)
+        return function(*arguments, **named)
+
+    return cast(F, call)
+
+
+@_renamed
 @ranged
 def fit(
     sae: AbstractSAE,
@@ -123,7 +142,7 @@ def fit(
     devices = make_mesh(MeshShape(data=1), devices=1) if mesh is None else make_mesh(mesh)
     check_batch(batch, devices)
     for note in check_run(recipe, sae, batch):
-        warnings.warn(note, stacklevel=3)  # attributed to the caller of `fit`, past the wrapper that checks arguments
+        warnings.warn(note, stacklevel=4)  # attributed to the caller of `fit`, past the wrapper that checks arguments
     ready = [recipe.stage(stage, sae, devices) for stage in recipe.stages]
     state = shard_state(TrainState.init(sae, recipe.optimizer, jax.random.key(seed)), devices)
     log = NoLog()
