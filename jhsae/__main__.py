@@ -35,7 +35,6 @@ VARIABLES = {
     "JHSAE_COORDINATOR": "host:port of process 0 of several, with JHSAE_PROCESSES and JHSAE_PROCESS",
     "JHSAE_TIMEOUT": "seconds after which a silent process counts as lost (60)",
 }
-TOGETHER = ("train", "harvest")  # the verbs that several processes run as one
 BARE = Path(__file__).with_name("bare.yaml")
 
 
@@ -103,7 +102,7 @@ def _run(verb: str, words: list[str]) -> int:
     path = words[0] if named else VERBS[verb].default or (str(BARE) if VERBS[verb].bare else None)
     if path is None:
         raise UserError(f"{verb} was given no config file, expected one: {VERBS[verb].example}")
-    if verb in TOGETHER:
+    if VERBS[verb].together:
         _join()
     found = module(verb)
     try:

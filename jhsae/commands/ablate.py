@@ -14,6 +14,7 @@ from annotated_types import MinLen
 
 from jhsae import config as cfg
 from jhsae.commands import evaluate
+from jhsae.commands.last_line import command, last_line
 from jhsae.errors import UserError
 from jhsae.files.bounded import to_json
 from jhsae.files.escaping import escaped
@@ -89,10 +90,9 @@ def _run(config: Ablate, out: Path) -> Path:
     text = table(rows, config.table)
     write_whole(out / "table.md", text)
     print(text)
-    print(
-        f"{out}: {len(rows)} runs of {len({v.folder for v, *_ in plan})} variants, results.jsonl, table.md; next: "
-        f"jhsae report report.yaml runs=[{plan[0][2].out},...] teacher=null out={out / 'report.html'}"
-    )
+    numbers = [f"{len(rows)} runs of {len({v.folder for v, *_ in plan})} variants", "results.jsonl", "table.md"]
+    words = (f"runs=[{plan[0][2].out},...]", "teacher=null", f"out={out / 'report.html'}")
+    print(last_line(out, numbers, command("jhsae", "report", "report.yaml", *words)))
     return out
 
 

@@ -14,7 +14,7 @@ from jhsae import browser
 from jhsae import config as cfg
 from jhsae.browser.contexts import Window
 from jhsae.commands.evaluate import expert_names
-from jhsae.commands.outcome import opened, outcome
+from jhsae.commands.last_line import last_line, opened
 from jhsae.config.trust import TrustedPackages
 from jhsae.data import AbstractNormalizer, Store
 from jhsae.errors import UserError
@@ -74,7 +74,7 @@ def run(config: Browse) -> Path:
     content = page.encode("utf-8", "backslashreplace")  # a lone surrogate is no text
     write_whole(out, content)
     made = f"{len(data['latents'])} latents on {rows:,} tokens", f"{len(content) / 1e6:.1f} MB"
-    print(outcome(out, made, opened(out)))
+    print(last_line(out, made, opened(out)))
     return out
 
 

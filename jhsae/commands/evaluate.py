@@ -12,7 +12,7 @@ import numpy as np
 
 from jhsae import config as cfg
 from jhsae import evals, lm
-from jhsae.commands.outcome import command, outcome
+from jhsae.commands.last_line import command, last_line
 from jhsae.config.trust import TrustedPackages
 from jhsae.data import AbstractNormalizer, Store, special_ids
 from jhsae.features.contexts import expert_atoms, spread_features, top_contexts
@@ -65,7 +65,7 @@ def run(config: Evaluate) -> dict[str, Any]:
     if (row := _finished(folder, config)) is None:
         with owned(folder, "evaluate"):
             row = _finished(folder, config) or _run(config, folder, sae, normalizer, about)
-    print(outcome(folder, _main_numbers(row["metrics"]), _next(config)))
+    print(last_line(folder, _main_numbers(row["metrics"]), _next(config)))
     return row
 
 

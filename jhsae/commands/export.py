@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jhsae import evals
-from jhsae.commands.outcome import command, outcome
+from jhsae.commands.last_line import command, last_line
 from jhsae.config.trust import TrustedPackages
 from jhsae.data import AbstractNormalizer, Store, opens_with_bos
 from jhsae.data.manifest import NAME as MANIFEST
@@ -93,7 +93,7 @@ def run(config: Export) -> Path:
     if config.push is not None:
         print(f"pushed to {hub.push(out, config.push)}")
     made = f"{config.format}, {job.sae.features} features over {job.sae.embed} dimensions"
-    print(outcome(out, [made], _next(config, out)))
+    print(last_line(out, [made], _next(config, out)))
     return out
 
 

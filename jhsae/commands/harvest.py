@@ -22,6 +22,7 @@ from jhsae import lm
 from jhsae.activations.config import Harvest
 from jhsae.activations.fill import WAIT_SECONDS, fill, first_rows
 from jhsae.activations.streams import Streams
+from jhsae.commands.last_line import command, with_next
 from jhsae.data import Framing, ModelName, Origin, Store, Writer, packed
 from jhsae.data.manifest import refuse_existing
 from jhsae.data.partial import is_complete
@@ -43,7 +44,8 @@ def run(config: Harvest) -> Path:
     folder = harvest(config)
     if is_main():
         lines = [summary(out) for out in config.stores().values()]
-        lines[-1] += f"; next: jhsae train scale.yaml data.store={folder} out=runs/scale"
+        sizes = (f"data.store={folder}", f"sae.embed={Store.open(folder).embed}")
+        lines[-1] = with_next(lines[-1], command("jhsae", "train", "scale.yaml", *sizes, "out=runs/scale"))
         print("\n".join(lines), flush=True)
     return folder
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from jhsae import config as cfg
-from jhsae.commands.outcome import command, outcome
+from jhsae.commands.last_line import command, last_line
 from jhsae.config.trust import TrustedPackages
 from jhsae.errors import UserError
 from jhsae.files import bounded, tensor_files
@@ -57,7 +57,7 @@ def run(config: Import) -> Path:
     made = kind, f"{found.sae.features} features over {found.sae.embed} dimensions"
     language_model = "..." if reads["model"] is None else reads["model"]
     following = command("jhsae", "evaluate", f"run={out}", "store=...", f"lm={language_model}", trust=config.trust)
-    print(outcome(out, made, following))
+    print(last_line(out, made, following))
     return out
 
 

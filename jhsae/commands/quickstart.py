@@ -12,6 +12,7 @@ from annotated_types import MinLen
 
 from jhsae import config as cfg
 from jhsae.commands import evaluate, harvest, report, teach
+from jhsae.commands.last_line import command, last_line
 from jhsae.files.folders import local_folder
 from jhsae.files.lock import owned
 from jhsae.ranges import Count, Words, ranged
@@ -73,12 +74,10 @@ def _run(config: Quickstart, out: Path) -> Path:
         )
     )
     explained = [(row["name"], row["metrics"]["ev_r2"]) for row in rows]
-    numbers = ", ".join(f"{name} {'undefined' if ev is None else f'{ev:.4f}'}" for name, ev in explained)
-    store = stores["heldout"]
-    print(
-        f"{page}: held-out explained variance {numbers}; next: open it in a browser, or write "
-        f"jhsae browse run={runs[0].out} store={store} lm={config.lm} out={out / 'features.html'}"
-    )
+    numbers = [f"{name} {'undefined' if ev is None else f'{ev:.4f}'}" for name, ev in explained]
+    words = (f"run={runs[0].out}", f"store={stores['heldout']}", f"lm={config.lm}", f"out={out / 'features.html'}")
+    numbers[0] = f"held-out explained variance {numbers[0]}"
+    print(last_line(page, numbers, f"open it in a browser, or write {command('jhsae', 'browse', *words)}"))
     return page
 
 

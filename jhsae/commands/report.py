@@ -14,7 +14,7 @@ from typing import Annotated
 
 from annotated_types import MinLen
 
-from jhsae.commands.outcome import opened, outcome
+from jhsae.commands.last_line import last_line, opened
 from jhsae.config import to_dict
 from jhsae.errors import UserError
 from jhsae.files import bounded
@@ -54,7 +54,7 @@ def run(config: Report) -> Path:
     content = page.encode("utf-8", "backslashreplace")  # a lone surrogate is no text
     write_whole(out, content)
     count = f"{len(runs)} run{'' if len(runs) == 1 else 's'}"
-    print(outcome(out, [count, *_best(runs), f"{len(content) / 1e6:.1f} MB"], opened(out)))
+    print(last_line(out, [count, *_best(runs), f"{len(content) / 1e6:.1f} MB"], opened(out)))
     return out
 
 

@@ -11,7 +11,8 @@ class Verb(NamedTuple):
 
     A verb with a config has in its module the class of that config (``Train``) and ``run(config)``; `default` is its
     YAML when none is given, and a `bare` verb needs none: it starts from the defaults of its keys. A verb with `flags`
-    has ``add_arguments(parser)`` and ``run(arguments) -> exit code``. `notes` are printed as paragraphs.
+    has ``add_arguments(parser)`` and ``run(arguments) -> exit code``; one that several processes run as one is
+    `together`. `notes` are printed as paragraphs.
     """
 
     summary: str
@@ -21,6 +22,7 @@ class Verb(NamedTuple):
     default: str | None = None
     bare: bool = False
     flags: bool = False
+    together: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -42,6 +44,7 @@ VERBS = {
         "a language model (a folder, a hub name, or 'embedded') and a source of text",
         "a store: activation rows, tokens and a manifest",
         "jhsae harvest harvest/gemma2_2b.yaml out=stores/gemma-2-2b-l20",
+        together=True,
         notes=(
             "Models: Gemma-2, Llama, Mistral, Qwen 2 and 3, GPT-NeoX (Pythia), from a folder or the Hugging Face "
             "hub; each equals transformers to 1e-5 on random small checkpoints (tests/lm).",
@@ -65,6 +68,7 @@ VERBS = {
         "a store and, where the config names one, a teacher",
         "a run folder: config.yaml, run.json, metrics.jsonl, timing.jsonl, checkpoints/, sae/",
         "jhsae train scale.yaml data.store=stores/gemma-2-2b-l20 out=runs/scale",
+        together=True,
         notes=(
             "An existing run is resumed, never overwritten. Checkpoints are saved asynchronously and restored onto "
             "any mesh and number of processes, bit for bit on the same mesh; a corrupt one is set aside with a "

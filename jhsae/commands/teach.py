@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from jhsae import config as cfg
 from jhsae import lm
+from jhsae.commands.last_line import command, with_next
 from jhsae.config import Slot, Supplied
 from jhsae.errors import UserError
 from jhsae.files.folders import local_folder, refuse_existing
@@ -89,7 +90,10 @@ class Teach:
 def run(config: Teach) -> Path:
     """Makes the teacher, prints what was made and returns its folder. Raises what `teach` does."""
     folder = teach(config)
-    print(f"{about(folder)}; next: jhsae train geometry.yaml teacher={folder} data.store=STORE out=runs/geometry")
+    parents, sub, embed = (teacher := Teacher.load(folder)).up.shape
+    sizes = {"embed": embed, "experts": parents, "sub": sub, "atoms": teacher.atoms.shape[1]}
+    words = [f"teacher={folder}", "data.store=STORE", *(f"sae.{key}={size}" for key, size in sizes.items())]
+    print(with_next(about(folder), command("jhsae", "train", "geometry.yaml", *words, "out=runs/geometry")))
     return folder
 
 

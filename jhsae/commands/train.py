@@ -1,5 +1,6 @@
 """``jhsae train``: one loop for every SAE, from an activation store to a run folder (`jhsae.training.run`)."""
 
+from jhsae.commands.last_line import command, with_next
 from jhsae.files.folders import Folder
 from jhsae.parallel.distributed import is_main
 from jhsae.training.config import Train as Train
@@ -11,5 +12,6 @@ def run(config: Train) -> Folder:
     """Trains, or resumes, prints what was made and returns the run folder. Raises what `train` does."""
     folder = train(config)
     if is_main():
-        print(f"{summary(folder, config)}; next: jhsae evaluate run={folder} store=STORE lm=MODEL", flush=True)
+        following = command("jhsae", "evaluate", f"run={folder}", "store=HELD_OUT_STORE", "lm=LANGUAGE_MODEL")
+        print(with_next(summary(folder, config), following), flush=True)
     return folder

@@ -68,6 +68,6 @@ def test_variants_and_seeds_run_once_each(tmp_path, monkeypatch, capsys):
     assert "| pick | two | 2 |" in (out / "table.md").read_text()
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(
-        f"{out}: 4 runs of 2 variants, results.jsonl, table.md; next: jhsae report report.yaml runs=["
+        f"{out}: 4 runs of 2 variants, results.jsonl, table.md; next: jhsae report report.yaml 'runs=["
     )
     assert f"[{out}/base-seed0,...]" in last

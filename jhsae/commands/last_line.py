@@ -5,9 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def outcome(made: str | Path, numbers: Sequence[str], following: str) -> str:
+def last_line(made: str | Path, numbers: Sequence[str], following: str) -> str:
     """``runs/x: explained variance 0.78, L0 15.7; next: jhsae browse run=runs/x ...``."""
-    return f"{made}: {', '.join(numbers)}; next: {following}"
+    return with_next(f"{made}: {', '.join(numbers)}", following)
+
+
+def with_next(summary: str, following: str) -> str:
+    """A summary of what was made, and the next command."""
+    return f"{summary}; next: {following}"
 
 
 def command(*words: str | Path, trust: str | Sequence[str] = ()) -> str:
