@@ -53,7 +53,7 @@ def top_contexts(
     best = np.empty(0, FIRING)
     for batch in firings:
         chosen = np.isin(batch.feature, features) & (batch.value > 0)
-        best = _strongest(np.concatenate([best, _records(batch, chosen)]), count)
+        best = _strongest(np.concatenate([best, batch.records(FIRING, chosen)]), count)
     tokens = store.tokens()
     found: dict[int, list[dict[str, Any]]] = {feature: [] for feature in features}
     for value, feature, _, sequence, position in best.tolist():
@@ -61,13 +61,6 @@ def top_contexts(
         ids = tokens[sequence, start : position + window // 2 + 1].tolist()
         found[feature].append({"value": value, "tokens": text(ids), "at": position - start})
     return found
-
-
-def _records(batch: Batch, chosen: np.ndarray) -> np.ndarray:
-    records = np.empty(int(chosen.sum()), FIRING)
-    for name in FIRING.names or ():
-        records[name] = getattr(batch, name)[chosen]
-    return records
 
 
 def _strongest(records: np.ndarray, count: int) -> np.ndarray:

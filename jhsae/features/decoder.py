@@ -40,7 +40,7 @@ def decoder_in_lm_units(
     median scale. So a row is in units of the residual stream for every normaliser. Its length can be compared with that
     of an activation, and code times row is a steering vector: Neuronpedia adds its strength, by default the feature's
     largest code, times this vector to the residual stream. The row without the scale would be in units of a normalised
-    token, shorter by that scale (134 in the middle of a small Gemma).
+    token, shorter by that scale.
 
     Args:
         sae: a trained SAE.

@@ -100,6 +100,13 @@ class Batch(NamedTuple):
     value: Float32[np.ndarray, " firings"]
     parent: Float32[np.ndarray, " firings"]
 
+    def records(self, dtype: np.dtype, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """The columns that `dtype` names, of the chosen firings, as one structured array."""
+        records = np.empty(len(self.row[chosen]), dtype)
+        for name in dtype.names or ():
+            records[name] = getattr(self, name)[chosen]
+        return records
+
 
 def firings(sae: AbstractSAE, normalizer: AbstractNormalizer, selection: Selection) -> Iterator[Batch]:
     """Encodes the selected rows and yields their firings, batch by batch, with a progress bar.
@@ -110,7 +117,7 @@ def firings(sae: AbstractSAE, normalizer: AbstractNormalizer, selection: Selecti
         selection: `first_rows` or `whole_sequences` of a store.
     """
     size = max(1, min(READ_ROWS, MOST_CODES // sae.features))
-    with tqdm(total=selection.rows, desc="encoding", unit="token") as bar:
+    with tqdm(total=selection.rows, desc="encoding", unit="token", disable=None) as bar:
         for rows, x, index in selection.batches(size):
             codes = encode(sae, normalizer, jnp.asarray(x))
             flat = codes.flat()

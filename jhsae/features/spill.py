@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jhsae.data import AbstractNormalizer
-from jhsae.features.firings import Batch, Selection, firings
+from jhsae.features.firings import Selection, firings
 from jhsae.sae import AbstractSAE
 
 # The columns of `Batch` but the row.
@@ -39,7 +39,7 @@ class SpilledFirings:
 
     def parts(self, what: str) -> Iterator[np.ndarray]:
         """All ranges in order, with a progress bar."""
-        for i in tqdm(range(len(self.edges) - 1), what, unit="range"):
+        for i in tqdm(range(len(self.edges) - 1), what, unit="range", disable=None):
             yield self.part(i)
 
 
@@ -49,20 +49,13 @@ def spilled(
     """Encodes the selection and writes its firings into `folder`, by the ranges between `edges` (0 to features)."""
     held: list[np.ndarray] = []
     for batch in firings(sae, normalizer, selection):
-        held.append(_records(batch))
+        held.append(batch.records(RECORD))
         if sum(map(len, held)) >= BUFFER:
             _append(folder, edges, np.concatenate(held))
             held = []
     if held:
         _append(folder, edges, np.concatenate(held))
     return SpilledFirings(folder, tuple(edges), selection)
-
-
-def _records(batch: Batch) -> np.ndarray:
-    records = np.empty(len(batch.row), RECORD)
-    for name in RECORD.names or ():
-        records[name] = getattr(batch, name)
-    return records
 
 
 def _append(folder: Path, edges: Sequence[int], records: np.ndarray) -> None:

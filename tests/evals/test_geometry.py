@@ -45,3 +45,13 @@ def test_dead_atoms_do_not_count(sae):
     frequency = np.ones(EXPERTS * (1 + ATOMS))
     frequency[EXPERTS + 5 :] = 0
     assert evals.orthogonality(sae, Euclidean(), frequency)["live_atoms"] == 5
+
+
+def test_what_has_no_direction_has_no_angle(sae):
+    alive = np.ones(EXPERTS * (1 + ATOMS))
+    for name in ("router_dec", "atom_dec"):
+        without = eqx.tree_at(lambda s, name=name: getattr(s, name), sae, getattr(sae, name).at[0].set(0.0))
+        dead = alive.copy()
+        dead[EXPERTS : EXPERTS + ATOMS] = 0  # the atoms of expert 0
+        found, expected = (evals.orthogonality(without, Euclidean(), frequency) for frequency in (alive, dead))
+        assert found["parent_child_off_90_mean"] == expected["parent_child_off_90_mean"] > 0
