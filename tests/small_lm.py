@@ -15,6 +15,15 @@ SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
 VOCAB, EMBED, LAYER, CONTEXT = 40, 16, 1, 10
 
 
+def save_model_and_text(folder: Path, documents: int, shortest: int = 1) -> Path:
+    """`folder` with ``lm/`` and ``text.txt``, whose documents have `shortest` to 11 words."""
+    save_language_model(folder / "lm")
+    rng = np.random.default_rng(1)
+    written = [" ".join(f"w{w}" for w in rng.integers(4, VOCAB, rng.integers(shortest, 12))) for _ in range(documents)]
+    (folder / "text.txt").write_text("\n\n".join(written))
+    return folder
+
+
 def save_language_model(folder: Path) -> None:
     """A random Gemma-2 of two blocks with a tokenizer of words ``w4`` to ``w39``."""
     config = lm.Gemma2Config(

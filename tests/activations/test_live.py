@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import runs
 from scipy.spatial import cKDTree
-from small_lm import EMBED, LAYER, VOCAB, save_language_model
+from small_lm import EMBED, LAYER, save_model_and_text
 
 from jhsae import config as cfg
 from jhsae import lm
@@ -31,11 +31,7 @@ CONTEXT, BATCH = 10, 32
 def place(tmp_path_factory) -> Path:
     """A folder with a language model and 900 short documents."""
     folder = tmp_path_factory.mktemp("live")
-    save_language_model(folder / "lm")
-    rng = np.random.default_rng(1)
-    documents = [" ".join(f"w{w}" for w in rng.integers(4, VOCAB, rng.integers(4, 12))) for _ in range(900)]
-    (folder / "text.txt").write_text("\n\n".join(documents))
-    return folder
+    return save_model_and_text(folder, 900, shortest=4)
 
 
 def live(place: Path, devices: int = 8, **changes) -> LiveActivations:

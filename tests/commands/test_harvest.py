@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_lm import CONTEXT, EMBED, LAYER, VOCAB, rows_in_order, save_language_model
+from small_lm import CONTEXT, EMBED, LAYER, VOCAB, rows_in_order, save_model_and_text
 
 from jhsae import config as cfg
 from jhsae import lm
@@ -20,10 +20,7 @@ from jhsae.errors import UserError
 def config(tmp_path_factory) -> Harvest:
     """A harvest of all 40 short documents of a file; `out` is to be replaced."""
     folder = tmp_path_factory.mktemp("harvest")
-    save_language_model(folder / "lm")
-    rng = np.random.default_rng(1)
-    documents = [" ".join(f"w{w}" for w in rng.integers(4, VOCAB, rng.integers(1, 12))) for _ in range(40)]
-    (folder / "text.txt").write_text("\n\n".join(documents))
+    save_model_and_text(folder, 40)
     text = {"_target_": "jhsae.data.TextFiles", "paths": str(folder / "text.txt")}
     return Harvest(
         str(folder / "store"), Source(str(folder / "lm"), LAYER), text, rows=10_000, context=CONTEXT, batch=8,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_lm import CONTEXT, LAYER, VOCAB, rows_in_order, save_language_model
+from small_lm import CONTEXT, LAYER, rows_in_order, save_model_and_text
 
 from jhsae import config as cfg
 from jhsae.activations.config import Harvest, Source
@@ -33,11 +33,7 @@ def small_shards(monkeypatch):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
-    save_language_model(folder / "lm")
-    rng = np.random.default_rng(1)
-    documents = [" ".join(f"w{w}" for w in rng.integers(4, VOCAB, rng.integers(1, 12))) for _ in range(60)]
-    (folder / "text.txt").write_text("\n\n".join(documents))
-    return folder
+    return save_model_and_text(folder, 60)
 
 
 def config(place: Path, out: str, layer=LAYER, **changes) -> Harvest:
