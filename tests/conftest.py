@@ -2,7 +2,6 @@
 
 import gc
 import os
-from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from zlib import crc32
@@ -36,20 +35,32 @@ def programs_end_with_their_file():
     gc.collect()
 
 
-PRODUCT, SHARE = 8, 4  # of a test with more cases than PRODUCT, one in SHARE runs without -m slow
+LIST, PRODUCT = 24, 8  # cases of one test that always run: of one axis, and of a product of several
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks most cases of long products as slow; their names decide which, so that each value of each axis stays.
+    """Marks cases of long lists and of products as slow; `tests/hostile` states its counts itself.
 
-    `tests/hostile` states its counts itself.
+    Of a list longer than `LIST` one case in three stays. Of a product of more than `PRODUCT` cases those stay that
+    bring a value of an axis which no case before has, and one in four of the others: each value of each axis is tested.
     """
-    counts = Counter(item.nodeid.partition("[")[0] for item in items)
+    tests: dict[str, list[pytest.Function]] = {}
     for item in items:
-        name = item.nodeid.partition("[")[0]
-        if counts[name] > PRODUCT and "hostile" not in name and crc32(item.nodeid.encode()) % SHARE:
-            item.add_marker(pytest.mark.slow)
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and "hostile" not in item.nodeid:
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for cases in tests.values():
+        columns = zip(*(case.callspec.indices.values() for case in cases), strict=True)
+        axes = len({column for column in columns if len(set(column)) > 1})
+        seen: set[tuple[str, int]] = set()
+        for case in cases:
+            values = set(case.callspec.indices.items())
+            new, seen = not values <= seen, seen | values
+            chance = crc32(case.nodeid.encode())
+            of_list = axes < 2 and len(cases) > LIST and chance % 3
+            of_product = axes > 1 and len(cases) > PRODUCT and not new and chance % 4
+            if of_list or of_product:
+                case.add_marker(pytest.mark.slow)
 
 
 PART = {"losses", "ops", "sae", "sparsify"}  # the folders of --part
