@@ -13,7 +13,7 @@ FLOORS = [
     {"leaf", "usage", "ranges", "ops", "files"},
     {"schedule", "metric", "config", "parallel"},
     {"sparsify", "data"},
-    {"sae", "lm", "teacher"},
+    {"sae", "lm", "teacher", "worlds"},
     {"losses", "constraint", "features", "activations"},
     {"init", "resampling", "optimizer", "evals"},
     {"training", "report", "browser"},
