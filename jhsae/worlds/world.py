@@ -134,7 +134,11 @@ def check(found: dict[str, np.ndarray], hierarchy: Hierarchy, where: str) -> Non
         shape = list(found["features"].shape)
         raise UserError(f"{where}: features has shape {shape}, expected at least one row of one number")
     rank = found["correlation_factor"].shape[-1] if "correlation_factor" in found else 0
-    shapes = {"features": (features, embed), "bias": (embed,), "correlation_factor": (features, rank)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "features": (features, embed),
+        "bias": (embed,),
+        "correlation_factor": (features, rank),
+    }
     for name, array in found.items():
         if array.shape != (shape := shapes.get(name, (features,))):
             raise UserError(f"{where}: {name} has shape {list(array.shape)}, expected {list(shape)}")
@@ -166,8 +170,8 @@ def _check_numbers(found: dict[str, np.ndarray], hierarchy: Hierarchy, where: st
     scales = [p for p in sorted(hierarchy.scaled) if hierarchy.below[p]]
     if bad := [p for p in scales if means[p] <= 0]:
         raise UserError(
-            f"{where}: feature {bad[0]} scales its children by value / mean, but its mean is {means[bad[0]]:g}; write a "
-            "mean above 0"
+            f"{where}: feature {bad[0]} scales its children by value / mean, but its mean is {means[bad[0]]:g}; write "
+            "a mean above 0"
         )
 
 
