@@ -25,4 +25,9 @@ from jhsae.worlds.generators import zipf as zipf
 from jhsae.worlds.hierarchy import Hierarchy as Hierarchy
 from jhsae.worlds.origin import Generators as Generators
 from jhsae.worlds.origin import compensated as compensated
+from jhsae.worlds.source import WorldActivations as WorldActivations
+from jhsae.worlds.summary import Summary as Summary
+from jhsae.worlds.toys import absorption as absorption
+from jhsae.worlds.toys import hedging as hedging
+from jhsae.worlds.toys import splitting as splitting
 from jhsae.worlds.world import World as World

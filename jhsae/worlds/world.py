@@ -1,4 +1,4 @@
-"""A world: sparse codes with a known hierarchy, drawn at random, times known feature vectors.
+"""Worlds to draw from: sparse codes with a known hierarchy, times known feature vectors.
 
 The generator of SynthSAEBench (Chanin and Garriga-Alonso, arXiv 2602.14687), for any directed acyclic graph. A token:
 
@@ -131,8 +131,8 @@ def check(found: dict[str, np.ndarray], hierarchy: Hierarchy, where: str) -> Non
     """Raises `UserError`, with the place `where`, for arrays that make no world."""
     features, embed = found["features"].shape if found["features"].ndim == 2 else (0, 0)
     if not features or not embed:
-        shape = list(found["features"].shape)
-        raise UserError(f"{where}: features has shape {shape}, expected at least one row of one number")
+        got = list(found["features"].shape)
+        raise UserError(f"{where}: features has shape {got}, expected at least one row of one number")
     rank = found["correlation_factor"].shape[-1] if "correlation_factor" in found else 0
     shapes: dict[str, tuple[int, ...]] = {
         "features": (features, embed),
