@@ -134,8 +134,8 @@ def sentence(result: Comparison, name: str) -> str:
     side = "two-sided" if result.alternative == "two-sided" else f"one-sided, {result.alternative}"
     return (
         f"{name}: {verdict}{result.estimate:.3g} (95 % interval {result.low:.3g} to {result.high:.3g}, "
-        f"{result.units:,} units{nested}) against {result.null:.3g} by chance (difference {result.difference:.3g}{effect}, "
-        f"p = {result.p:.2g}, {side}, {result.draws:,} draws)."
+        f"{result.units:,} units{nested}) against {result.null:.3g} by chance "
+        f"(difference {result.difference:.3g}{effect}, p = {result.p:.2g}, {side}, {result.draws:,} draws)."
     )
 
 

@@ -84,7 +84,7 @@ class Firing:
         return sparse.csr_array((values, (pairs.row, pairs.col)), shape=pairs.shape)
 
     def classification(self, best: Int[np.ndarray, "latents"]) -> dict[str, Float[np.ndarray, "latents"]]:
-        """Precision, recall, F1, accuracy of each latent as a detector of the feature ``best[latent]``; 0 if undefined."""
+        """Precision, recall, F1, accuracy of each latent as a detector of feature ``best[latent]``; 0 if undefined."""
         hits, on, fired = at(self.together, best, np.arange(len(best))), self.on[best], self.fired
         return {
             "precision": _share(hits, fired),

@@ -72,6 +72,10 @@ def truth(
         UserError: arrays whose sizes do not fit together, or no tokens at all.
     """
     features = np.asarray(features, np.float32)
+    if not len(features) or not np.all(np.isfinite(features)):
+        raise UserError(
+            f"the world has {len(features)} features, expected at least 1, and finite numbers in all of them"
+        )
     if hierarchy.size != len(features):
         raise UserError(
             f"the hierarchy is over {hierarchy.size} features, but the world has {len(features)} directions"
@@ -178,6 +182,8 @@ def _checked(batches: Iterable[Batch], sae: AbstractSAE, features: int) -> Itera
                 f"a batch has activations {x.shape} and codes {codes.shape}, but this SAE reads {sae.embed} numbers "
                 f"per token and the world has {features} features; write [tokens, {sae.embed}] and [tokens, {features}]"
             )
+        if not (np.all(np.isfinite(np.asarray(x))) and np.all(np.isfinite(np.asarray(codes)))):
+            raise UserError("a batch has activations or codes that are not finite; write finite numbers alone")
         if len(x):
             yield x, codes
 

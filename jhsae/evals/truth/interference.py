@@ -7,6 +7,8 @@ pair of a true parent p and child c whose latents are matched:
 - hard: on tokens with p and c, the share on which p's latent is off and c's latent is on, less the same share of tokens
   with p but not c. It counts only where p's latent is on for some token with p and none of p's children (else it is no
   detector of p) and c's latent holds p's direction, cosine above `tau`; 0 otherwise.
+- hard_excess: the same first share, less the share of tokens with p and none of its children on which p's latent is
+  off; 0 for a latent that misses p as often with c as alone, which `hard` counts wherever c's latent is on.
 - soft: ``1 - E[a_p / m_p | c on] / E[a_p / m_p | no child of p on]`` with a_p the code of p's latent and m_p the true
   magnitude of p: the part of the parent's code that the child takes. Negative where a child adds to it. As a ratio
   it has no units; with a normaliser that scales every token it is that of codes in the scaled units.
@@ -75,25 +77,31 @@ class Absorption:
         self, rows: Float[np.ndarray, "latents embed"], features: Float[np.ndarray, "features embed"], tau: float
     ) -> dict[str, Any]:
         """Means over the pairs that have the quantity, and the number of these; None where none has."""
-        s, hard = self.sums, self.hard(rows, features, tau)
+        s, (hard, excess) = self.sums, self.hard(rows, features, tau)
         before, after = _share(s["alone_code"], s["alone"]), _share(s["with_code"], s["both"])
         soft = 1 - _share(after, np.where(before > 0, before, 0))
         return {
             "hard": mean_of(hard),
             "hard_pairs": int(np.isfinite(hard).sum()),
+            "hard_excess": mean_of(excess),
             "soft": mean_of(soft),
             "soft_pairs": int(np.isfinite(soft).sum()),
         }
 
     def hard(
         self, rows: Float[np.ndarray, "latents embed"], features: Float[np.ndarray, "features embed"], tau: float
-    ) -> Float[np.ndarray, " pairs"]:
-        """The rate of each pair; NaN where it is not defined."""
+    ) -> tuple[Float[np.ndarray, " pairs"], Float[np.ndarray, " pairs"]]:
+        """`hard` and `hard_excess` of each pair; NaN where they are not defined."""
         s = self.sums
-        rate = _share(s["lost"], s["both"]) - _share(s["lost_without"], s["without"])
+        lost = _share(s["lost"], s["both"])
         cosine = np.sum(unit(rows[self.child_latent]) * unit(features[self.parent]), axis=1)
         absorbs = (s["alone_on"] > 0) & (cosine > tau)
-        return np.where((s["alone"] > 0) & np.isfinite(rate), np.where(absorbs, rate, 0.0), np.nan)
+        defined = (s["alone"] > 0) & (s["both"] > 0)  # where p is alone, it is without c
+
+        def of(control: np.ndarray) -> np.ndarray:
+            return np.where(defined, np.where(absorbs, lost - control, 0.0), np.nan)
+
+        return of(_share(s["lost_without"], s["without"])), of(1 - _share(s["alone_on"], s["alone"]))
 
 
 def hedging(
