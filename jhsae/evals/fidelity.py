@@ -26,6 +26,9 @@ from jhsae.sae.apply import Reconstruction, reconstruct
 
 ROUNDING = 1e-12  # a variance below this part of the mean square is rounding of float32
 
+Sum = np.ndarray | np.float64
+Totals = dict[str, Sum]
+
 
 @eqx.filter_jit
 def _sums(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Array, mean: Array) -> dict[str, Array]:
@@ -95,22 +98,20 @@ def fidelity(
     Raises:
         UserError: no rows at all.
     """
-    totals: dict[str, np.ndarray] = {}
+    totals: Totals = {}
     for batch in batches:
         if len(batch):
             add_sums(totals, _sums(sae, normalizer, jnp.asarray(batch), jnp.asarray(mean, jnp.float32)))
     return metrics_of(sae, totals)
 
 
-def add_sums(totals: dict[str, np.ndarray], sums: Mapping[str, Array]) -> None:
+def add_sums(totals: Totals, sums: Mapping[str, Array]) -> None:
     """Adds the sums of a batch to those of all batches, in float64."""
     for name, value in sums.items():
         totals[name] = totals.get(name, np.float64(0)) + np.asarray(value, np.float64)
 
 
-def metrics_of(
-    sae: AbstractSAE, totals: Mapping[str, np.ndarray]
-) -> tuple[dict[str, Any], Float[np.ndarray, "features"]]:
+def metrics_of(sae: AbstractSAE, totals: Mapping[str, Sum]) -> tuple[dict[str, Any], Float[np.ndarray, "features"]]:
     """What `fidelity` returns, from the `sums_of` all batches.
 
     Raises:

@@ -83,12 +83,12 @@ def summary(found: Agreement, levels: Int[np.ndarray, "features"]) -> dict[str, 
     return _row(found, np.ones(len(own), bool)) | {"by_level": by_level}
 
 
-def _row(found: Agreement, which: Bool[np.ndarray, " units"]) -> dict[str, float]:
+def _row(found: Agreement, which: Bool[np.ndarray, " units"]) -> dict[str, float | int]:
     share, null = float(found.agrees[which].mean()), found.null[:, which].mean(axis=1)
     return {"share": share, "features": int(which.sum()), **_chance(share, null)}
 
 
-def _chance(share: float, null: Float[np.ndarray, " permutations"]) -> dict[str, float]:
+def _chance(share: float, null: Float[np.ndarray, " permutations"]) -> dict[str, float | int]:
     p95, p99 = np.percentile(null, [95, 99])
     return {
         "chance": float(null.mean()),

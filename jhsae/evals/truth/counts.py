@@ -36,7 +36,7 @@ def is_on(values: sparse.csr_array) -> sparse.csr_array:
 
 
 def candidates(
-    cosines: Float[np.ndarray, "features latents"], groups: Sequence[Int[np.ndarray, " latents"]]
+    cosines: Float[np.ndarray, "features latents"], groups: Sequence[Int[np.ndarray, " _"]]
 ) -> Bool[np.ndarray, "features latents"]:
     """The pairs that are counted where not all are: see the docstring of this file.
 

@@ -19,7 +19,7 @@ from scipy import sparse
 from jhsae.codes import Codes
 from jhsae.data import AbstractNormalizer, ArrayRows
 from jhsae.errors import UserError
-from jhsae.evals.fidelity import add_sums, metrics_of, sums_of
+from jhsae.evals.fidelity import Totals, add_sums, metrics_of, sums_of
 from jhsae.evals.truth.agreement import PERMUTATIONS, Agreement, Kind, agreement, summary
 from jhsae.evals.truth.counts import firing, is_on, row_maxima, sparse_codes
 from jhsae.evals.truth.forest import latent_parents, levels_of
@@ -159,7 +159,7 @@ class _Fidelity:
 
     def __init__(self, sae: AbstractSAE, normalizer: AbstractNormalizer, about: Float[np.ndarray, "embed"]):
         self.sae, self.normalizer, self.about = sae, normalizer, jnp.asarray(about, jnp.float32)
-        self.totals: dict[str, np.ndarray] = {}
+        self.totals: Totals = {}
 
     def add(self, x: Float[Array, "tokens embed"]) -> Codes:
         sums, codes = _step(self.sae, self.normalizer, x, self.about)
@@ -169,7 +169,7 @@ class _Fidelity:
     def metrics(self) -> dict[str, Any]:
         totals = dict(self.totals)
         shift = totals.pop("sum")  # of x - about: sum |x - mean|^2 = sum |x - about|^2 - |shift|^2 / rows
-        totals["centred"] = np.maximum(totals["centred"] - shift @ shift / totals["rows"], 0)
+        totals["centred"] = np.maximum(totals["centred"] - np.sum(shift**2) / totals["rows"], 0)
         metrics, _ = metrics_of(self.sae, totals)
         return {name: metrics[name] for name in ("shrinkage", "ev_r2", "l0")}
 

@@ -60,7 +60,7 @@ def _scores(
 
 def roots_found(
     f1: sparse.csr_array, hierarchy: Hierarchy, latent_levels: Int[np.ndarray, "latents"]
-) -> dict[str, dict[str, float] | None]:
+) -> dict[str, dict[str, float | int] | None]:
     """How many true roots some latent detects: for each group of latents the share found and the mean best F1.
 
     A root is found by a group when a latent of it has an F1 above 0.5 for it, that is when both are on on more than a
@@ -84,6 +84,6 @@ def roots_found(
     }
 
 
-def _found(f1: sparse.csr_array) -> dict[str, float]:
+def _found(f1: sparse.csr_array) -> dict[str, float | int]:
     best = row_maxima(sparse.csr_array(f1))
     return {"roots": len(best), "found": float(np.mean(best > FOUND)), "best_f1": float(best.mean())}

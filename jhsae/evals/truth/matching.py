@@ -23,7 +23,7 @@ def unit(rows: Float[np.ndarray, "*rows embed"]) -> Float[np.ndarray, "*rows emb
     return rows / np.where(norms > 0, norms, 1)
 
 
-def cosines(features: Float[np.ndarray, "features embed"], rows: Float[np.ndarray, "latents embed"]) -> np.ndarray:
+def cosines(features: Float[np.ndarray, "features embed"], rows: Float[np.ndarray, "latents width"]) -> np.ndarray:
     """The absolute cosine of every true feature with every latent, ``[features, latents]``, float32.
 
     Raises:
