@@ -74,7 +74,7 @@ def sparse_probing(
     runs: dict[bool, list[dict[str, list[Scores]]]] = {False: [], True: []}
     for seed in range(seeds):
         for is_null, draw in ((False, labels), (True, labels.permuted(seed))):
-            tasks = [task(draw, c, seed, most_rows) for c in range(len(labels.names))]
+            tasks = class_tasks(draw, seed, most_rows)
             found = {"activations": [_dense(activations, t) for t in tasks]}
             for name, group in own.items():
                 found |= _sparse(codes[:, group].tocsr(), tasks, name, ks)
@@ -82,13 +82,15 @@ def sparse_probing(
     return {"classes": list(labels.names), "probes": {n: _summary(labels.names, runs, n) for n in runs[False][0]}}
 
 
-def task(labels: RowLabels, own: int, seed: int, most_rows: int = MOST_ROWS) -> Task | None:
-    """The balanced rows of a class and of the others in both halves of the words; None where it has none in one."""
-    half, rng = labels.half(seed), np.random.default_rng([seed, own])
-    parts = [_balanced(labels, own, part, rng, most_rows) for part in (half, ~half)]
-    if any(len(rows) < 2 or not positive.any() or positive.all() for rows, positive in parts):
-        return None
-    return Task(*parts[0], *parts[1])
+def class_tasks(labels: RowLabels, seed: int, most_rows: int = MOST_ROWS) -> list[Task | None]:
+    """For every class its balanced rows and those of the others in both halves; None where it has none in one."""
+    half, rng = labels.half(seed), np.random.default_rng(seed)
+    tasks: list[Task | None] = []
+    for own in range(len(labels.names)):
+        parts = [_balanced(labels, own, part, rng, most_rows) for part in (half, ~half)]
+        fit, test = parts
+        tasks.append(Task(*fit, *test) if all(p.any() and not p.all() for _, p in parts) else None)
+    return tasks
 
 
 def selected(
