@@ -5,7 +5,7 @@ One line is one synset: ``offset lex_filenum type word_count(hex) word lex_id ..
 a pointer to a synset that is absent is dropped. WordNet is a directed acyclic graph, not a tree.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -16,16 +16,31 @@ from jhsae.files.bounded import MIB, read_bytes, read_gzip
 FILE_BYTES = 64 * MIB  # expanded; the largest file of WordNet 3.0 has 15
 LINES = 1_000_000
 PARTS = {"n": "noun", "v": "verb", "a": "adj", "r": "adv"}
+FIRST_NOUN_FILE = 3
+NOUN_FILES = tuple(  # lexicographer files 03 to 28, in the order of lexnames(5WN)
+    "Tops act animal artifact attribute body cognition communication event feeling food group location motive object "
+    "person phenomenon plant possession process quantity relation shape state substance time".split()
+)
 
 
 @dataclass(frozen=True)
 class Synset:
-    """One sense. ``id`` is e.g. ``n00007846``; ``hypernyms`` holds ids; lemma case is data (proper nouns)."""
+    """One sense. ``id`` is e.g. ``n00007846``; ``hypernyms`` holds ids; lemma case is data (proper nouns).
+
+    `file` is the number of its lexicographer file, WordNet's coarsest categories.
+    """
 
     id: str
     lemmas: tuple[str, ...]
     hypernyms: tuple[str, ...]
     gloss: str
+    file: int
+
+    @property
+    def category(self) -> str | None:
+        """The name of a noun's lexicographer file, such as ``animal``; None for another part of speech."""
+        place = self.file - FIRST_NOUN_FILE
+        return NOUN_FILES[place] if self.id[0] == "n" and 0 <= place < len(NOUN_FILES) else None
 
     @property
     def definition(self) -> str:
@@ -57,9 +72,7 @@ def read_wndb(directory: str | Path | None = None, parts: str = "nvar") -> dict[
             f"no WordNet database file (data.noun, data.verb, ...) in {folder}; install Debian's wordnet-base and "
             "write directory: /usr/share/wordnet, or leave it out to use the bundled subset"
         )
-    return {
-        i: Synset(s.id, s.lemmas, tuple(h for h in s.hypernyms if h in synsets), s.gloss) for i, s in synsets.items()
-    }
+    return {i: replace(s, hypernyms=tuple(h for h in s.hypernyms if h in synsets)) for i, s in synsets.items()}
 
 
 def read_table(path: Path) -> list[tuple[int, str]]:
@@ -95,7 +108,7 @@ def _parse(line: str, part: str) -> Synset:
         raise ValueError("counts that the line does not hold")
     lemmas = tuple(w.split("(")[0].replace("_", " ") for w in f[4:start:2])
     hypernyms = tuple(rest[i + 2] + rest[i + 1] for i in range(0, 4 * pointers, 4) if rest[i] in ("@", "@i"))
-    return Synset(part + f[0], lemmas, hypernyms, gloss.strip())
+    return Synset(part + f[0], lemmas, hypernyms, gloss.strip(), int(f[1]))
 
 
 def is_heldout(synset_id: str) -> bool:
