@@ -7,6 +7,8 @@ from jhsae.evals.fidelity import parameters as parameters
 from jhsae.evals.geometry import delta_off_90 as delta_off_90
 from jhsae.evals.geometry import orthogonality as orthogonality
 from jhsae.evals.geometry import orthogonality_units as orthogonality_units
+from jhsae.evals.labelled import OnLabels as OnLabels
+from jhsae.evals.labelled import on_labels as on_labels
 from jhsae.evals.labels import Labels as Labels
 from jhsae.evals.labels import RowLabels as RowLabels
 from jhsae.evals.labels import concept_labels as concept_labels
@@ -30,3 +32,5 @@ from jhsae.evals.steering import own_targets as own_targets
 from jhsae.evals.steering import steering as steering
 from jhsae.evals.truth import splitting as splitting
 from jhsae.evals.truth import truth as truth
+from jhsae.evals.world import check_world as check_world
+from jhsae.evals.world import on_world as on_world

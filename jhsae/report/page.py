@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from jhsae.files.escaping import script_hash
 from jhsae.report import figures, judging, overview
+from jhsae.report import truth as truths
 from jhsae.report.cards import cards
 from jhsae.report.columns import COLUMNS, Cell, cell, everything
 from jhsae.report.formats import significant
@@ -67,6 +68,8 @@ def render(config: Json, runs: list[Run], teacher: Json | None) -> str:
         "angles": figures.angles(runs),
         "asked_for": figures.asked_for(runs),
         "cards": [(run, cards(run)) for run in runs],
+        "truth": truths.section(runs),
+        "level_head": truths.LEVEL_HEAD,
         "teacher": teacher,
         "teacher_figure": figures.teacher(teacher.get("validation") or {}) if teacher else None,
         "teacher_tables": tables(teacher.get("validation") or {}) if teacher else [],

@@ -25,7 +25,7 @@ from jhsae.ranges import INT32, Count, Words
 from jhsae.worlds.files import load_world
 from jhsae.worlds.world import World, arrays
 
-SAMPLE, STREAM = range(2)  # what a key is for
+SAMPLE, STREAM, HELD_OUT = range(3)  # what a key is for
 CODES = 2**26  # codes on a device at a time, 256 MB
 
 
