@@ -17,10 +17,11 @@ FILE_BYTES = 64 * MIB  # expanded; the largest file of WordNet 3.0 has 15
 LINES = 1_000_000
 PARTS = {"n": "noun", "v": "verb", "a": "adj", "r": "adv"}
 FIRST_NOUN_FILE = 3
-NOUN_FILES = tuple(  # lexicographer files 03 to 28, in the order of lexnames(5WN)
-    "Tops act animal artifact attribute body cognition communication event feeling food group location motive object "
-    "person phenomenon plant possession process quantity relation shape state substance time".split()
-)
+NOUN_FILES = (  # lexicographer files 03 to 28, in the order of lexnames(5WN)
+    "Tops", "act", "animal", "artifact", "attribute", "body", "cognition", "communication", "event", "feeling", "food",
+    "group", "location", "motive", "object", "person", "phenomenon", "plant", "possession", "process", "quantity",
+    "relation", "shape", "state", "substance", "time",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ the class on which the probe fires, with the probe of norm 1 and a latent's cont
 - absorption fraction: of what the main latents and at most `absorbers` others (cosine at least `fraction_cosine`)
   contribute, the part of the others, where those contribute at least `proportion` of the projection.
 
-The null keeps the tokens and the main latents of a class and takes the probes of the other classes. A readout has no
-intercept: projections are measured from a centre, by default the mean activation, and a probe fires beyond the middle
-between its mean on the training words of the class and on those of the others.
+The null keeps the words and the main latents of a class and takes the probe of another class, on the words on which
+that one fires. (On words where it does not fire its projection is small, and any latent makes up 40 % of it.) A readout
+has no intercept: projections are measured from a centre, by default the mean activation, and a probe fires beyond the
+middle between its mean on the training words of its class and on those of the others.
 """
 
 from dataclasses import dataclass
@@ -90,7 +91,11 @@ def absorption(
     x = activations.astype(np.float64) - (activations.mean(axis=0, dtype=np.float64) if centre is None else centre)
     unit = np.nan_to_num(divided(probes, np.linalg.norm(probes, axis=1, keepdims=True)))
     tasks = class_tasks(labels, seed)
-    fires = [None if t is None else _fires(x, unit[c], t) for c, t in enumerate(tasks)]
+    middle = np.array([np.nan if t is None else _middle(x, unit[c], t) for c, t in enumerate(tasks)])
+    fires = [
+        [np.empty(0, np.int64) if t is None else _fires(x, unit[p], middle[p], t) for p in range(len(probes))]
+        for t in tasks
+    ]
     own = groups(tree, firings.size)
     own = own if tree is None else {"all": slice(0, firings.size), "parents": own["parents"]}
     found = {}
@@ -98,15 +103,15 @@ def absorption(
         main = [[] if t is None else main_latents(codes, t, group, rules) for t in tasks]
 
         def rates(shift: int, main: list[list[int]] = main) -> np.ndarray:
-            probe = np.roll(unit, -shift, axis=0)
-            pairs = zip(fires, main, probe, strict=True)
-            return np.array([_rate(codes, dictionary, x, rows, latents, w, rules) for rows, latents, w in pairs])
+            """With the probe of the class `shift` places on."""
+            pairs = [(c, (c + shift) % len(probes)) for c in range(len(probes))]
+            return np.array([_rate(codes, dictionary, x, fires[c][p], main[c], unit[p], rules) for c, p in pairs])
 
         measurement, null = rates(0), [rates(shift) for shift in range(1, len(probes))]
         found[name] = {
             metric: measured(labels.names, measurement[:, i], [draw[:, i] for draw in null], True)
             for i, metric in enumerate(("full", "fraction"))
-        } | {"main_latents": main, "tokens": [0 if rows is None else len(rows) for rows in fires]}
+        } | {"main_latents": main, "tokens": [len(own_probe[c]) for c, own_probe in enumerate(fires)]}
     return {"classes": list(labels.names), "groups": found}
 
 
@@ -179,10 +184,14 @@ def _fraction(main: float, others: float, projection: float, rules: AbsorptionRu
     return taken / (taken + main)
 
 
-def _fires(x: np.ndarray, probe: np.ndarray, t: Task) -> np.ndarray:
-    """The held-out rows of the class on which the probe fires."""
+def _middle(x: np.ndarray, probe: np.ndarray, t: Task) -> float:
+    """The projection above which a probe fires."""
     fit = x[t.fit] @ probe
-    middle = (fit[t.fit_positive].mean() + fit[~t.fit_positive].mean()) / 2
+    return float(fit[t.fit_positive].mean() + fit[~t.fit_positive].mean()) / 2
+
+
+def _fires(x: np.ndarray, probe: np.ndarray, middle: float, t: Task) -> np.ndarray:
+    """The held-out rows of a class on which a probe fires; none for the probe of a class without rows."""
     rows = t.test[t.test_positive]
     return rows[x[rows] @ probe > middle]
 
@@ -191,12 +200,12 @@ def _rate(
     codes: sparse.csr_matrix,
     dictionary: np.ndarray,
     x: np.ndarray,
-    rows: np.ndarray | None,
+    rows: np.ndarray,
     main: list[int],
     probe: np.ndarray,
     rules: AbsorptionRules,
 ) -> tuple[float, float]:
-    if rows is None or not len(rows) or not main or not probe.any():
+    if not len(rows) or not main or not probe.any():
         return float("nan"), float("nan")
     full, fraction = token_absorption(codes[rows], dictionary, x[rows], probe, main, rules)
     return float(full.mean()), float(fraction.mean())

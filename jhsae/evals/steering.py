@@ -80,11 +80,11 @@ def class_targets(labels: Labels, classes: Mapping[int, int]) -> list[SteeringTa
     by_class: dict[int, list[int]] = {}
     for token, own in labels.tokens.items():
         by_class.setdefault(own, []).append(token)
-    everything = set(labels.tokens)
-    return [
-        SteeringTarget(latent, tuple(own := sorted(by_class.get(c, []))), tuple(sorted(everything - set(own))))
-        for latent, c in classes.items()
-    ]
+    everything, found = set(labels.tokens), []
+    for latent, own in classes.items():
+        tokens = sorted(by_class.get(own, []))
+        found.append(SteeringTarget(latent, tuple(tokens), tuple(sorted(everything - set(tokens)))))
+    return found
 
 
 @ranged
@@ -134,23 +134,16 @@ def steering(
         steered[:, :-1] = False
     if not steered.any():
         raise UserError("no prompt has a position to steer; write prompts that end in no special token")
-    rng = np.random.default_rng(seed)
-    vectors, groups_of = [], []
-    for target in targets:
-        random = rng.normal(size=(controls, rows.shape[1]))
-        own = rows[target.latent].astype(np.float64)
-        random *= np.linalg.norm(own) / np.linalg.norm(random, axis=1, keepdims=True)
-        vectors.append(alpha * np.concatenate([own[None], random]))
-        groups_of.append(_members(target, model.vocab))
+    vectors = _vectors(rows, targets, alpha, controls, np.random.default_rng(seed))
+    members = [_members(target, model.vocab) for target in targets]
     effects = np.full((len(targets), 1 + controls, len(tokens), len(KINDS)), np.nan)
     keep = jnp.asarray(np.isin(tokens, special))
     for start in range(0, len(tokens), batch):
         part = slice(start, start + batch)
         base, logits = _spliced(model, layer, replace, ids[part], keep[part])
-        for t, (own, members) in enumerate(zip(vectors, groups_of, strict=True)):
+        for t, own in enumerate(vectors):
             for v, vector in enumerate(own):
-                where = jnp.asarray(steered[part])
-                change = _change(model, layer, base, logits, jnp.asarray(vector, jnp.float32), where, members)
+                change = _change(model, layer, base, logits, vector, jnp.asarray(steered[part]), members[t])
                 effects[t, v, part] = np.asarray(change)
     effects[:, :, ~steered.any(axis=1)] = np.nan
     for t, target in enumerate(targets):
@@ -158,6 +151,16 @@ def steering(
         if not rows[target.latent].any():
             effects[t] = np.nan
     return _summary([t.latent for t in targets], effects)
+
+
+def _vectors(
+    rows: np.ndarray, targets: Sequence[SteeringTarget], alpha: float, controls: int, rng: np.random.Generator
+) -> Float[Array, "targets directions embed"]:
+    """For each target alpha times its row, then random directions of the same norm."""
+    own = rows[[t.latent for t in targets]].astype(np.float64)[:, None]
+    random = rng.normal(size=(len(own), controls, rows.shape[1]))
+    random *= np.linalg.norm(own, axis=2, keepdims=True) / np.linalg.norm(random, axis=2, keepdims=True)
+    return jnp.asarray(alpha * np.concatenate([own, random], axis=1), jnp.float32)
 
 
 @eqx.filter_jit

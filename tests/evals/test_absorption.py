@@ -1,8 +1,10 @@
 """Absorption: a planted one is found at its rate, none where there is none, and nothing in the null."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from labelled import firings
+from labelled import firings, topk_noise
 
 from jhsae import evals
 from jhsae.errors import UserError
@@ -45,7 +47,7 @@ def test_no_absorption_where_the_main_latents_do_the_work():
     own = measure(*world())["latents"]
     assert own["main_latents"] == [[0], [1], [2]]
     assert own["full"]["values"] == own["fraction"]["values"] == [0.0] * CLASSES
-    assert own["full"]["null"] == [0.0] * (CLASSES - 1)
+    assert own["full"]["null"] == [None] * (CLASSES - 1)  # no probe fires on another class
 
 
 def test_planted_absorption_is_found_at_its_rate_and_not_by_other_probes():
@@ -57,8 +59,21 @@ def test_planted_absorption_is_found_at_its_rate_and_not_by_other_probes():
     assert 0.1 < np.mean(expected) < 0.6
     assert own["full"]["values"] == pytest.approx(expected)
     assert own["fraction"]["values"] == pytest.approx(expected)
-    assert own["full"]["null"] == own["fraction"]["null"] == [0.0, 0.0]
+    assert own["full"]["null"] == own["fraction"]["null"] == [None, None]
     assert [m[0] for m in own["main_latents"]] == [0, 1, 2] and sum(own["tokens"]) == np.sum(~half)
+
+
+def test_where_there_is_nothing_the_rates_are_those_of_the_null():
+    """Random codes and probes: SAEBench's rules find absorption all the same, which the null shows."""
+    found = world()[0]
+    found = replace(found, classes=found.permuted(3).classes, names=tuple("abc"))
+    rng = np.random.default_rng(0)
+    dictionary, codes = rng.normal(size=(40, EMBED)), topk_noise(len(found.classes), 40, 4)
+    dictionary /= np.linalg.norm(dictionary, axis=1, keepdims=True)
+    own = measure(found, codes, dictionary, codes @ dictionary, rng.normal(size=(CLASSES, EMBED)))["latents"]
+    assert own["full"]["mean"] > 0.2 and own["fraction"]["mean"] > 0.2
+    assert own["full"]["mean"] == pytest.approx(np.mean(own["full"]["null"]), abs=0.2)
+    assert own["fraction"]["mean"] == pytest.approx(np.mean(own["fraction"]["null"]), abs=0.2)
 
 
 def test_the_length_of_probes_and_rows_does_not_matter():

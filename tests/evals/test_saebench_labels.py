@@ -1,12 +1,18 @@
-"""Sparse probing and absorption beside SAEBench's own functions, called on arrays."""
+"""Sparse probing, absorption and KL divergence beside SAEBench's own functions, called on arrays."""
 
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from held_out import saes
 from labelled import firings
 from scipy import sparse
+from small_lm import LAYER, VOCAB, save_language_model
 
+from jhsae import evals, lm
+from jhsae.data import Identity
 from jhsae.evals import AbsorptionRules
 from jhsae.evals.absorption import split_size, token_absorption
 from jhsae.evals.groups import code_matrix
@@ -17,6 +23,7 @@ pytest.importorskip("sae_lens")
 pytest.importorskip("sae_bench")
 probing = pytest.importorskip("sae_bench.evals.sparse_probing.probe_training")
 k_sparse = pytest.importorskip("sae_bench.evals.absorption.k_sparse_probing")
+core = pytest.importorskip("sae_bench.evals.core.main")
 calculator = pytest.importorskip("sae_bench.evals.absorption.feature_absorption_calculator")
 
 
@@ -74,3 +81,36 @@ def test_splits_are_those_of_saebench():
     k_sparse.add_feature_splits_to_metrics_df(frame, 10)
     ours = [split_size(curve.tolist(), 0.03) for curve in curves]
     assert ours == [len(f) for f in frame["split_feats"]] and len(set(ours)) > 2
+
+
+def test_kl_divergence_and_its_score_are_those_of_saebench(tmp_path):
+    """SAEBench averages over every position, the last one included, where ours does over the predicted ones."""
+    save_language_model(tmp_path)
+    model, sae = lm.load(tmp_path).model, saes()["topk"]
+    tokens = np.random.default_rng(0).integers(4, VOCAB, (3, 6))
+    residual = model.residual(jnp.asarray(tokens, jnp.int32), LAYER)
+    logits = jax.jit(lambda x: model.logits_from(x, LAYER))
+
+    class Hooked:
+        """What SAEBench asks of a TransformerLens model, by ours."""
+
+        def __call__(self, *_, **__):
+            return torch.tensor(np.asarray(logits(residual))), torch.zeros(3, 5)
+
+        def run_with_hooks(self, *_, fwd_hooks, **__):
+            x = fwd_hooks[0][1](torch.tensor(np.asarray(residual)), hook=None)
+            return torch.tensor(np.asarray(logits(jnp.asarray(x.numpy())))), torch.zeros(3, 5)
+
+    spliced = evals.Spliced(sae, Identity())
+    theirs_sae = SimpleNamespace(
+        cfg=SimpleNamespace(hook_name="resid_post", hook_head_index=None),
+        device="cpu",
+        encode=lambda x: x,
+        decode=lambda x: torch.tensor(np.asarray(spliced(jnp.asarray(x.numpy().reshape(18, -1))))).reshape(x.shape),
+    )
+    get = getattr(core.get_recons_loss, "__wrapped__", core.get_recons_loss)
+    found = get(theirs_sae, Hooked(), torch.tensor(tokens), None, compute_kl=True, compute_ce_loss=False)
+    kl, zero = (found[f"kl_div_with_{name}"][:, :-1].mean().item() for name in ("sae", "ablation"))
+    ours = evals.recovered(evals.splice(model, LAYER, {"sae": spliced}, tokens, []), "sae")
+    assert ours["kl"] == pytest.approx(kl, rel=1e-4) and kl > 0.01
+    assert ours["kl_recovered"] == pytest.approx((zero - kl) / zero, rel=1e-3)
