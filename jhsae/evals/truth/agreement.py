@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jhsae.evals.nulls import permutation_p, permuted_parents
-from jhsae.evals.truth.forest import levels_of, tops_of
+from jhsae.evals.nulls import many_permuted_parents, permutation_p
+from jhsae.evals.truth.forest import tops_of
 from jhsae.worlds import Hierarchy
 
 Kind = Literal["tree", "edges"]
@@ -64,13 +64,13 @@ def agreement(
     place = np.searchsorted(units, child)
     wanted = (latent_of[child] >= 0) & (latent_of[parent] >= 0)
 
-    def agrees(own: Int[np.ndarray, "latents"]) -> Bool[np.ndarray, " units"]:
+    def agrees(own: np.ndarray) -> np.ndarray:
         over = tops_of(own) if kind == "tree" else own
         hit = wanted & (over[latent_of[child]] == latent_of[parent]) if len(own) else wanted
         return np.bincount(place[hit], minlength=len(units)) > 0
 
-    rng, levels = np.random.default_rng(seed), levels_of(parents)
-    null = [agrees(permuted_parents(parents, rng, levels)) for _ in range(permutations)]
+    rng = np.random.default_rng(seed)
+    null = [agrees(own) for own in many_permuted_parents(parents, rng, permutations)]
     return Agreement(units, agrees(parents), np.array(null).reshape(permutations, len(units)))
 
 
