@@ -59,8 +59,9 @@ def agreement(
     """
     units = np.flatnonzero(hierarchy.levels > 0)
     is_root = hierarchy.levels == 0
-    above = hierarchy.ancestors & is_root if kind == "tree" else _direct(hierarchy)
-    child, parent = np.nonzero(above)  # pairs of a feature and one that counts as above it
+    direct = np.array(hierarchy.edges, np.int64).reshape(-1, 2)[:, ::-1]
+    # pairs of a feature and one that counts as above it
+    child, parent = np.nonzero(hierarchy.ancestors & is_root) if kind == "tree" else direct.T
     place = np.searchsorted(units, child)
     wanted = (latent_of[child] >= 0) & (latent_of[parent] >= 0)
 
@@ -96,11 +97,3 @@ def _chance(share: float, null: Float[np.ndarray, " permutations"]) -> dict[str,
         "chance_p99": float(p99),
         "p": permutation_p(share, null, "greater"),
     }
-
-
-def _direct(hierarchy: Hierarchy) -> Bool[np.ndarray, "features features"]:
-    """``[i, j]``: feature j is a direct parent of feature i."""
-    found = np.zeros((hierarchy.size, hierarchy.size), bool)
-    for parent, child in hierarchy.edges:
-        found[child, parent] = True
-    return found
