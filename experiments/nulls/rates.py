@@ -16,7 +16,7 @@ import argparse
 import numpy as np
 
 from jhsae.evals import Comparison, compare, delta_off_90
-from jhsae.evals.nulls import permuted_parents
+from jhsae.evals.nulls import many_permuted_parents, permuted_parents
 from jhsae.evals.truth import agreement
 from jhsae.evals.truth.matching import Matching, cosines, unit
 from jhsae.worlds import Hierarchy
@@ -54,8 +54,7 @@ def measured(kind: str, seed: int, permutations: int) -> dict[str, Comparison]:
     for name in ("tree", "edges"):
         found = agreement(name, latent_of, own, hierarchy, permutations, FRESH + seed)
         results[name] = compare(found.agrees, found.null, alternative="greater", seed=seed)
-    levels = hierarchy.levels
-    null = np.array([delta_off_90(positions, permuted_parents(own, rng, levels)) for _ in range(permutations)])
+    null = np.array([delta_off_90(positions, dealt) for dealt in many_permuted_parents(own, rng, permutations)])
     results["orthogonality"] = compare(delta_off_90(positions, own), null, alternative="less", seed=seed)
     return results
 

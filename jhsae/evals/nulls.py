@@ -9,6 +9,7 @@ chance.
 ``experiments/nulls`` measures how often that is said of random vectors, permuted hierarchies and planted ones.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -193,10 +194,22 @@ def permuted_parents(
         rng: draws the permutations, one per level.
         levels: of the nodes, where they are known.
     """
-    dealt = parents.copy()
-    for own in _by_level(parents, levels)[1:]:
-        dealt[own] = rng.permutation(parents[own])
-    return dealt
+    return next(many_permuted_parents(parents, rng, 1, levels))
+
+
+def many_permuted_parents(
+    parents: Int[np.ndarray, " nodes"],
+    rng: np.random.Generator,
+    draws: int,
+    levels: Int[np.ndarray, " nodes"] | None = None,
+) -> Iterator[np.ndarray]:
+    """As many draws of `permuted_parents`, which find the levels once."""
+    groups = _by_level(parents, levels)[1:]
+    for _ in range(draws):
+        dealt = parents.copy()
+        for own in groups:
+            dealt[own] = rng.permutation(parents[own])
+        yield dealt
 
 
 def sibling_swap(

@@ -1,6 +1,6 @@
 """An SAE against a world whose features and hierarchy are known.
 
-matching (which latent stands for which feature), counts (what fires together), forest (the SAE's own tree) -> levels,
+matching (of latents with features), counts (what fires together), forest (the SAE's own tree) -> levels,
 agreement, interference (the metrics) -> evaluate (all of them in one pass), splitting (SAEs of growing width).
 """
 

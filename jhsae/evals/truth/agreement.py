@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jhsae.evals.nulls import permutation_p, permuted_parents
-from jhsae.evals.truth.forest import levels_of, tops_of
+from jhsae.evals.nulls import many_permuted_parents, permutation_p
+from jhsae.evals.truth.forest import tops_of
 from jhsae.worlds import Hierarchy
 
 Kind = Literal["tree", "edges"]
@@ -59,18 +59,19 @@ def agreement(
     """
     units = np.flatnonzero(hierarchy.levels > 0)
     is_root = hierarchy.levels == 0
-    above = hierarchy.ancestors & is_root if kind == "tree" else _direct(hierarchy)
-    child, parent = np.nonzero(above)  # pairs of a feature and one that counts as above it
+    direct = np.array(hierarchy.edges, np.int64).reshape(-1, 2)[:, ::-1]
+    # pairs of a feature and one that counts as above it
+    child, parent = np.nonzero(hierarchy.ancestors & is_root) if kind == "tree" else direct.T
     place = np.searchsorted(units, child)
     wanted = (latent_of[child] >= 0) & (latent_of[parent] >= 0)
 
-    def agrees(own: Int[np.ndarray, "latents"]) -> Bool[np.ndarray, " units"]:
+    def agrees(own: np.ndarray) -> np.ndarray:
         over = tops_of(own) if kind == "tree" else own
         hit = wanted & (over[latent_of[child]] == latent_of[parent]) if len(own) else wanted
         return np.bincount(place[hit], minlength=len(units)) > 0
 
-    rng, levels = np.random.default_rng(seed), levels_of(parents)
-    null = [agrees(permuted_parents(parents, rng, levels)) for _ in range(permutations)]
+    rng = np.random.default_rng(seed)
+    null = [agrees(own) for own in many_permuted_parents(parents, rng, permutations)]
     return Agreement(units, agrees(parents), np.array(null).reshape(permutations, len(units)))
 
 
@@ -96,11 +97,3 @@ def _chance(share: float, null: Float[np.ndarray, " permutations"]) -> dict[str,
         "chance_p99": float(p99),
         "p": permutation_p(share, null, "greater"),
     }
-
-
-def _direct(hierarchy: Hierarchy) -> Bool[np.ndarray, "features features"]:
-    """``[i, j]``: feature j is a direct parent of feature i."""
-    found = np.zeros((hierarchy.size, hierarchy.size), bool)
-    for parent, child in hierarchy.edges:
-        found[child, parent] = True
-    return found

@@ -1,4 +1,4 @@
-"""How often latents and true features are on, alone and together, summed over batches.
+"""Counts of tokens on which latents and true features are on, alone and together, summed over batches.
 
 Firing is sparse, so the tokens shared by every feature and every latent are a product of two sparse matrices, exact and
 cheap. Its table holds up to one number per pair. Above `MOST_PAIRS` pairs only `CANDIDATES` latents per feature are

@@ -1,4 +1,4 @@
-"""Absorption, hedging, violations and the likeness of siblings: how parents and children disturb each other.
+"""Absorption, hedging, violations and the likeness of siblings.
 
 Absorption (Chanin et al., arXiv 2409.14507): the latent of a parent is silent where a child of it is on, because the
 child's latent has taken the parent's direction. SAEBench finds the directions with probes; here they are known. Of each

@@ -1,4 +1,4 @@
-"""Which latent stands for which true feature, by the cosine of their directions.
+"""Matching of latents with true features, by the cosine of their directions.
 
 Definitions of SAELens 6.54 (``sae_lens.synthetic.evals``): the absolute cosine, so that a latent and its negative are
 one; MCC (arXiv 2505.20254), its mean over a one-to-one matching of largest total; uniqueness, the number of different
