@@ -10,7 +10,7 @@ from jhsae.report.formats import count, degrees, duration, one, percent, signifi
 from jhsae.report.reading import Run
 
 FLAT = "a flat SAE has no parents and atoms"
-ABSENT = "not in this run's results.jsonl: evaluated by another version"
+ABSENT = "not in this run's results.jsonl: evaluated without a language model, or by another version"
 UNDEFINED = "not defined: what it is divided by is 0 on these tokens"
 
 

@@ -51,9 +51,7 @@ ROWS = (
     Row("truth.hedging.hedging", "hedging", "Squared part of a parent's latent that lies along its children."),
     Row("truth.hedging.chance", "hedging by chance", "The same for a random direction of that length."),
     Row("truth.violations", "violations", "Firings of a child's latent without its parent's, over its firings."),
-    Row(
-        "truth.siblings.largest", "siblings", "Largest |cosine| between two latents of a parent; median over parents."
-    ),
+    Row("truth.siblings.largest", "siblings", "Largest |cosine| between two latents of a parent; median over parents."),
     Row("metrics.true_l0", "true L0", "Features of the world that are on, per token.", significant),
 )
 LEVEL_HEAD = ("level", "features", "latents", "MCC", "F1", "MCC, any latent", "F1, any latent", "F1 of features")
