@@ -1,4 +1,4 @@
-"""Hierarchies of a world: a forest, or any directed acyclic graph, over features 0 to size - 1."""
+"""The hierarchy of a world: a forest, or any directed acyclic graph, over features 0 to size - 1."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

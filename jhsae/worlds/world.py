@@ -14,6 +14,7 @@ Rows are drawn from keys of their own, so a batch is the same on any number of d
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -27,6 +28,10 @@ from jhsae.ranges import NonNegative, Ranged
 from jhsae.worlds.hierarchy import Hierarchy
 
 UNIT = 1e-3  # how far the norm of a feature vector may be from 1
+
+
+def _float32(x: Any) -> Any:
+    return None if x is None else jnp.asarray(x, jnp.float32)
 
 
 class World(Ranged, eqx.Module):
@@ -47,14 +52,14 @@ class World(Ranged, eqx.Module):
         UserError: sizes that differ, numbers that are not finite or out of range, vectors that are not of unit norm.
     """
 
-    features: Float[Array, "features embed"]
-    bias: Float[Array, "embed"]
-    probabilities: Float[Array, "features"]
-    means: Float[Array, "features"]
-    stds: Float[Array, "features"]
+    features: Float[Array, "features embed"] = eqx.field(converter=_float32)
+    bias: Float[Array, "embed"] = eqx.field(converter=_float32)
+    probabilities: Float[Array, "features"] = eqx.field(converter=_float32)
+    means: Float[Array, "features"] = eqx.field(converter=_float32)
+    stds: Float[Array, "features"] = eqx.field(converter=_float32)
     hierarchy: Hierarchy = eqx.field(static=True)
-    correlation_factor: Float[Array, "features rank"] | None = None
-    correlation_diag: Float[Array, "features"] | None = None
+    correlation_factor: Float[Array, "features rank"] | None = eqx.field(default=None, converter=_float32)
+    correlation_diag: Float[Array, "features"] | None = eqx.field(default=None, converter=_float32)
     noise: NonNegative = eqx.field(static=True, default=0.0)
 
     def __check_init__(self) -> None:
