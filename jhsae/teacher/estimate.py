@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from jhsae.errors import UserError
-from jhsae.ranges import PositiveFraction, Ranged
+from jhsae.metric import ledoit_wolf_weight
+from jhsae.ranges import Count, Positive, PositiveFraction, Ranged
 from jhsae.teacher.samples import Samples
 from jhsae.teacher.select import Concept
 
@@ -137,9 +138,8 @@ def ledoit_wolf_shrinkage(centred: Float64[np.ndarray, "samples embed"]) -> floa
     samples, embed = centred.shape
     gram = centred @ centred.T
     size = float(np.sum(gram**2)) / samples**2
-    noise = float(np.sum(np.diag(gram) ** 2)) / samples - size
-    distance = size - float(np.trace(gram) / samples) ** 2 / embed
-    return min(noise / samples, distance) / distance if distance > 0 and noise > 0 else 0.0
+    fourth = float(np.sum(np.diag(gram) ** 2))
+    return ledoit_wolf_weight(size, fourth, float(np.trace(gram) / samples), samples, embed)
 
 
 def shrunk_solve(
