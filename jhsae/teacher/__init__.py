@@ -9,6 +9,13 @@ from jhsae.teacher.estimate import LDAEstimator as LDAEstimator
 from jhsae.teacher.estimate import MeanEstimator as MeanEstimator
 from jhsae.teacher.estimate import ParkEstimator as ParkEstimator
 from jhsae.teacher.estimate import estimate as estimate
+from jhsae.teacher.estimate import LogisticEstimator as LogisticEstimator
+from jhsae.teacher.geometry import AbstractGeometry as AbstractGeometry
+from jhsae.teacher.geometry import ActivationCovariance as ActivationCovariance
+from jhsae.teacher.geometry import ActivationVariances as ActivationVariances
+from jhsae.teacher.geometry import EuclideanGeometry as EuclideanGeometry
+from jhsae.teacher.geometry import UnembeddingCovariance as UnembeddingCovariance
+from jhsae.teacher.geometry import UnembeddingVariances as UnembeddingVariances
 from jhsae.teacher.ontology import Ontology as Ontology
 from jhsae.teacher.ontology import from_wordnet as from_wordnet
 from jhsae.teacher.samples import AbstractEvidence as AbstractEvidence

@@ -21,7 +21,7 @@ from jhsae.teacher.select import Concept
 
 MOST_NEGATIVES = 2048
 
-Positive = Float64[np.ndarray, "positive embed"]
+Members = Float64[np.ndarray, "positive embed"]
 Negative = Float64[np.ndarray, "negative embed"]
 Vector = Float64[np.ndarray, "embed"]
 
@@ -30,7 +30,7 @@ class AbstractEstimator(Ranged, eqx.Module):
     """A rule for the direction of a parent and for the delta of a child."""
 
     @abstractmethod
-    def direction(self, positive: Positive, negative: Negative) -> Vector:
+    def direction(self, positive: Members, negative: Negative) -> Vector:
         """The direction of a parent; its length is the mean projection of its samples.
 
         Args:
@@ -39,7 +39,7 @@ class AbstractEstimator(Ranged, eqx.Module):
         """
 
     @abstractmethod
-    def delta(self, parent: Vector, positive: Positive, siblings: Negative) -> Vector:
+    def delta(self, parent: Vector, positive: Members, siblings: Negative) -> Vector:
         """The difference of a child to its parent.
 
         Args:
@@ -52,22 +52,22 @@ class AbstractEstimator(Ranged, eqx.Module):
 class ParkEstimator(AbstractEstimator):
     """Park et al.'s estimator: the concept's own samples alone."""
 
-    def direction(self, positive: Positive, negative: Negative) -> Vector:
+    def direction(self, positive: Members, negative: Negative) -> Vector:
         mean = positive.mean(0)
         centred = positive - mean
         return _scaled(shrunk_solve(centred, ledoit_wolf_shrinkage(centred), len(centred), mean), mean)
 
-    def delta(self, parent: Vector, positive: Positive, siblings: Negative) -> Vector:
+    def delta(self, parent: Vector, positive: Members, siblings: Negative) -> Vector:
         return self.direction(positive, siblings) - parent
 
 
 class MeanEstimator(AbstractEstimator):
     """The mean of the concept's samples, Park et al.'s baseline."""
 
-    def direction(self, positive: Positive, negative: Negative) -> Vector:
+    def direction(self, positive: Members, negative: Negative) -> Vector:
         return positive.mean(0)
 
-    def delta(self, parent: Vector, positive: Positive, siblings: Negative) -> Vector:
+    def delta(self, parent: Vector, positive: Members, siblings: Negative) -> Vector:
         return positive.mean(0) - parent
 
 
@@ -76,14 +76,34 @@ class LDAEstimator(AbstractEstimator):
 
     shrinkage: PositiveFraction = eqx.field(static=True, default=0.1)
 
-    def direction(self, positive: Positive, negative: Negative) -> Vector:
+    def direction(self, positive: Members, negative: Negative) -> Vector:
         if not len(negative):
             raise UserError("LDA contrasts a concept with others and was given none; name a second concept")
         gap = positive.mean(0) - negative.mean(0)
         within = np.concatenate([positive - positive.mean(0), negative - negative.mean(0)])
         return _scaled(shrunk_solve(within, self.shrinkage, len(within) - 1, gap), gap)
 
-    def delta(self, parent: Vector, positive: Positive, siblings: Negative) -> Vector:
+    def delta(self, parent: Vector, positive: Members, siblings: Negative) -> Vector:
+        return self.direction(positive, siblings)
+
+
+class LogisticEstimator(AbstractEstimator):
+    """Normal of a logistic regression of the concept's samples against the others, with an L2 penalty.
+
+    It minimises Σ log(1 + exp(-y (w·g + b))) + penalty / 2 ||w||², by Newton's method; scikit-learn's C is 1 / penalty.
+    """
+
+    penalty: Positive = eqx.field(static=True, default=1.0)
+    steps: Count = eqx.field(static=True, default=100)
+
+    def direction(self, positive: Members, negative: Negative) -> Vector:
+        if not len(negative):
+            raise UserError("logistic regression contrasts a concept with others and was given none; name a second one")
+        gap = positive.mean(0) - negative.mean(0)
+        labels = np.concatenate([np.ones(len(positive)), -np.ones(len(negative))])
+        return _scaled(logistic(np.concatenate([positive, negative]), labels, self.penalty, self.steps)[0], gap)
+
+    def delta(self, parent: Vector, positive: Members, siblings: Negative) -> Vector:
         return self.direction(positive, siblings)
 
 
@@ -164,10 +184,53 @@ def shrunk_solve(
     return np.linalg.pinv(covariance, hermitian=True) @ right
 
 
+def logistic(
+    rows: Float64[np.ndarray, "samples embed"],
+    labels: Float64[np.ndarray, "samples"],
+    penalty: float,
+    steps: int,
+) -> tuple[Float64[np.ndarray, "embed"], float]:
+    """Weights and intercept of an L2-penalised logistic regression, by Newton's method with halved steps.
+
+    The weights are in the span of the rows, so with fewer samples than dimensions they are found in coordinates of it.
+
+    Args:
+        rows: The samples.
+        labels: 1 or -1 for each.
+        penalty: Of half the squared norm of the weights; the intercept is free.
+        steps: Newton steps at most.
+
+    Raises:
+        UserError: It has not converged after `steps`.
+    """
+    basis = np.linalg.qr(rows.T)[0] if len(rows) < rows.shape[1] else np.eye(rows.shape[1])
+    x = np.concatenate([rows @ basis, np.ones((len(rows), 1))], axis=1)
+    ridge = np.append(np.full(basis.shape[1], penalty), 0.0)
+
+    def loss(w: Float64[np.ndarray, "coordinates"]) -> float:
+        return float(np.sum(np.logaddexp(0, -labels * (x @ w))) + w @ (ridge * w) / 2)
+
+    w = np.zeros(x.shape[1])
+    for _ in range(steps):
+        wrong = np.exp(-np.logaddexp(0, labels * (x @ w)))  # probability of the other label
+        gradient = ridge * w - x.T @ (labels * wrong)
+        if np.abs(gradient).max() <= 1e-8 * max(1.0, len(rows)):
+            return basis @ w[:-1], float(w[-1])
+        curvature = (x * (wrong * (1 - wrong))[:, None]).T @ x + np.diag(ridge)
+        step = np.linalg.lstsq(curvature, gradient, rcond=None)[0]
+        most = loss(w) * (1 + 1e-12)  # near the minimum the two differ by rounding
+        while loss(w - step) > most:
+            step = step / 2
+        w = w - step
+    raise UserError(
+        f"logistic regression with penalty {penalty} has not converged after {steps} steps; write a larger penalty"
+    )
+
+
 def _scaled(vector: Float64[np.ndarray, "embed"], target: Float64[np.ndarray, "embed"]) -> Float64[np.ndarray, "embed"]:
     """The projection of `target` onto the line of `vector`."""
     length = np.linalg.norm(vector)
-    if not length > 0:
+    if not (length > 0 and target.any()):
         raise UserError(
             "the samples of a concept have no spread or no mean, so it has no direction; "
             "use another estimator, or leave the concept out"
