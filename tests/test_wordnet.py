@@ -55,6 +55,7 @@ def test_the_bundled_subset_comes_with_its_licence():
     assert "Princeton University makes no representations".lower() in licence.replace("\n", " ").lower()
 
 
+@pytest.mark.slow
 def test_the_whole_of_wordnet_has_its_published_counts():
     """Debian's wordnet-base, or the folder in JHSAE_WORDNET."""
     folder = Path(os.environ.get("JHSAE_WORDNET", "/usr/share/wordnet"))

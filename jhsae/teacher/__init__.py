@@ -3,6 +3,7 @@
 from jhsae.teacher.artifact import Teacher as Teacher
 from jhsae.teacher.artifact import build as build
 from jhsae.teacher.concepts import Prompts as Prompts
+from jhsae.teacher.edges import from_edges as from_edges
 from jhsae.teacher.estimate import AbstractEstimator as AbstractEstimator
 from jhsae.teacher.estimate import Directions as Directions
 from jhsae.teacher.estimate import LDAEstimator as LDAEstimator
