@@ -131,7 +131,9 @@ class FromTeacher(AbstractInit):
             new |= _experts(sae, teacher, self.jitter, of_parents)
         if self.projectors:
             count = min(sae.experts, len(teacher.up))
-            new |= {name: getattr(sae, name).at[:count].set(getattr(teacher, name)[:count]) for name in _projectors(sae)}
+            new |= {
+                name: getattr(sae, name).at[:count].set(getattr(teacher, name)[:count]) for name in _projectors(sae)
+            }
         if self.children:
             new |= _atoms(sae, teacher, self.jitter, of_children)
         copied = [name for name in new if self.encoders or name not in ("router_enc", "atom_enc")]
@@ -180,15 +182,15 @@ def activation_diagonal_metric(path: Words, rows: Sampled = ROWS, shrinkage: Shr
     return Diagonal(jnp.sqrt(jnp.diagonal(sigma)))
 
 
-def rotated(
-    key: Key[Array, ""], rows: Float[Array, "*batch embed"], degrees: float
-) -> Float[Array, "*batch embed"]:
+def rotated(key: Key[Array, ""], rows: Float[Array, "*batch embed"], degrees: float) -> Float[Array, "*batch embed"]:
     """Every row rotated by `degrees` towards a random direction orthogonal to it; norms stay, zero rows stay zero.
 
     `UserError` for rows of one dimension, which have no such direction.
     """
     if rows.shape[-1] < 2:
-        raise UserError("jitter rotates directions, and those of 1 dimension cannot be; write jitter=0, or a larger sub")
+        raise UserError(
+            "jitter rotates directions, and those of 1 dimension cannot be; write jitter=0, or a larger sub"
+        )
     norm = jnp.linalg.norm(rows, axis=-1, keepdims=True)
     unit = rows / jnp.maximum(norm, jnp.finfo(rows.dtype).tiny)
     tangent = jax.random.normal(key, rows.shape)

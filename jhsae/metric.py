@@ -127,9 +127,7 @@ def relative_ridge(
     return (1 - shrinkage) * sigma + shrinkage * np.trace(sigma) / embed * np.eye(embed)
 
 
-def ledoit_wolf_of_rows(
-    rows: Shaped[np.ndarray, "rows embed"], sigma: Float64[np.ndarray, "embed embed"]
-) -> float:
+def ledoit_wolf_of_rows(rows: Shaped[np.ndarray, "rows embed"], sigma: Float64[np.ndarray, "embed embed"]) -> float:
     """The weight of the identity in the covariance of Ledoit and Wolf (2004), equal to scikit-learn's.
 
     For many rows: in float64, block by block. `sigma` is their `covariance`.

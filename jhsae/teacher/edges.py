@@ -44,7 +44,9 @@ def from_edges(path: str | Path) -> Ontology:
         check(concept, FORM, place)
         name, part = concept["concept"], concept.get("part") or "n"
         if name in words:
-            raise UserError(f"{place}: the concept {name!r} stands in an earlier line too; write it once, with all parents")
+            raise UserError(
+                f"{place}: the concept {name!r} stands in an earlier line too; write it once, with all parents"
+            )
         if part not in ("n", "v"):
             raise UserError(f"{place}: part is {part!r}, expected 'n' (nouns) or 'v' (verbs)")
         words[name] = tuple(dict.fromkeys(concept.get("words") or ()))

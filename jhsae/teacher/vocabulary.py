@@ -99,7 +99,9 @@ def single_tokens(
     pieces = _pieces(tokenizer, usage)
     surface: dict[int, str] = {}
 
-    def ids(words: Iterable[str], excluded: frozenset[str], inflect: Callable[[str], tuple[str, ...]]) -> dict[str, tuple[int, ...]]:
+    def ids(
+        words: Iterable[str], excluded: frozenset[str], inflect: Callable[[str], tuple[str, ...]]
+    ) -> dict[str, tuple[int, ...]]:
         chosen = sorted({w for w in words if len(w) > 2 and " " not in w and w.lower() not in excluded})
         pairs = [(word, form) for word in chosen for form in inflect(word)]
         found: dict[str, list[int]] = {}
