@@ -58,8 +58,7 @@ from jhsae.teacher import (
 from jhsae.teacher.artifact import NUMBERS, read_metadata
 
 logger = logging.getLogger(__name__)
-READ = ("the", "they spoke about the")  # prompts in which readouts are tried
-STEERED = ("the", "a kind of", "they spoke about the")  # prompts after which directions are added
+READ = ("the", "they spoke about the")  # prompts in which readouts are tried and directions added
 STRENGTH = 0.5  # of what is added, as a share of the norm of the residual stream
 GEOMETRY = {"_target_": "jhsae.teacher.UnembeddingCovariance"}
 
@@ -231,7 +230,8 @@ def words_of(ontology: Ontology, loaded: lm.LanguageModel) -> Vocabulary:
     if not vocabulary.surface:
         words = len(ontology.lexicon("n") | ontology.lexicon("v"))
         raise UserError(
-            f"none of the {words:,} words of the ontology is a single token of {loaded.name}; write an ontology in the language of the model, or a model with a larger vocabulary"
+            f"none of the {words:,} words of the ontology is a single token of {loaded.name}; "
+            f"write an ontology in the language of the model, or a model with a larger vocabulary"
         )
     if (largest := max(vocabulary.surface)) >= loaded.model.vocab:
         raise UserError(
@@ -340,7 +340,7 @@ def _interventions(
 def steered(
     loaded: lm.LanguageModel, view: View, layer: int
 ) -> Callable[[Float[np.ndarray, "added embed"]], Float[np.ndarray, "added vocab"]]:
-    """Logits after the prompts `STEERED`, averaged, with vectors added at their last token.
+    """Logits after the prompts `READ`, averaged, with vectors added at their last token.
 
     Args:
         loaded: The whole language model.
@@ -348,20 +348,20 @@ def steered(
         layer: The residual stream that they are added to; the number of blocks is the input of the unembedding.
     """
     first = [] if view.bos is None else [view.bos]
-    prompts = [jnp.asarray([first + view.encode(text)], jnp.int32) for text in STEERED]
-    streams = [loaded.model.residual(ids, layer) for ids in prompts]
+    prompts = [jnp.asarray([first + view.encode(text)], jnp.int32) for text in READ]
 
     @eqx.filter_jit
     def logits(
-        model: lm.AbstractLM, x: Float[Array, "1 time embed"], added: Float[Array, "added embed"]
+        model: lm.AbstractLM, ids: Int[Array, "1 time"], added: Float[Array, "added embed"]
     ) -> Float[Array, "added vocab"]:
+        x = model.residual(ids, layer)
         size = STRENGTH * jnp.linalg.norm(x[0, -1])
         every = jnp.repeat(x, len(added), axis=0).at[:, -1].add(size * added)
         return model.logits_from(every, layer)[:, -1]
 
     def steer(added: Float[np.ndarray, "added embed"]) -> Float[np.ndarray, "added vocab"]:
         vectors = jnp.asarray(added, jnp.float32)
-        return np.mean([np.asarray(logits(loaded.model, x, vectors)) for x in streams], axis=0)
+        return np.mean([np.asarray(logits(loaded.model, ids, vectors)) for ids in prompts], axis=0)
 
     return steer
 

@@ -2,8 +2,8 @@
 
 The contrast of siblings a and b is l_a - l_b in the unified space, so the residual vector Σ^(-1/2) (l_a - l_b). Added
 to the residual stream it should raise the logits of a's tokens over those of b, and over tokens that are neither. It
-comes from 70 % of the words of a and b, and logits are read at tokens of the other words: at the last layer, those that it
-was made of would rise by construction. The null is a random unified direction; both are added at the same norm.
+comes from 70 % of the words of a and b, and logits are read at tokens of the other words: at the last layer, those that
+it was made of would rise by construction. The null is a random unified direction; both are added at the same norm.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -58,11 +58,11 @@ def interventions(
     width = samples.rows.shape[-1]
     rows = np.concatenate([np.zeros((0, width)), *(np.stack([u, rng.normal(size=width)]) for u in unified)])
     added = unit(rows @ np.asarray(geometry.unembedding.matrix, np.float64))
-    before = steer(np.zeros((1, width)))[0].astype(np.float64)
     change: dict[str, list[float]] = {f"{what}{null}": [] for what in _DIFFERENCES for null in ("", "_random")}
     for start in range(0, len(added), 2 * AT_ONCE):
-        logits = steer(added[start : start + 2 * AT_ONCE]).astype(np.float64) - before
-        for i, gain in enumerate(logits, start=start):
+        nothing_first = np.concatenate([np.zeros((1, width)), added[start : start + 2 * AT_ONCE]])
+        logits = steer(nothing_first).astype(np.float64)
+        for i, gain in enumerate(logits[1:] - logits[0], start=start):
             means = {what: float(gain[tokens].mean()) for what, tokens in found[i // 2].held.items()}
             for what, (one, other) in _DIFFERENCES.items():
                 change[what + ("_random" if i % 2 else "")].append(means[one] - means[other])

@@ -49,27 +49,29 @@ def _theory(validation: dict[str, Any]) -> list[str]:
     """Park et al.'s tests, where the teacher has them."""
     if "hierarchy" not in validation:
         return []
-    lines = ["", f"{'cosine, median over the ontology':46}{'model':>10}{'other parent':>14}{'shuffled':>10}"]
+    head = f"{'model':>10}{'other parent':>14}{'shuffled':>10}{'unseen':>8}{'shuffled':>10}"
+    lines = ["", f"{'cosine, median over the ontology':46}{head}"]
     labels = {
         "hierarchy": "  child - parent, and parent",
         "consecutive": "  child - parent, and parent - grandparent",
     }
     for name, label in labels.items():
-        measured, other, shuffled = (validation[name][k]["median"] for k in ("measured", "random_parent", "shuffled"))
-        lines.append(f"{label:46}{_number(measured, 10, 2)}{_number(other, 14, 2)}{_number(shuffled, 10, 2)}")
+        widths = {"measured": 10, "random_parent": 14, "shuffled": 10, "unseen": 8, "unseen_shuffled": 10}
+        columns = (_number(validation[name][key]["median"], width, 2) for key, width in widths.items())
+        lines.append(f"{label:46}" + "".join(columns))
     return lines
 
 
 def _interventions(validation: dict[str, Any]) -> list[str]:
     """Logit differences under interventions, where the teacher has them."""
-    places = {"interventions": "at the teacher's layer", "interventions_last_layer": "at the last layer"}
+    places = {"interventions": "the teacher's layer", "interventions_last_layer": "the last layer"}
     lines = []
     for name, where in places.items():
         if name in validation:
             own, null = (validation[name][key]["median"] for key in ("target_sibling", "target_sibling_random"))
-            label = f"logit of target - sibling, changed by their contrast {where}"
-            lines += ["", f"{label:66}{_number(own, 0, 2)}   random {_number(null, 0, 2)}"]
-    return lines
+            label = f"logits of target - sibling, moved by their contrast at {where}"
+            lines.append(f"{label:74}{_number(own, 6, 2)}   random {_number(null, 0, 2)}")
+    return ["", *lines] if lines else []
 
 
 def _shrinkage(about: dict[str, Any]) -> str:

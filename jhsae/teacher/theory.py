@@ -6,13 +6,15 @@ With l_w the vector of category w in the unified space, p its parent and g the p
     consecutive   cos(l_w - l_p, l_p - l_g)    0 where two steps of the hierarchy are orthogonal
     simplex       the l_w - l_p of k siblings are the corners of a (k-1)-simplex: affinely independent
 
-Each stands beside the same number for a random category as the parent, and for samples permuted over tokens. Where
-there are more dimensions than siblings, random vectors span a simplex too; so only the difference to the null counts.
+Each stands beside the same number for a random category as the parent, and for samples permuted over tokens. With fewer
+tokens than dimensions the first two are near 0 for permuted samples as well, because the parent has seen the tokens of
+its child; `unseen` is measured on parents estimated without them. Random vectors span a simplex too where there are
+more dimensions than siblings: only differences to the nulls count.
 The test on held-out words is in `validate.py`, that in the language model in `interventions.py`.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +35,7 @@ Lines = Mapping[str, Float64[np.ndarray, "embed"]]
 
 @dataclass(frozen=True)
 class Category:
-    """A concept of an ontology with the tokens of everything under it; `parent` is the id of its first parent."""
+    """A concept of an ontology with the tokens of everything under it; `parent` is the id of its closest parent."""
 
     id: str
     name: str
@@ -44,8 +46,8 @@ class Category:
 def categories(ontology: Ontology, vocabulary: Vocabulary, least: int, rest: int) -> tuple[Category, ...]:
     """Every concept with enough tokens, parents before their children; chains are merged as in `select`.
 
-    Of several parents the first counts, as in the authors' code. A category that leaves its parent fewer than `rest`
-    tokens of its own has no parent here: the two are nearly the same.
+    Of several parents the one with the fewest tokens counts (the authors take the first in file order). A parent to which
+    a category leaves fewer than `rest` tokens is none: the two are nearly the same.
 
     Args:
         ontology: The graph of concepts.
@@ -56,7 +58,7 @@ def categories(ontology: Ontology, vocabulary: Vocabulary, least: int, rest: int
     tokens = token_sets(ontology, vocabulary)
     graph = merged_children(ontology, tokens, max(2, least), rest)
     above: dict[str, str] = {}
-    for parent in reversed(graph):  # from the top
+    for parent in sorted(graph, key=lambda i: (len(tokens[i]), i)):
         for child in graph[parent]:
             if len(tokens[parent]) - len(tokens[child]) >= rest:
                 above.setdefault(child, parent)
@@ -76,33 +78,49 @@ def theory(found: tuple[Category, ...], estimator: AbstractEstimator, samples: S
         ``{"hierarchy": {...}, "consecutive": {...}, "simplex": {...}}``, JSON values; undefined ones are None.
     """
     rng = np.random.default_rng(seed)
-    lines = vectors(found, estimator, samples)
-    shuffled = vectors(found, estimator, samples.shuffled(rng))
-    wrong = random_parents(found, rng)
+    mixed = samples.shuffled(rng)
+    lines, null = vectors(found, estimator, samples), vectors(found, estimator, mixed)
+    apart, null_apart = (unseen_parents(found, estimator, s) for s in (samples, mixed))
     parent = {c.id: c.parent for c in found if c.parent is not None}
-    tests = {"hierarchy": hierarchy, "consecutive": consecutive}
-    return {
-        name: {
-            "measured": quartiles(test(parent, parent, lines)),
-            "random_parent": quartiles(test(parent, wrong, lines)),
-            "shuffled": quartiles(test(parent, parent, shuffled)),
+    wrong = random_parents(found, rng)
+
+    def test(cosines: Callable[..., Float64[np.ndarray, "_"]]) -> dict[str, Any]:
+        own, random = ({w: lines[p] for w, p in above.items()} for above in (parent, wrong))
+        return {
+            "measured": quartiles(cosines(parent, own, lines)),
+            "random_parent": quartiles(cosines(parent, random, lines)),
+            "shuffled": quartiles(cosines(parent, {w: null[p] for w, p in parent.items()}, null)),
+            "unseen": quartiles(cosines(parent, apart, lines)),
+            "unseen_shuffled": quartiles(cosines(parent, null_apart, null)),
         }
-        for name, test in tests.items()
-    } | {"simplex": {"measured": simplex(parent, lines), "shuffled": simplex(parent, shuffled)}}
+
+    shapes = {"measured": simplex(parent, lines), "shuffled": simplex(parent, null)}
+    return {"hierarchy": test(hierarchy), "consecutive": test(consecutive), "simplex": shapes}
 
 
 def vectors(
     found: Iterable[Category], estimator: AbstractEstimator, samples: Samples
 ) -> dict[str, Float64[np.ndarray, "embed"]]:
     """The vector of every category, against all other sampled tokens; zeros where its samples have no spread."""
-    lines = {}
-    for category in found:
-        own = samples.of(category.tokens)
-        tokens = outside_tokens(category.tokens, samples)
-        step = -(-len(tokens) * samples.rows.shape[1] // MOST_NEGATIVES) or 1
-        spread = own.any() and (own != own[0]).any()
-        lines[category.id] = estimator.direction(own, samples.of(tokens[::step])) if spread else np.zeros(own.shape[1])
-    return lines
+    return {c.id: _vector(c.tokens, estimator, samples) for c in found}
+
+
+def unseen_parents(
+    found: Iterable[Category], estimator: AbstractEstimator, samples: Samples
+) -> dict[str, Float64[np.ndarray, "embed"]]:
+    """For every category with a parent, the parent's vector estimated without the category's tokens."""
+    tokens = {c.id: c.tokens for c in found}
+    parts = {c.id: tuple(sorted({*tokens[c.parent]} - {*c.tokens})) for c in found if c.parent is not None}
+    return {i: _vector(rest, estimator, samples) for i, rest in parts.items()}
+
+
+def _vector(tokens: tuple[int, ...], estimator: AbstractEstimator, samples: Samples) -> Float64[np.ndarray, "embed"]:
+    """Of these tokens against all other sampled ones; zeros where they are no two different vectors."""
+    own, other = samples.of(tokens), outside_tokens(tokens, samples)
+    step = -(-len(other) * samples.rows.shape[1] // MOST_NEGATIVES) or 1
+    if not own.any() or (own == own[0]).all():
+        return np.zeros(own.shape[1])
+    return estimator.direction(own, samples.of(other[::step]))
 
 
 def random_parents(found: tuple[Category, ...], rng: np.random.Generator) -> dict[str, str]:
@@ -116,18 +134,15 @@ def random_parents(found: tuple[Category, ...], rng: np.random.Generator) -> dic
     return wrong
 
 
-def hierarchy(parent: Mapping[str, str], stands_for: Mapping[str, str], lines: Lines) -> Float64[np.ndarray, "pairs"]:
-    """cos(l_w - l_p, l_p) of every category with a parent, p the category that `stands_for` gives it."""
-    pairs = ((lines[w], lines[stands_for[w]]) for w in parent if w in stands_for)
-    return np.array([cosine(w - p, p) for w, p in pairs])
+def hierarchy(parent: Mapping[str, str], above: Lines, lines: Lines) -> Float64[np.ndarray, "pairs"]:
+    """cos(l_w - l_p, l_p) of every category w with a parent, l_p the vector that `above` gives it."""
+    return np.array([cosine(lines[w] - above[w], above[w]) for w in parent if w in above])
 
 
-def consecutive(
-    parent: Mapping[str, str], stands_for: Mapping[str, str], lines: Lines
-) -> Float64[np.ndarray, "chains"]:
-    """cos(l_w - l_p, l_p - l_g) of every chain of three, p the category that `stands_for` gives w."""
-    chains = [(w, stands_for[w], parent[p]) for w, p in parent.items() if p in parent and w in stands_for]
-    return np.array([cosine(lines[w] - lines[p], lines[p] - lines[g]) for w, p, g in chains])
+def consecutive(parent: Mapping[str, str], above: Lines, lines: Lines) -> Float64[np.ndarray, "chains"]:
+    """cos(l_w - l_p, l_p - l_g) of every chain w, p, g; l_p and l_g are the vectors that `above` gives w and p."""
+    chains = ((w, p) for w, p in parent.items() if p in parent and w in above and p in above)
+    return np.array([cosine(lines[w] - above[w], above[w] - above[p]) for w, p in chains])
 
 
 def simplex(parent: Mapping[str, str], lines: Lines) -> dict[str, float | None]:
