@@ -89,7 +89,9 @@ def _pairs(
     """Every ordered pair of siblings in random order; None for one that has too few words to be split."""
     every = [(p, a, b) for p in concepts for a in p.children for b in p.children if a is not b]
     tokens = sorted({t for p in concepts for t in p.tokens})
-    return (_pair(*every[i], tokens, lemmas, rng) for i in rng.permutation(len(every)))
+    for i in rng.permutation(len(every)):
+        parent, one, other = every[i]
+        yield _pair(parent, one, other, tokens, lemmas, rng)
 
 
 def _pair(

@@ -46,8 +46,8 @@ class Category:
 def categories(ontology: Ontology, vocabulary: Vocabulary, least: int, rest: int) -> tuple[Category, ...]:
     """Every concept with enough tokens, parents before their children; chains are merged as in `select`.
 
-    Of several parents the one with the fewest tokens counts (the authors take the first in file order). A parent to which
-    a category leaves fewer than `rest` tokens is none: the two are nearly the same.
+    Of several parents the one with the fewest tokens counts (the authors take the first in file order). A parent to
+    which a category leaves fewer than `rest` tokens is none: the two are nearly the same.
 
     Args:
         ontology: The graph of concepts.
