@@ -1,11 +1,14 @@
 """Initialisers change what they name and nothing else; a teacher is copied exactly, or refused with its sizes."""
 
+import json
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jhsae import config
 from jhsae.data import write_array
 from jhsae.errors import UserError
 from jhsae.init import (
@@ -20,10 +23,12 @@ from jhsae.init import (
     teacher_diagonal_metric,
     teacher_metric,
 )
-from jhsae.metric import Whitened, causal, from_covariance
+from jhsae.metric import AbstractMetric, Diagonal, Euclidean, Whitened, causal, from_covariance
+from jhsae.plan.lowering import with_abstract_metric
 from jhsae.sae import FlatSAE, HierarchicalSAE
 from jhsae.sparsify import TopK
 from jhsae.teacher import Concept, Directions, Teacher, build
+from jhsae.training.config import Train
 
 EMBED, PARENTS, CHILDREN, SUB = 10, 3, 4, 2
 KEY = jax.random.key(3)
@@ -220,3 +225,23 @@ def test_independent_start_unties_and_is_orthonormal():
         IndependentStart()(hierarchical(tie=("atoms",)), KEY)
     with pytest.raises(UserError, match="HierarchicalSAE"):
         IndependentStart()(FlatSAE(EMBED, 20, TopK(2), key=KEY), KEY)
+
+
+@pytest.mark.parametrize(
+    ("slot", "kind"),
+    [
+        ({"_target_": "jhsae.init.activation_metric", "path": "${data.store}", "rows": 64}, Whitened),
+        ({"_target_": "jhsae.init.activation_metric", "path": "${data.store}", "shrinkage": "ledoit_wolf"}, Whitened),
+        ({"_target_": "jhsae.init.activation_diagonal_metric", "path": "${data.store}"}, Diagonal),
+        ({"_target_": "jhsae.init.teacher_diagonal_metric", "path": "${teacher}"}, Diagonal),
+        ({"_target_": "jhsae.metric.Euclidean"}, Euclidean),
+    ],
+)
+def test_a_metric_is_one_line_of_a_training_config_and_can_be_planned_without_its_files(folder, slot, kind, tmp_path):
+    store = write_array(tmp_path / "s", np.random.default_rng(0).normal(size=(80, EMBED)).astype(np.float32)).path
+    words = [f"data.store={store}", f"teacher={folder}", f"metric={json.dumps(slot)}"]
+    train = config.load(Train, config.find("geometry.yaml"), words)
+    assert type(config.build(train.metric, AbstractMetric)) is kind
+    absent = config.load(Train, config.find("geometry.yaml"), ["data.store=absent", "teacher=absent", words[-1]])
+    metric = config.build(with_abstract_metric(absent, EMBED).metric, AbstractMetric)
+    assert type(metric) is kind and metric.whiten(jnp.ones(EMBED)).shape == (EMBED,)

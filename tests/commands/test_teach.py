@@ -192,6 +192,23 @@ def test_each_geometry_is_one_line(config, geometry, check, tmp_path):
     assert check(found.sigma) and np.trace(found.sigma) == pytest.approx(16, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("rows", "name", "message"),
+    [
+        (np.ones((20, 16)), None, "are all equal, so they have no metric"),
+        (np.ones((20, 16)), "another", "holds activations of another, but the teacher is made from"),
+        (np.eye(16)[:4], None, "covariance is singular .* write a shrinkage above 0"),
+        (np.eye(16)[:1], None, "a covariance of 1 rows"),
+    ],
+)
+def test_activations_without_a_metric_are_named(config, rows, name, message, tmp_path):
+    path = write_array(tmp_path / "store", rows.astype(np.float32), name=name or config.lm.path).path
+    geometry = {"_target_": "jhsae.teacher.ActivationCovariance", "path": path}
+    with pytest.raises(UserError, match=message):
+        teach.run(replace(config, geometry=geometry, shrinkage=0.0))
+    assert not (tmp_path / "teacher").exists()
+
+
 def test_the_estimated_shrinkage_is_recorded_and_printed(config, capsys):
     found = Teacher.load(teach.run(replace(config, shrinkage="ledoit_wolf")))
     assert 0 < found.provenance["shrinkage"] < 1
