@@ -244,7 +244,8 @@ def expert_names(folder: Path) -> dict[int, str]:
         return {}
     run = cfg.plain(folder / "config.yaml")  # no part of it is built, so none needs to be trusted
     init, teacher = run.get("init") or [], run.get("teacher")
-    names = [slot.get("_target_") for slot in init if isinstance(slot, dict)] if isinstance(init, list) else []
+    slots = [slot for slot in init if isinstance(slot, dict)] if isinstance(init, list) else []
+    names = [slot.get("_target_") for slot in slots if slot.get("parents", True) is True]
     if FROM_TEACHER not in [cfg.published(name) for name in names if isinstance(name, str)]:
         return {}
     if not isinstance(teacher, str):

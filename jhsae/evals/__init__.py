@@ -14,7 +14,6 @@ from jhsae.evals.labels import RowLabels as RowLabels
 from jhsae.evals.labels import concept_labels as concept_labels
 from jhsae.evals.labels import read_labels as read_labels
 from jhsae.evals.labels import wordnet_labels as wordnet_labels
-from jhsae.evals.logistic import logistic as logistic
 from jhsae.evals.nulls import Comparison as Comparison
 from jhsae.evals.nulls import compare as compare
 from jhsae.evals.nulls import sentence as sentence
@@ -34,3 +33,4 @@ from jhsae.evals.truth import splitting as splitting
 from jhsae.evals.truth import truth as truth
 from jhsae.evals.world import check_world as check_world
 from jhsae.evals.world import on_world as on_world
+from jhsae.teacher.logistic import logistic as logistic

@@ -27,11 +27,11 @@ from scipy import sparse
 from jhsae.errors import UserError
 from jhsae.evals.groups import check_rows_of, code_matrix, divided, groups, measured
 from jhsae.evals.labels import RowLabels
-from jhsae.evals.logistic import logistic, scores
 from jhsae.evals.probing import Task, class_tasks, selected
 from jhsae.features.firings import Firings
 from jhsae.ranges import Count, Fraction, Seed, ranged
 from jhsae.sae.base import TreeSizes
+from jhsae.teacher.logistic import logistic, scores
 
 OFF = 1e-8  # a code below it is silent, as in SAEBench
 Cosine = Annotated[float, Ge(-1), Le(1)]

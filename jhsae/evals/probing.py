@@ -18,10 +18,10 @@ from scipy import sparse
 
 from jhsae.evals.groups import check_rows_of, code_matrix, defined, groups, mean_of, measured
 from jhsae.evals.labels import RowLabels
-from jhsae.evals.logistic import Scores, logistic, scores
 from jhsae.features.firings import Firings
 from jhsae.ranges import Count, ranged
 from jhsae.sae.base import TreeSizes
+from jhsae.teacher.logistic import Scores, logistic, scores
 
 SEEDS = 5
 MOST_ROWS = 1000  # of a class, in each half

@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from jhsae import evals
 from jhsae.errors import UserError
 from jhsae.evals import RowLabels
-from jhsae.evals.logistic import scores
+from jhsae.teacher.logistic import scores
 from jhsae.evals.probing import class_tasks
 from jhsae.sae.base import TreeSizes
 

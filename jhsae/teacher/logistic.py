@@ -1,4 +1,4 @@
-"""Logistic regression with an L2 penalty: the probe of `jhsae.evals.probing` and `jhsae.evals.absorption`.
+"""Logistic regression with an L2 penalty: an estimator of concepts, and the probe of `jhsae.evals.probing`.
 
 ``sum_i w_i log(1 + exp(-y_i (x_i . weights + bias))) + |weights|^2 / (2 C)``, y in {-1, 1}; the bias is not penalised.
 That is the objective of scikit-learn's LogisticRegression, solved by Newton's method in float64 from 0.
