@@ -1,4 +1,4 @@
-"""What an SAE recovered of a known world, and what its latents have to do with labels: tables beside their nulls."""
+"""Recovery of a known world, and latents against labels: tables beside their nulls."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -9,9 +9,9 @@ from sklearn.metrics import accuracy_score, f1_score
 from jhsae import evals
 from jhsae.errors import UserError
 from jhsae.evals import RowLabels
-from jhsae.teacher.logistic import scores
 from jhsae.evals.probing import class_tasks
 from jhsae.sae.base import TreeSizes
+from jhsae.teacher.logistic import scores
 
 
 def probed(dense, found, x=None, tree=None, **options):
