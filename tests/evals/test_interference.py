@@ -68,7 +68,7 @@ def test_a_graph_counts_any_true_parent_and_root():
         parents = np.array([-1, -1, parent_of_2, 0, 3, 1, -1])
         found = {kind: agreement(kind, np.arange(7), parents, GRAPH, 2).agrees for kind in ("tree", "edges")}
         assert found["edges"].tolist() == [edges, True, True, True] and found["tree"][0] == edges
-    assert summary(agreement("tree", np.arange(3), np.full(3, -1), Hierarchy(3), 2), np.zeros(3, int)) is None
+    assert summary("tree", agreement("tree", np.arange(3), np.full(3, -1), Hierarchy(3), 2), Hierarchy(3)) is None
 
 
 def test_tops_and_levels_of_a_chain():

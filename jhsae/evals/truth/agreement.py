@@ -16,12 +16,14 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jhsae.evals.nulls import many_permuted_parents, permutation_p
+from jhsae.evals.nulls import compare, many_permuted_parents, permutation_p, sentence
 from jhsae.evals.truth.forest import tops_of
 from jhsae.worlds import Hierarchy
 
 Kind = Literal["tree", "edges"]
 PERMUTATIONS = 200
+DRAWS = 20  # of which a one-sided p-value below 0.05 can come
+NAMES: dict[Kind, str] = {"tree": "Agreement of roots", "edges": "Agreement of direct parents"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,13 +77,26 @@ def agreement(
     return Agreement(units, agrees(parents), np.array(null).reshape(permutations, len(units)))
 
 
-def summary(found: Agreement, levels: Int[np.ndarray, "features"]) -> dict[str, Any] | None:
-    """The share of units that agree and its chance, overall and by level of the truth; None without units."""
+def summary(kind: Kind, found: Agreement, hierarchy: Hierarchy) -> dict[str, Any] | None:
+    """The share of units that agree and its chance, overall and by level of the truth; None without units.
+
+    `sentence` says the same in words, with an interval for which the units below one root, the first of several, are
+    resampled together; it is None where there are too few permutations for a verdict.
+    """
     if not len(found.units):
         return None
-    own = levels[found.units]
+    own = hierarchy.levels[found.units]
     by_level = {str(level): _row(found, own == level) for level in np.unique(own)}
-    return _row(found, np.ones(len(own), bool)) | {"by_level": by_level}
+    whole = _row(found, np.ones(len(own), bool))
+    return whole | {"sentence": _sentence(kind, found, hierarchy), "by_level": by_level}
+
+
+def _sentence(kind: Kind, found: Agreement, hierarchy: Hierarchy) -> str | None:
+    if len(found.null) < DRAWS:
+        return None
+    roots = hierarchy.roots[np.argmax(hierarchy.ancestors[np.ix_(found.units, hierarchy.roots)], axis=1)]
+    result = compare(found.agrees, found.null, alternative="greater", groups=roots)
+    return sentence(result, NAMES[kind])
 
 
 def _row(found: Agreement, which: Bool[np.ndarray, " units"]) -> dict[str, float | int]:

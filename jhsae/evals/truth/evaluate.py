@@ -140,7 +140,7 @@ class _Pass:
         return {
             "levels": by_level(self.matching.cosines, self.firing, hierarchy.levels, self.levels),
             "roots": roots_found(self.firing.f1(), hierarchy, self.levels),
-            **{kind: None if found is None else summary(found, hierarchy.levels) for kind, found in kinds.items()},
+            **{kind: None if found is None else summary(kind, found, hierarchy) for kind, found in kinds.items()},
             "absorption": self.absorption.summary(self.rows, self.features, tau),
             "hedging": hedging(self.rows, self.features, hierarchy, matched),
             "violations": self.violations.rate(),
