@@ -1,6 +1,6 @@
 """How often a hierarchy is called significant: random vectors, a permuted hierarchy, a planted one.
 
-    python experiments/nulls/rates.py [--seeds 50] [--permutations 200]
+    python experiments/nulls/rates.py [--seeds 50] [--permutations 200] [--json experiments/nulls/results.jsonl]
 
 Each seed makes a true hierarchy of 8 roots with 4 children of 3 children each (136 features in 64 dimensions), and a
 dictionary of as many latents in a tree of the same shape. `random`: the latents are random vectors. `permuted`: they
@@ -12,9 +12,13 @@ the claim.
 """
 
 import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
+from jhsae import config as cfg
 from jhsae.evals import Comparison, compare, delta_off_90
 from jhsae.evals.nulls import many_permuted_parents, permuted_parents
 from jhsae.evals.truth import agreement
@@ -26,16 +30,39 @@ FRESH = 2**31  # seeds of permutations, other ones than those that draw the worl
 KINDS = ("random", "permuted", "planted")
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What the rates depend on."""
+
+    seeds: int
+    permutations: int
+    embed: int = EMBED
+    roots: int = ROOTS
+    children: int = CHILDREN
+    grandchildren: int = GRANDCHILDREN
+    noise: float = NOISE
+
+
 def main() -> None:
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--seeds", type=int, default=50)
     top.add_argument("--permutations", type=int, default=200)
+    top.add_argument("--json", type=Path, help="append a row per statistic and kind, with every p-value")
     arguments = top.parse_args()
+    settings = Settings(arguments.seeds, arguments.permutations)
     print("| | " + " | ".join(KINDS) + " |\n|---|---|---|---|")
     found = {kind: [measured(kind, s, arguments.permutations) for s in range(arguments.seeds)] for kind in KINDS}
     for name in found["random"][0]:
         shares = [np.mean([seed[name].significant for seed in found[kind]]) for kind in KINDS]
         print(f"| {name} | " + " | ".join(f"{share:.3f}" for share in shares) + " |")
+        rows = [
+            {"statistic": name, "kind": kind, "share": float(share), "p": [seed[name].p for seed in found[kind]]}
+            for kind, share in zip(KINDS, shares, strict=True)
+        ]
+        if arguments.json:
+            about = {"config": asdict(settings), "config_hash": cfg.config_hash(settings), **cfg.provenance()}
+            with arguments.json.open("a") as out:
+                out.writelines(json.dumps(row | about) + "\n" for row in rows)
 
 
 def measured(kind: str, seed: int, permutations: int) -> dict[str, Comparison]:
