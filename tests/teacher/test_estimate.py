@@ -128,3 +128,10 @@ def test_a_concept_without_a_direction_is_an_error():
         LogisticEstimator().direction(np.ones((4, 3)), np.zeros((0, 3)))
     with pytest.raises(UserError, match=r"shrinkage is 0\.0, expected more than 0"):
         LDAEstimator(0.0)
+
+
+def test_a_mean_and_the_difference_of_two():
+    rng = np.random.default_rng(0)
+    own, siblings, parent = rng.normal(size=(5, 8)), rng.normal(size=(6, 8)), rng.normal(size=8)
+    np.testing.assert_allclose(MeanEstimator().direction(own, siblings), own.sum(0) / 5)
+    np.testing.assert_allclose(MeanEstimator().delta(parent, own, siblings), own.sum(0) / 5 - parent)
