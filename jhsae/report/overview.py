@@ -94,9 +94,7 @@ def _origin(world: str | None, source: Source) -> str:
     if world:
         return f"activations of the synthetic world {_quoted(world)}"
     if not source.manifest:
-        return (
-            f"the residual stream of a language model that is not known (the store {source.path} has no manifest here)"
-        )
+        return f"the residual stream of an unknown language model (the store {source.path} has no manifest here)"
     layer = source.manifest["layer"]
     blocks = f"{layer} {'block' if layer == 1 else 'blocks'}"
     return f"the residual stream of the language model {_quoted(source.manifest['model'])} after {blocks}"
