@@ -59,6 +59,7 @@ _HOME = {
 _MODULES = {
     "codes", "config", "constraint", "data", "errors", "evals", "features", "init", "interop", "lm", "losses", "metric",
     "ops", "optimizer", "parallel", "resampling", "sae", "schedule", "sparsify", "teacher", "training", "usage",
+    "worlds",
 }  # fmt: skip
 __all__ = sorted(_HOME)
 

@@ -4,20 +4,27 @@ A `HierarchicalSAE` is constructed with encoders equal to decoders (tied at the 
 """
 
 import abc
+import logging
+from functools import cache
+from typing import Annotated
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge, Le
 from jaxtyping import Array, Float, Key
 
 from jhsae.constraint import Renormalize
 from jhsae.errors import UserError
-from jhsae.metric import AbstractMetric, Euclidean
+from jhsae.metric import AbstractMetric, Diagonal, Euclidean, Shrinkage
 from jhsae.ranges import Positive, Ranged, Words, ranged
 from jhsae.sae import AbstractSAE, HierarchicalSAE, require
 from jhsae.teacher import Teacher
+from jhsae.teacher.geometry import ROWS, Sampled, activation_geometry
 
+logger = logging.getLogger(__name__)
 DROP = "drop it from init"
+Degrees = Annotated[float, Ge(0), Le(180)]
 
 
 class AbstractInit(Ranged, eqx.Module):
@@ -93,34 +100,46 @@ class IndependentStart(AbstractInit):
 class FromTeacher(AbstractInit):
     """Copies the concept directions of the teacher in folder `path`: router, projectors, atoms, encoders too.
 
-    Experts and atoms beyond the teacher's stay as they were. Decoders get residual vectors of unit norm in the
-    teacher's metric; encoders get their duals, so that an expert's code is the coefficient of its concept.
+    Experts and atoms beyond the teacher's stay as they were; of a teacher with more, the first ones are taken, in its
+    order. Decoders get residual vectors of unit norm in the teacher's metric; encoders get their duals, so that an
+    expert's code is the coefficient of its concept.
+
+    Args:
+        path: Folder of the teacher.
+        parents: Experts start from the concepts.
+        projectors: `up` and `down` span the teacher's subspaces.
+        children: Atoms start from the children. Their coordinates are those of the teacher's subspaces, so without
+            `projectors` they are other directions.
+        encoders: Encoders of experts and atoms are copied too, not only decoders.
+        jitter: Degrees by which every copied concept and child is rotated, in the teacher's metric, towards a random
+            direction orthogonal to it.
     """
 
     path: Words = eqx.field(static=True)
+    parents: bool = eqx.field(static=True, default=True)
+    projectors: bool = eqx.field(static=True, default=True)
+    children: bool = eqx.field(static=True, default=True)
+    encoders: bool = eqx.field(static=True, default=True)
+    jitter: Degrees = eqx.field(static=True, default=0.0)
 
     def __call__(self, sae: AbstractSAE, key: Key[Array, ""]) -> HierarchicalSAE:
         sae, teacher = require(sae, HierarchicalSAE, "FromTeacher", DROP), Teacher.load(self.path)
-        _check_fits(sae, teacher, self.path)
-        parents, children, _ = teacher.atoms.shape
-        exists = (jnp.arange(children) < jnp.asarray(teacher.counts)[:, None])[..., None]
-
-        def with_atoms(rows: Float[Array, "experts atoms sub"]) -> Float[Array, "experts atoms sub"]:
-            own = rows[:parents, :children]
-            return rows.at[:parents, :children].set(jnp.where(exists, jnp.asarray(teacher.atoms), own))
-
-        new = {
-            "router_dec": sae.router_dec.at[:parents].set(teacher.parents),
-            "up": sae.up.at[:parents].set(teacher.up),
-            "atom_dec": with_atoms(sae.atom_dec),
-        }
-        if sae.router_enc is not None:
-            new["router_enc"] = sae.router_enc.at[:parents].set(teacher.readouts)
-        if sae.down is not None:
-            new["down"] = sae.down.at[:parents].set(teacher.down)
-        if sae.atom_enc is not None:
-            new["atom_enc"] = with_atoms(sae.atom_enc)
-        return eqx.tree_at(lambda s: [getattr(s, name) for name in new], sae, list(new.values()))
+        _check_fits(sae, teacher, self)
+        of_parents, of_children = jax.random.split(key)
+        new: dict[str, Array] = {}
+        if self.parents:
+            new |= _experts(sae, teacher, self.jitter, of_parents)
+        if self.projectors:
+            count = min(sae.experts, len(teacher.up))
+            new |= {
+                name: getattr(sae, name).at[:count].set(getattr(teacher, name)[:count]) for name in _projectors(sae)
+            }
+        if self.children:
+            new |= _atoms(sae, teacher, self.jitter, of_children)
+        copied = [name for name in new if self.encoders or name not in ("router_enc", "atom_enc")]
+        if not copied:
+            return sae
+        return eqx.tree_at(lambda s: [getattr(s, name) for name in copied], sae, [new[name] for name in copied])
 
 
 class DecodersFromTeacher(AbstractInit):
@@ -129,11 +148,7 @@ class DecodersFromTeacher(AbstractInit):
     path: Words = eqx.field(static=True)
 
     def __call__(self, sae: AbstractSAE, key: Key[Array, ""]) -> AbstractSAE:
-        started = require(sae, HierarchicalSAE, "DecodersFromTeacher", DROP)
-        taught = FromTeacher(self.path)(started, key)
-        return eqx.tree_at(
-            lambda s: (s.router_enc, s.atom_enc), taught, (started.router_enc, started.atom_enc), is_leaf=_is_none
-        )
+        return FromTeacher(self.path, encoders=False)(require(sae, HierarchicalSAE, "DecodersFromTeacher", DROP), key)
 
 
 @ranged
@@ -148,23 +163,96 @@ def teacher_unembedding_metric(path: Words) -> AbstractMetric:
     return Teacher.load(path).geometry().unembedding
 
 
-def _is_none(leaf: object) -> bool:
-    return leaf is None
+@ranged
+def teacher_diagonal_metric(path: Words) -> AbstractMetric:
+    """The diagonal of the teacher's Σ on the residual side: scales of the dimensions without their correlations."""
+    return Diagonal(jnp.sqrt(jnp.diagonal(jnp.asarray(Teacher.load(path).sigma))))
 
 
-def _check_fits(sae: HierarchicalSAE, teacher: Teacher, path: str) -> None:
+@ranged
+def activation_metric(path: Words, rows: Sampled = ROWS, shrinkage: Shrinkage = 0.05) -> AbstractMetric:
+    """The metric in which the first `rows` activations of the store in folder `path` are white."""
+    return activation_geometry(path, rows, shrinkage).residual
+
+
+@ranged
+def activation_diagonal_metric(path: Words, rows: Sampled = ROWS, shrinkage: Shrinkage = 0.05) -> AbstractMetric:
+    """The metric in which every dimension of those activations has the same variance."""
+    sigma = activation_geometry(path, rows, shrinkage, diagonal=True).sigma
+    return Diagonal(jnp.sqrt(jnp.diagonal(sigma)))
+
+
+def rotated(key: Key[Array, ""], rows: Float[Array, "*batch embed"], degrees: float) -> Float[Array, "*batch embed"]:
+    """Every row rotated by `degrees` towards a random direction orthogonal to it; norms stay, zero rows stay zero.
+
+    `UserError` for rows of one dimension, which have no such direction.
+    """
+    if rows.shape[-1] < 2:
+        raise UserError(
+            "jitter rotates directions, and those of 1 dimension cannot be; write jitter=0, or a larger sub"
+        )
+    norm = jnp.linalg.norm(rows, axis=-1, keepdims=True)
+    unit = rows / jnp.maximum(norm, jnp.finfo(rows.dtype).tiny)
+    tangent = jax.random.normal(key, rows.shape)
+    tangent -= jnp.sum(tangent * unit, axis=-1, keepdims=True) * unit
+    tangent /= jnp.linalg.norm(tangent, axis=-1, keepdims=True)
+    angle = jnp.deg2rad(degrees)
+    return norm * (jnp.cos(angle) * unit + jnp.sin(angle) * tangent)
+
+
+def _experts(sae: HierarchicalSAE, teacher: Teacher, jitter: float, key: Key[Array, ""]) -> dict[str, Array]:
+    """Decoder and encoder rows of the experts, with the teacher's concepts in the first ones."""
+    count = min(sae.experts, len(teacher.parents))
+    decoder, encoder = jnp.asarray(teacher.parents[:count]), jnp.asarray(teacher.readouts[:count])
+    if jitter:
+        geometry = teacher.geometry()
+        unified = rotated(key, geometry.residual.whiten(decoder), jitter)
+        decoder, encoder = geometry.unembedding.whiten(unified), geometry.residual.whiten(unified)
+    new = {"router_dec": sae.router_dec.at[:count].set(decoder)}
+    return new if sae.router_enc is None else new | {"router_enc": sae.router_enc.at[:count].set(encoder)}
+
+
+def _projectors(sae: HierarchicalSAE) -> tuple[str, ...]:
+    return ("up",) if sae.down is None else ("up", "down")
+
+
+def _atoms(sae: HierarchicalSAE, teacher: Teacher, jitter: float, key: Key[Array, ""]) -> dict[str, Array]:
+    """Decoder and encoder rows of the atoms, with the teacher's children in the first ones of each expert."""
+    parents, children = min(sae.experts, len(teacher.atoms)), min(sae.atoms, teacher.atoms.shape[1])
+    rows = jnp.asarray(teacher.atoms[:parents, :children])
+    if jitter:
+        rows = rotated(key, rows, jitter)
+    exists = (jnp.arange(children) < jnp.asarray(teacher.counts[:parents])[:, None])[..., None]
+
+    def with_atoms(own: Float[Array, "experts atoms sub"]) -> Float[Array, "experts atoms sub"]:
+        return own.at[:parents, :children].set(jnp.where(exists, rows, own[:parents, :children]))
+
+    new = {"atom_dec": with_atoms(sae.atom_dec)}
+    return new if sae.atom_enc is None else new | {"atom_enc": with_atoms(sae.atom_enc)}
+
+
+def _check_fits(sae: HierarchicalSAE, teacher: Teacher, init: FromTeacher) -> None:
+    """Raises `UserError` for widths that differ; logs how much of a larger teacher is taken."""
     parents, children, sub = teacher.atoms.shape
     embed = teacher.parents.shape[1]
-    for key, have, need, exact in (
+    for key, have, need, used in (
         ("sae.embed", sae.embed, embed, True),
-        ("sae.sub", sae.sub, sub, True),
-        ("sae.experts", sae.experts, parents, False),
-        ("sae.atoms", sae.atoms, children, False),
+        ("sae.sub", sae.sub, sub, init.projectors or init.children),
     ):
-        if have != need if exact else have < need:
-            raise UserError(
-                f"{key} is {have}, but the teacher {path} has {need}; write {key}={need}{'' if exact else ' or more'}"
-            )
+        if used and have != need:
+            raise UserError(f"{key} is {have}, but the teacher {init.path} has {need}; write {key}={need}")
+    for key, have, given, what in (
+        ("sae.experts", sae.experts, parents, "concepts"),
+        ("sae.atoms", sae.atoms, children, "children per concept"),
+    ):
+        if have < given:
+            _say(f"{key} is {have}: of the teacher {init.path}, which has {given} {what}, the first {have} are used")
+
+
+@cache
+def _say(sentence: str) -> None:
+    """Logs a sentence once: a run builds its SAE several times, first as shapes alone."""
+    logger.info(sentence)
 
 
 def _orthonormal_rows(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "experts sub embed"]:

@@ -11,7 +11,7 @@ a unified direction l is Σ^(-1/2) l, and the covector that reads it off an acti
 """
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -28,7 +28,13 @@ class AbstractMetric(Ranged, eqx.Module):
     """An inner product on [embed]. Every method maps over leading axes."""
 
     # The functions that a config may name in a slot of a metric, beside derived classes: those that read a teacher.
-    MADE_BY: ClassVar[tuple[str, ...]] = ("jhsae.init.teacher_metric", "jhsae.init.teacher_unembedding_metric")
+    MADE_BY: ClassVar[tuple[str, ...]] = (
+        "jhsae.init.teacher_metric",
+        "jhsae.init.teacher_unembedding_metric",
+        "jhsae.init.teacher_diagonal_metric",
+        "jhsae.init.activation_metric",
+        "jhsae.init.activation_diagonal_metric",
+    )
 
     @abstractmethod
     def whiten(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
@@ -69,6 +75,18 @@ class Whitened(AbstractMetric):
         return self.whiten(x) @ self.matrix
 
 
+class Diagonal(AbstractMetric):
+    """<u, v> = Σ_i (s_i u_i)(s_i v_i): a factor per dimension, and no correlations between them."""
+
+    scale: Float[Array, "embed"]
+
+    def whiten(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
+        return x * self.scale
+
+    def dual(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
+        return x * self.scale**2
+
+
 class CausalGeometry(eqx.Module):
     """The two sides of one causal inner product, from `causal`, `causal_absolute_ridge` or `from_covariance`.
 
@@ -82,6 +100,10 @@ class CausalGeometry(eqx.Module):
     unembedding: Whitened
     residual: Whitened
     condition: float = eqx.field(static=True)  # largest over smallest eigenvalue of Σ
+    shrinkage: float | None = eqx.field(static=True, default=None)  # weight of the identity in Σ, where it is known
+
+
+Shrinkage = Fraction | Literal["ledoit_wolf"]  # a weight, or the rule that estimates it
 
 
 def covariance(rows: Shaped[np.ndarray, "rows embed"]) -> Float64[np.ndarray, "embed embed"]:
@@ -105,8 +127,53 @@ def relative_ridge(
     return (1 - shrinkage) * sigma + shrinkage * np.trace(sigma) / embed * np.eye(embed)
 
 
-def from_covariance(sigma: Shaped[np.ndarray, "embed embed"]) -> CausalGeometry:
-    """The geometry of a given Σ, as it is; eigenvalues that are not positive are an error."""
+def ledoit_wolf_of_rows(rows: Shaped[np.ndarray, "rows embed"], sigma: Float64[np.ndarray, "embed embed"]) -> float:
+    """The weight of the identity in the covariance of Ledoit and Wolf (2004), equal to scikit-learn's.
+
+    For many rows: in float64, block by block. `sigma` is their `covariance`.
+    """
+    mean = np.mean(rows, axis=0, dtype=np.float64)
+    fourth = 0.0
+    for start in range(0, len(rows), BLOCK):
+        centred = rows[start : start + BLOCK].astype(np.float64) - mean
+        fourth += float(np.sum(np.sum(centred**2, axis=1) ** 2))
+    biased = (len(rows) - 1) / len(rows)
+    size, trace = biased**2 * float(np.sum(sigma**2)), biased * float(np.trace(sigma))
+    return ledoit_wolf_weight(size, fourth, trace, *rows.shape)
+
+
+def ledoit_wolf_weight(size: float, fourth: float, trace: float, samples: int, embed: int) -> float:
+    """Ledoit and Wolf's weight, from moments of `samples` centred vectors x and S = E[x xᵀ], divided by `samples`.
+
+    Args:
+        size: The sum of the squared entries of S.
+        fourth: The sum over samples of ||x||⁴.
+        trace: The trace of S.
+        samples: Number of vectors.
+        embed: Their dimensions.
+    """
+    noise = fourth / samples - size
+    distance = size - trace**2 / embed
+    return min(noise / samples, distance) / distance if distance > 0 and noise > 0 else 0.0
+
+
+@ranged
+def shrunk_covariance(
+    rows: Shaped[np.ndarray, "rows embed"], shrinkage: Shrinkage
+) -> tuple[Float64[np.ndarray, "embed embed"], float]:
+    """The covariance of the rows with a relative ridge, and the weight of it: `shrinkage`, or Ledoit and Wolf's."""
+    sigma = covariance(rows)
+    weight = ledoit_wolf_of_rows(rows, sigma) if isinstance(shrinkage, str) else float(shrinkage)
+    return relative_ridge(sigma, weight), weight
+
+
+def from_covariance(sigma: Shaped[np.ndarray, "embed embed"], shrinkage: float | None = None) -> CausalGeometry:
+    """The geometry of a given Σ, as it is; eigenvalues that are not positive are an error.
+
+    Args:
+        sigma: The covariance.
+        shrinkage: The weight of the identity that it contains already, where that is known.
+    """
     values, vectors = np.linalg.eigh(np.asarray(sigma, np.float64))
     if not values[0] > 0:
         raise UserError(f"the covariance is singular (smallest eigenvalue {values[0]:.1e}); write a shrinkage above 0")
@@ -117,19 +184,25 @@ def from_covariance(sigma: Shaped[np.ndarray, "embed embed"]) -> CausalGeometry:
         unembedding=Whitened(jnp.asarray(inverse_root, jnp.float32)),
         residual=Whitened(jnp.asarray(root, jnp.float32)),
         condition=float(values[-1] / values[0]),
+        shrinkage=shrinkage,
     )
 
 
-@ranged
-def causal(unembedding: Shaped[np.ndarray, "vocab embed"], shrinkage: Fraction = 0.05) -> CausalGeometry:
-    """Causal geometry with a relative ridge, Σ scaled to trace `embed` so that norms stay comparable.
-
-    The scale changes no angle. `shrinkage` = 0 is Park et al.'s own Σ.
-    """
-    sigma = relative_ridge(covariance(unembedding), shrinkage)
+def to_trace(sigma: Float64[np.ndarray, "embed embed"]) -> Float64[np.ndarray, "embed embed"]:
+    """Σ scaled to trace `embed`, so that norms stay comparable; that changes no angle. `UserError` for a trace of 0."""
     if not np.trace(sigma) > 0:
         raise UserError("all rows of the unembedding are equal, so it has no causal metric; is this a trained model?")
-    return from_covariance(sigma * (len(sigma) / np.trace(sigma)))
+    return sigma * (len(sigma) / np.trace(sigma))
+
+
+@ranged
+def causal(unembedding: Shaped[np.ndarray, "vocab embed"], shrinkage: Shrinkage = 0.05) -> CausalGeometry:
+    """Causal geometry with a relative ridge, Σ scaled to trace `embed`.
+
+    `shrinkage` = 0 is Park et al.'s own Σ; "ledoit_wolf" estimates the weight from the rows.
+    """
+    sigma, weight = shrunk_covariance(unembedding, shrinkage)
+    return from_covariance(to_trace(sigma), weight)
 
 
 @ranged

@@ -39,14 +39,16 @@ from jhsae.teacher import AbstractEstimator, AbstractEvidence
 from jhsae.training.checkpoint import load_sae, save_sae
 from jhsae.training.config import OPTIMIZER, Train
 from jhsae.training.fit import fit
+from jhsae.worlds import AbstractMagnitudes, AbstractProbabilities
 
 saelens_write = importlib.import_module("jhsae.interop.saelens.write")  # the package has a function of that name
 ROOT = Path(__file__).parents[1]
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())  # as of commit 4b4ae9c
 KINDS = (
     AbstractChildInput, AbstractChildScale, AbstractCodeUnit, AbstractConstraint, AbstractEstimator, AbstractEvidence,
-    AbstractInit, AbstractMetric, AbstractNormalizer, AbstractResampling, AbstractSchedule, AbstractSource,
-    AbstractTerm, AbstractText, optax.GradientTransformation, sae.AbstractSAE, sparsify.AbstractSparsifier,
+    AbstractInit, AbstractMagnitudes, AbstractMetric, AbstractNormalizer, AbstractProbabilities, AbstractResampling,
+    AbstractSchedule, AbstractSource, AbstractTerm, AbstractText, optax.GradientTransformation, sae.AbstractSAE,
+    sparsify.AbstractSparsifier,
 )  # fmt: skip
 RESAMPLE = "{_target_: jhsae.revival.Resample, every: 1, until: 4}"
 TARGET = re.compile(r"""_target_["']?\s*:\s*["']?(jhsae(?:\.\w+)+)""")

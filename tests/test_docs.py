@@ -11,7 +11,7 @@ import jhsae
 
 pytest.importorskip("pdoc")
 ROOT = Path(__file__).parents[1]
-DOCUMENTED = ("sae", "sparsify", "losses", "data", "ops", "teacher", "lm")
+DOCUMENTED = ("sae", "sparsify", "losses", "data", "ops", "teacher", "lm", "worlds")
 
 
 @pytest.fixture(scope="module")

@@ -141,7 +141,7 @@ def test_an_sae_is_written_to_a_bucket_and_read_from_it(bucket):
         save_sae(bucket / "sae", sae, FLAT, IDENTITY, Identity(), {})
 
 
-@pytest.mark.parametrize("verb", ["export", "import", "teach", "quickstart", "browse"])
+@pytest.mark.parametrize("verb", ["export", "import", "world", "teach", "quickstart", "browse"])
 def test_what_is_written_on_this_machine_alone_takes_no_url(tmp_path, monkeypatch, capsys, verb):
     """pathlib would make the folder gs:/ of it."""
     monkeypatch.chdir(tmp_path)
@@ -149,6 +149,7 @@ def test_what_is_written_on_this_machine_alone_takes_no_url(tmp_path, monkeypatc
     words = {
         "export": ["run=run", "format=folder"],
         "import": ["source=run"],
+        "world": ["worlds/tiny.yaml"],
         "teach": ["teacher/embedded.yaml"],
         "quickstart": [],
         "browse": ["run=run", "store=none", "lm=none"],

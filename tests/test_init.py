@@ -1,17 +1,34 @@
 """Initialisers change what they name and nothing else; a teacher is copied exactly, or refused with its sizes."""
 
+import json
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jhsae import config
+from jhsae.data import write_array
 from jhsae.errors import UserError
-from jhsae.init import DecodersFromTeacher, FromTeacher, IndependentStart, ScaleEncoder, UnitDecoder, teacher_metric
-from jhsae.metric import Whitened, from_covariance
+from jhsae.init import (
+    DecodersFromTeacher,
+    FromTeacher,
+    IndependentStart,
+    ScaleEncoder,
+    UnitDecoder,
+    activation_diagonal_metric,
+    activation_metric,
+    rotated,
+    teacher_diagonal_metric,
+    teacher_metric,
+)
+from jhsae.metric import AbstractMetric, Diagonal, Euclidean, Whitened, causal, from_covariance
+from jhsae.plan.lowering import with_abstract_metric
 from jhsae.sae import FlatSAE, HierarchicalSAE
 from jhsae.sparsify import TopK
-from jhsae.teacher import Concept, Teacher
+from jhsae.teacher import Concept, Directions, Teacher, build
+from jhsae.training.config import Train
 
 EMBED, PARENTS, CHILDREN, SUB = 10, 3, 4, 2
 KEY = jax.random.key(3)
@@ -45,6 +62,20 @@ def folder(tmp_path_factory):
     return str(teacher.save(tmp_path_factory.mktemp("teacher") / "t"))
 
 
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A teacher as `build` makes it, and its folder; the second parent has two children, the others three."""
+    rng = np.random.default_rng(1)
+    directions = Directions(rng.normal(size=(3, EMBED)), tuple(rng.normal(size=(n, EMBED)) for n in (3, 2, 3)))
+    concepts = tuple(
+        Concept(f"n{i}", f"c{i}", (1, 2), tuple(Concept(f"k{j}", "k", (1,)) for j in range(len(rows))))
+        for i, rows in enumerate(directions.deltas)
+    )
+    geometry = causal(rng.normal(size=(50, EMBED)) @ np.diag(np.geomspace(0.3, 3, EMBED)))
+    teacher = build(concepts, directions, geometry, sub=4, variance=1.0, seed=0, provenance={}, validation={})
+    return str(teacher.save(tmp_path_factory.mktemp("taught") / "t")), teacher
+
+
 def test_from_teacher_copies_what_it_has_and_leaves_the_rest(folder):
     before, teacher = hierarchical(), Teacher.load(folder)
     after = FromTeacher(folder)(before, KEY)
@@ -74,13 +105,93 @@ def test_tied_encoders_stay_tied(folder):
     [
         ({"embed": 8}, "sae.embed is 8, but the teacher .* has 10"),
         ({"sub": 3}, "sae.sub is 3, but the teacher .* has 2; write sae.sub=2"),
-        ({"experts": 2}, "sae.experts is 2, .* has 3; write sae.experts=3 or more"),
-        ({"atoms": 3}, "sae.atoms is 3, .* has 4; write sae.atoms=4 or more"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(folder, sizes, sentence):
     with pytest.raises(UserError, match=sentence):
         FromTeacher(folder)(hierarchical(**sizes), KEY)
+
+
+def test_of_a_larger_teacher_the_first_concepts_and_children_are_taken_and_a_line_says_so(folder, caplog):
+    teacher, before = Teacher.load(folder), hierarchical(experts=2, atoms=3)
+    with caplog.at_level("INFO", "jhsae"):
+        after = FromTeacher(folder)(before, KEY)
+        FromTeacher(folder)(before, KEY)
+    assert caplog.text.count("sae.experts is 2: of the teacher") == 1 and "3 concepts, the first 2 are" in caplog.text
+    assert caplog.text.count("4 children per concept, the first 3 are used") == 1
+    assert np.array_equal(after.router_dec, teacher.parents[:2]) and np.array_equal(after.down, teacher.down[:2])
+    assert np.array_equal(after.atom_dec[0], teacher.atoms[0, :3])
+    assert np.array_equal(after.atom_enc[1, :2], teacher.atoms[1, :2])
+    assert np.array_equal(after.atom_dec[1, 2], before.atom_dec[1, 2])  # the second concept has two children
+
+
+PARTS = {
+    "parents": {"router_dec", "router_enc"},
+    "projectors": {"up", "down"},
+    "children": {"atom_dec", "atom_enc"},
+    "encoders": {"router_enc", "atom_enc"},
+}
+
+
+@pytest.mark.parametrize("off", [("parents",), ("projectors",), ("children",), ("encoders",), tuple(PARTS)])
+def test_each_part_of_the_teacher_can_be_left_out(folder, off):
+    before = hierarchical()
+    whole = FromTeacher(folder)(before, KEY)
+    after = FromTeacher(folder, **dict.fromkeys(off, False))(before, KEY)
+    left = set().union(*(PARTS[part] for part in off))
+    for name in set().union(*PARTS.values()):
+        assert np.array_equal(getattr(after, name), getattr(before if name in left else whole, name)), name
+
+
+def test_without_the_subspaces_their_width_does_not_matter(folder):
+    started = hierarchical(sub=3)
+    after = FromTeacher(folder, projectors=False, children=False)(started, KEY)
+    assert np.array_equal(after.router_dec[:PARENTS], Teacher.load(folder).parents)
+    with pytest.raises(UserError, match=r"sae\.sub is 3"):
+        FromTeacher(folder, projectors=False)(started, KEY)
+
+
+def test_jitter_rotates_by_its_angle_in_the_metric_and_keeps_encoders_dual(taught):
+    """A real teacher: concepts of unit norm in its metric, atoms of unit norm."""
+    folder, teacher = taught
+    metric = teacher.geometry().residual
+    parents, children, sub = teacher.atoms.shape
+    before = hierarchical(parents + 1, sub, children, EMBED)
+    after, again, other = (FromTeacher(folder, jitter=20.0)(before, jax.random.key(i)) for i in (0, 0, 1))
+    new = after.router_dec[:parents]
+    cosines = metric.inner(new, jnp.asarray(teacher.parents)) / metric.norm(new)
+    np.testing.assert_allclose(np.degrees(np.arccos(cosines)), 20, atol=0.05)
+    np.testing.assert_allclose(metric.norm(new), 1, atol=1e-4)
+    np.testing.assert_allclose(metric.dual(new), after.router_enc[:parents], atol=1e-3)
+    exists = np.arange(children) < teacher.counts[:, None]
+    turned = np.sum(np.asarray(after.atom_dec[:parents]) * teacher.atoms, axis=-1)[exists]
+    np.testing.assert_allclose(np.degrees(np.arccos(turned)), 20, atol=0.05)
+    assert np.array_equal(after.atom_dec[:parents], after.atom_enc[:parents]) and np.array_equal(after.up, again.up)
+    assert eqx.tree_equal(after, again) and not np.allclose(after.router_dec, other.router_dec)
+    assert eqx.tree_equal(FromTeacher(folder, jitter=0.0)(before, KEY), FromTeacher(folder)(before, KEY))
+
+
+def test_jitter_out_of_range_or_without_a_tangent_is_refused(folder):
+    with pytest.raises(UserError, match=r"FromTeacher: jitter is 200\.0, expected at least 0 and at most 180"):
+        FromTeacher(folder, jitter=200.0)
+    with pytest.raises(UserError, match="jitter rotates directions"):
+        rotated(KEY, jnp.ones((3, 1)), 5.0)
+    assert np.array_equal(rotated(KEY, jnp.zeros((2, 3)), 5.0), jnp.zeros((2, 3)))
+
+
+def test_metrics_of_files_are_named_in_one_line(folder, tmp_path):
+    sigma = Teacher.load(folder).sigma
+    np.testing.assert_allclose(teacher_diagonal_metric(folder).scale, np.sqrt(np.diag(sigma)), rtol=1e-5)
+    x = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32) @ np.diag([0.2, 1.0, 3.0]).astype(np.float32)
+    x = x @ np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0].astype(np.float32)
+    path = write_array(tmp_path / "store", x).path
+    white = np.asarray(activation_metric(path, shrinkage=0.0).whiten(jnp.asarray(x - x.mean(0))), np.float64)
+    covariance = np.cov(white.T)
+    np.testing.assert_allclose(covariance, covariance[0, 0] * np.eye(3), atol=1e-3 * covariance[0, 0])
+    stds = np.asarray(activation_diagonal_metric(path, shrinkage=0.0).whiten(jnp.asarray(x))).std(0)
+    np.testing.assert_allclose(stds, stds[0], rtol=1e-3)
+    with pytest.raises(UserError, match="rows is 1, expected at least 2"):
+        activation_metric(path, rows=1)
 
 
 def test_teacher_metric_is_the_residual_side(folder):
@@ -114,3 +225,23 @@ def test_independent_start_unties_and_is_orthonormal():
         IndependentStart()(hierarchical(tie=("atoms",)), KEY)
     with pytest.raises(UserError, match="HierarchicalSAE"):
         IndependentStart()(FlatSAE(EMBED, 20, TopK(2), key=KEY), KEY)
+
+
+@pytest.mark.parametrize(
+    ("slot", "kind"),
+    [
+        ({"_target_": "jhsae.init.activation_metric", "path": "${data.store}", "rows": 64}, Whitened),
+        ({"_target_": "jhsae.init.activation_metric", "path": "${data.store}", "shrinkage": "ledoit_wolf"}, Whitened),
+        ({"_target_": "jhsae.init.activation_diagonal_metric", "path": "${data.store}"}, Diagonal),
+        ({"_target_": "jhsae.init.teacher_diagonal_metric", "path": "${teacher}"}, Diagonal),
+        ({"_target_": "jhsae.metric.Euclidean"}, Euclidean),
+    ],
+)
+def test_a_metric_is_one_line_of_a_training_config_and_can_be_planned_without_its_files(folder, slot, kind, tmp_path):
+    store = write_array(tmp_path / "s", np.random.default_rng(0).normal(size=(80, EMBED)).astype(np.float32)).path
+    words = [f"data.store={store}", f"teacher={folder}", f"metric={json.dumps(slot)}"]
+    train = config.load(Train, config.find("geometry.yaml"), words)
+    assert type(config.build(train.metric, AbstractMetric)) is kind
+    absent = config.load(Train, config.find("geometry.yaml"), ["data.store=absent", "teacher=absent", words[-1]])
+    metric = config.build(with_abstract_metric(absent, EMBED).metric, AbstractMetric)
+    assert type(metric) is kind and metric.whiten(jnp.ones(EMBED)).shape == (EMBED,)

@@ -2,10 +2,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.covariance import ledoit_wolf
 
 from jhsae import metric
 from jhsae.errors import UserError
 from jhsae.metric import (
+    Diagonal,
     Euclidean,
     Whitened,
     causal,
@@ -13,6 +15,7 @@ from jhsae.metric import (
     covariance,
     from_covariance,
     relative_ridge,
+    shrunk_covariance,
 )
 
 
@@ -111,3 +114,33 @@ def test_wrong_input_is_named():
         from_covariance(np.zeros((3, 3)))
     with pytest.raises(UserError, match="1 rows"):
         covariance(np.zeros((1, 3)))
+
+
+@pytest.mark.parametrize(("vocab", "embed"), [(400, 32), (20, 32), (3, 4)])
+def test_the_shrinkage_of_many_rows_is_that_of_scikit_learn(vocab, embed, monkeypatch):
+    monkeypatch.setattr(metric, "BLOCK", 37)
+    rows = correlated_unembedding(vocab=vocab, embed=embed)
+    expected, weight = ledoit_wolf(rows.astype(np.float64))
+    sigma, found = shrunk_covariance(rows, "ledoit_wolf")
+    assert found == pytest.approx(weight, abs=1e-10) and 0 < found < 1
+    np.testing.assert_allclose(sigma * (vocab - 1) / vocab, expected, rtol=1e-8, atol=1e-8 * np.abs(expected).max())
+    geometry = causal(rows, shrinkage="ledoit_wolf")
+    assert geometry.shrinkage == found
+    np.testing.assert_allclose(geometry.sigma, expected * embed / np.trace(expected), rtol=1e-4, atol=1e-5)
+    values = np.linalg.eigvalsh(expected)
+    assert geometry.condition == pytest.approx(values[-1] / values[0], rel=1e-4)
+
+
+def test_equal_rows_have_no_spread_to_estimate():
+    with pytest.raises(UserError, match="all rows of the unembedding are equal"):
+        causal(np.ones((5, 3), np.float32), shrinkage="ledoit_wolf")
+    with pytest.raises(UserError, match="shrinkage is 'oas'"):
+        causal(np.ones((5, 3), np.float32), shrinkage="oas")
+
+
+def test_a_diagonal_metric_is_a_whitened_one():
+    scale = jnp.asarray([0.5, 2.0, 3.0])
+    u, v = jax.random.normal(jax.random.key(0), (2, 4, 3))
+    diagonal, full = Diagonal(scale), Whitened(jnp.diag(scale))
+    np.testing.assert_allclose(diagonal.inner(u, v), full.inner(u, v), rtol=1e-5)
+    np.testing.assert_allclose(diagonal.dual(u), full.dual(u), rtol=1e-5)

@@ -193,7 +193,9 @@ def numbers(cls: type) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("verb", ["train", "harvest", "teach", "evaluate", "ablate", "export", "browse", "report"])
+@pytest.mark.parametrize(
+    "verb", ["train", "harvest", "world", "teach", "evaluate", "ablate", "export", "browse", "report"]
+)
 def test_every_whole_number_of_every_config_has_a_range(verb):
     module = table.module(verb.removesuffix("_"))
     assert numbers(getattr(module, verb.capitalize())) == []
@@ -215,6 +217,12 @@ def test_every_whole_number_of_every_config_has_a_range(verb):
           for o in ("senses=0", "parents=0", "sub=0", "shrinkage=-0.1", "shrinkage=1.1", "variance=0", "variance=2",
                     "others=-1", "seed=-1", "lm.layer=-1", "limits.rest=1", "limits.overlap=1.5", "limits.min_tokens=0",
                     "limits.max_children=1")],
+        *[("world", "worlds/tree_336.yaml", {"out": "o"}, o)
+          for o in ("embed=0", "features=0", "trees.roots=0", "trees.branching=0", "trees.branching=[0,2]",
+                    "trees.branching=[2]", "trees.branching=[3,2]", "trees.depth=-1", "trees.exclusive=1.1",
+                    "trees.second_parents=-0.1", "means=-1", "stds=-1", "noise=-1", "bias=-1", "child_cosine=1",
+                    "probabilities.highest=1.5", "probabilities.lowest=0", "orthogonalization.learning_rate=0",
+                    "correlation={rank: 0}", "seed=-1", "out=''")],
         *[("ablate", "ablations/scale_to_geometry.yaml", {"out": "o"}, o)
           for o in ("seeds=[]", "seeds=[-1]", "rows=0", "sequences=0", "train=''")],
         *[("report", "report.yaml", {}, o) for o in ("runs=[]", "runs=['']", "out=''")],

@@ -1,9 +1,12 @@
 import gzip
+import os
+from pathlib import Path
 
 import pytest
 
 from jhsae.data.wordnet import bundled, is_heldout, read_wndb
 from jhsae.errors import UserError
+from jhsae.teacher import from_wordnet
 
 LINES = (
     "  1 This software and database is being provided to you, the LICENSEE  \n"
@@ -25,6 +28,7 @@ def test_lines_are_read_plain_and_compressed(tmp_path, name):
     assert (living.gloss, living.definition) == ('alive; "a cat"', "alive")
     assert felix.lemmas == ("Felix",)  # case is data
     assert felix.hypernyms == ("n00000002",)  # instances count, absent synsets and antonyms do not
+    assert felix.instances == ("n00000002",) and living.instances == ()
 
 
 def test_a_folder_without_wordnet_is_named(tmp_path):
@@ -49,6 +53,22 @@ def test_the_bundled_subset_comes_with_its_licence():
     for path in bundled().glob("*.gz"):
         assert b"WordNet 3.0 Copyright 2006 by Princeton University" in gzip.decompress(path.read_bytes())[:2000]
     assert "Princeton University makes no representations".lower() in licence.replace("\n", " ").lower()
+
+
+@pytest.mark.slow
+def test_the_whole_of_wordnet_has_its_published_counts():
+    """Debian's wordnet-base, or the folder in JHSAE_WORDNET."""
+    folder = Path(os.environ.get("JHSAE_WORDNET", "/usr/share/wordnet"))
+    if not (folder / "data.verb").exists():
+        pytest.skip(f"no WordNet database in {folder}; install wordnet-base, or set JHSAE_WORDNET to its folder")
+    nouns, verbs = read_wndb(folder, "n"), read_wndb(folder, "v")
+    instances = sum(len(s.instances) for s in nouns.values())
+    assert len(nouns) == 82_115 and instances == 8_577
+    assert sum(len(s.hypernyms) for s in nouns.values()) - instances == 75_850
+    assert len(verbs) == 13_767 and sum(len(s.hypernyms) for s in verbs.values()) == 13_239
+    both = from_wordnet(folder, "nv", senses=1)
+    assert len(both.upwards) == 82_115 + 13_767  # no cycle
+    assert "run" in both.hyponym_words(both.find("travel.v.01"))
 
 
 ENTRY = "00000001 03 n 01 entity 0 000 | that which is  \n"

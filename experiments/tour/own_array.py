@@ -15,9 +15,11 @@ from tour import BLUE, GREEN, finish, options, panels
 
 import jhsae
 from jhsae import config, evals
-from jhsae.data import Identity, synthetic
+from jhsae.data import Identity
 from jhsae.sae import AbstractSAE
 from jhsae.training.checkpoint import save_sae
+from jhsae.worlds import World, WorldConfig, build_world
+from jhsae.worlds.config import TreeConfig
 
 IDENTITY = {"_target_": "jhsae.data.Identity"}  # no input normaliser
 ROUTE, PICK, FLAT = ({"_target_": "jhsae.sparsify.TopK", "k": k} for k in (4, 1, 8))  # 4 parents + 4 atoms, or 8
@@ -28,6 +30,16 @@ SAES = {  # `sae` in the YAML of jhsae train; 112 rows in either dictionary, as 
 }
 
 
+WORLD = WorldConfig(
+    out="none",
+    embed=64,
+    trees=TreeConfig(16, 6, depth=1, exclusive=1.0, scale_children=True),
+    probabilities={"_target_": "jhsae.worlds.Zipf", "exponent": 0.5, "highest": 0.4, "lowest": 0.02},
+    stds=0.15,
+    child_cosine=0.0,
+)
+
+
 @dataclass(frozen=True)
 class Settings:
     """What decides the numbers; their hash goes into results.jsonl."""
@@ -35,14 +47,15 @@ class Settings:
     rows: int
     steps: int
     saes: dict
+    world: WorldConfig
 
 
 def main() -> None:
     chosen = options(__doc__)
-    settings = Settings(2_000, 20, SAES) if chosen.tiny else Settings(50_000, 2_000, SAES)
-    truth = synthetic.tree(jax.random.key(0), embed=64, parents=16, children_per_parent=6)
-    x = np.asarray(synthetic.sample(jax.random.key(1), truth, settings.rows)[0])  # your array: [rows, embed], float32
-    held_out = np.asarray(synthetic.sample(jax.random.key(2), truth, 2_000)[0])
+    settings = Settings(*((2_000, 20) if chosen.tiny else (50_000, 2_000)), SAES, WORLD)
+    world, _ = build_world(settings.world)
+    x = sample(world, 1, settings.rows)  # your array: [rows, embed], float32
+    held_out = sample(world, 2, 2_000)
     figure, (axes,) = panels(6.5, 1)
     numbers = {}
     for (name, slot), colour in zip(SAES.items(), (BLUE, GREEN), strict=True):
@@ -51,12 +64,16 @@ def main() -> None:
             train_and_save(folder, slot, x, settings.steps)
         sae, normalizer, _ = jhsae.load_sae(folder)
         metrics, _ = evals.fidelity(sae, normalizer, [held_out], held_out.mean(axis=0))
-        match = np.sort(best_cosines(np.asarray(truth.features()), np.asarray(sae.dictionary())))[::-1]
+        match = np.sort(best_cosines(np.asarray(world.features), np.asarray(sae.dictionary())))[::-1]
         numbers[name] = {"ev_r2": metrics["ev_r2"], "l0": metrics["l0"], "mean_best_cosine": float(match.mean())}
         axes.plot(match, color=colour, label=f"{name}: explained variance {metrics['ev_r2']:.3f}")
     axes.set(xlabel="true direction, best match first", ylabel="greatest cosine with a decoder row", ylim=(0, 1.02))
     axes.legend(frameon=False, loc="lower left")
     finish("own_array", figure, config.config_hash(settings), numbers, chosen.figures)
+
+
+def sample(world: World, seed: int, rows: int) -> np.ndarray:
+    return np.asarray(world.sample(jax.random.key(seed), rows)[0])
 
 
 def train_and_save(folder: Path, slot: dict, x: np.ndarray, steps: int) -> None:

@@ -1,7 +1,10 @@
-"""``jhsae evaluate``: a finished run on held-out activations and in the language model it reads.
+"""``jhsae evaluate``: a finished run on held-out activations, in the language model it reads, or on a known world.
 
-Appends one row to results.jsonl in the run folder (metrics, config hash, commit) and writes contexts.json: the most
-active contexts of features at evenly spaced ranks of frequency.
+Appends one row to results.jsonl in the run folder (metrics, config hash, commit). Of a store of text it also writes
+contexts.json: the most active contexts of features at evenly spaced ranks of frequency. Without a language model
+nothing is spliced and the only metric is the Euclidean one; with a world (`truth`) the row says what of it was
+recovered; with labels, how pure the latents are and how well few of them tell the classes apart, beside permuted
+labels.
 """
 
 from dataclasses import dataclass, field
@@ -15,10 +18,11 @@ from jhsae import evals, lm
 from jhsae.commands.last_line import command, last_line
 from jhsae.config.trust import TrustedPackages
 from jhsae.data import AbstractNormalizer, Store, special_ids
+from jhsae.errors import UserError
 from jhsae.features.contexts import expert_atoms, spread_features, top_contexts
 from jhsae.features.firings import firings, first_rows
 from jhsae.features.origin import check_origin, language_model
-from jhsae.features.token_text import texts
+from jhsae.features.token_text import texts, unnamed
 from jhsae.files.bounded import read_lines, to_json
 from jhsae.files.folders import append_line, write_whole
 from jhsae.files.forms import NUMBER, OBJECT, TEXT, check
@@ -28,6 +32,7 @@ from jhsae.ranges import Count, Natural, Words, ranged
 from jhsae.sae import AbstractSAE, HierarchicalSAE
 from jhsae.teacher import Teacher
 from jhsae.training.checkpoint import load_sae
+from jhsae.worlds import load_world
 
 FROM_TEACHER = "jhsae.init.FromTeacher"
 MAIN = {
@@ -35,6 +40,8 @@ MAIN = {
     "ce_recovered": "CE recovered",
     "l0": "L0",
     "mse": "MSE",
+    "mcc": "MCC",
+    "f1": "F1",
     "dead": "dead features",
 }
 
@@ -45,17 +52,27 @@ class Evaluate:
     """The run to evaluate, and the data to evaluate it on."""
 
     UNHASHED: ClassVar[frozenset[str]] = frozenset({"trust"})
+    LATER: ClassVar[dict[str, Any]] = {"truth": None, "labels": None}
 
     run: Annotated[Words, "folder of a finished run (jhsae train) or of an import"]
-    store: Annotated[Words, "activation store of held-out text, same model and layer"]
-    lm: Annotated[Words, "language model to splice into: a folder, a hub name, or 'embedded'"]
-    rows: Annotated[Count | None, "held-out activations to use; null for all"] = None
+    store: Annotated[Words | None, "activation store of held-out text, same model and layer"] = None
+    lm: Annotated[Words | None, "language model to splice into: a folder, a hub name, or 'embedded'; null: none"] = None
+    truth: Annotated[Words | None, "or, instead of a store, the world (jhsae world) that the run was trained on"] = None
+    labels: Annotated[Words | None, "classes of the store's tokens: a file of labels, or 'wordnet'; null: none"] = None
+    rows: Annotated[Count | None, "held-out activations to use; null for all, of a world 65,536"] = None
     sequences: Annotated[Count, "held-out sequences on which the cross-entropy is measured"] = 256
     batch: Annotated[Count, "sequences per forward pass of the language model"] = 16
     features: Annotated[Natural, "features whose most active contexts are kept"] = 12
     atoms: Annotated[Natural, "atoms shown for each of them"] = 4
     examples: Annotated[Count, "contexts per feature"] = 6
     trust: TrustedPackages = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if (self.store is None) == (self.truth is None):
+            given = "both" if self.store is not None else "neither"
+            raise UserError(f"names {given} of store and truth; write store=FOLDER, or truth=WORLD, and not the other")
+        if self.truth is not None and (self.lm is not None or self.labels is not None):
+            raise UserError("a world has neither a language model nor labels; with truth, write lm=null labels=null")
 
 
 def run(config: Evaluate) -> dict[str, Any]:
@@ -77,6 +94,8 @@ def _main_numbers(metrics: dict[str, Any]) -> list[str]:
 
 def _next(config: Evaluate) -> str:
     page = f"{config.run.rstrip('/')}.html"
+    if config.store is None or config.lm is None:
+        return command("jhsae", "report", f"runs=[{config.run}]", f"out={page}", trust=config.trust)
     words = (f"run={config.run}", f"store={config.store}", f"lm={config.lm}", f"out={page}")
     return command("jhsae", "browse", *words, trust=config.trust)
 
@@ -84,30 +103,78 @@ def _next(config: Evaluate) -> str:
 def _run(
     config: Evaluate, folder: Path, sae: AbstractSAE, normalizer: AbstractNormalizer, about: dict[str, Any]
 ) -> dict[str, Any]:
-    store = Store.open(config.store)
+    row = {"name": folder.name, "config_hash": about.get("config_hash"), "commit": about.get("commit")}
+    row["evaluation"] = cfg.to_dict(config) | {"hash": cfg.config_hash(config), **cfg.provenance()}
+    contexts = None
+    if config.truth is not None:
+        measured = _on_world(config, sae, normalizer, about, config.truth)
+    else:
+        measured, contexts = _on_store(config, sae, normalizer, about, str(config.store))
+    measured["metrics"] |= _timing(folder)
+    if contexts is None:
+        (folder / "contexts.json").unlink(missing_ok=True)  # those of an earlier evaluation, on other tokens
+    else:
+        write_whole(folder / "contexts.json", to_json(contexts) + "\n")
+    append_line(folder / "results.jsonl", to_json(row | measured))  # last: it says that the evaluation is complete
+    return row | measured
+
+
+def _on_world(
+    config: Evaluate, sae: AbstractSAE, normalizer: AbstractNormalizer, about: dict[str, Any], path: str
+) -> dict[str, Any]:
+    world = load_world(path)
+    evals.check_world(about, world, path, config.run)
+    rows = {} if config.rows is None else {"rows": config.rows}
+    metrics, frequency, truth = evals.on_world(sae, normalizer, world, **rows)
+    return {"metrics": metrics | _geometry(sae, None, frequency), "truth": truth}
+
+
+def _on_store(
+    config: Evaluate, sae: AbstractSAE, normalizer: AbstractNormalizer, about: dict[str, Any], path: str
+) -> tuple[dict[str, Any], list[dict[str, Any]] | None]:
+    store = Store.open(path)
     check_origin(sae, about, store, config.run)
-    model = language_model(config.lm, store)
+    model = None if config.lm is None else language_model(config.lm, store)
     rows = min(config.rows or store.rows, store.rows)
+    labels = _labels(config, store, model, rows)
     batches = (store.read(start, min(start + 4096, rows)) for start in range(0, rows, 4096))
     metrics, frequency = evals.fidelity(sae, normalizer, batches, store.manifest.mean)
+    if model is not None:
+        metrics |= _spliced(config, sae, normalizer, store, model)
+    measured = {"metrics": metrics | _geometry(sae, model, frequency)}
+    if labels is not None:
+        found = evals.on_labels(sae, normalizer, store, labels, rows)
+        measured |= {"metrics": measured["metrics"] | found.numbers, "labels": found.details}
+    if model is None and not _has_text(store):
+        return measured, None
+    return measured, _contexts(config, sae, normalizer, store, model, frequency, rows)
+
+
+def _spliced(
+    config: Evaluate, sae: AbstractSAE, normalizer: AbstractNormalizer, store: Store, model: lm.LanguageModel
+) -> dict[str, Any]:
+    """Cross-entropy of the language model with the reconstruction in place of the residual stream."""
     tokens = store.tokens()[: config.sequences].astype(np.int64)
-    replacement = evals.Spliced(sae, normalizer)
     special = list(special_ids(model.tokenizer))
+    replacement = evals.Spliced(sae, normalizer)
     results = evals.splice(model.model, store.manifest.layer, {"sae": replacement}, tokens, special, config.batch)
-    metrics |= evals.recovered(results, "sae")
-    metrics |= _geometry(sae, model, frequency)
-    metrics |= _timing(folder)
-    row = {
-        "name": folder.name,
-        "config_hash": about.get("config_hash"),
-        "commit": about.get("commit"),
-        "evaluation": cfg.to_dict(config) | {"hash": cfg.config_hash(config), **cfg.provenance()},
-        "metrics": metrics,
-    }
-    contexts = _contexts(config, sae, normalizer, store, model, frequency, rows)
-    write_whole(folder / "contexts.json", to_json(contexts) + "\n")
-    append_line(folder / "results.jsonl", to_json(row))  # last, because it says that the evaluation is complete
-    return row
+    return evals.recovered(results, "sae")
+
+
+def _labels(config: Evaluate, store: Store, model: lm.LanguageModel | None, rows: int) -> evals.RowLabels | None:
+    """The classes of the measured rows, from a file or from WordNet."""
+    if config.labels is None:
+        return None
+    if config.labels != "wordnet":
+        return evals.read_labels(config.labels).on(store.index(0, rows))
+    if model is None:
+        raise UserError("labels=wordnet needs the tokenizer of the language model; write lm=..., or a file of labels")
+    return evals.wordnet_labels(model.tokenizer).on(store.index(0, rows))
+
+
+def _has_text(store: Store) -> bool:
+    """Whether the tokens of a store are text: an array in memory has none."""
+    return store.manifest.dataset.get("source") != "array"
 
 
 def _finished(folder: Path, config: Evaluate) -> dict[str, Any] | None:
@@ -119,13 +186,14 @@ def _finished(folder: Path, config: Evaluate) -> dict[str, Any] | None:
     return next((row for row in rows if row["evaluation"].get("hash") == wanted), None)
 
 
-def _geometry(sae: AbstractSAE, model: lm.LanguageModel, frequency: np.ndarray) -> dict[str, Any]:
-    """Orthogonality of children to parents in the causal metric and, with the suffix _euclidean, without it."""
+def _geometry(sae: AbstractSAE, model: lm.LanguageModel | None, frequency: np.ndarray) -> dict[str, Any]:
+    """Orthogonality of children to parents, with the suffix _euclidean, and in the causal metric where there is one."""
     if not isinstance(sae, HierarchicalSAE):
         return {}
-    residual = causal(np.asarray(model.model.unembedding())).residual
-    euclidean = evals.orthogonality(sae, Euclidean(), frequency)
-    return evals.orthogonality(sae, residual, frequency) | {f"{k}_euclidean": v for k, v in euclidean.items()}
+    found = {f"{k}_euclidean": v for k, v in evals.orthogonality(sae, Euclidean(), frequency).items()}
+    if model is None:
+        return found
+    return evals.orthogonality(sae, causal(np.asarray(model.model.unembedding())).residual, frequency) | found
 
 
 def _timing(folder: Path) -> dict[str, float]:
@@ -147,7 +215,7 @@ def _contexts(
     sae: AbstractSAE,
     normalizer: Any,
     store: Store,
-    model: lm.LanguageModel,
+    model: lm.LanguageModel | None,
     frequency: np.ndarray,
     rows: int,
 ) -> list[dict[str, Any]]:
@@ -157,7 +225,8 @@ def _contexts(
     atoms = {p: expert_atoms(tree, p, frequency, config.atoms) if tree else [] for p in parents}
     wanted = [*parents, *(a for own in atoms.values() for a in own)]
     fired = firings(sae, normalizer, first_rows(store, rows))
-    found = top_contexts(fired, wanted, store, texts(model.tokenizer), config.examples)
+    text = texts(model.tokenizer) if model is not None else unnamed
+    found = top_contexts(fired, wanted, store, text, config.examples)
     names = expert_names(Path(config.run))
 
     def entry(feature: int) -> dict[str, Any]:
@@ -175,7 +244,8 @@ def expert_names(folder: Path) -> dict[int, str]:
         return {}
     run = cfg.plain(folder / "config.yaml")  # no part of it is built, so none needs to be trusted
     init, teacher = run.get("init") or [], run.get("teacher")
-    names = [slot.get("_target_") for slot in init if isinstance(slot, dict)] if isinstance(init, list) else []
+    slots = [slot for slot in init if isinstance(slot, dict)] if isinstance(init, list) else []
+    names = [slot.get("_target_") for slot in slots if slot.get("parents", True) is True]
     if FROM_TEACHER not in [cfg.published(name) for name in names if isinstance(name, str)]:
         return {}
     if not isinstance(teacher, str):

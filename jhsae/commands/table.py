@@ -57,6 +57,17 @@ VERBS = {
             "experiments/int8/README.md.",
         ),
     ),
+    "world": Verb(
+        "make synthetic activations whose features and hierarchy are known",
+        "a config: trees, firing rates, magnitudes, correlation, feature vectors",
+        "a world: a folder that jhsae train reads in place of a store, and SAELens as a SyntheticModel",
+        "jhsae world worlds/tree_336.yaml out=worlds/tree_336",
+        notes=(
+            "Train on it: jhsae train quickstart/scale.yaml data.store=null "
+            "data.live._target_=jhsae.worlds.WorldActivations data.live.path=worlds/tree_336 sae.embed=64.",
+            "SAELens has no place for noise and for a feature's second parent and loads the world without them.",
+        ),
+    ),
     "teach": Verb(
         "estimate concept directions from an ontology, to start an SAE from",
         "WordNet, and a language model's unembedding or its activations on prompts",

@@ -1,6 +1,7 @@
 """``jhsae train``: one loop for every SAE, from an activation store to a run folder (`jhsae.training.run`)."""
 
 from jhsae.commands.last_line import command, with_next
+from jhsae.config import published
 from jhsae.files.folders import Folder
 from jhsae.parallel.distributed import is_main
 from jhsae.training.config import Train as Train
@@ -12,6 +13,13 @@ def run(config: Train) -> Folder:
     """Trains, or resumes, prints what was made and returns the run folder. Raises what `train` does."""
     folder = train(config)
     if is_main():
-        following = command("jhsae", "evaluate", f"run={folder}", "store=HELD_OUT_STORE", "lm=LANGUAGE_MODEL")
+        held_out = [f"truth={world}"] if (world := _world(config)) else ["store=HELD_OUT_STORE", "lm=LANGUAGE_MODEL"]
+        following = command("jhsae", "evaluate", f"run={folder}", *held_out)
         print(with_next(summary(folder, config), following), flush=True)
     return folder
+
+
+def _world(config: Train) -> str | None:
+    """The folder of the world that is trained on, where it is one."""
+    live = config.data.live or {}
+    return live.get("path") if published(live.get("_target_", "")) == "jhsae.worlds.WorldActivations" else None

@@ -31,6 +31,7 @@ MOVED: dict[str, str] = {
     "jhsae.browser.members": "jhsae.browser.entries",
     "jhsae.checkpoint": "jhsae.training.checkpoint",
     "jhsae.constraint.Free": "jhsae.constraint.Unconstrained",
+    "jhsae.data.synthetic": "jhsae.worlds.generators",
     "jhsae.devices": "jhsae.parallel.mesh",
     "jhsae.distributed": "jhsae.parallel.distributed",
     "jhsae.evals.contexts": "jhsae.features.contexts",

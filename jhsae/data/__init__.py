@@ -1,6 +1,6 @@
 """Activation data: text, packing, the store on disk, batches, and input normalisers.
 
-text -> pack -> (a language model) -> writer -> store -> loader -> normalize; `synthetic` needs no language model.
+text -> pack -> (a language model) -> writer -> store -> loader -> normalize; `jhsae.worlds` needs no language model.
 """
 
 from jhsae.data.framing import Framing as Framing

@@ -5,7 +5,8 @@ One line is one synset: ``offset lex_filenum type word_count(hex) word lex_id ..
 a pointer to a synset that is absent is dropped. WordNet is a directed acyclic graph, not a tree.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -16,16 +17,34 @@ from jhsae.files.bounded import MIB, read_bytes, read_gzip
 FILE_BYTES = 64 * MIB  # expanded; the largest file of WordNet 3.0 has 15
 LINES = 1_000_000
 PARTS = {"n": "noun", "v": "verb", "a": "adj", "r": "adv"}
+FIRST_NOUN_FILE = 3
+NOUN_FILES = (  # lexicographer files 03 to 28, in the order of lexnames(5WN)
+    "Tops", "act", "animal", "artifact", "attribute", "body", "cognition", "communication", "event", "feeling", "food",
+    "group", "location", "motive", "object", "person", "phenomenon", "plant", "possession", "process", "quantity",
+    "relation", "shape", "state", "substance", "time",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Synset:
-    """One sense. ``id`` is e.g. ``n00007846``; ``hypernyms`` holds ids; lemma case is data (proper nouns)."""
+    """One sense. ``id`` is e.g. ``n00007846``; ``hypernyms`` holds ids; lemma case is data (proper nouns).
+
+    `file` is the number of its lexicographer file, WordNet's coarsest categories. `instances` are those hypernyms of
+    which it is an instance (Paris of city), not a kind.
+    """
 
     id: str
     lemmas: tuple[str, ...]
     hypernyms: tuple[str, ...]
     gloss: str
+    file: int
+    instances: tuple[str, ...] = ()
+
+    @property
+    def category(self) -> str | None:
+        """The name of a noun's lexicographer file, such as ``animal``; None for another part of speech."""
+        place = self.file - FIRST_NOUN_FILE
+        return NOUN_FILES[place] if self.id[0] == "n" and 0 <= place < len(NOUN_FILES) else None
 
     @property
     def definition(self) -> str:
@@ -57,9 +76,13 @@ def read_wndb(directory: str | Path | None = None, parts: str = "nvar") -> dict[
             f"no WordNet database file (data.noun, data.verb, ...) in {folder}; install Debian's wordnet-base and "
             "write directory: /usr/share/wordnet, or leave it out to use the bundled subset"
         )
-    return {
-        i: Synset(s.id, s.lemmas, tuple(h for h in s.hypernyms if h in synsets), s.gloss) for i, s in synsets.items()
-    }
+    return {i: _within(s, synsets) for i, s in synsets.items()}
+
+
+def _within(synset: Synset, synsets: Mapping[str, Synset]) -> Synset:
+    """The synset without pointers to absent ones."""
+    above, instances = (tuple(h for h in ids if h in synsets) for ids in (synset.hypernyms, synset.instances))
+    return replace(synset, hypernyms=above, instances=instances)
 
 
 def read_table(path: Path) -> list[tuple[int, str]]:
@@ -94,8 +117,9 @@ def _parse(line: str, part: str) -> Synset:
     if words < 1 or pointers < 0 or 4 * pointers > len(rest):
         raise ValueError("counts that the line does not hold")
     lemmas = tuple(w.split("(")[0].replace("_", " ") for w in f[4:start:2])
-    hypernyms = tuple(rest[i + 2] + rest[i + 1] for i in range(0, 4 * pointers, 4) if rest[i] in ("@", "@i"))
-    return Synset(part + f[0], lemmas, hypernyms, gloss.strip())
+    above = [(rest[i], rest[i + 2] + rest[i + 1]) for i in range(0, 4 * pointers, 4) if rest[i] in ("@", "@i")]
+    instances = tuple(synset for kind, synset in above if kind == "@i")
+    return Synset(part + f[0], lemmas, tuple(synset for _, synset in above), gloss.strip(), int(f[1]), instances)
 
 
 def is_heldout(synset_id: str) -> bool:

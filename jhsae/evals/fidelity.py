@@ -9,7 +9,7 @@ A ratio per token is averaged over the tokens that have one: `ev_legacy` leaves 
 and `shrinkage` those that are 0. A metric whose denominator is 0 altogether is None, null in JSON.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, SupportsFloat
 
 import equinox as eqx
@@ -22,14 +22,28 @@ from jhsae.data.normalize import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.features.latents import density
 from jhsae.sae import AbstractSAE
-from jhsae.sae.apply import reconstruct
+from jhsae.sae.apply import Reconstruction, reconstruct
 
 ROUNDING = 1e-12  # a variance below this part of the mean square is rounding of float32
+
+Sum = np.ndarray | np.float64
+Totals = dict[str, Sum]
 
 
 @eqx.filter_jit
 def _sums(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Array, mean: Array) -> dict[str, Array]:
-    x_hat, forward, x_hat_parents = reconstruct(sae, normalizer, x)
+    return sums_of(reconstruct(sae, normalizer, x), x, mean)
+
+
+def sums_of(made: Reconstruction, x: Array, mean: Array) -> dict[str, Array]:
+    """The sums over the rows `x` of all that `metrics_of` needs.
+
+    Args:
+        made: the reconstruction of `x`.
+        x: rows in the language model's units, ``[rows, embed]``.
+        mean: the mean of all rows, ``[embed]``.
+    """
+    x_hat, forward, x_hat_parents = made
     error = jnp.sum((x - x_hat) ** 2, axis=-1)
     centred = jnp.sum((x - mean) ** 2, axis=-1)
     norms, norms_hat = jnp.linalg.norm(x, axis=-1), jnp.linalg.norm(x_hat, axis=-1)
@@ -84,13 +98,25 @@ def fidelity(
     Raises:
         UserError: no rows at all.
     """
-    totals: dict[str, np.ndarray] = {}
+    totals: Totals = {}
     for batch in batches:
-        if not len(batch):
-            continue
-        sums = _sums(sae, normalizer, jnp.asarray(batch), jnp.asarray(mean, jnp.float32))
-        for name, value in sums.items():
-            totals[name] = totals.get(name, np.float64(0)) + np.asarray(value, np.float64)
+        if len(batch):
+            add_sums(totals, _sums(sae, normalizer, jnp.asarray(batch), jnp.asarray(mean, jnp.float32)))
+    return metrics_of(sae, totals)
+
+
+def add_sums(totals: Totals, sums: Mapping[str, Array]) -> None:
+    """Adds the sums of a batch to those of all batches, in float64."""
+    for name, value in sums.items():
+        totals[name] = totals.get(name, np.float64(0)) + np.asarray(value, np.float64)
+
+
+def metrics_of(sae: AbstractSAE, totals: Mapping[str, Sum]) -> tuple[dict[str, Any], Float[np.ndarray, "features"]]:
+    """What `fidelity` returns, from the `sums_of` all batches.
+
+    Raises:
+        UserError: no rows at all.
+    """
     if not totals:
         raise UserError("an evaluation of 0 activations; write a store, or rows, of at least 1")
     rows = totals["rows"]

@@ -7,10 +7,11 @@ that angle is 90 + t/2.)
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float, Int
 
 from jhsae import ops
 from jhsae.evals.fidelity import ratio
@@ -28,21 +29,9 @@ def orthogonality(
     `parent_child_z` is how many standard deviations of the null's mean the value lies below (negative) or above it.
     A live atom whose row is 0, or whose expert's is, has no angle and does not count; what has none to count is None.
     """
-    alive = frequency[sae.experts :].reshape(sae.experts, sae.atoms) > 0
-    router, rows = metric.whiten(sae.router_dec), metric.whiten(sae.dictionary()[sae.experts :])
-    parents, atoms = ops.unit_rows(router), ops.unit_rows(rows).reshape(sae.experts, sae.atoms, -1)
-    has_parent = np.asarray(jnp.any(router != 0, axis=-1))
-    has_row = alive & np.asarray(jnp.any(rows != 0, axis=-1)).reshape(alive.shape)
-    rng = np.random.default_rng(seed)
-
-    def angles(shift: int) -> np.ndarray:
-        paired = np.roll(has_parent, shift)[:, None]
-        return _off_right_angle(jnp.roll(parents, shift, axis=0), atoms)[has_row & paired]
-
-    own = angles(0)
-    nulls = [angles(int(shift)) for shift in rng.permutation(np.arange(1, sae.experts))[:NULLS]]
-    nulls = [null for null in nulls if len(null)]
-    means = np.array([null.mean() for null in nulls])
+    found = orthogonality_units(sae, metric, frequency, seed)
+    own, nulls = found.own, found.nulls
+    means = found.null_means
     mean, null_mean = _of(np.mean, own), _of(np.mean, means)
     return {
         "parent_child_off_90": _of(np.median, own),
@@ -50,15 +39,83 @@ def orthogonality(
         "parent_child_off_90_null": _of(np.median, np.concatenate([own[:0], *nulls])),
         "parent_child_off_90_null_mean": null_mean,
         "parent_child_z": None if mean is None or null_mean is None else ratio(mean - null_mean, means.std()),
-        "live_atoms": int(alive.sum()),
+        "live_atoms": found.live_atoms,
     }
+
+
+@dataclass(frozen=True, eq=False)
+class OrthogonalityUnits:
+    """What `nulls.compare` takes: ``compare(u.own, u.null_means, alternative="less", groups=u.experts)``.
+
+    Args:
+        own: the distance from 90 degrees of each live atom that has an angle.
+        experts: the expert of each of them.
+        nulls: the distances of the same atoms from other experts, one array per re-pairing, none of them empty.
+        live_atoms: the number of atoms that fired.
+    """
+
+    own: Float[np.ndarray, " atoms"]
+    experts: Int[np.ndarray, " atoms"]
+    nulls: list[np.ndarray]
+    live_atoms: int
+
+    @property
+    def null_means(self) -> Float[np.ndarray, " draws"]:
+        """The mean distance of each re-pairing."""
+        return np.array([null.mean() for null in self.nulls])
+
+
+def orthogonality_units(
+    sae: HierarchicalSAE,
+    metric: AbstractMetric,
+    frequency: Float[np.ndarray, "features"],
+    seed: int = 0,
+    most: int = NULLS,
+) -> OrthogonalityUnits:
+    """The distances that `orthogonality` summarises, with at most `most` re-pairings, which shift the experts round."""
+    alive = frequency[sae.experts :].reshape(sae.experts, sae.atoms) > 0
+    router, rows = metric.whiten(sae.router_dec), metric.whiten(sae.dictionary()[sae.experts :])
+    parents, atoms = ops.unit_rows(router), ops.unit_rows(rows).reshape(sae.experts, sae.atoms, -1)
+    has_parent = np.asarray(jnp.any(router != 0, axis=-1))
+    has_row = alive & np.asarray(jnp.any(rows != 0, axis=-1)).reshape(alive.shape)
+    rng = np.random.default_rng(seed)
+
+    def angles(shift: int) -> tuple[np.ndarray, np.ndarray]:
+        kept = has_row & np.roll(has_parent, shift)[:, None]
+        cosines = jnp.einsum("ed,ead->ea", jnp.roll(parents, shift, axis=0), atoms)
+        return off_right_angle(np.asarray(cosines, np.float64))[kept], np.nonzero(kept)[0]
+
+    own, experts = angles(0)
+    nulls = [angles(int(shift))[0] for shift in rng.permutation(np.arange(1, sae.experts))[:most]]
+    return OrthogonalityUnits(own, experts, [null for null in nulls if len(null)], int(alive.sum()))
+
+
+def delta_off_90(
+    rows: Float[np.ndarray, "nodes embed"], parents: Int[np.ndarray, "nodes"]
+) -> Float[np.ndarray, " children"]:
+    """The distance from 90 degrees between child minus parent and parent, of each node that has a parent.
+
+    For vectors of concepts in absolute position, whose norms mean something (Park et al., arXiv 2406.01506): of unit
+    vectors the angle is above 90 degrees whatever they are. Its null computes this again with other parents
+    (`nulls.permuted_parents`). A pair in which either vector is 0 has no angle and is left out.
+
+    Args:
+        rows: one vector per node, in the metric in which the angle is measured.
+        parents: of each node, -1 for none.
+    """
+    child = np.flatnonzero(parents >= 0)
+    parent = rows[parents[child]].astype(np.float64)
+    delta = rows[child] - parent
+    norms = np.linalg.norm(parent, axis=1) * np.linalg.norm(delta, axis=1)
+    kept = norms > 0
+    return off_right_angle(np.sum(parent[kept] * delta[kept], axis=1) / norms[kept])
+
+
+def off_right_angle(cosines: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """The distance of an angle from 90 degrees, two-sided, in degrees."""
+    return np.abs(np.degrees(np.arccos(np.clip(cosines, -1, 1))) - 90)
 
 
 def _of(statistic: Callable[[np.ndarray], np.floating], values: np.ndarray) -> float | None:
     """A statistic; None of no values."""
     return float(statistic(values)) if len(values) else None
-
-
-def _off_right_angle(parents: Float[Array, "experts embed"], atoms: Float[Array, "experts atoms embed"]) -> np.ndarray:
-    cosines = np.asarray(jnp.einsum("ed,ead->ea", parents, atoms), np.float64)
-    return np.abs(np.degrees(np.arccos(np.clip(cosines, -1, 1))) - 90)

@@ -47,6 +47,11 @@ def texts(tokenizer: Any) -> Callable[[Iterable[int]], list[str]]:
     return partial(token_text, tokenizer)
 
 
+def unnamed(ids: Iterable[int]) -> list[str]:
+    """Tokens of which only the numbers are known, because no tokenizer is at hand."""
+    return [UNKNOWN.format(int(i)) for i in ids]
+
+
 def word(text: str) -> str:
     """A token's text, or what was typed, as it is searched for: without spaces around it, in one case, composed (NFC).
 

@@ -28,10 +28,16 @@ from jhsae.codes import TreeCodes
 from jhsae.data import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.files import bounded
-from jhsae.init import teacher_metric, teacher_unembedding_metric
+from jhsae.init import (
+    activation_diagonal_metric,
+    activation_metric,
+    teacher_diagonal_metric,
+    teacher_metric,
+    teacher_unembedding_metric,
+)
 from jhsae.lm.families import config_of, shapes
 from jhsae.lm.sharding import shardings
-from jhsae.metric import Whitened
+from jhsae.metric import Diagonal, Whitened
 from jhsae.parallel.mesh import batch_sharding, rows_shards
 from jhsae.plan.estimate import Lowered
 from jhsae.plan.loops import TileLoad
@@ -42,7 +48,8 @@ from jhsae.training.sharding import state_shardings
 from jhsae.training.step import TrainState
 from jhsae.usage import Context
 
-FROM_TEACHER = (teacher_metric, teacher_unembedding_metric)
+FROM_FILES = (teacher_metric, teacher_unembedding_metric, activation_metric)
+DIAGONAL_FROM_FILES = (teacher_diagonal_metric, activation_diagonal_metric)
 
 
 def lower_train(config: Train, stage: StageConfig, mesh: Mesh, platform: str) -> Lowered:
@@ -99,12 +106,13 @@ def stage_of(config: Train, name: str | None) -> StageConfig:
 
 
 def with_abstract_metric(config: Train, embed: int) -> Train:
-    """Replaces every metric that would be read from a teacher's folder by one of the right size."""
+    """Replaces every metric that would be read from a teacher or a store by one of the right size."""
 
     def replaced(value: Any) -> Any:
         if isinstance(value, cfg.CheckedSlot):
-            if value.target in FROM_TEACHER:
-                return cfg.CheckedSlot({"_target_": "abstract_metric", "embed": embed}, value.place, abstract_metric)
+            made_by = {abstract_metric: FROM_FILES, abstract_diagonal: DIAGONAL_FROM_FILES}
+            for stand_in in (s for s, functions in made_by.items() if value.target in functions):
+                return cfg.CheckedSlot({"_target_": stand_in.__name__, "embed": embed}, value.place, stand_in)
             return cfg.CheckedSlot({key: replaced(part) for key, part in value.items()}, value.place, value.target)
         if isinstance(value, Mapping):
             return {key: replaced(part) for key, part in value.items()}
@@ -117,6 +125,11 @@ def with_abstract_metric(config: Train, embed: int) -> Train:
 def abstract_metric(embed: int) -> Whitened:
     """A metric of the right shape; its values are never used."""
     return Whitened(jnp.eye(embed))
+
+
+def abstract_diagonal(embed: int) -> Diagonal:
+    """The same for a diagonal metric."""
+    return Diagonal(jnp.ones(embed))
 
 
 def tile_load(config: Train, mesh: Mesh) -> TileLoad | None:

@@ -10,7 +10,7 @@ from jhsae.report.formats import count, degrees, duration, one, percent, signifi
 from jhsae.report.reading import Run
 
 FLAT = "a flat SAE has no parents and atoms"
-ABSENT = "not in this run's results.jsonl: evaluated by another version"
+ABSENT = "not in this run's results.jsonl: evaluated without a language model, or by another version"
 UNDEFINED = "not defined: what it is divided by is 0 on these tokens"
 
 
@@ -66,6 +66,16 @@ COLUMNS = (
         "Special tokens keep their own residual. Below it, the spliced cross-entropy in nats per token.",
         three,
         (("CE", "ce"),),
+    ),
+    Column(
+        "kl_recovered",
+        "KL recovered",
+        "(KL with zeros − KL spliced) / KL with zeros, where KL is the divergence of the spliced model's next-token "
+        "distribution from the model's. Unlike the cross-entropy it counts every change of the prediction, not only "
+        "that of the token that came next. "
+        "Below it, the KL divergence itself in nats per token.",
+        three,
+        (("KL", "kl"),),
     ),
     Column(
         "l0",
@@ -132,7 +142,6 @@ OTHERS = {
     "ce_model": "cross-entropy of the model itself, nats per token",
     "ce_zero": "cross-entropy with zeros in place of the residual stream, nats per token",
     "kl": "KL divergence of the spliced model's next-token distribution from the model's, nats per token",
-    "kl_recovered": "(KL with zeros − KL spliced) / KL with zeros",
     "parent_child_off_90_mean": "mean instead of median of |angle − 90°|, causal metric, degrees",
     "parent_child_off_90_null": "the median in the null: the same atoms with other experts, causal metric, degrees",
     "parent_child_off_90_null_mean": "mean of the null, causal metric, degrees",

@@ -8,6 +8,8 @@ from jhsae.report.formats import count
 from jhsae.report.judging import listed, short_commit, tokens_seen
 from jhsae.report.reading import Json, Run, Source, at
 
+WORLD = "jhsae.worlds.WorldActivations"
+
 
 def paragraph(runs: list[Run]) -> str:
     """Which SAEs, on which model, layer and text, trained and evaluated on how much."""
@@ -17,23 +19,24 @@ def paragraph(runs: list[Run]) -> str:
         f"{len(runs)} sparse autoencoders ({listed([run.name for run in runs])})"
         if many
         else f"One sparse autoencoder ({runs[0].name})",
-        f" read the residual stream of {origins(runs)}. ",
+        f" read {origins(runs)}. ",
         f"{'Each was' if many else 'It was'} trained on {_range(seen)} tokens, drawn from the "
-        f"{_texts([run.trained_on for run in runs])}; the results below were measured on the "
-        f"{_texts([run.evaluated_on for run in runs])}.",
+        f"{_texts([(_world(run), run.trained_on) for run in runs])}; the results below were measured on the "
+        f"{_texts([(at(run.result, 'evaluation.truth'), run.evaluated_on) for run in runs])}.",
     ]
-    sequences = sorted({s for run in runs if (s := at(run.result, "evaluation.sequences"))})
+    spliced = [run for run in runs if at(run.result, "evaluation.lm")]
+    sequences = sorted({s for run in spliced if (s := at(run.result, "evaluation.sequences"))})
     if sequences:
         sentences.append(
             f" Cross-entropy was measured on {_range(sequences)} held-out sequences with the reconstruction spliced "
-            f"into {listed(sorted({_quoted(at(run.result, 'evaluation.lm')) for run in runs}))}."
+            f"into {listed(sorted({_quoted(at(run.result, 'evaluation.lm')) for run in spliced}))}."
         )
     return "".join(sentences)
 
 
 def origins(runs: list[Run]) -> str:
     """Model and layer of the activations."""
-    found = dict.fromkeys(_origin(run.trained_on) for run in runs)
+    found = dict.fromkeys(_origin(_world(run), run.trained_on) for run in runs)
     return listed(list(found))
 
 
@@ -82,19 +85,29 @@ def versions(runs: list[Run]) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def _origin(source: Source) -> str:
+def _world(run: Run) -> str | None:
+    """The folder of the world that a run was trained on; None for a language model."""
+    return at(run.config, "data.live.path") if at(run.config, "data.live._target_") == WORLD else None
+
+
+def _origin(world: str | None, source: Source) -> str:
+    if world:
+        return f"activations of the synthetic world {_quoted(world)}"
     if not source.manifest:
-        return f"a language model that is not known (the store {source.path} has no manifest here)"
+        return f"the residual stream of an unknown language model (the store {source.path} has no manifest here)"
     layer = source.manifest["layer"]
-    return f"the language model {_quoted(source.manifest['model'])} after {layer} {'block' if layer == 1 else 'blocks'}"
+    blocks = f"{layer} {'block' if layer == 1 else 'blocks'}"
+    return f"the residual stream of the language model {_quoted(source.manifest['model'])} after {blocks}"
 
 
-def _texts(sources: list[Source]) -> str:
+def _texts(sources: list[tuple[str | None, Source]]) -> str:
     found = dict.fromkeys(
-        f"{count(s.manifest['rows'])} activations of {text(s.manifest['dataset'])}"
+        f"synthetic world {_quoted(world)}"
+        if world
+        else f"{count(s.manifest['rows'])} activations of {text(s.manifest['dataset'])}"
         if s.manifest
         else f"activations of a store that has no manifest here ({s.path or 'path not recorded'})"
-        for s in sources
+        for world, s in sources
     )
     return listed(list(found))
 

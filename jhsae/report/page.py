@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from jhsae.files.escaping import script_hash
 from jhsae.report import figures, judging, overview
+from jhsae.report import truth as truths
 from jhsae.report.cards import cards
 from jhsae.report.columns import COLUMNS, Cell, cell, everything
 from jhsae.report.formats import significant
@@ -34,6 +35,17 @@ VALIDATION = {
     "projection": "Projection of tokens on their concept's vector, as a fraction of its length; 1 is expected for "
     "tokens of the concept and 0 for other words. Held-out words were not used for the vector, nor were those of an "
     "unseen child; AUC is the chance that a held-out token exceeds another word. Medians.",
+    "hierarchy": "Cosine of a category's vector less its parent's with its parent's vector, over all categories of the "
+    "ontology; 0 is orthogonal. With fewer tokens than dimensions it is near 0 for shuffled tokens too, because the "
+    "parent has seen the tokens of its child: only “unseen”, a parent estimated without them, can differ from it.",
+    "consecutive": "Cosine of two consecutive differences, category less parent and parent less grandparent; 0 is "
+    "orthogonal. The same caution holds.",
+    "simplex": "Are the differences of k siblings to their parent the corners of a simplex? Random vectors are, where "
+    "there are more dimensions than siblings: only a difference from the null says something.",
+    "interventions": "Change of a logit difference when the contrast of two sibling concepts is added to the residual "
+    "stream at the teacher's layer, at words that the contrast was not made of; the null is a random direction of the "
+    "same norm.",
+    "interventions_last_layer": "The same after the last block.",
 }
 
 
@@ -67,6 +79,8 @@ def render(config: Json, runs: list[Run], teacher: Json | None) -> str:
         "angles": figures.angles(runs),
         "asked_for": figures.asked_for(runs),
         "cards": [(run, cards(run)) for run in runs],
+        "truth": truths.section(runs),
+        "level_head": truths.LEVEL_HEAD,
         "teacher": teacher,
         "teacher_figure": figures.teacher(teacher.get("validation") or {}) if teacher else None,
         "teacher_tables": tables(teacher.get("validation") or {}) if teacher else [],

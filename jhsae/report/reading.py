@@ -21,11 +21,27 @@ METRIC = Kind(
     "a number, null or a histogram", lambda value: value is None or isinstance(value, dict) or NUMBER.test(value)
 )
 DENSITY = {"density?": {"log10_edges": [NUMBER], "counts": [COUNT]}}
+ROOTS = {"roots": COUNT, "found": NUMBER, "best_f1": NUMBER}
+SHARE = {"share": NUMBER, "features": COUNT, "chance": NUMBER, "chance_p95": NUMBER, "p": NUMBER, "sentence?": TEXT}
+SCORES = ("mcc", "f1", "any_mcc", "any_f1", "feature_f1")
+TRUTH = {
+    "levels?": [{"level": COUNT, "features": COUNT, "latents": COUNT, **{f"{name}?": NUMBER for name in SCORES}}],
+    "roots?": {"any?": ROOTS, "parents?": ROOTS, "prefix?": ROOTS},
+    "tree?": SHARE | {"by_level?": Each(SHARE)},
+    "edges?": SHARE | {"by_level?": Each(SHARE)},
+    "absorption?": {"hard?": NUMBER, "hard_excess?": NUMBER, "soft?": NUMBER},
+    "hedging?": {"hedging?": NUMBER, "chance?": NUMBER},
+    "violations?": NUMBER,
+    "siblings?": {"largest?": NUMBER, "mean?": NUMBER},
+}
+LABELS = {"sentences?": [TEXT]}
 RESULT = {
     "config_hash": TEXT,
     "commit?": TEXT,
-    "evaluation": {"store?": TEXT, "lm?": TEXT, "sequences?": COUNT},
+    "evaluation": {"store?": TEXT, "lm?": TEXT, "truth?": TEXT, "sequences?": COUNT},
     "metrics": Each(METRIC),
+    "truth?": TRUTH,
+    "labels?": LABELS,
 }
 ABOUT = {
     "name": TEXT,

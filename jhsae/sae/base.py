@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
@@ -139,6 +139,13 @@ class AbstractSAE(Ranged, eqx.Module):
     def tree(self) -> TreeSizes | None:
         """The numbers of experts and atoms of a hierarchical SAE; None for a flat one."""
         return None
+
+    def latent_parents(self) -> Int[np.ndarray, "features"]:
+        """The parent of each row of the dictionary, -1 where it has none; an SAE of another shape gives its own."""
+        if self.tree is None:
+            return np.full(self.features, -1)
+        experts, atoms = self.tree
+        return np.concatenate([np.full(experts, -1), np.repeat(np.arange(experts), atoms)])
 
     @property
     def features(self) -> int:

@@ -14,13 +14,15 @@ import numpy as np
 from jaxtyping import Float64
 
 from jhsae.errors import UserError
-from jhsae.ranges import PositiveFraction, Ranged
+from jhsae.metric import ledoit_wolf_weight
+from jhsae.ranges import Positive, PositiveFraction, Ranged
+from jhsae.teacher.logistic import logistic
 from jhsae.teacher.samples import Samples
 from jhsae.teacher.select import Concept
 
 MOST_NEGATIVES = 2048
 
-Positive = Float64[np.ndarray, "positive embed"]
+Members = Float64[np.ndarray, "positive embed"]
 Negative = Float64[np.ndarray, "negative embed"]
 Vector = Float64[np.ndarray, "embed"]
 
@@ -29,7 +31,7 @@ class AbstractEstimator(Ranged, eqx.Module):
     """A rule for the direction of a parent and for the delta of a child."""
 
     @abstractmethod
-    def direction(self, positive: Positive, negative: Negative) -> Vector:
+    def direction(self, positive: Members, negative: Negative) -> Vector:
         """The direction of a parent; its length is the mean projection of its samples.
 
         Args:
@@ -38,7 +40,7 @@ class AbstractEstimator(Ranged, eqx.Module):
         """
 
     @abstractmethod
-    def delta(self, parent: Vector, positive: Positive, siblings: Negative) -> Vector:
+    def delta(self, parent: Vector, positive: Members, siblings: Negative) -> Vector:
         """The difference of a child to its parent.
 
         Args:
@@ -51,22 +53,22 @@ class AbstractEstimator(Ranged, eqx.Module):
 class ParkEstimator(AbstractEstimator):
     """Park et al.'s estimator: the concept's own samples alone."""
 
-    def direction(self, positive: Positive, negative: Negative) -> Vector:
+    def direction(self, positive: Members, negative: Negative) -> Vector:
         mean = positive.mean(0)
         centred = positive - mean
         return _scaled(shrunk_solve(centred, ledoit_wolf_shrinkage(centred), len(centred), mean), mean)
 
-    def delta(self, parent: Vector, positive: Positive, siblings: Negative) -> Vector:
+    def delta(self, parent: Vector, positive: Members, siblings: Negative) -> Vector:
         return self.direction(positive, siblings) - parent
 
 
 class MeanEstimator(AbstractEstimator):
     """The mean of the concept's samples, Park et al.'s baseline."""
 
-    def direction(self, positive: Positive, negative: Negative) -> Vector:
+    def direction(self, positive: Members, negative: Negative) -> Vector:
         return positive.mean(0)
 
-    def delta(self, parent: Vector, positive: Positive, siblings: Negative) -> Vector:
+    def delta(self, parent: Vector, positive: Members, siblings: Negative) -> Vector:
         return positive.mean(0) - parent
 
 
@@ -75,14 +77,33 @@ class LDAEstimator(AbstractEstimator):
 
     shrinkage: PositiveFraction = eqx.field(static=True, default=0.1)
 
-    def direction(self, positive: Positive, negative: Negative) -> Vector:
+    def direction(self, positive: Members, negative: Negative) -> Vector:
         if not len(negative):
             raise UserError("LDA contrasts a concept with others and was given none; name a second concept")
         gap = positive.mean(0) - negative.mean(0)
         within = np.concatenate([positive - positive.mean(0), negative - negative.mean(0)])
         return _scaled(shrunk_solve(within, self.shrinkage, len(within) - 1, gap), gap)
 
-    def delta(self, parent: Vector, positive: Positive, siblings: Negative) -> Vector:
+    def delta(self, parent: Vector, positive: Members, siblings: Negative) -> Vector:
+        return self.direction(positive, siblings)
+
+
+class LogisticEstimator(AbstractEstimator):
+    """Normal of a logistic regression of the concept's samples against the others, with an L2 penalty.
+
+    It minimises Σ log(1 + exp(-y (w·g + b))) + penalty / 2 ||w||², by Newton's method; scikit-learn's C is 1 / penalty.
+    """
+
+    penalty: Positive = eqx.field(static=True, default=1.0)
+
+    def direction(self, positive: Members, negative: Negative) -> Vector:
+        if not len(negative):
+            raise UserError("logistic regression contrasts a concept with others and was given none; name a second one")
+        gap = positive.mean(0) - negative.mean(0)
+        labels = np.arange(len(positive) + len(negative)) < len(positive)
+        return _scaled(logistic(np.concatenate([positive, negative]), labels, C=1 / self.penalty).weights, gap)
+
+    def delta(self, parent: Vector, positive: Members, siblings: Negative) -> Vector:
         return self.direction(positive, siblings)
 
 
@@ -137,9 +158,8 @@ def ledoit_wolf_shrinkage(centred: Float64[np.ndarray, "samples embed"]) -> floa
     samples, embed = centred.shape
     gram = centred @ centred.T
     size = float(np.sum(gram**2)) / samples**2
-    noise = float(np.sum(np.diag(gram) ** 2)) / samples - size
-    distance = size - float(np.trace(gram) / samples) ** 2 / embed
-    return min(noise / samples, distance) / distance if distance > 0 and noise > 0 else 0.0
+    fourth = float(np.sum(np.diag(gram) ** 2))
+    return ledoit_wolf_weight(size, fourth, float(np.trace(gram) / samples), samples, embed)
 
 
 def shrunk_solve(
@@ -167,7 +187,7 @@ def shrunk_solve(
 def _scaled(vector: Float64[np.ndarray, "embed"], target: Float64[np.ndarray, "embed"]) -> Float64[np.ndarray, "embed"]:
     """The projection of `target` onto the line of `vector`."""
     length = np.linalg.norm(vector)
-    if not length > 0:
+    if not (length > 0 and target.any()):
         raise UserError(
             "the samples of a concept have no spread or no mean, so it has no direction; "
             "use another estimator, or leave the concept out"

@@ -1,6 +1,7 @@
 """An ontology: concepts in a directed acyclic graph, each with the words that name it.
 
-WordNet's nouns are the default (synset = concept, hypernym = parent, lemma = word), but any graph will do.
+WordNet's nouns are the default (synset = concept, hypernym = parent, lemma = word), but any graph will do
+(`jhsae.teacher.edges` reads one from a file).
 Names are those of NLTK, ``plant.n.02``: first lemma, part of speech, rank of the sense. A lemma may be
 restricted to its first `senses` senses, so that "figure" does not count as a word for a person.
 """
@@ -22,13 +23,23 @@ WORD = re.compile("[A-Za-z]+")
 class Ontology:
     """Concepts by id: a unique readable name, the words of the concept itself, the ids of its parents.
 
-    `usage` counts the words of the ontology's own text (WordNet: its glosses), where it has one.
+    `usage` counts the words of the ontology's own text (WordNet: its glosses), where it has one. `verbs` are the ids of
+    the concepts whose words are verbs; those of the others are nouns.
     """
 
     names: Mapping[str, str]
     words: Mapping[str, tuple[str, ...]]
     parents: Mapping[str, tuple[str, ...]]
     usage: Mapping[str, int] = field(default_factory=dict)
+    verbs: frozenset[str] = frozenset()
+
+    def part(self, concept: str) -> str:
+        """The part of speech of a concept's words: ``n`` or ``v``."""
+        return "v" if concept in self.verbs else "n"
+
+    def lexicon(self, part: str) -> set[str]:
+        """The words of all concepts of a part of speech."""
+        return {word for i, words in self.words.items() if self.part(i) == part for word in words}
 
     @cached_property
     def children(self) -> dict[str, tuple[str, ...]]:
@@ -120,7 +131,8 @@ def from_wordnet(directory: str | Path | None = None, parts: str = "n", senses: 
         for i, s in synsets.items()
     }
     usage = Counter(word for s in synsets.values() for word in WORD.findall(s.gloss))
-    return Ontology(names, words, {i: s.hypernyms for i, s in synsets.items()}, usage)
+    above = {i: s.hypernyms for i, s in synsets.items()}
+    return Ontology(names, words, above, usage, frozenset(i for i in synsets if i[0] == "v"))
 
 
 def _ranks(folder: Path, part: str) -> dict[tuple[str, str], int]:

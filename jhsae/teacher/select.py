@@ -54,7 +54,7 @@ def token_sets(ontology: Ontology, vocabulary: Vocabulary) -> dict[str, frozense
     """Concept id -> the tokens of its words and of everything below it."""
     tokens: dict[str, frozenset[int]] = {}
     for i in ontology.upwards:
-        own = (t for word in ontology.words[i] for t in vocabulary.ids.get(word, ()))
+        own = (t for word in ontology.words[i] for t in vocabulary.of(word, ontology.part(i)))
         tokens[i] = frozenset(own).union(*(tokens[c] for c in ontology.children[i]))
     return tokens
 

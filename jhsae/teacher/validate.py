@@ -169,7 +169,12 @@ def split(concept: Concept, lemmas: Mapping[int, str], rng: np.random.Generator)
 
 def outside(concept: Concept, samples: Samples) -> list[int]:
     """The tokens that were sampled and are not the concept's."""
-    return sorted({*samples.tokens.tolist()} - set(concept.tokens))
+    return outside_tokens(concept.tokens, samples)
+
+
+def outside_tokens(tokens: tuple[int, ...], samples: Samples) -> list[int]:
+    """The tokens that were sampled and are not among `tokens`."""
+    return sorted({*samples.tokens.tolist()} - set(tokens))
 
 
 def auc(positive: Float64[np.ndarray, "positive"], negative: Float64[np.ndarray, "negative"]) -> float:

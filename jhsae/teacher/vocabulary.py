@@ -1,15 +1,17 @@
 """Words of an ontology that are single tokens of a model.
 
 A word counts when the tokenizer makes exactly one token of it with a space before it. As in Park et al.
-(arXiv 2406.01506) a noun counts in its forms: lower case, plural and both capitalised. Words that WordNet
-has as nouns but that are hardly ever used as one ("in" the unit, "will" the faculty) do not count, nor do tokens
-that mostly start longer words ("prof").
+(arXiv 2406.01506) a noun counts in its forms: lower case, plural and both capitalised; a verb in its tenses
+(`jhsae.teacher.verbs`). Words that WordNet has as nouns but that are hardly ever used as one ("in" the unit, "will" the
+faculty) do not count, nor do tokens that mostly start longer words ("prof").
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+from jhsae.teacher.verbs import AUXILIARIES, tenses
 
 IRREGULAR = {
     "child": "children",
@@ -40,14 +42,30 @@ Tokenizer = Any
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`ids`: word -> ids of its single-token forms (words without any are absent); `surface`: id -> form."""
+    """Single-token forms of words.
+
+    Args:
+        ids: Noun -> ids of its forms; words without any are absent.
+        surface: Id -> form.
+        verbs: Verb -> ids of its forms.
+    """
 
     ids: dict[str, tuple[int, ...]]
     surface: dict[int, str]
+    verbs: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def of(self, word: str, part: str) -> tuple[int, ...]:
+        """The ids of a word's forms as a noun (``n``) or as a verb (``v``); none of an unknown word."""
+        return (self.verbs if part == "v" else self.ids).get(word, ())
+
+    def words(self) -> set[str]:
+        """Words with a single-token form."""
+        return {*self.ids, *self.verbs}
 
     def lemmas(self) -> dict[int, str]:
         """id -> the (first) word that it is a form of."""
-        return {i: word for word, ids in reversed(self.ids.items()) for i in ids}
+        every = [*self.ids.items(), *self.verbs.items()]
+        return {i: word for word, ids in reversed(every) for i in ids}
 
 
 def plural(word: str) -> str:
@@ -67,24 +85,33 @@ def forms(word: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((word, many, word.capitalize(), many.capitalize())))
 
 
-def single_tokens(tokenizer: Tokenizer, words: Iterable[str], usage: Mapping[str, int]) -> Vocabulary:
-    """The nouns of at least three letters that are one token in some form.
+def single_tokens(
+    tokenizer: Tokenizer, words: Iterable[str], usage: Mapping[str, int], verbs: Iterable[str] = ()
+) -> Vocabulary:
+    """The nouns and verbs of at least three letters that are one token in some form.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
         words: Nouns.
         usage: Counts of words (any, not nouns alone) in some text, to detect tokens that are mostly word pieces.
+        verbs: Verbs.
     """
-    nouns = sorted({w for w in words if len(w) > 2 and " " not in w and w.lower() not in FUNCTION_WORDS})
-    pairs = [(word, form) for word in nouns for form in forms(word)]
     pieces = _pieces(tokenizer, usage)
-    ids: dict[str, list[int]] = {}
     surface: dict[int, str] = {}
-    for (word, form), tokens in zip(pairs, _encode(tokenizer, [f for _, f in pairs]), strict=True):
-        if len(tokens) == 1 and tokens[0] != tokenizer.unk_token_id and tokens[0] not in pieces:
-            ids.setdefault(word, []).append(int(tokens[0]))
-            surface.setdefault(int(tokens[0]), form)
-    return Vocabulary({w: tuple(dict.fromkeys(i)) for w, i in ids.items()}, surface)
+
+    def ids(
+        words: Iterable[str], excluded: frozenset[str], inflect: Callable[[str], tuple[str, ...]]
+    ) -> dict[str, tuple[int, ...]]:
+        chosen = sorted({w for w in words if len(w) > 2 and " " not in w and w.lower() not in excluded})
+        pairs = [(word, form) for word in chosen for form in inflect(word)]
+        found: dict[str, list[int]] = {}
+        for (word, form), tokens in zip(pairs, _encode(tokenizer, [f for _, f in pairs]), strict=True):
+            if len(tokens) == 1 and tokens[0] != tokenizer.unk_token_id and tokens[0] not in pieces:
+                found.setdefault(word, []).append(int(tokens[0]))
+                surface.setdefault(int(tokens[0]), form)
+        return {w: tuple(dict.fromkeys(i)) for w, i in found.items()}
+
+    return Vocabulary(ids(words, FUNCTION_WORDS, forms), surface, ids(verbs, AUXILIARIES, tenses))
 
 
 def _encode(tokenizer: Tokenizer, words: list[str]) -> list[list[int]]:

@@ -10,7 +10,7 @@ from test_saved_sae import FLAT, WHITEN, built
 
 from jhsae import config
 from jhsae.activations.config import Harvest, Source
-from jhsae.commands import ablate, evaluate, export, harvest, import_, quickstart, teach
+from jhsae.commands import ablate, evaluate, export, harvest, import_, quickstart, teach, world
 from jhsae.errors import UserError
 from jhsae.training.checkpoint import save_sae
 from jhsae.training.config import Train
@@ -26,6 +26,8 @@ def begin(verb: str, place: Path, out: Path) -> None:
     elif verb == "harvest":
         text = {"_target_": "jhsae.data.TextFiles", "paths": [str(place / "a.txt")]}
         harvest.run(Harvest(str(out), Source("embedded", 1), text, rows=10))
+    elif verb == "world":
+        world.run(world.World(str(out), 8, features=4))
     elif verb == "teach":
         teach.run(teach.Teach(str(out), teach.Source("embedded")))
     elif verb == "evaluate":
@@ -42,7 +44,9 @@ def begin(verb: str, place: Path, out: Path) -> None:
         quickstart.run(quickstart.Quickstart(**default | {"out": str(out)}))
 
 
-@pytest.mark.parametrize("verb", ["train", "harvest", "teach", "evaluate", "export", "import", "ablate", "quickstart"])
+@pytest.mark.parametrize(
+    "verb", ["train", "harvest", "world", "teach", "evaluate", "export", "import", "ablate", "quickstart"]
+)
 def test_a_folder_that_another_process_writes_is_left_alone(tmp_path, verb):
     out = tmp_path / "out"
     if verb in ("evaluate", "export", "import"):

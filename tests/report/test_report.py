@@ -208,7 +208,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
 def test_a_store_that_moved_away_is_unknown_not_an_error(two, tmp_path):
     for name in ("train", "heldout"):
         (tmp_path / name / "manifest.json").unlink()
-    assert "a language model that is not known" in report(two).text
+    assert "an unknown language model" in report(two).text
 
 
 def test_the_page_may_be_written_again_and_with_more_runs(two):

@@ -1,5 +1,6 @@
 import pytest
 
+from jhsae.teacher.verbs import tenses
 from jhsae.teacher.vocabulary import forms, plural, single_tokens
 
 
@@ -36,6 +37,37 @@ def test_plural(word, many):
 def test_a_noun_has_four_forms_and_a_name_one():
     assert forms("dog") == ("dog", "dogs", "Dog", "Dogs")
     assert forms("Paris") == ("Paris",)
+
+
+@pytest.mark.parametrize(
+    ("word", "forms"),
+    [
+        ("walk", "walk walks walked walking"),
+        ("stop", "stop stops stopped stopping"),
+        ("visit", "visit visits visited visiting"),
+        ("keep", "keep keeps kept keeping"),
+        ("carry", "carry carries carried carrying"),
+        ("play", "play plays played playing"),
+        ("move", "move moves moved moving"),
+        ("agree", "agree agrees agreed agreeing"),
+        ("fix", "fix fixes fixed fixing"),
+        ("write", "write writes wrote written writing"),
+        ("lie", "lie lies lay lain lying"),
+        ("run", "run runs ran running"),
+        ("put", "put puts putting"),
+    ],
+)
+def test_a_verb_has_its_tenses_small_and_capitalised(word, forms):
+    small = forms.split()
+    assert tenses(word) == (*small, *(form.capitalize() for form in small))
+
+
+def test_a_word_has_other_tokens_as_a_noun_than_as_a_verb():
+    found = single_tokens(Tokenizer(["run", "runs", "ran", "come", "will"]), ["run"], {}, ["run", "come", "will"])
+    assert found.of("run", "n") == (10, 11) and found.of("run", "v") == (10, 11, 12)
+    assert found.of("come", "v") == (13,) and found.of("come", "n") == () and found.of("will", "v") == ()
+    assert found.lemmas() == {10: "run", 11: "run", 12: "run", 13: "come"}
+    assert found.words() == {"run", "come"} and found.surface[12] == "ran"
 
 
 def test_only_words_of_exactly_one_known_token_count():
