@@ -136,6 +136,14 @@ class HuggingFaceText(AbstractText):
     dataset's configuration name (``"20231101.en"`` of ``wikimedia/wikipedia``), `revision` a commit of its
     repository: name one to read the same text again later. Of a folder that was saved as one split, `split` is that
     one; an option that does not apply is an error.
+
+    Args:
+        name: a dataset of the hub or a local folder.
+        split: of the dataset.
+        column: that holds the text.
+        config: of the dataset; None for its default.
+        revision: a branch, tag or commit; None for the default.
+        streaming: whether documents are read as they are needed, without a copy on disk.
     """
 
     name: str
@@ -211,6 +219,10 @@ class WordNetGlosses(AbstractText):
     `directory` holds a WordNet 3.x database, ``None`` means the bundled subset. `split`: ``"heldout"`` is
     the one synset in twenty that the bundled language model has not seen, ``"train"`` the rest, ``"all"``
     both.
+
+    Args:
+        directory: of a WordNet 3.x database; None for the bundled subset.
+        split: "train", "heldout" or "all".
     """
 
     directory: str | None = None

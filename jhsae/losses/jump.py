@@ -26,7 +26,11 @@ class L0(AbstractTerm):
 
 
 class QuadraticL0(AbstractTerm):
-    """``mean_batch (2 / target) (L0 - target)^2``: holds L0 at a target (Gemma Scope 2)."""
+    """``mean_batch (2 / target) (L0 - target)^2``: holds L0 at a target (Gemma Scope 2).
+
+    Args:
+        target: the L0 that costs nothing, in features per token.
+    """
 
     target: Positive = eqx.field(static=True)
 
@@ -40,7 +44,11 @@ class QuadraticL0(AbstractTerm):
 
 
 class TanhL0(AbstractTerm):
-    """``mean_batch sum_i tanh(scale code_i |W_dec_i|)``: a smooth count (Anthropic, January 2025)."""
+    """``mean_batch sum_i tanh(scale code_i |W_dec_i|)``: a smooth count (Anthropic, January 2025).
+
+    Args:
+        scale: what a contribution is multiplied by inside the tanh.
+    """
 
     scale: Positive = eqx.field(static=True, default=4.0)
 

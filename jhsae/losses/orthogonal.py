@@ -42,6 +42,9 @@ class CausalOrthogonality(AbstractTerm):
 
     The hypothesis of Park et al. (arXiv 2406.01506, theorem 8). `metric` is the residual side of the causal metric,
     because decoder rows are residual vectors. A cosine, so that shrinking `up` does not lower it.
+
+    Args:
+        metric: of residual vectors, in which directions are to be orthogonal.
     """
 
     accepts = HierarchicalSAE
@@ -92,6 +95,9 @@ class CausalOrthogonalityMinusParent(AbstractTerm):
 
     The parent is subtracted from a vector that already is a delta: at the ideal, delta orthogonal to the parent,
     each summand is 1. The original evaluates it on the unembedding side of the metric.
+
+    Args:
+        metric: of residual vectors, in which directions are to be orthogonal.
     """
 
     accepts = HierarchicalSAE

@@ -28,6 +28,9 @@ class AuxK(AbstractTerm):
 
     The residual error e = target - x_hat carries no gradient, pre-activations count without ReLU, `k` is half the embed
     size unless given. Gao et al. (arXiv 2406.04093, A.2), without their normalisation: `AuxKNormalized` is theirs.
+
+    Args:
+        k: dead features that explain a token's residual; None for half the embed size.
     """
 
     reads_dead: ClassVar[bool] = True
@@ -43,6 +46,9 @@ class AuxKNormalized(AbstractTerm):
     when all rows have one and the same residual.
 
     Gao et al., arXiv 2406.04093, A.2 (weight 1/32 there), in the form of OpenAI's and dictionary_learning's code.
+
+    Args:
+        k: dead features that explain a token's residual; None for half the embed size.
     """
 
     reads_dead: ClassVar[bool] = True
@@ -60,6 +66,9 @@ class MatryoshkaAuxK(AbstractTerm):
     """`AuxK` for each level of a Matryoshka SAE: the dead of a level explain what is left over up to that level.
 
     The last level, all features, is there whether `widths` lists it or not.
+
+    Args:
+        widths: numbers of features of the levels, growing.
     """
 
     accepts: ClassVar[type] = FlatSAE

@@ -62,6 +62,9 @@ class Contributions(AbstractTerm):
     """``mean_batch (sum_i (code_i |W_dec_i|)^p)^(1/p)``: the p-norm of what each feature adds to the reconstruction.
 
     With p = 1 the L1 penalty that free decoder norms cannot evade (Anthropic, April 2024; SAELens's standard SAE).
+
+    Args:
+        p: the exponent of the norm, above 0.
     """
 
     p: Positive = eqx.field(static=True, default=1.0)
@@ -82,6 +85,9 @@ class AnnealedLp(AbstractTerm):
     p falling from 1 towards 0 turns L1 into L0 (p-annealing: Karvonen et al., arXiv 2408.00113). They rescale the
     weight at each change of p by the ratio of the penalties; here the ratio to p = 1 is taken on every batch, without
     gradient, to which theirs multiplies up.
+
+    Args:
+        p: the exponent, above 0: a schedule of the step.
     """
 
     p: Annotated[AbstractSchedule, Gt(0)]

@@ -151,7 +151,13 @@ def decode_tree(
 
 
 def kernel_for(kernel: Kernel, k: int, features: int) -> Kernel:
-    """The kernel that `kernel` means for k selected of so many features."""
+    """The kernel that `kernel` means for k selected of so many features.
+
+    Args:
+        kernel: what was asked for.
+        k: selected experts or features of a token.
+        features: how many there are.
+    """
     if kernel != "auto":
         return kernel
     return "dense" if features < DENSE_BELOW * k else "tiles"

@@ -12,13 +12,22 @@ from jhsae.ops.sharding import ShardingKind, constrain, shard_mapped
 
 
 def unit_rows(a: Float[Array, "*n d"], eps: float = 1e-6) -> Float[Array, "*n d"]:
-    """Rows divided by (norm + eps), the original's guard; the gradient at a zero row is finite, which theirs is not."""
+    """Rows divided by (norm + eps), the original's guard; the gradient at a zero row is finite, which theirs is not.
+
+    Args:
+        a: rows, [*n, d].
+        eps: added to the norms.
+    """
     squares = jnp.sum(a * a, axis=-1, keepdims=True)
     return a / (jnp.sqrt(jnp.maximum(squares, jnp.finfo(a.dtype).tiny)) + eps)
 
 
 def row_norms(a: Float[Array, "*n d"]) -> Float[Array, "*n"]:
-    """Norms of the rows, with gradient 0 at a row of zeros, where that of a norm is not defined."""
+    """Norms of the rows, with gradient 0 at a row of zeros, where that of a norm is not defined.
+
+    Args:
+        a: rows, [*n, d].
+    """
     squares = jnp.sum(a * a, axis=-1)
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
 
@@ -55,7 +64,12 @@ def _row_major(a: Array) -> Array:
 
 
 def off_diagonal_mean(a: Float[Array, "*batch n d"], b: Float[Array, "*batch n d"]) -> Float[Array, "*batch"]:
-    """Mean of ``(a_i . b_j)^2`` over i != j; 0 for a single row."""
+    """Mean of ``(a_i . b_j)^2`` over i != j; 0 for a single row.
+
+    Args:
+        a: rows, [n, d].
+        b: rows, [n, d].
+    """
     n = a.shape[-2]
     a, b = (constrain(x, ShardingKind.SHARE) for x in (a, b))  # each device has rows of its own
     diagonal = jnp.sum(jnp.sum(a * b, axis=-1) ** 2, axis=-1)

@@ -13,7 +13,14 @@ from jaxtyping import Array, Float
 def heaviside(
     x: Float[Array, "*batch n"], threshold: Float[Array, "#n"], bandwidth: float, to_input: bool
 ) -> Float[Array, "*batch n"]:
-    """``1[x > threshold]``."""
+    """``1[x > threshold]``.
+
+    Args:
+        x: pre-activations, [*batch, n].
+        threshold: [n], or one for all.
+        bandwidth: the width of the kernel of the gradient.
+        to_input: whether `x` has a gradient too.
+    """
     over = (x > threshold).astype(x.dtype)
     return over + _estimator(x, threshold, bandwidth, to_input, 1.0 / bandwidth)
 
@@ -21,7 +28,14 @@ def heaviside(
 def jump_relu(
     x: Float[Array, "*batch n"], threshold: Float[Array, "#n"], bandwidth: float, to_input: bool
 ) -> Float[Array, "*batch n"]:
-    """``x 1[x > threshold]``."""
+    """``x 1[x > threshold]``.
+
+    Args:
+        x: pre-activations, [*batch, n].
+        threshold: [n], or one for all.
+        bandwidth: the width of the kernel of the gradient.
+        to_input: whether `x` has a gradient through the jump too.
+    """
     return jnp.where(x > threshold, x, 0.0) + _estimator(x, threshold, bandwidth, to_input, threshold / bandwidth)
 
 

@@ -86,6 +86,10 @@ def largest(x: Float[Array, "*shape"], count: Int[Array, ""] | int) -> Bool[Arra
 
     `count` may be traced; more than there are marks all. As in `topk`, NaN comes first, so that it
     reaches the loss; what is below 0 counts as 0.
+
+    Args:
+        x: any array.
+        count: how many of its entries.
     """
     x = jax.lax.stop_gradient(x)
     if x.ndim == 2:  # the batch may be split over devices
@@ -154,6 +158,10 @@ def largest_of_rows(x: Float[Array, "rows n"], k: int) -> Bool[Array, "rows n"]:
 
     For a large part of a row, whose order nobody needs. Rows stand in columns, so that counts add up whole vectors, and
     are searched some at a time, so that a CPU has them in its cache for all passes.
+
+    Args:
+        x: rows, [batch, n].
+        k: how many of each row.
     """
     return map_chunks(lambda some: _of_columns(ordered(some).T, k).T, chunk_size(x.shape[0], 16 * x.shape[1]), x)
 

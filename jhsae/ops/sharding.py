@@ -100,7 +100,12 @@ def shard_mapped(
 
 
 def constrain(a: Array, kind: ShardingKind) -> Array:
-    """The array with its sharding fixed for the compiler, where the mesh divides its sizes."""
+    """The array with its sharding fixed for the compiler, where the mesh divides its sizes.
+
+    Args:
+        a: an array.
+        kind: how it is split.
+    """
     mesh = MESH.get()
     if mesh is None:
         return a
@@ -112,7 +117,12 @@ def constrain(a: Array, kind: ShardingKind) -> Array:
 
 
 def shard_rows(size: int, mesh: Mesh) -> str | tuple[str, ...] | None:
-    """The mesh axes over which the gradient of `size` experts is split: all of them, where they divide the number."""
+    """The mesh axes over which the gradient of `size` experts is split: all of them, where they divide the number.
+
+    Args:
+        size: the length of the first axis.
+        mesh: the devices.
+    """
     if size % mesh.shape[EXPERT]:
         return None
     return (EXPERT, DATA, HOST) if size % mesh.size == 0 else EXPERT
@@ -138,7 +148,12 @@ def to_local_index(indices: Int[Array, "*some"], size: int) -> Int[Array, "*some
 
 
 def local_slice(a: Float[Array, "*rest features"], size: int) -> Float[Array, "*rest size"]:
-    """This device's `size` of all features."""
+    """This device's `size` of all features.
+
+    Args:
+        a: an array whose last axis counts all features.
+        size: features on this device.
+    """
     return a if shards() == 1 else jax.lax.dynamic_slice_in_dim(a, first(size), size, axis=a.ndim - 1)
 
 

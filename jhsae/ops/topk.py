@@ -51,6 +51,11 @@ def topk(x: Float[Array, "*batch n"], k: int, method: Method = "auto") -> Pair:
     A k below 1 or above n, and a NaN, raise a ValueError. Inside `jax.jit`, where entries are
     not known, a NaN is selected first: it reaches the loss, and the training loop stops the run. So
     only a call outside of a traced function waits for its input.
+
+    Args:
+        x: rows, [*batch, n].
+        k: how many of each row.
+        method: how they are found.
     """
     size = x.shape[-1] * shards()
     if not 1 <= k <= size:
@@ -62,7 +67,13 @@ def topk(x: Float[Array, "*batch n"], k: int, method: Method = "auto") -> Pair:
 
 
 def topk_of_batch(x: Float[Array, "batch n"], k: int, method: Method = "auto") -> Int[Array, "batch k"]:
-    """The positions of `topk` in each row of a batch whose rows and entries may both be split over devices."""
+    """The positions of `topk` in each row of a batch whose rows and entries may both be split over devices.
+
+    Args:
+        x: rows, [batch, n].
+        k: how many of each row.
+        method: how they are found.
+    """
     select = shard_mapped(lambda x: topk(x, k, method)[1], (ShardingKind.BOTH,), ShardingKind.TOKENS, x.shape[1])
     return select(jax.lax.stop_gradient(x))
 
@@ -81,7 +92,12 @@ def _across(x: Float[Array, "*batch n"], k: int, method: Method) -> Int[Array, "
 
 
 def take(x: Float[Array, "*batch n"], indices: Int[Array, "*batch k"]) -> Float[Array, "*batch k"]:
-    """The entries at `indices` of each row; from short rows by comparison, whose gradient needs no scatter."""
+    """The entries at `indices` of each row; from short rows by comparison, whose gradient needs no scatter.
+
+    Args:
+        x: [*batch, n].
+        indices: [*batch, k].
+    """
     n = x.shape[-1]
     if shards() > 1:
         here = to_local_index(indices, n)
@@ -116,7 +132,12 @@ def row_noise(
 
 
 def recall(indices: Int[Array, "*batch k"], exact: Int[Array, "*batch k"]) -> Float[Array, ""]:
-    """The fraction, 0 to 1, of the `exact` positions of each row that are among its `indices`, on average."""
+    """The fraction, 0 to 1, of the `exact` positions of each row that are among its `indices`, on average.
+
+    Args:
+        indices: found, [batch, k].
+        exact: the right ones, [batch, k].
+    """
     return jnp.mean(jnp.any(exact[..., :, None] == indices[..., None, :], axis=-1).astype(jnp.float32))
 
 

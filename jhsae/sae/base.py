@@ -93,7 +93,12 @@ class TopLevel(NamedTuple):
 
 
 class TreeSizes(NamedTuple):
-    """The features of a hierarchical SAE: experts first, then atom a of expert e at ``experts + e * atoms + a``."""
+    """The features of a hierarchical SAE: experts first, then atom a of expert e at ``experts + e * atoms + a``.
+
+    Args:
+        experts: the number of parents.
+        atoms: the atoms of each.
+    """
 
     experts: int
     atoms: int

@@ -111,6 +111,11 @@ class FlatSAE(AbstractSAE):
 
 
 def random_unit_rows(key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "features embed"]:
-    """Directions drawn evenly from the sphere."""
+    """Directions drawn evenly from the sphere.
+
+    Args:
+        key: draws the rows.
+        shape: of the array; its last axis is a row.
+    """
     rows = jax.random.normal(key, shape)
     return rows / jnp.linalg.norm(rows, axis=1, keepdims=True)

@@ -27,6 +27,10 @@ class BatchTopK(AbstractSparsifier):
     """The ``int(k * batch)`` largest of ``max(pre, 0)`` over the whole batch; `k` may follow a schedule.
 
     The threshold at inference is a mean over about the last ``1 / threshold_rate`` steps.
+
+    Args:
+        k: active features per token, a mean over the batch: a number or a schedule.
+        threshold_rate: the share of a step in the running threshold, above 0 to 1.
     """
 
     k: Annotated[AbstractSchedule, Gt(0)]

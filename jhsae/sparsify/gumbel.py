@@ -27,6 +27,11 @@ class GumbelTopK(AbstractTopK):
     In training the k largest of ``pre + temperature * Gumbel`` are selected; the gate is 1 in the forward pass and
     carries the gradient of the selected entries of ``softmax(pre / temperature)``, renormalised (straight-through).
     Without a key (evaluation) it is `TopK`. A high temperature explores experts; anneal it with a schedule.
+
+    Args:
+        k: the number of active features per token, at least 1.
+        temperature: of the noise and of the softmax: a number or a schedule.
+        topk: how the largest are found (`jhsae.ops.Method`); "auto" for what suits the machine.
     """
 
     k: Count = eqx.field(static=True)
@@ -44,6 +49,11 @@ class BinaryGumbelTopK(AbstractTopK):
     """`GumbelTopK` whose codes are the gates alone, 0 or 1: no magnitude reaches the decoder (PolytopeSAE).
 
     For k = 1 it is the hard Gumbel-softmax: noise of fixed scale, the temperature shapes the gradient alone.
+
+    Args:
+        k: the number of active features per token, at least 1.
+        temperature: of the noise and of the softmax: a number or a schedule.
+        topk: how the largest are found (`jhsae.ops.Method`); "auto" for what suits the machine.
     """
 
     k: Count = eqx.field(static=True)

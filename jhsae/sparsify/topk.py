@@ -23,7 +23,12 @@ class ReLU(AbstractSparsifier):
 
 
 class TopK(AbstractTopK):
-    """The k largest of ``max(pre, 0)`` (Gao et al., arXiv 2406.04093)."""
+    """The k largest of ``max(pre, 0)`` (Gao et al., arXiv 2406.04093).
+
+    Args:
+        k: the number of active features per token, at least 1.
+        topk: how the largest are found (`jhsae.ops.Method`); "auto" for what suits the machine.
+    """
 
     k: Count = eqx.field(static=True)
     topk: ops.Method = eqx.field(static=True, default="auto")
@@ -34,6 +39,12 @@ class AnnealedTopK(AbstractTopK):
 
     `start` slots are kept per row and those beyond the k of the step are emptied. In evaluation k is the final one;
     at inference it is a `TopK`.
+
+    Args:
+        k: active features per token at the end.
+        start: active features per token at step 0, at least `k`.
+        steps: over which k falls.
+        topk: how the largest are found (`jhsae.ops.Method`); "auto" for what suits the machine.
     """
 
     k: Count = eqx.field(static=True)
@@ -62,6 +73,11 @@ class OffsetTopK(AbstractTopK):
 
     The router of `MixtureOfExperts_v2` (arXiv 2506.01197), with offset 1/sqrt(embed): the size of one coordinate of
     a unit vector. The offset is a constant.
+
+    Args:
+        k: the number of active features per token, at least 1.
+        offset: the least pre-activation that counts, in units of the pre-activations.
+        topk: how the largest are found (`jhsae.ops.Method`); "auto" for what suits the machine.
     """
 
     k: Count = eqx.field(static=True)
@@ -76,6 +92,12 @@ class LeakyOffsetTopK(AbstractTopK):
     """The k largest of ``pre if pre >= offset else slope * pre``: the original's atoms.
 
     A selected value may lie under the offset or be negative; it is kept. `TopK` is the corrected choice.
+
+    Args:
+        k: the number of active features per token, at least 1.
+        offset: the pre-activation below which a value is multiplied by `slope`.
+        slope: the factor, -1 to 1.
+        topk: how the largest are found (`jhsae.ops.Method`); "auto" for what suits the machine.
     """
 
     k: Count = eqx.field(static=True)

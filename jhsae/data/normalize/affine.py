@@ -43,7 +43,11 @@ class Identity(AbstractNormalizer):
 
 
 class Scale(AbstractAffine):
-    """x' = x sqrt(embed) / E||x||: the mean norm becomes sqrt(embed) (SAELens: expected_average_only_in)."""
+    """x' = x sqrt(embed) / E||x||: the mean norm becomes sqrt(embed) (SAELens: expected_average_only_in).
+
+    Args:
+        scale: the divisor, a number; set by `fit`.
+    """
 
     scale: Float[Array, ""] | None = None
 
@@ -56,7 +60,12 @@ class Scale(AbstractAffine):
 
 
 class CenterScale(AbstractAffine):
-    """x' = (x - mean) sqrt(embed / E||x - mean||^2): centred, with E||x'||^2 = embed."""
+    """x' = (x - mean) sqrt(embed / E||x - mean||^2): centred, with E||x'||^2 = embed.
+
+    Args:
+        mean: the mean of the training rows, [embed]; set by `fit`.
+        scale: the divisor, a number; set by `fit`.
+    """
 
     mean: Float[Array, "embed"] | None = None
     scale: Float[Array, ""] | None = None
@@ -76,6 +85,12 @@ class Standardize(AbstractAffine):
     """x' = (x - mean) / (std + eps) in every dimension by itself (mlxterp's normalize_input).
 
     Mean and standard deviation (divided by n) come from at most `rows` rows of the store.
+
+    Args:
+        eps: added to the standard deviations.
+        rows: rows of the store that are read to fit, at most.
+        mean: [embed]; set by `fit`.
+        std: [embed]; set by `fit`.
     """
 
     eps: NonNegative = eqx.field(static=True, default=1e-8)
@@ -101,6 +116,13 @@ class Whiten(AbstractAffine):
     SAELens's covariance_whitening (arXiv 2511.13981), from at most `rows` rows of the store, in float64. SAELens
     leaves the sign of an eigenvector undefined; here its largest entry is positive, so that a run resumed on another
     machine sees the same inputs. With eps = 0, directions in which no row varies become 0.
+
+    Args:
+        eps: added to the eigenvalues of the covariance.
+        rows: rows of the store that are read to fit, at most.
+        mean: [embed]; set by `fit`.
+        matrix: the whitening matrix, [embed, embed]; set by `fit`.
+        inverse: its inverse; set by `fit`.
     """
 
     eps: NonNegative = eqx.field(static=True, default=1e-3)

@@ -38,7 +38,11 @@ class RowSource(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ArrayRows:
-    """An array in memory as a `RowSource`: ``CenterScale().fit(ArrayRows(x))``."""
+    """An array in memory as a `RowSource`: ``CenterScale().fit(ArrayRows(x))``.
+
+    Args:
+        x: activations, [rows, embed].
+    """
 
     x: Shaped[np.ndarray, "rows embed"] = field(repr=False)
 

@@ -10,7 +10,11 @@ from jhsae.ranges import NonNegative
 
 
 class UnitNorm(AbstractNormalizer):
-    """x' = x / (||x|| + eps), as in MixtureOfExperts_v2 (Muchane et al., arXiv 2506.01197)."""
+    """x' = x / (||x|| + eps), as in MixtureOfExperts_v2 (Muchane et al., arXiv 2506.01197).
+
+    Args:
+        eps: added to the divisor, so that a row of zeros stays finite.
+    """
 
     eps: NonNegative = eqx.field(static=True, default=1e-6)
 
@@ -25,7 +29,12 @@ class UnitNorm(AbstractNormalizer):
 
 
 class CenteredUnitNorm(AbstractNormalizer):
-    """x' = (x - mean) / (||x - mean|| + eps), with the mean of the store."""
+    """x' = (x - mean) / (||x - mean|| + eps), with the mean of the store.
+
+    Args:
+        eps: added to the divisor, so that a row of zeros stays finite.
+        mean: the mean of the training rows, [embed]; set by `fit`.
+    """
 
     eps: NonNegative = eqx.field(static=True, default=1e-6)
     mean: Float[Array, "embed"] | None = None
@@ -65,6 +74,9 @@ class LayerNorm(AbstractNormalizer):
 
     As in SAELens (layer_norm), it is undone with s and not with s + eps: ``x_hat = x_hat' s + m``. A token of a single
     dimension has s = 0.
+
+    Args:
+        eps: added to the divisor, so that a row of zeros stays finite.
     """
 
     eps: NonNegative = eqx.field(static=True, default=1e-5)
