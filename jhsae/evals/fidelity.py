@@ -169,5 +169,9 @@ def explained(error: SupportsFloat, total: SupportsFloat) -> float | None:
 
 
 def parameters(sae: AbstractSAE) -> int:
-    """The number of trained parameters."""
+    """The number of trained parameters.
+
+    Args:
+        sae: any SAE.
+    """
     return sum(a.size for a in jax.tree.leaves(eqx.filter(sae, eqx.is_inexact_array)))

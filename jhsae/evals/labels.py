@@ -122,6 +122,9 @@ class Labels:
 def read_labels(path: str | Path) -> Labels:
     """The labels in a file; its format is stated at the top of this module.
 
+    Args:
+        path: of a file of JSON lines.
+
     Raises:
         UserError: no such file, another format, two classes for one token or place.
     """

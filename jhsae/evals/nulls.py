@@ -128,7 +128,12 @@ def compare(
 
 
 def sentence(result: Comparison, name: str) -> str:
-    """The comparison in one sentence, with its numbers; at p of 0.05 or more it is not distinguishable from chance."""
+    """The comparison in one sentence, with its numbers; at p of 0.05 or more it is not distinguishable from chance.
+
+    Args:
+        result: of `compare`.
+        name: what was measured, the subject of the sentence.
+    """
     verdict = "" if result.significant else "not distinguishable from chance: "
     nested = "" if result.groups == result.units else f" in {result.groups:,} groups"
     effect = "" if result.effect is None else f", {result.effect:.2f} standard deviations of a unit"

@@ -105,6 +105,10 @@ def stability(
 def match(first: Float[np.ndarray, "first embed"], second: Float[np.ndarray, "second width"]) -> Pairs:
     """The one-to-one matching of rows whose cosines have the largest sum; as many pairs as the smaller side has rows.
 
+    Args:
+        first: rows, [first, embed].
+        second: rows, [second, embed].
+
     Raises:
         UserError: rows of different widths, or more of them than `MOST`.
     """

@@ -66,7 +66,14 @@ def draws(world: World, rows: int, seed: int) -> Iterator[tuple[Array, Array]]:
 
 
 def check_world(about: dict[str, Any], world: World, folder: str, name: str) -> None:
-    """Raises `UserError` where a run says that it was trained on another world; `about` is that of `load_sae`."""
+    """Raises `UserError` where a run says that it was trained on another world; `about` is that of `load_sae`.
+
+    Args:
+        about: of `load_sae`.
+        world: that is evaluated on.
+        folder: where it lies, for the message.
+        name: of the SAE, for the message.
+    """
     known = about.get("reads", {}).get("model_sha256")
     if known is not None and known != identity(world):
         raise UserError(

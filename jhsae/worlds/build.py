@@ -28,6 +28,9 @@ TREES, VECTORS, BIAS, CORRELATION = range(4)
 def build_world(config: WorldConfig) -> tuple[World, Generators]:
     """The world of a config, and the generators of its numbers, with which SAELens can write them down.
 
+    Args:
+        config: sizes, generators and seed.
+
     Raises:
         UserError: Parts that do not fit each other.
     """

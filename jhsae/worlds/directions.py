@@ -80,7 +80,11 @@ def towards_parents(
 
 
 def largest_cosines(vectors: Float[np.ndarray, "features embed"]) -> Float32[np.ndarray, "features"]:
-    """For each vector the largest absolute cosine with another one; 0 for one that is alone."""
+    """For each vector the largest absolute cosine with another one; 0 for one that is alone.
+
+    Args:
+        vectors: [features, embed].
+    """
     unit = jnp.asarray(_unit(vectors.astype(np.float64)), jnp.float32)
     step = max(1, CHUNK // max(len(unit), 1))
     parts = [_largest(unit, unit[i : i + step], i) for i in range(0, len(unit), step)]

@@ -101,12 +101,19 @@ def save_world(
 
 
 def load_world(folder: str | Path) -> World:
-    """The world in a folder that `save_world` or SAELens wrote. Raises what `read_world` does."""
+    """The world in a folder that `save_world` or SAELens wrote. Raises what `read_world` does.
+
+    Args:
+        folder: that `jhsae world` or SAELens's SyntheticModel.save has written.
+    """
     return read_world(folder).world
 
 
 def read_world(folder: str | Path) -> SavedWorld:
     """A world with what is known about it.
+
+    Args:
+        folder: that `jhsae world` or SAELens's SyntheticModel.save has written.
 
     Raises:
         UserError: A file is missing, damaged or of another version, or the files do not fit each other.

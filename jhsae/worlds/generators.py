@@ -43,7 +43,13 @@ def zipf(count: int, exponent: float, highest: float, lowest: float) -> Float32[
 
 
 class Zipf(AbstractProbabilities):
-    """From `highest` down to `lowest`, falling as rank^-exponent in between (SAELens: zipfian)."""
+    """From `highest` down to `lowest`, falling as rank^-exponent in between (SAELens: zipfian).
+
+    Args:
+        exponent: above 0; larger falls faster.
+        highest: of the first feature.
+        lowest: of the last feature.
+    """
 
     exponent: Positive = eqx.field(static=True, default=1.0)
     highest: PositiveFraction = eqx.field(static=True, default=0.3)
@@ -57,7 +63,12 @@ class Zipf(AbstractProbabilities):
 
 
 class LinearProbabilities(AbstractProbabilities):
-    """From `highest` down to `lowest` in equal steps."""
+    """From `highest` down to `lowest` in equal steps.
+
+    Args:
+        highest: of the first feature.
+        lowest: of the last feature.
+    """
 
     highest: PositiveFraction = eqx.field(static=True, default=0.3)
     lowest: PositiveFraction = eqx.field(static=True, default=0.01)
@@ -70,7 +81,12 @@ class LinearProbabilities(AbstractProbabilities):
 
 
 class RandomProbabilities(AbstractProbabilities):
-    """Uniform between `lowest` and `highest`."""
+    """Uniform between `lowest` and `highest`.
+
+    Args:
+        highest: the upper end of the interval.
+        lowest: its lower end.
+    """
 
     highest: PositiveFraction = eqx.field(static=True, default=0.5)
     lowest: PositiveFraction = eqx.field(static=True, default=0.01)
@@ -84,7 +100,11 @@ class RandomProbabilities(AbstractProbabilities):
 
 
 class ConstantProbability(AbstractProbabilities):
-    """The same for all features."""
+    """The same for all features.
+
+    Args:
+        probability: of every feature, 0 to 1.
+    """
 
     probability: PositiveFraction = eqx.field(static=True, default=0.1)
 
@@ -93,7 +113,11 @@ class ConstantProbability(AbstractProbabilities):
 
 
 class ConstantMagnitude(AbstractMagnitudes):
-    """The same for all features; in a config the number alone."""
+    """The same for all features; in a config the number alone.
+
+    Args:
+        value: of every feature.
+    """
 
     value: float = eqx.field(static=True, default=1.0)
 
@@ -102,7 +126,12 @@ class ConstantMagnitude(AbstractMagnitudes):
 
 
 class LinearMagnitudes(AbstractMagnitudes):
-    """From `start` at feature 0 to `end` at the last, in equal steps."""
+    """From `start` at feature 0 to `end` at the last, in equal steps.
+
+    Args:
+        start: of the first feature, above 0.
+        end: of the last feature, above 0.
+    """
 
     start: Positive = eqx.field(static=True)
     end: Positive = eqx.field(static=True)
@@ -112,7 +141,12 @@ class LinearMagnitudes(AbstractMagnitudes):
 
 
 class ExponentialMagnitudes(AbstractMagnitudes):
-    """From `start` at feature 0 to `end` at the last, in equal ratios."""
+    """From `start` at feature 0 to `end` at the last, in equal ratios.
+
+    Args:
+        start: of the first feature, above 0.
+        end: of the last feature, above 0.
+    """
 
     start: Positive = eqx.field(static=True)
     end: Positive = eqx.field(static=True)
@@ -122,7 +156,14 @@ class ExponentialMagnitudes(AbstractMagnitudes):
 
 
 class FoldedNormal(AbstractMagnitudes):
-    """|normal(mean, std)|, at least `min_value` and at most `max_value` where they are given."""
+    """|normal(mean, std)|, at least `min_value` and at most `max_value` where they are given.
+
+    Args:
+        mean: of the normal variable whose absolute value is taken.
+        std: its standard deviation, above 0.
+        min_value: smaller values are set to it; None for no bound.
+        max_value: larger values are set to it; None for no bound.
+    """
 
     mean: float = eqx.field(static=True, default=0.0)
     std: Positive = eqx.field(static=True, default=0.1)
