@@ -19,8 +19,8 @@ from jhsae import evals
 from jhsae.training.checkpoint import load_sae
 from jhsae.training.config import Train
 
-MAIN = ("teacher", "permuted", "random", "random_frozen", "flat")
-PARTS = ("parents_only", "children_only")
+MAIN = ("teacher", "permuted", "random", "flat")
+PARTS = ("random_frozen", "parents_only", "children_only")
 UNIT = '{_target_: jhsae.init.UnitDecoder, metric: "${metric}"}'
 START = '{{_target_: jhsae.init.FromTeacher, path: "${{teacher}}"{more}}}'
 

@@ -44,8 +44,8 @@ def main() -> None:
 
 def runs(place: Place) -> None:
     """Validates every estimator with every seed."""
-    for seed in place.settings.seeds:
-        for name, changes in VARIANTS.items():
+    for name, changes in VARIANTS.items():
+        for seed in place.settings.seeds:
             config = place.teach_config([*changes, f"seed={seed}"])
             place.record("teacher", name, seed, cfg.config_hash(config), lambda c=config, n=name: measure(c, n))
 
