@@ -18,6 +18,7 @@ from phases import Place
 from jhsae import evals, lm
 from jhsae.commands import teach
 from jhsae.data import Store, special_ids
+from jhsae.evals.labels import NO_CLASS
 from jhsae.evals.nulls import Alternative, Comparison, compare, sentence, sign_flips
 from jhsae.features.decoder import decoder_in_lm_units
 from jhsae.features.firings import Firings, firing_table
@@ -97,8 +98,8 @@ def measure(folder: Path, held: HeldOut) -> dict[str, Any]:
     units: dict[str, dict[str, float]] = {"ev_r2": explained(replaced["sae"], held)}
     fired = firing_table(sae, normalizer, store, rows)
     sentences: list[str] = []
-    on_classes(fired, sae, held, numbers, units, sentences)
-    absorbed(fired, decoder_in_lm_units(sae, normalizer, store), sae, held, numbers, units, sentences)
+    on_classes(top_level(fired, sae), held, numbers, units, sentences)
+    absorbed(fired, decoder_in_lm_units(sae, normalizer, store), sae, held, numbers, units)
     if isinstance(sae, HierarchicalSAE):
         orthogonal(sae, frequency, held, numbers, sentences)
     return {"numbers": numbers, "units": units, "sentences": sentences}
@@ -118,15 +119,20 @@ def explained(replace: evals.Spliced, held: HeldOut) -> dict[str, float]:
     return {str(i): float(1 - len(ids) * e / total) for i, e in zip(ids, error, strict=True)}
 
 
-def on_classes(
-    fired: Firings, sae: AbstractSAE, held: HeldOut, numbers: dict, units: dict, sentences: list[str]
-) -> None:
+def top_level(fired: Firings, sae: AbstractSAE) -> Firings:
+    """The firings of the experts, or of all latents of a flat SAE: atoms come after experts."""
+    if sae.tree is None:
+        return fired
+    starts = fired.starts[: sae.tree.experts + 1]
+    return Firings(fired.rows[: starts[-1]], fired.values[: starts[-1]], starts, fired.measured)
+
+
+def on_classes(fired: Firings, held: HeldOut, numbers: dict, units: dict, sentences: list[str]) -> None:
     """Purity and F1 of the top level on the teacher's concepts and on WordNet's files, beside permuted labels."""
     for name, labels in (("concepts", held.labels), ("wordnet", held.wordnet)):
-        found = evals.purity(fired, labels, sae.tree)["groups"]
-        top = found["latents" if sae.tree is None else "parents"]
+        found = evals.purity(fired, labels, None)["groups"]["latents"]
         for metric in ("purity", "f1"):
-            key, one = f"{metric}_{name}", top[metric]
+            key, one = f"{metric}_{name}", found[metric]
             numbers[key], draws = one["mean"], [d for d in one["null"] if d is not None]
             numbers[f"{key}_null"] = float(np.mean(draws)) if draws else None
             values = {str(u): v for u, v in zip(one["units"], one["values"], strict=True) if v is not None}
@@ -136,22 +142,25 @@ def on_classes(
 
 
 def absorbed(
-    fired: Firings,
-    dictionary: np.ndarray,
-    sae: AbstractSAE,
-    held: HeldOut,
-    numbers: dict,
-    units: dict,
-    sentences: list[str],
+    fired: Firings, dictionary: np.ndarray, sae: AbstractSAE, held: HeldOut, numbers: dict, units: dict
 ) -> None:
-    """Absorption with the teacher's readouts as probes; the main latents are of the top level."""
-    found = evals.absorption(fired, dictionary, held.x, held.labels, held.teacher.readouts, sae.tree)["groups"]
+    """Full absorption of the concepts with most rows, the teacher's readouts as probes."""
+    labels, chosen = most_rows(held.labels, held.place.settings.classes)
+    probes = held.teacher.readouts[chosen]
+    found = evals.absorption(fired, dictionary, held.x, labels, probes, sae.tree)["groups"]
     one = found["latents" if sae.tree is None else "parents"]["full"]
     draws = [d for d in one["null"] if d is not None]
     numbers["absorption"], numbers["absorption_null"] = one["mean"], float(np.mean(draws)) if draws else None
-    values = {u: v for u, v in zip(one["units"], one["values"], strict=True) if v is not None}
-    units["absorption"] = values
-    tested(list(values.values()), draws, "two-sided", "absorption", sentences)
+    units["absorption"] = {u: v for u, v in zip(one["units"], one["values"], strict=True) if v is not None}
+
+
+def most_rows(labels: evals.RowLabels, count: int) -> tuple[evals.RowLabels, np.ndarray]:
+    """The labels of the `count` classes with most rows alone, and their places."""
+    sizes = np.bincount(labels.classes[labels.classes != NO_CLASS], minlength=len(labels.names))
+    chosen = np.sort(np.argsort(-sizes, kind="stable")[:count])
+    new = np.full(len(labels.names) + 1, NO_CLASS, np.int32)  # the last is that of NO_CLASS, which is -1
+    new[chosen] = np.arange(len(chosen))
+    return evals.RowLabels(tuple(labels.names[c] for c in chosen), new[labels.classes], labels.words), chosen
 
 
 def orthogonal(sae: HierarchicalSAE, frequency: np.ndarray, held: HeldOut, numbers: dict, sentences: list[str]) -> None:

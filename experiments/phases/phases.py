@@ -43,7 +43,7 @@ class Settings:
     seeds: Annotated[list[Seed], MinLen(1), "one run per variant and seed"]
     steps: Annotated[list[Count], MinLen(2), "steps of the two stages; a flat SAE takes their sum"]
     batch: Annotated[Count, "tokens per step"]
-    classes: Annotated[Count, "concepts whose latents are steered"]
+    classes: Annotated[Count, "concepts with most words, on which absorption and steering are measured"]
     prompts: Annotated[Count, "prompts that are steered"]
 
 
