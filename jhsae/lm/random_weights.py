@@ -17,6 +17,8 @@ from jaxtyping import Array, Float, Key
 from jhsae.lm.checkpoint import LanguageModel
 from jhsae.ranges import Seed, ranged
 
+ANEW = 0x6E756C6C  # the keys of small seeds are those that a model's own start was drawn from: the embedded one's, 0
+
 
 @ranged
 def with_random_weights(loaded: LanguageModel, seed: Seed = 0) -> LanguageModel:
@@ -28,7 +30,7 @@ def with_random_weights(loaded: LanguageModel, seed: Seed = 0) -> LanguageModel:
     """
     arrays, static = eqx.partition(loaded.model, eqx.is_inexact_array)
     leaves, tree = jax.tree.flatten(arrays)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), ANEW), len(leaves))
     drawn = tree.unflatten([_drawn(leaf, key) for leaf, key in zip(leaves, keys, strict=True)])
     sha256 = None if loaded.sha256 is None else hashlib.sha256(f"{loaded.sha256} random {seed}".encode()).hexdigest()
     model = eqx.combine(drawn, static)
