@@ -13,9 +13,10 @@ from phases import options
 def main() -> None:
     place = options(__doc__)
     initialisation.runs(place, initialisation.MAIN)
-    teacher.runs(place)
+    teacher.runs(place, teacher.MAIN)
     steering.runs(place)
     penalties.runs(place)
+    teacher.runs(place, teacher.VARIANTS)
     initialisation.runs(place, initialisation.PARTS)
     initialisation.common(place)
 

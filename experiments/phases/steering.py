@@ -25,7 +25,7 @@ from jhsae.features.firings import firing_table
 from jhsae.sae import AbstractSAE
 from jhsae.training.checkpoint import load_sae
 
-VARIANTS = ("teacher", "permuted", "random", "flat")
+VARIANTS = ("teacher", "random", "flat", "permuted")
 CONTROLS, STRENGTH, PROMPT = 20, 0.5, 16
 
 
@@ -34,9 +34,9 @@ def main() -> None:
 
 
 def runs(place: Place) -> None:
-    """Measures every variant, seed after seed."""
-    for seed in place.settings.seeds:
-        for name in VARIANTS:
+    """Measures every variant with every seed."""
+    for name in VARIANTS:
+        for seed in place.settings.seeds:
             steer(place, name, seed)
 
 

@@ -10,7 +10,9 @@ weights (`random`), another concept's words or parent (`other`), one child of ea
 less its parent, both at unit length, and the parent; it passes whatever they are.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,9 @@ from phases import Place, options
 from jhsae import config as cfg
 from jhsae.commands import teach
 from jhsae.evals.nulls import permuted_parents, sibling_swap
+from jhsae.lm import LanguageModel
 from jhsae.metric import causal_absolute_ridge
-from jhsae.teacher import AbstractEstimator, Concept, Samples, Unembedding, estimate
+from jhsae.teacher import AbstractEstimator, Concept, Samples, Unembedding, Vocabulary, estimate
 from jhsae.teacher.estimate import others, rest
 from jhsae.teacher.subspace import unit
 from jhsae.teacher.validate import level, projections, split, unseen
@@ -35,18 +38,19 @@ VARIANTS = {
     "park_shrinkage_0.5": ["shrinkage=0.5"],
     "park_ledoit_wolf": ["shrinkage=ledoit_wolf"],
 }
+MAIN = ("park", "mean")
 ANGLES = ("park", "mean", "park_shrinkage_0", "park_shrinkage_0.5", "park_ledoit_wolf")  # the others' deltas contrast
 
 
 def main() -> None:
-    runs(options(__doc__))
+    runs(options(__doc__), VARIANTS)
 
 
-def runs(place: Place) -> None:
-    """Validates every estimator with every seed."""
-    for name, changes in VARIANTS.items():
+def runs(place: Place, names: Iterable[str]) -> None:
+    """Validates estimators with every seed."""
+    for name in names:
         for seed in place.settings.seeds:
-            config = place.teach_config([*changes, f"seed={seed}"])
+            config = place.teach_config([*VARIANTS[name], f"seed={seed}"])
             place.record("teacher", name, seed, cfg.config_hash(config), lambda c=config, n=name: measure(c, n))
 
 
@@ -77,13 +81,29 @@ def measure(config: teach.Teach, name: str) -> dict[str, Any]:
 
 def sampled(config: teach.Teach) -> tuple[Samples, tuple[Concept, ...], dict[int, str], dict[str, Any]]:
     """Samples of the unembedding, the concepts, the word of every token, and the metric in numbers."""
-    loaded = config.lm.load(0)
+    loaded = model(config.lm)
     view = teach.make_view(config, loaded)
-    vocabulary, concepts = teach.find_concepts(config, loaded)
+    vocabulary, concepts = words(config)
     samples = Unembedding()(view, concepts, teach.pool(config, concepts, vocabulary))
     numbers = {"condition": view.geometry.condition, "shrinkage": view.geometry.shrinkage, "parents": len(concepts)}
     numbers |= {"condition_absolute_ridge": causal_absolute_ridge(view.unembedding).condition}
     return samples, concepts, vocabulary.lemmas(), numbers
+
+
+@cache
+def model(source: teach.Source) -> LanguageModel:
+    """The language model without its blocks, loaded once."""
+    return source.load(0)
+
+
+_WORDS: dict[str, tuple[Vocabulary, tuple[Concept, ...]]] = {}
+
+
+def words(config: teach.Teach) -> tuple[Vocabulary, tuple[Concept, ...]]:
+    """The words and the concepts, which neither the estimator nor the seed changes."""
+    if config.lm.path not in _WORDS:
+        _WORDS[config.lm.path] = teach.find_concepts(config, model(replace(config.lm, random=None)))
+    return _WORDS[config.lm.path]
 
 
 def others_words(
