@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,8 +47,8 @@ class Settings:
     prompts: Annotated[Count, "prompts that are steered"]
 
 
-TINY = {"rows": 2_000, "heldout_rows": 3_000, "sequences": 2, "seeds": [0, 1], "steps": [2, 4], "batch": 64}
-TINY |= {"classes": 3, "prompts": 2}
+TINY = ["rows=2000", "heldout_rows=3000", "sequences=2", "seeds=[0,1]", "steps=[2,4]", "batch=64"]
+TINY += ["classes=3", "prompts=2"]
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,8 @@ def options(about: str | None) -> Place:
     top.add_argument("--results", type=Path, default=HERE / "results.jsonl", help="file of the rows")
     top.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="overrides of the settings, such as lm=FOLDER")
     chosen = top.parse_args()
-    settings = cfg.load(Settings, chosen.config, chosen.changes)
-    return Place(replace(settings, **TINY) if chosen.quick else settings, chosen.out, chosen.results)
+    settings = cfg.load(Settings, chosen.config, [*(TINY if chosen.quick else []), *chosen.changes])
+    return Place(settings, chosen.out, chosen.results)
 
 
 def trained(config: Train) -> Path:

@@ -104,8 +104,10 @@ def line(name: str, first: list[dict], second: list[dict]) -> str:
     if result is None:
         return f"- {name}: no pair has a value."
     seeds = [difference([a], [b]) for a, b in zip(first, second, strict=True)]
+    signs = {np.sign(s.estimate) for s in seeds if s is not None}
     each = ", ".join("none" if s is None else f"{s.estimate:+.3g}" for s in seeds)
-    return f"- {sentence(result, name)} By seed: {each}."
+    doubt = " **The seeds differ in sign.**" if result.significant and len(signs) > 1 else ""
+    return f"- {sentence(result, name)} By seed: {each}.{doubt}"
 
 
 def initialisation(rows: Rows) -> str:
