@@ -31,7 +31,7 @@ def with_random_weights(loaded: LanguageModel, seed: Seed = 0) -> LanguageModel:
     arrays, static = eqx.partition(loaded.model, eqx.is_inexact_array)
     leaves, tree = jax.tree.flatten(arrays)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), ANEW), len(leaves))
-    drawn = tree.unflatten([_drawn(leaf, key) for leaf, key in zip(leaves, keys, strict=True)])
+    drawn = jax.tree.unflatten(tree, [_drawn(leaf, key) for leaf, key in zip(leaves, keys, strict=True)])
     sha256 = None if loaded.sha256 is None else hashlib.sha256(f"{loaded.sha256} random {seed}".encode()).hexdigest()
     model = eqx.combine(drawn, static)
     return replace(loaded, model=model, name=f"{loaded.name} (random weights {seed})", sha256=sha256)
