@@ -5,19 +5,21 @@ A `HierarchicalSAE` is constructed with encoders equal to decoders (tied at the 
 
 import abc
 import logging
+from dataclasses import replace
 from functools import cache
 from typing import Annotated
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from annotated_types import Ge, Le
 from jaxtyping import Array, Float, Key
 
 from jhsae.constraint import Renormalize
 from jhsae.errors import UserError
 from jhsae.metric import AbstractMetric, Diagonal, Euclidean, Shrinkage
-from jhsae.ranges import Positive, Ranged, Words, ranged
+from jhsae.ranges import Count, Positive, Ranged, Seed, Words, ranged
 from jhsae.sae import AbstractSAE, HierarchicalSAE, require
 from jhsae.teacher import Teacher
 from jhsae.teacher.geometry import ROWS, Sampled, activation_geometry
@@ -113,6 +115,8 @@ class FromTeacher(AbstractInit):
         encoders: Encoders of experts and atoms are copied too, not only decoders.
         jitter: Degrees by which every copied concept and child is rotated, in the teacher's metric, towards a random
             direction orthogonal to it.
+        permuted: Seed with which the children are dealt to other parents (`permuted_teacher`), a null of the
+            hierarchy; null for the teacher's own.
     """
 
     path: Words = eqx.field(static=True)
@@ -121,10 +125,13 @@ class FromTeacher(AbstractInit):
     children: bool = eqx.field(static=True, default=True)
     encoders: bool = eqx.field(static=True, default=True)
     jitter: Degrees = eqx.field(static=True, default=0.0)
+    permuted: Seed | None = eqx.field(static=True, default=None)
 
     def __call__(self, sae: AbstractSAE, key: Key[Array, ""]) -> HierarchicalSAE:
         sae, teacher = require(sae, HierarchicalSAE, "FromTeacher", DROP), Teacher.load(self.path)
         _check_fits(sae, teacher, self)
+        if self.permuted is not None:
+            teacher = permuted_teacher(teacher, self.permuted, sae.experts)
         of_parents, of_children = jax.random.split(key)
         new: dict[str, Array] = {}
         if self.parents:
@@ -149,6 +156,29 @@ class DecodersFromTeacher(AbstractInit):
 
     def __call__(self, sae: AbstractSAE, key: Key[Array, ""]) -> AbstractSAE:
         return FromTeacher(self.path, encoders=False)(require(sae, HierarchicalSAE, "DecodersFromTeacher", DROP), key)
+
+
+@ranged
+def permuted_teacher(teacher: Teacher, seed: Seed, among: Count | None = None) -> Teacher:
+    """The same parents and the same families of children, each under another parent: a null of the hierarchy.
+
+    A family is a parent's children with the subspace that they span, so every direction of the teacher occurs as often
+    as before. Which parent has which family is one random cycle: none keeps its own, unless there is one parent.
+
+    Args:
+        teacher: The teacher.
+        seed: Of the cycle.
+        among: The first parents, among which families are dealt, as many as an SAE has experts; None for all.
+    """
+    count = len(teacher.parents) if among is None else min(among, len(teacher.parents))
+    cycle = np.random.default_rng(seed).permutation(count)
+    dealt = np.arange(len(teacher.parents))
+    dealt[cycle] = np.roll(cycle, 1)
+    families = {name: getattr(teacher, name)[dealt] for name in ("deltas", "up", "down", "atoms", "counts")}
+    own = zip(teacher.concepts, dealt, strict=True)
+    return replace(
+        teacher, **families, concepts=tuple(replace(c, children=teacher.concepts[i].children) for c, i in own)
+    )
 
 
 @ranged

@@ -19,6 +19,7 @@ from jhsae.init import (
     UnitDecoder,
     activation_diagonal_metric,
     activation_metric,
+    permuted_teacher,
     rotated,
     teacher_diagonal_metric,
     teacher_metric,
@@ -34,8 +35,8 @@ EMBED, PARENTS, CHILDREN, SUB = 10, 3, 4, 2
 KEY = jax.random.key(3)
 
 
-def hierarchical(experts=5, sub=SUB, atoms=6, embed=EMBED, **options):
-    return HierarchicalSAE(embed, experts, sub, atoms, TopK(2), TopK(1), key=jax.random.key(0), **options)
+def hierarchical(experts=5, sub=SUB, atoms=6, embed=EMBED, route=TopK(2), **options):  # noqa: B008
+    return HierarchicalSAE(embed, experts, sub, atoms, route, TopK(1), key=jax.random.key(0), **options)
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,46 @@ def test_without_the_subspaces_their_width_does_not_matter(folder):
     assert np.array_equal(after.router_dec[:PARENTS], Teacher.load(folder).parents)
     with pytest.raises(UserError, match=r"sae\.sub is 3"):
         FromTeacher(folder, projectors=False)(started, KEY)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_permuted_teacher_has_the_same_directions_under_other_parents(taught, seed):
+    folder, teacher = taught
+    parents, children, sub = teacher.atoms.shape
+    null = permuted_teacher(teacher, seed)
+    dealt = [next(j for j in range(parents) if np.array_equal(null.up[i], teacher.up[j])) for i in range(parents)]
+    assert sorted(dealt) == list(range(parents)) and all(i != j for i, j in enumerate(dealt))
+    for name in ("up", "down", "atoms", "deltas", "counts"):
+        assert np.array_equal(getattr(null, name), getattr(teacher, name)[dealt]), name
+    assert [c.children for c in null.concepts] == [teacher.concepts[j].children for j in dealt]
+    assert np.array_equal(null.parents, teacher.parents) and np.array_equal(null.readouts, teacher.readouts)
+    before = hierarchical(parents + 1, sub, children, EMBED)
+    own, after = FromTeacher(folder)(before, KEY), FromTeacher(folder, permuted=seed)(before, KEY)
+    assert np.array_equal(after.up[:parents], own.up[np.array(dealt)]) and np.array_equal(
+        after.router_dec, own.router_dec
+    )
+    assert np.array_equal(after.atom_dec[0, : null.counts[0]], own.atom_dec[dealt[0], : null.counts[0]])
+    assert np.array_equal(after.up[parents:], before.up[parents:])
+    assert eqx.tree_equal(after, FromTeacher(folder, permuted=seed)(before, KEY))
+
+
+def test_families_are_dealt_among_the_experts_that_there_are(taught):
+    folder, teacher = taught
+    _, children, sub = teacher.atoms.shape
+    own, after = (FromTeacher(folder, permuted=p)(hierarchical(2, sub, children), KEY) for p in (None, 3))
+    assert np.array_equal(after.up, own.up[::-1]) and np.array_equal(after.down, own.down[::-1])
+    alone = FromTeacher(folder, permuted=3)(hierarchical(1, sub, children, route=TopK(1)), KEY)
+    assert np.array_equal(alone.up[0], teacher.up[0])  # one parent has no other to deal to
+    with pytest.raises(UserError, match="permuted is -1"):
+        FromTeacher(folder, permuted=-1)
+
+
+def test_a_permutation_is_hashed_and_its_absence_is_not():
+    own = config.load(Train, config.find("quickstart/geometry.yaml"))
+    assert config.to_dict(own)["init"][0].keys() == {"_target_", "path"}
+    slot = json.dumps({"_target_": "jhsae.init.FromTeacher", "path": "t", "permuted": 1})
+    null = config.load(Train, config.find("quickstart/geometry.yaml"), [f"init=[{slot}]"])
+    assert config.config_hash(null) != config.config_hash(own)
 
 
 def test_jitter_rotates_by_its_angle_in_the_metric_and_keeps_encoders_dual(taught):

@@ -26,7 +26,7 @@ from jhsae.errors import UserError
 from jhsae.files.folders import local_folder, refuse_existing
 from jhsae.files.lock import owned
 from jhsae.metric import CausalGeometry, Shrinkage
-from jhsae.ranges import Count, Natural, PositiveFraction, Seed, Words, ranged
+from jhsae.ranges import Count, Fraction, Natural, PositiveFraction, Seed, Words, ranged
 from jhsae.teacher import (
     AbstractEstimator,
     AbstractEvidence,
@@ -71,6 +71,14 @@ class Source:
     path: Annotated[Words, "a folder, a Hugging Face name, or 'embedded'"]
     layer: Annotated[Natural | None, "residual stream that prompts and readouts are read from; null for none"] = None
     dtype: Annotated[Literal["float32", "bfloat16"], "of the weights and of matrix products"] = "float32"
+    random: Annotated[Seed | None, "draw the weights anew, a null of the whole teacher; null for the model's own"] = (
+        None
+    )
+
+    def load(self, blocks: int | None) -> lm.LanguageModel:
+        """The model with its first `blocks` blocks, None for all, and its own weights or random ones."""
+        loaded = lm.load(self.path, layers=blocks, dtype=jnp.dtype(self.dtype))
+        return loaded if self.random is None else lm.with_random_weights(loaded, self.random)
 
 
 @ranged
@@ -84,6 +92,8 @@ class Teach:
         "geometry": GEOMETRY,
         "theory": False,
         "interventions": 0,
+        "lm.random": None,
+        "held_out": 0.0,
     }
 
     out: Annotated[Words, "the teacher's folder; must not hold anything else"]
@@ -111,6 +121,7 @@ class Teach:
     )
     sub: Annotated[Count, "dimensions of a parent's subspace"] = 8
     variance: Annotated[PositiveFraction, "share of the children's variance to keep in it"] = 1.0
+    held_out: Annotated[Fraction, "share of the words that the teacher never sees, for scores of what it starts"] = 0.0
     others: Annotated[Natural, "words of no parent that are sampled for comparison"] = 2048
     seed: Annotated[Seed, "what fills the subspaces; splits and nulls of the validation"] = 0
     theory: Annotated[bool, "validate every category of the ontology too: chains of parents, simplices"] = False
@@ -180,11 +191,11 @@ def _teach(config: Teach) -> None:
     estimator = cfg.build(config.estimator, AbstractEstimator)
     with tqdm(total=6, desc="teach: model and ontology", disable=None) as bar:
         blocks = None if config.interventions else config.lm.layer or 0
-        loaded = lm.load(config.lm.path, layers=blocks, dtype=jnp.dtype(config.lm.dtype))
+        loaded = config.lm.load(blocks)
         if config.sub >= loaded.model.embed:
             raise UserError(f"sub={config.sub}, but {loaded.name} has {loaded.model.embed} dimensions; write less")
         ontology = read_ontology(config)
-        vocabulary = words_of(ontology, loaded)
+        vocabulary = words_of(ontology, loaded).known(config.held_out, config.seed)
         concepts = select(ontology, vocabulary, config.parents, config.limits, config.concepts)
         _next(bar, "geometry")
         view = make_view(config, loaded)
@@ -244,7 +255,7 @@ def words_of(ontology: Ontology, loaded: lm.LanguageModel) -> Vocabulary:
 def find_concepts(config: Teach, loaded: lm.LanguageModel) -> tuple[Vocabulary, tuple[Concept, ...]]:
     """The model's words in the ontology and the parents chosen among its concepts."""
     ontology = read_ontology(config)
-    vocabulary = words_of(ontology, loaded)
+    vocabulary = words_of(ontology, loaded).known(config.held_out, config.seed)
     return vocabulary, select(ontology, vocabulary, config.parents, config.limits, config.concepts)
 
 

@@ -184,6 +184,27 @@ def _bootstrap(
     return float(low), float(high), len(sums)
 
 
+def sign_flips(
+    differences: Float[np.ndarray, " units"],
+    rng: np.random.Generator,
+    draws: int,
+    groups: Shaped[np.ndarray, " units"] | None = None,
+) -> Float[np.ndarray, " draws"]:
+    """Means of paired differences with random signs: a null in which the two sides of a pair are exchangeable.
+
+    Keeps every absolute difference; destroys which side is larger. Values of one group keep a common sign.
+
+    Args:
+        differences: one per pair.
+        rng: draws the signs.
+        draws: how many means.
+        groups: the group of each pair, such as the class that was measured with several seeds.
+    """
+    member = np.arange(len(differences)) if groups is None else np.unique(groups, return_inverse=True)[1].reshape(-1)
+    sums = np.bincount(member, weights=differences)
+    return rng.choice([-1.0, 1.0], (draws, len(sums))) @ sums / max(len(differences), 1)
+
+
 def permuted_labels(labels: Shaped[np.ndarray, " units"], rng: np.random.Generator) -> Shaped[np.ndarray, " units"]:
     """Keeps how often each label occurs; destroys which unit has it."""
     return rng.permutation(labels)

@@ -18,5 +18,6 @@ from jhsae.lm.loss import cross_entropy as cross_entropy
 from jhsae.lm.neox import NeoX as NeoX
 from jhsae.lm.neox import NeoXBlocks as NeoXBlocks
 from jhsae.lm.neox_config import NeoXConfig as NeoXConfig
+from jhsae.lm.random_weights import with_random_weights as with_random_weights
 from jhsae.lm.sharding import shardings as shardings
 from jhsae.lm.tokenizer import fingerprint as fingerprint

@@ -124,6 +124,18 @@ def projection(
     rng: np.random.Generator,
 ) -> dict[str, float | None]:
     """Medians over parents of g·l / ||l||² on train, held-out and other words; and the held-out AUC."""
+    columns = projections(concepts, estimator, samples, lemmas, rng).T
+    return dict(zip(("train", "heldout", "other", "auc"), map(median, columns), strict=True))
+
+
+def projections(
+    concepts: tuple[Concept, ...],
+    estimator: AbstractEstimator,
+    samples: Samples,
+    lemmas: Mapping[int, str],
+    rng: np.random.Generator,
+) -> Float64[np.ndarray, "parents 4"]:
+    """What `projection` takes the medians of, a row per parent; NaN where one is not defined."""
     rows = []
     for concept in concepts:
         known, heldout = split(concept, lemmas, rng)
@@ -131,8 +143,7 @@ def projection(
         parts = (known, heldout, outside(concept, samples))
         train, test, other = (level(samples.of(t), line) for t in parts)
         rows.append((mean(train), mean(test), mean(other), auc(test, other)))
-    columns = np.array(rows).T
-    return dict(zip(("train", "heldout", "other", "auc"), map(median, columns), strict=True))
+    return np.array(rows)
 
 
 def readout(

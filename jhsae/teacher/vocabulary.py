@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from jhsae.teacher.verbs import AUXILIARIES, tenses
 
 IRREGULAR = {
@@ -66,6 +68,24 @@ class Vocabulary:
         """id -> the (first) word that it is a form of."""
         every = [*self.ids.items(), *self.verbs.items()]
         return {i: word for word, ids in reversed(every) for i in ids}
+
+    def known(self, held_out: float, seed: int) -> "Vocabulary":
+        """Without the share `held_out` of its words, drawn at random, and without any token that is a form of them.
+
+        Words that differ in case alone are held out together.
+        """
+        spelled = sorted({word.lower() for word in self.words()})
+        order = np.random.default_rng(seed).permutation(len(spelled))
+        left_out = {spelled[i] for i in order[: round(held_out * len(spelled))]}
+        every = [*self.ids.items(), *self.verbs.items()]
+        hidden = {i for word, ids in every if word.lower() in left_out for i in ids}
+
+        def kept(words: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+            found = {word: tuple(i for i in ids if i not in hidden) for word, ids in words.items()}
+            return {word: ids for word, ids in found.items() if ids}
+
+        surface = {i: form for i, form in self.surface.items() if i not in hidden}
+        return Vocabulary(kept(self.ids), surface, kept(self.verbs))
 
 
 def plural(word: str) -> str:

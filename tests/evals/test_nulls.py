@@ -140,6 +140,21 @@ def test_each_null_keeps_what_it_says_and_destroys_the_rest():
     np.testing.assert_array_equal(nulls.random_directions(np.zeros((2, 3)), rng), 0)
 
 
+def test_flipped_signs_are_the_null_of_paired_differences():
+    rng = np.random.default_rng(0)
+    names = np.repeat(np.arange(12), 3)
+    for shift, at_chance in ((0.0, True), (1.0, False)):
+        differences = shift + np.repeat(rng.normal(size=12), 3) * 0.3 + 0.1 * rng.normal(size=36)
+        drawn = nulls.sign_flips(differences - differences.mean() + shift, rng, 999, names)
+        found = compare(differences - differences.mean() + shift, drawn, alternative="two-sided", groups=names)
+        assert (CHANCE in sentence(found, "difference")) == at_chance and found.groups == 12
+    means = nulls.sign_flips(np.array([1.0, 2.0, 4.0]), rng, 500)
+    assert set(np.round(3 * np.abs(means)).tolist()) == {7, 5, 3, 1}  # every pair of signs of 1, 2 and 4
+    together = nulls.sign_flips(np.array([1.0, 2.0, 4.0]), rng, 500, np.array([0, 0, 1]))
+    assert set(np.round(3 * np.abs(together)).tolist()) == {7, 1}
+    assert np.array_equal(nulls.sign_flips(np.zeros(0), rng, 3), np.zeros(3))
+
+
 def test_orthogonality_can_be_compared():
     sae = mixture_of_experts_v2(24, 30, 2, 3, 2, key=jax.random.key(0))
     units = orthogonality_units(sae, Euclidean(), np.ones(120), most=29)

@@ -81,3 +81,20 @@ def test_kl_is_that_of_the_two_distributions(embedded):
         model.model, 2, {"half": lambda x: 0.5 * x}, tokens[:2], list(model.tokenizer.all_special_ids), batch=2
     )
     assert results["half"]["kl"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_original_divergence_is_the_other_one_and_its_hook_changes_another_axis(embedded):
+    """PolytopeSAE: ``kl_div(log base, changed)`` is KL(changed || base); ``output[0][:, -1]`` is no last token."""
+    model, tokens = embedded
+    ids = jnp.asarray(tokens[:2], jnp.int32)
+    x = model.model.residual(ids, 2)
+    p, q = (jax.nn.log_softmax(model.model.logits_from(a, 2)) for a in (x, 0.5 * x))
+    base_first, changed_first = (
+        float(jnp.mean(jnp.sum(jnp.exp(a) * (a - b), -1)[:, :-1])) for a, b in ((p, q), (q, p))
+    )
+    ours = evals.splice(model.model, 2, {"half": lambda a: 0.5 * a}, tokens[:2], [], batch=2)["half"]["kl"]
+    assert ours == pytest.approx(base_first, rel=1e-4) and abs(ours - changed_first) > 0.05 * ours
+    original = np.array(x)
+    original[0][:, -1] += 100.0  # meant: the last token of every sequence
+    changed = np.any(original != np.asarray(x), axis=-1)
+    assert changed[0].all() and not changed[1].any()

@@ -1,7 +1,7 @@
 import pytest
 
 from jhsae.teacher.verbs import tenses
-from jhsae.teacher.vocabulary import forms, plural, single_tokens
+from jhsae.teacher.vocabulary import Vocabulary, forms, plural, single_tokens
 
 
 class Tokenizer:
@@ -93,3 +93,20 @@ def test_tokens_that_mostly_begin_longer_words_do_not_count():
 
     usage = {"professor": 5, "prof": 1, "dogma": 1, "dog": 2, "cat": 1}
     assert single_tokens(Prefixes(["dog", "prof"]), ["dog", "prof"], usage).ids == {"dog": (10,)}
+
+
+def test_words_that_are_held_out_are_gone_with_all_their_forms():
+    words = [f"word{i}" for i in range(10)]
+    ids = {w: (2 * i, 2 * i + 1) for i, w in enumerate(words)} | {"Word0": (30,), "shared": (0, 40)}
+    surface = {i: f"s{i}" for own in ids.values() for i in own}
+    whole = Vocabulary(ids, surface, {"word1": (50,)})
+    assert whole.known(0.0, 3) == whole and whole.known(0.3, 3) == whole.known(0.3, 3)
+    assert not whole.known(1.0, 3).ids and not whole.known(1.0, 3).surface
+    for seed in range(20):
+        part = whole.known(0.3, seed)
+        gone = {w.lower() for w in whole.words()} - {w.lower() for w in part.words()}
+        assert len(gone) >= 3 and ("word0" in gone) == ("Word0" not in part.ids)
+        if "word0" in gone and "shared" in part.ids:
+            assert part.ids["shared"] == (40,)  # token 0 is a form of word0 too
+        assert {i for own in (*part.ids.values(), *part.verbs.values()) for i in own} <= {*part.surface, 50}
+    assert {w for seed in range(9) for w in whole.known(0.3, seed).ids} >= set(words)
