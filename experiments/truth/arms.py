@@ -1,7 +1,8 @@
 """The arms of the study: published configs with the sizes, the steps and the care for dead latents of this study.
 
 An arm is a config of ``jhsae train`` and overrides; `PUBLISHED` names the config. All arms get resampling until 80 % of
-the run and a learning rate that falls to 0 over the last 20 %; an arm's own way of reviving (`AuxK`) is left out.
+the run and a learning rate that falls to 0 over the last 20 %, beside an arm's own way of reviving (`AuxK`). Decoder rows
+have unit norm in all: with free norms a resampled row keeps the small norm of a dead one and is never selected.
 """
 
 from collections.abc import Callable
@@ -37,7 +38,7 @@ class Size:
     validation: int = 2**12
     l0s: tuple[int, ...] = (6, 14, 8, 10)
     swept: int = 10
-    rates: tuple[float, ...] = (2e-3, 5e-3, 1.25e-2)
+    rates: tuple[float, ...] = (2.5e-3, 6e-3, 1.5e-2)
     permutations: int = 200
 
 
@@ -55,6 +56,12 @@ PUBLISHED = {
     "scale": "quickstart/scale.yaml",
     "geometry": "quickstart/geometry.yaml",
 }
+
+UNIT_ROWS = [
+    "sae.code_unit={_target_: jhsae.sae.PlainUnit}",
+    "init=[{_target_: jhsae.init.UnitDecoder}]",
+    "constraint={_target_: jhsae.constraint.ProjectAndRenormalize}",
+]
 
 
 class Peak(AbstractSchedule):
@@ -102,7 +109,7 @@ def config(arm: str, l0: int, rate: float, seed: int, size: Size, embed: int) ->
     }.get(kind(arm), _topk)  # fmt: skip
     if kind(arm) in FLAT:
         words.append(f"sae.features={size.narrow if arm in NARROW else size.features}")
-        words.append("objective.auxk=null")
+        words += UNIT_ROWS
     else:
         words += [f"sae.experts={size.experts}", f"sae.sub={SUB}", f"sae.atoms={ATOMS}", f"sae.route.k={l0 // 2}"]
     return cfg.load(Train, cfg.find(PUBLISHED[kind(arm)]), words + own(l0, size, arm in NARROW))

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from arms import ARMS, FLAT, HIERARCHICAL, NARROW, QUICK, STARTED, Peak, Size, config, encoder_products, started
+from arms import ARMS, FLAT, HIERARCHICAL, NARROW, QUICK, STARTED, Peak, Size, config, encoder_products, kind, started
 
 import jhsae
 from jhsae import config as cfg
@@ -111,12 +111,12 @@ def todo(arms: tuple[str, ...], seeds: list[int], size: Size, file: Path) -> Ite
 
     def all_of_them() -> Iterator[Run]:
         yield from swept(wide)
+        yield from final(true, [size.swept], seeds[:1])
         yield from final(wide, [size.swept], seeds)
-        yield from final(true, [size.swept], seeds)
+        yield from final(narrow, [size.swept], seeds[:1])
         yield from final(wide, others, seeds[:1])
-        yield from swept(narrow)
-        yield from final(narrow, [size.swept], seeds)
-        yield from final(wide, others, seeds[1:])
+        yield from final([*true, *narrow], [size.swept], seeds)
+        yield from final(wide, others, seeds)
         yield from final(narrow, others, seeds)
 
     for run in all_of_them():
@@ -130,8 +130,8 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
 
 
 def best_rate(arm: str, size: Size, file: Path) -> float:
-    """The rate of largest explained variance on validation draws; those started at true features take geometry's."""
-    arm = "geometry" if arm in STARTED else arm
+    """The rate of largest explained variance on validation draws; variants of an arm take its rate."""
+    arm = kind(arm)
     swept = [row for row in rows_of(file) if row["arm"] == arm and row["l0"] == size.swept]
     seed = swept[0]["seed"]  # the sweep's
     return max((row for row in swept if row["seed"] == seed), key=lambda row: row["validation_ev"])["rate"]
