@@ -1,7 +1,7 @@
 """The arms of the study: published configs with the sizes, the steps and the care for dead latents of this study.
 
 An arm is a config of ``jhsae train`` and overrides; `PUBLISHED` names the config. All arms get resampling until 80 % of
-the run and a learning rate that falls to 0 over the last 20 %, beside an arm's own way of reviving (`AuxK`). Decoder rows
+the run and a learning rate that falls to 0 over the last 20 %, beside `AuxK` where the config has it. Decoder rows
 have unit norm in all: with free norms a resampled row keeps the small norm of a dead one and is never selected.
 """
 

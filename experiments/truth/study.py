@@ -102,7 +102,10 @@ def todo(arms: tuple[str, ...], seeds: list[int], size: Size, file: Path) -> Ite
     others = [l0 for l0 in size.l0s if l0 != size.swept]
 
     def swept(names: list[str]) -> Iterator[Run]:
-        yield from (Run(arm, size.swept, rate, seeds[0]) for arm in names for rate in size.rates)
+        for arm in names:
+            for i, rate in enumerate(size.rates):
+                if i < 2 or not fell(arm, size.rates[i - 2 : i], size, file):
+                    yield Run(arm, size.swept, rate, seeds[0])
 
     def final(names: list[str], l0s: list[int], seeds: list[int]) -> Iterator[Run]:
         for l0 in l0s:
@@ -112,8 +115,10 @@ def todo(arms: tuple[str, ...], seeds: list[int], size: Size, file: Path) -> Ite
     def all_of_them() -> Iterator[Run]:
         yield from swept(wide)
         yield from final(true, [size.swept], seeds[:1])
-        yield from final(wide, [size.swept], seeds)
+        yield from final(wide, [size.swept], seeds[:2])
         yield from final(narrow, [size.swept], seeds[:1])
+        yield from final(wide, others[:2], seeds[:1])
+        yield from final(wide, [size.swept], seeds)
         yield from final(wide, others, seeds[:1])
         yield from final([*true, *narrow], [size.swept], seeds)
         yield from final(wide, others, seeds)
@@ -129,12 +134,22 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+def fell(arm: str, rates: tuple[float, ...], size: Size, file: Path) -> bool:
+    """Whether explained variance fell from the first of two rates to the second: then larger ones are left out."""
+    found = {row["rate"]: row["validation_ev"] for row in swept_rows(arm, size, file)}
+    first, second = (found.get(rate) for rate in rates)
+    return first is not None and second is not None and second < first
+
+
+def swept_rows(arm: str, size: Size, file: Path) -> list[dict[str, Any]]:
+    """The rows of the sweep of an arm's rate."""
+    found = [row for row in rows_of(file) if row["arm"] == arm and row["l0"] == size.swept]
+    return [row for row in found if row["seed"] == found[0]["seed"]]
+
+
 def best_rate(arm: str, size: Size, file: Path) -> float:
     """The rate of largest explained variance on validation draws; variants of an arm take its rate."""
-    arm = kind(arm)
-    swept = [row for row in rows_of(file) if row["arm"] == arm and row["l0"] == size.swept]
-    seed = swept[0]["seed"]  # the sweep's
-    return max((row for row in swept if row["seed"] == seed), key=lambda row: row["validation_ev"])["rate"]
+    return max(swept_rows(kind(arm), size, file), key=lambda row: row["validation_ev"])["rate"]
 
 
 def done(run: Run, size: Size, data: Data, file: Path, provenance: dict[str, Any]) -> dict[str, Any]:

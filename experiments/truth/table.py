@@ -87,7 +87,17 @@ LEVELS: dict[str, Value] = {
 def main() -> None:
     """Writes tables and figure."""
     rows = [json.loads(line) for line in (HERE / "results.jsonl").read_text().splitlines()]
-    made = {
+    text = (HERE / "README.md").read_text()
+    for name, lines in made(rows).items():
+        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        text = marked.sub(lambda m, new=lines: m[1] + new + m[2], text)
+    (HERE / "README.md").write_text(text)
+    draw(chosen(rows)).savefig(HERE / "truth.png", dpi=110, metadata={"Software": None})
+
+
+def made(rows: list[Row]) -> dict[str, str]:
+    """The parts of README.md that are written here, by the name of their marker."""
+    return {
         "rates": rates(rows),
         "main": table(chosen(rows), MAIN, ARMS, SIZE.swept),
         "hierarchy": table(chosen(rows), HIERARCHY, ARMS, SIZE.swept),
@@ -96,12 +106,6 @@ def main() -> None:
         "l0s": by_l0(chosen(rows)),
         "about": about(rows),
     }
-    text = (HERE / "README.md").read_text()
-    for name, lines in made.items():
-        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-        text = marked.sub(lambda m, new=lines: m[1] + new + m[2], text)
-    (HERE / "README.md").write_text(text)
-    draw(chosen(rows)).savefig(HERE / "truth.png", dpi=110, metadata={"Software": None})
 
 
 def best_rates(rows: list[Row]) -> dict[str, float]:
