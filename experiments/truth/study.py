@@ -96,7 +96,7 @@ def prepared(size: Size, out: Path) -> Data:
 
 
 def todo(arms: tuple[str, ...], seeds: list[int], size: Size, file: Path) -> Iterator[Run]:
-    """Runs without a row, the most important first: rates, then seeds at one L0, then the other L0s."""
+    """Runs without a row, the most important first: rates (of the arm that a variant is of), one L0, the others."""
     wide = [arm for arm in (*FLAT, *HIERARCHICAL) if arm in arms]
     true, narrow = [arm for arm in STARTED if arm in arms], [arm for arm in NARROW if arm in arms]
     others = [l0 for l0 in size.l0s if l0 != size.swept]
@@ -113,7 +113,7 @@ def todo(arms: tuple[str, ...], seeds: list[int], size: Size, file: Path) -> Ite
                 yield from (Run(arm, l0, best_rate(arm, size, file), seed) for arm in names)
 
     def all_of_them() -> Iterator[Run]:
-        yield from swept(wide)
+        yield from swept(list(dict.fromkeys(map(kind, arms))))
         yield from final(true, [size.swept], seeds[:1])
         yield from final(wide, [size.swept], seeds[:2])
         yield from final(narrow, [size.swept], seeds[:1])
