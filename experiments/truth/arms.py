@@ -74,6 +74,16 @@ class Peak(AbstractSchedule):
         return self.peak * self.shape(step)
 
 
+def selected(arm: str, l0: int, size: Size) -> int:
+    """The experts of a token. Of two features each; scale's reach 1.7 on average, as codes below its offset are 0."""
+    return min(size.experts, round(l0 / (1.71 if arm == "scale" else 2)))
+
+
+def swept_at(arm: str, size: Size) -> int:
+    """The L0 at which an arm's rate is searched: 10, and 8 (5 experts) of scale."""
+    return 8 if arm == "scale" and 8 in size.l0s else size.swept
+
+
 def kind(arm: str) -> str:
     """The published arm that an arm is a variant of."""
     return arm.split("_")[0]
@@ -111,7 +121,12 @@ def config(arm: str, l0: int, rate: float, seed: int, size: Size, embed: int) ->
         words.append(f"sae.features={size.narrow if arm in NARROW else size.features}")
         words += UNIT_ROWS
     else:
-        words += [f"sae.experts={size.experts}", f"sae.sub={SUB}", f"sae.atoms={ATOMS}", f"sae.route.k={l0 // 2}"]
+        words += [
+            f"sae.experts={size.experts}",
+            f"sae.sub={SUB}",
+            f"sae.atoms={ATOMS}",
+            f"sae.route.k={selected(arm, l0, size)}",
+        ]
     return cfg.load(Train, cfg.find(PUBLISHED[kind(arm)]), words + own(l0, size, arm in NARROW))
 
 
@@ -195,4 +210,4 @@ def encoder_products(arm: str, l0: int, size: Size, embed: int) -> int:
     """Multiplications that encode one token when only the selected experts are computed."""
     if kind(arm) in FLAT:
         return embed * (size.narrow if arm in NARROW else size.features)
-    return embed * size.experts + l0 // 2 * SUB * (embed + ATOMS)
+    return embed * size.experts + selected(arm, l0, size) * SUB * (embed + ATOMS)

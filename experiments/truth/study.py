@@ -19,7 +19,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from arms import ARMS, FLAT, HIERARCHICAL, NARROW, QUICK, STARTED, Peak, Size, config, encoder_products, kind, started
+from arms import (
+    ARMS,
+    FLAT,
+    HIERARCHICAL,
+    NARROW,
+    QUICK,
+    STARTED,
+    Peak,
+    Size,
+    config,
+    encoder_products,
+    kind,
+    started,
+    swept_at,
+)
 
 import jhsae
 from jhsae import config as cfg
@@ -105,7 +119,7 @@ def todo(arms: tuple[str, ...], seeds: list[int], size: Size, file: Path) -> Ite
         for arm in names:
             for i, rate in enumerate(size.rates):
                 if i < 2 or not fell(arm, size.rates[i - 2 : i], size, file):
-                    yield Run(arm, size.swept, rate, seeds[0])
+                    yield Run(arm, swept_at(arm, size), rate, seeds[0])
 
     def final(names: list[str], l0s: list[int], seeds: list[int]) -> Iterator[Run]:
         for l0 in l0s:
@@ -143,7 +157,7 @@ def fell(arm: str, rates: tuple[float, ...], size: Size, file: Path) -> bool:
 
 def swept_rows(arm: str, size: Size, file: Path) -> list[dict[str, Any]]:
     """The rows of the sweep of an arm's rate."""
-    found = [row for row in rows_of(file) if row["arm"] == arm and row["l0"] == size.swept]
+    found = [row for row in rows_of(file) if row["arm"] == arm and row["l0"] == swept_at(arm, size)]
     return [row for row in found if row["seed"] == found[0]["seed"]]
 
 

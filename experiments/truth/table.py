@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from arms import ARMS, FLAT, HIERARCHICAL, NARROW, STARTED, Size, kind
+from arms import ARMS, FLAT, HIERARCHICAL, NARROW, STARTED, Size, kind, swept_at
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -119,7 +119,9 @@ def best_rates(rows: list[Row]) -> dict[str, float]:
 
 def swept(rows: list[Row]) -> list[Row]:
     """The rows of the sweep of rates."""
-    return [row for row in rows if row["l0"] == SIZE.swept and row["seed"] == 0 and row["arm"] in COMPARED]
+    return [
+        row for row in rows if row["arm"] in COMPARED and row["seed"] == 0 and row["l0"] == swept_at(row["arm"], SIZE)
+    ]
 
 
 def chosen(rows: list[Row]) -> list[Row]:
