@@ -63,7 +63,7 @@ def test_wide_arms_have_the_same_latents_and_nearly_the_same_parameters(arms):
     wide = [sizes[arm] for arm in (*arms.FLAT, *arms.HIERARCHICAL)]
     assert {latents for latents, _ in wide} == {1360}
     assert max(n for _, n in wide) / min(n for _, n in wide) < 1.03
-    assert products["topk_narrow"] == pytest.approx(products["scale"], rel=0.01) and products["topk"] == 1360 * 128
+    assert products["topk_narrow"] == pytest.approx(products["scale"], rel=0.02) and products["topk"] == 1360 * 128
 
 
 def test_oracles_start_at_the_truth(arms, world):
@@ -100,7 +100,8 @@ def test_what_has_a_row_is_not_run_again(study, arms, tmp_path):
     for run in study.todo(("topk", "topk_narrow"), [0, 1], size, file):
         found.append(run)
         with file.open("a") as out:
-            out.write(json.dumps(run._asdict() | {"validation_ev": -abs(run.rate - size.rates[0])}) + "\n")
+            numbers = {"validation_ev": -abs(run.rate - size.rates[0]), "metrics": {"l0": run.l0}}
+            out.write(json.dumps(run._asdict() | numbers) + "\n")
     assert [run.rate for run in found[:2]] == list(size.rates[:2])  # it fell, so the third is left out
     assert {run.rate for run in found[2:]} == {size.rates[0]} and len(set(found)) == len(found)
     assert {(run.arm, run.l0, run.seed) for run in found} == {

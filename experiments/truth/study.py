@@ -51,6 +51,7 @@ from jhsae.worlds import World, WorldActivations, WorldConfig, load_world
 
 VALIDATION, TEST = 1, 0  # seeds of held-out draws; TEST is the default of `on_world`
 PARTS = ("levels", "roots", "tree", "edges", "absorption", "hedging", "violations", "siblings")
+OFF_L0 = 0.15  # a rate at which L0 is further from what it is set to is not taken
 FITTED = 2**14  # rows that normalisers are fitted on
 
 
@@ -128,9 +129,8 @@ def todo(arms: tuple[str, ...], seeds: list[int], size: Size, file: Path) -> Ite
 
     def all_of_them() -> Iterator[Run]:
         yield from swept(list(dict.fromkeys(map(kind, arms))))
-        yield from final(true, [size.swept], seeds[:1])
+        yield from final([*true, *wide, *narrow], [size.swept], seeds[:1])
         yield from final(wide, [size.swept], seeds[:2])
-        yield from final(narrow, [size.swept], seeds[:1])
         yield from final(wide, others[:2], seeds[:1])
         yield from final(wide, [size.swept], seeds)
         yield from final(wide, others, seeds[:1])
@@ -163,7 +163,13 @@ def swept_rows(arm: str, size: Size, file: Path) -> list[dict[str, Any]]:
 
 def best_rate(arm: str, size: Size, file: Path) -> float:
     """The rate of largest explained variance on validation draws; variants of an arm take its rate."""
-    return max(swept_rows(kind(arm), size, file), key=lambda row: row["validation_ev"])["rate"]
+    return best_of(swept_rows(kind(arm), size, file))["rate"]
+
+
+def best_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of largest explained variance on validation draws, of those that keep their L0 where any does."""
+    kept = [row for row in rows if abs(row["metrics"]["l0"] / row["l0"] - 1) < OFF_L0]
+    return max(kept or rows, key=lambda row: row["validation_ev"])
 
 
 def done(run: Run, size: Size, data: Data, file: Path, provenance: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 from arms import ARMS, FLAT, HIERARCHICAL, NARROW, STARTED, Size, kind, swept_at
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from study import best_of
 
 HERE = Path(__file__).parent
 SIZE = Size()
@@ -109,12 +110,9 @@ def made(rows: list[Row]) -> dict[str, str]:
 
 
 def best_rates(rows: list[Row]) -> dict[str, float]:
-    """The rate of each arm with the largest explained variance on validation draws, at the L0 and seed of the sweep."""
-    found: dict[str, Row] = {}
-    for row in swept(rows):
-        if row["arm"] not in found or row["validation_ev"] > found[row["arm"]]["validation_ev"]:
-            found[row["arm"]] = row
-    return {arm: row["rate"] for arm, row in found.items()}
+    """The rate of each arm, chosen as the study does, at the L0 and seed of the sweep."""
+    arms = dict.fromkeys(row["arm"] for row in swept(rows))
+    return {arm: best_of([row for row in swept(rows) if row["arm"] == arm])["rate"] for arm in arms}
 
 
 def swept(rows: list[Row]) -> list[Row]:
@@ -168,13 +166,17 @@ def table(rows: list[Row], columns: dict[str, Value], arms: Iterable[str], l0: i
 
 
 def rates(rows: list[Row]) -> str:
-    """Validation explained variance by rate."""
-    best, found = best_rates(rows), {(row["arm"], row["rate"]): row["validation_ev"] for row in swept(rows)}
+    """Validation explained variance by rate, and the L0 there."""
+    best = best_rates(rows)
+    found = {
+        (row["arm"], row["rate"]): f"{row['validation_ev']:.3f} (L0 {row['metrics']['l0']:.1f})" for row in swept(rows)
+    }
+    peaks = sorted({row["rate"] for row in swept(rows)})
     lines = []
     for arm in best:
-        cells = [f"{found[arm, rate]:.3f}" if (arm, rate) in found else "-" for rate in SIZE.rates]
+        cells = [f"{found[arm, rate]}" if (arm, rate) in found else "-" for rate in peaks]
         lines.append([arm, *cells, f"{best[arm]:g}"])
-    return joined(["arm", *(f"{rate:g}" for rate in SIZE.rates), "chosen"], lines)
+    return joined(["arm", *(f"{rate:g}" for rate in peaks), "chosen"], lines)
 
 
 def by_l0(rows: list[Row]) -> str:
