@@ -87,10 +87,10 @@ def main() -> None:
     arguments = parser.parse_args()
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(arguments.out / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    provenance = cfg.provenance()  # of the code that runs, whatever is edited meanwhile
     size = QUICK if arguments.quick else Size()
     data = prepared(size, arguments.out / ("quick" if arguments.quick else "whole"))
     arms = ARMS if arguments.only is None else (arguments.only,)
-    provenance = cfg.provenance()  # of the code that runs, whatever is edited meanwhile
     for run in todo(arms, arguments.seeds, size, arguments.json):
         print(json.dumps(done(run, size, data, arguments.json, provenance)["short"]), flush=True)
 

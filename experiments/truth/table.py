@@ -206,7 +206,7 @@ def best(rows: list[Row]) -> str:
 
 def about(rows: list[Row]) -> str:
     """Where the rows come from."""
-    commits = ", ".join(f"`{commit[:12]}`" for commit in sorted({row["commit"] for row in rows}))
+    commits = ", ".join(f"`{name}`" for name in sorted({row["commit"][:12] + row["commit"][40:] for row in rows}))
     hours = sum(row["seconds"] for row in rows) / 60
     wide = sorted({(row["config_hash"]) for row in chosen(rows) if row["l0"] == SIZE.swept and row["seed"] == 0})
     return (
