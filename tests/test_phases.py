@@ -16,6 +16,8 @@ from jhsae.features.firings import Firings
 from jhsae.init import AbstractInit, FromTeacher
 from jhsae.teacher import Concept
 
+pytestmark = pytest.mark.slow  # an experiment; `pytest -m slow` runs its quick form
+
 PHASES = Path(__file__).parents[1] / "experiments" / "phases"
 
 

@@ -18,6 +18,8 @@ from jhsae.training.recipe import build_sae
 from jhsae.worlds import Hierarchy, World, build_world
 from jhsae.worlds.config import TreeConfig, WorldConfig
 
+pytestmark = pytest.mark.slow  # an experiment; `pytest -m slow` runs its quick form
+
 STUDY = Path(__file__).parents[1] / "experiments" / "truth"
 ROWS = [json.loads(line) for line in (STUDY / "results.jsonl").read_text().splitlines()]
 EMBED = 24
