@@ -27,6 +27,7 @@ def rates():
     return module
 
 
+@pytest.mark.slow
 def test_what_is_nothing_is_called_chance_and_a_planted_hierarchy_is_found(rates):
     """50 seeds each. Agreement is a small count, whose ties make its test hold fewer than 5 % false claims."""
     found = {kind: [rates.measured(kind, seed, 99) for seed in range(50)] for kind in rates.KINDS}
