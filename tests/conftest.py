@@ -42,7 +42,7 @@ LIST, PRODUCT = 24, 8  # cases of one test that always run: of one axis, and of 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks cases of long lists and of products as slow; `tests/hostile` states its counts itself.
 
-    Of a list longer than `LIST` one case in three stays. Of a product of more than `PRODUCT` cases those stay that
+    Of a list longer than `LIST` one case in six stays. Of a product of more than `PRODUCT` cases those stay that
     bring a value of an axis which no case before has, and one in ten of the others: each value of each axis is tested.
     """
     tests: dict[str, list[pytest.Function]] = {}
@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             values = set(case.callspec.indices.items())
             new, seen = not values <= seen, seen | values
             chance = crc32(case.nodeid.encode())
-            of_list = axes < 2 and len(cases) > LIST and chance % 3
+            of_list = axes < 2 and len(cases) > LIST and chance % 6
             of_product = axes > 1 and len(cases) > PRODUCT and not new and chance % 10
             if of_list or of_product:
                 case.add_marker(pytest.mark.slow)
