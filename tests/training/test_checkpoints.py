@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from left_over import wait_for_the_threads_of_a_failed_save
 
 from jhsae.errors import UserError
 from jhsae.optimizer import adam
@@ -252,7 +253,7 @@ def test_a_full_disk_loses_no_complete_checkpoint(tmp_path, capfd):
             checkpoints.save(at(state, 2), {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    gc.collect()
+    wait_for_the_threads_of_a_failed_save()
     capfd.readouterr()
     again, _ = resumed(tmp_path / "c", ONE, big)
     assert bits(again) == bits(at(state, 1))

@@ -1,6 +1,5 @@
 """What goes wrong during a run is said in a sentence, and no finished checkpoint is lost: the run goes on from it."""
 
-import gc
 import json
 import os
 import resource
@@ -9,8 +8,9 @@ import time
 
 import numpy as np
 import pytest
-import runs
+from left_over import wait_for_the_threads_of_a_failed_save
 
+import runs
 from jhsae import config
 from jhsae.data import Batches, Store, write_array
 from jhsae.data.arrays import Pending
@@ -126,7 +126,7 @@ def test_a_full_disk_during_a_save(place, monkeypatch, capfd):
                 train(large)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    gc.collect()
+    wait_for_the_threads_of_a_failed_save()
     capfd.readouterr()
     assert checkpoints(place) == [4]
     train(large)
