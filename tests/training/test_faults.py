@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from left_over import wait_for_the_threads_of_a_failed_save
+from own_process import in_own_process
 
 import runs
 from jhsae import config
@@ -108,28 +108,26 @@ def test_a_machine_that_is_taken_away_saves_first(place, whole, monkeypatch, cap
     goes_on(place, whole)
 
 
-# what Orbax's threads had begun to write is dropped by the interpreter, with complaints
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_full_disk_during_a_save(place, monkeypatch, capfd):
-    """Files that may not grow beyond 64 KiB stand for a disk that is full."""
-    limits, large = resource.getrlimit(resource.RLIMIT_FSIZE), load(place, 4096)
-    with monkeypatch.context() as patch:
+def fails_on_a_full_disk(place) -> None:
+    """No file may grow beyond 64 KiB from the second save on."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-        def fill():
-            while checkpoints(place) != [4]:
-                time.sleep(0.01)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+    def fill():
+        while checkpoints(place) != [4]:
+            time.sleep(0.01)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
 
+    with pytest.MonkeyPatch.context() as patch:
         at_row(patch, 6, fill)
-        try:
-            with pytest.raises(UserError, match=r"cannot be written .*too large.*complete one is that of step 4; make"):
-                train(large)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    wait_for_the_threads_of_a_failed_save()
-    capfd.readouterr()
+        with pytest.raises(UserError, match=r"cannot be written .*too large.*complete one is that of step 4; make"):
+            train(load(place, 4096))
+
+
+def test_a_full_disk_during_a_save(place):
+    """Files that may not grow beyond 64 KiB stand for a disk that is full."""
+    in_own_process(fails_on_a_full_disk, place)
     assert checkpoints(place) == [4]
-    train(large)
+    train(load(place, 4096))
     assert checkpoints(place) == [12, 16] and metrics(place).count(b"\n") == STEPS
 
 
