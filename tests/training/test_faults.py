@@ -8,9 +8,9 @@ import time
 
 import numpy as np
 import pytest
+import runs
 from own_process import in_own_process
 
-import runs
 from jhsae import config
 from jhsae.data import Batches, Store, write_array
 from jhsae.data.arrays import Pending
