@@ -5,6 +5,7 @@ A `HierarchicalSAE` is constructed with encoders equal to decoders (tied at the 
 
 import abc
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Annotated
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float, Key
 
 from jhsae.constraint import Renormalize
 from jhsae.errors import UserError
-from jhsae.metric import AbstractMetric, Diagonal, Euclidean, Shrinkage
+from jhsae.metric import AbstractMetric, Diagonal, Euclidean, Shrinkage, Whitened
 from jhsae.ranges import Count, Positive, Ranged, Seed, Words, ranged
 from jhsae.sae import AbstractSAE, HierarchicalSAE, require
 from jhsae.teacher import Teacher
@@ -210,6 +211,25 @@ def activation_diagonal_metric(path: Words, rows: Sampled = ROWS, shrinkage: Shr
     """The metric in which every dimension of those activations has the same variance."""
     sigma = activation_geometry(path, rows, shrinkage, diagonal=True).sigma
     return Diagonal(jnp.sqrt(jnp.diagonal(sigma)))
+
+
+def any_metric(embed: Count) -> AbstractMetric:
+    """A metric of the right shape whose values are never used, where no teacher or store is read (`jhsae plan`)."""
+    return Whitened(jnp.eye(embed))
+
+
+def any_diagonal(embed: Count) -> AbstractMetric:
+    """The same for a diagonal metric."""
+    return Diagonal(jnp.ones(embed))
+
+
+STAND_INS: dict[Callable[..., AbstractMetric], Callable[[int], AbstractMetric]] = {
+    teacher_metric: any_metric,
+    teacher_unembedding_metric: any_metric,
+    teacher_diagonal_metric: any_diagonal,
+    activation_metric: any_metric,
+    activation_diagonal_metric: any_diagonal,
+}
 
 
 def rotated(key: Key[Array, ""], rows: Float[Array, "*batch embed"], degrees: float) -> Float[Array, "*batch embed"]:

@@ -14,7 +14,6 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jhsae.errors import UserError
-from jhsae.losses.revive import dead_top_level
 from jhsae.ranges import Count, Positive, Ranged
 from jhsae.sae import AbstractSAE, Forward, TopLevel
 
@@ -106,7 +105,7 @@ class Resample(AbstractResampling):
         params, static = eqx.partition(sae, eqx.is_inexact_array)
         done = step + 1
         due = (done % self.every == 0) & (done <= self.until)
-        dead = due & (dead_top_level(forward) > 0)
+        dead = due & (forward.dead > 0)
 
         def again(params: Any, opt_state: Any) -> tuple[Any, Any]:
             directions = _bad_directions(sae.top_level.decoder.shape[0], sae, forward, key)

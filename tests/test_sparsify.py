@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from reference import hsae as reference
 
+from jhsae.errors import UserError
 from jhsae.schedule import Constant, Linear
 from jhsae.sparsify import (
     BinaryGumbelTopK,
@@ -139,6 +140,13 @@ def frequencies(part, step, rows=4000):
     pre = jnp.array([1.0, 0.6, 0.2, 1.4, 0.9])
     codes = np.asarray(to_dense(part, jnp.tile(pre, (rows, 1)), training(step)))
     return np.asarray(pre), (codes != 0).mean(0)
+
+
+@pytest.mark.parametrize("rule", [GumbelTopK, BinaryGumbelTopK])
+def test_a_temperature_is_a_number_or_a_schedule(rule):
+    assert rule(2, 0.5) == rule(2, Constant(0.5))
+    with pytest.raises(UserError, match=f"{rule.__name__}: temperature is -0.5, expected at least 0"):
+        rule(2, -0.5)
 
 
 @pytest.mark.parametrize("step, temperature", [(0, 2.0), (10, 0.5)])

@@ -34,8 +34,7 @@ from jhsae.bench.ours import Training
 from jhsae.bench.table import step_table
 from jhsae.errors import UserError
 from jhsae.losses import Objective
-from jhsae.sae import HierarchicalSAE
-from jhsae.usage import Context
+from jhsae.sae import Context, HierarchicalSAE
 
 BOUND = 1e-4  # above it the two functions differ
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from jhsae import config as cfg
 from jhsae import lm
 from jhsae.commands.last_line import command, with_next
+from jhsae.commands.made_before import same_config
 from jhsae.config import Slot, Supplied
 from jhsae.data import ModelName
 from jhsae.errors import UserError
@@ -177,13 +178,7 @@ def _finished(out: Path, config_hash: str) -> bool:
     """True when this very config made `out`. `UserError`: another one did."""
     if not (out / NUMBERS).exists():
         return False
-    made_by = read_metadata(out)["provenance"].get("config_hash")
-    if made_by != config_hash:
-        raise UserError(
-            f"{out} holds a teacher of another config ({made_by} there, {config_hash} here) and is never overwritten; "
-            "write another out=..."
-        )
-    return True
+    return same_config(out, "a teacher", read_metadata(out)["provenance"].get("config_hash"), config_hash)
 
 
 def _teach(config: Teach) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jhsae import config as cfg
 from jhsae.commands.last_line import command, last_line
-from jhsae.errors import UserError
+from jhsae.commands.made_before import same_config
 from jhsae.files.folders import local_folder, refuse_existing
 from jhsae.files.lock import owned
 from jhsae.worlds import WorldConfig as World
@@ -73,12 +73,4 @@ def following(folder: Path, hierarchy: Hierarchy, numbers: Summary, embed: int) 
 def _finished(out: Path, config_hash: str) -> bool:
     """True when this very config made `out`. `UserError`: another one did."""
     found = read_about(out)
-    if found is None:
-        return False
-    made_by = found["origin"].get("config_hash")
-    if made_by != config_hash:
-        raise UserError(
-            f"{out} holds a world of another config ({made_by} there, {config_hash} here) and is never overwritten; "
-            "write another out=..."
-        )
-    return True
+    return found is not None and same_config(out, "a world", found["origin"].get("config_hash"), config_hash)

@@ -84,7 +84,6 @@ MOVED: dict[str, str] = {
     "jhsae.loop": "jhsae.training.loop",
     "jhsae.loop.Phase": "jhsae.training.loop.Stage",
     "jhsae.losses.dead": "jhsae.losses.revive",
-    "jhsae.losses.dead.dead_top": "jhsae.losses.revive.dead_top_level",
     "jhsae.mesh": "jhsae.parallel.mesh",
     "jhsae.mesh.shard_state": "jhsae.training.sharding.shard_state",
     "jhsae.mesh.state_shardings": "jhsae.training.sharding.state_shardings",

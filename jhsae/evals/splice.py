@@ -42,6 +42,14 @@ def _clean(model: AbstractLM, layer: int, ids: Int[Array, "batch seq"]) -> tuple
     return x, jax.nn.log_softmax(model.logits_from(x, layer))
 
 
+def replaced(
+    replace: Replace, x: Float[Array, "batch seq embed"], keep: Bool[Array, "batch seq"]
+) -> Float[Array, "batch seq embed"]:
+    """The residual stream after `replace`, where `keep` is False."""
+    x_hat = replace(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+    return jnp.where(keep[..., None], x, x_hat.astype(x.dtype))
+
+
 @eqx.filter_jit
 def _losses(
     model: AbstractLM,
@@ -53,8 +61,7 @@ def _losses(
     keep: Bool[Array, "batch seq"],
 ) -> tuple[Array, Array]:
     """Sums over tokens of the cross-entropy, and of the KL divergence from `clean`, with the stream replaced."""
-    x_hat = replace(x.reshape(-1, x.shape[-1])).reshape(x.shape)
-    logits = model.logits_from(jnp.where(keep[..., None], x, x_hat.astype(x.dtype)), layer)
+    logits = model.logits_from(replaced(replace, x, keep), layer)
     divergence = jnp.sum(jnp.exp(clean) * (clean - jax.nn.log_softmax(logits)), axis=-1)
     return jnp.sum(cross_entropy(logits, ids)), jnp.sum(divergence[:, :-1])
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jhsae.errors import UserError
 from jhsae.evals.groups import groups, measured
 from jhsae.evals.labels import Labels
-from jhsae.evals.splice import Replace
+from jhsae.evals.splice import Replace, replaced
 from jhsae.features.decoder import directions, feature_logits
 from jhsae.lm import AbstractLM
 from jhsae.ranges import Count, Seed, ranged
@@ -172,9 +172,7 @@ def _spliced(
     keep: Bool[Array, "batch seq"],
 ) -> tuple[Array, Array]:
     """The replaced stream, and the logits that follow from it."""
-    x = model.residual(ids, layer)
-    x_hat = replace(x.reshape(-1, x.shape[-1])).reshape(x.shape).astype(x.dtype)
-    base = jnp.where(keep[..., None], x, x_hat)
+    base = replaced(replace, model.residual(ids, layer), keep)
     return base, model.logits_from(base, layer)
 
 

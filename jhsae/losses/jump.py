@@ -12,7 +12,6 @@ from jaxtyping import Array, Float
 from jhsae import ops
 from jhsae.errors import UserError
 from jhsae.losses.base import AbstractTerm
-from jhsae.losses.revive import dead_top_level
 from jhsae.ranges import Positive
 from jhsae.sae import AbstractSAE, Forward
 from jhsae.sparsify import JumpReLU
@@ -67,7 +66,7 @@ class DeadPreActivation(AbstractTerm):
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
         below = jnp.maximum(_jump(sae).threshold - forward.pre, 0.0)
-        return jnp.mean(jnp.sum(below * dead_top_level(forward) * _norms(sae), axis=-1))
+        return jnp.mean(jnp.sum(below * forward.dead * _norms(sae), axis=-1))
 
 
 def _l0(sae: AbstractSAE, forward: Forward) -> Float[Array, "batch"]:

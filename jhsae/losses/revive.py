@@ -38,7 +38,7 @@ class AuxK(AbstractTerm):
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
         k = self.k or _half(forward)
-        return _aux_error(forward, dead_top_level(forward), sae.top_level_rows(), _residual(forward), k)
+        return _aux_error(forward, forward.dead, sae.top_level_rows(), _residual(forward), k)
 
 
 class AuxKNormalized(AbstractTerm):
@@ -55,7 +55,7 @@ class AuxKNormalized(AbstractTerm):
     k: Count | None = eqx.field(static=True, default=None)
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
-        k, residual, dead = self.k or _half(forward), _residual(forward), dead_top_level(forward)
+        k, residual, dead = self.k or _half(forward), _residual(forward), forward.dead
         variance = _mean_square(residual - jnp.mean(residual, axis=0))
         e_hat = explained_by_dead(forward, dead, sae.top_level_rows(), k, jax.nn.relu)
         there = jnp.any(dead > 0) & (variance > 0)
@@ -86,7 +86,7 @@ class MatryoshkaAuxK(AbstractTerm):
                 f"MatryoshkaAuxK: the last of widths is {self.widths[-1]}, but the SAE has {sae.features} features; "
                 "write smaller widths"
             )
-        rows, dead, codes = sae.top_level_rows(), dead_top_level(forward), forward.codes.flat()
+        rows, dead, codes = sae.top_level_rows(), forward.dead, forward.codes.flat()
         k, start, total = _half(forward), 0, jnp.zeros(())
         left = forward.target - (forward.x_hat - decode_between(sae, codes, 0, sae.features))  # minus the bias alone
         for width in (*(w for w in self.widths if w < sae.features), sae.features):
@@ -118,7 +118,7 @@ class GhostGradients(AbstractTerm):
     reads_dead: ClassVar[bool] = True
 
     def __call__(self, sae: AbstractSAE, forward: Forward) -> Float[Array, ""]:
-        return _ghost_loss(forward, _ghosts(forward.pre, dead_top_level(forward)) @ sae.top_level_rows())
+        return _ghost_loss(forward, _ghosts(forward.pre, forward.dead) @ sae.top_level_rows())
 
 
 class GhostAtoms(AbstractTerm):
@@ -163,12 +163,6 @@ def _residual(forward: Forward) -> Float[Array, "batch embed"]:
 
 def _mean_square(error: Float[Array, "batch embed"]) -> Float[Array, ""]:
     return jnp.mean(jnp.sum(error**2, axis=-1))
-
-
-def dead_top_level(forward: Forward) -> Float[Array, "top_level"]:
-    """1.0 for each dead feature among those of ``forward.pre``; nothing is dead in evaluation."""
-    size = forward.encoder.size
-    return jnp.zeros(size) if forward.context.dead is None else forward.context.dead[:size]
 
 
 def explained_by_dead(

@@ -26,11 +26,10 @@ from jhsae.parity.golden import (
     sizes,
     whole_number,
 )
-from jhsae.sae import AbstractSAE, HierarchicalSAE
+from jhsae.sae import AbstractSAE, Context, HierarchicalSAE
 from jhsae.training.config import Train
 from jhsae.training.recipe import Recipe, build_sae
 from jhsae.training.step import StageModules, TrainState, make_step
-from jhsae.usage import Context
 
 # the original's name, ours, and whether its last two axes are swapped
 LEAVES = (

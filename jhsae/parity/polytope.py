@@ -24,11 +24,9 @@ from jhsae.losses import (
 )
 from jhsae.metric import Whitened, causal_absolute_ridge
 from jhsae.parity.golden import FORWARD, GRADIENT, Golden, Row, compare, group, sizes, whole_number
-from jhsae.sae import Forward, HierarchicalSAE
-from jhsae.schedule import Constant
+from jhsae.sae import Context, Forward, HierarchicalSAE
 from jhsae.sparsify import BinaryGumbelTopK
 from jhsae.teacher import original
-from jhsae.usage import Context
 
 L1, BIORTH, CAUSAL, RIDGE = 1e-3, 1e-3, 3e-4, 0.05
 GEOMETRY = {"geometry/unembedding": "vocabulary embed", "geometry/whitening": "embed embed"}
@@ -123,14 +121,13 @@ def _model(metric: Whitened, arrays: Golden, axes: dict[str, int]) -> list[Row]:
 
 def _sae(arrays: Golden, axes: dict[str, int]) -> HierarchicalSAE:
     model, k = group(arrays, "model"), whole_number(arrays, "meta/k", axes["experts"])
-    temperature = Constant(1.0)  # read only in training
     sae = HierarchicalSAE(
         axes["embed"],
         axes["experts"],
         axes["sub"],
         axes["atoms"],
-        BinaryGumbelTopK(k, temperature=temperature),
-        BinaryGumbelTopK(1, temperature=temperature),
+        BinaryGumbelTopK(k, temperature=1.0),  # the temperature is read only in training
+        BinaryGumbelTopK(1, temperature=1.0),
         biases=("encoder", "decoder"),
         apply_b_dec_to_input=False,
         key=jax.random.key(0),

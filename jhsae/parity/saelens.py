@@ -16,12 +16,10 @@ from jhsae import losses
 from jhsae.errors import UserError, nearest
 from jhsae.files import bounded
 from jhsae.files.forms import brief, count, setting
-from jhsae.leaf import describe
 from jhsae.losses import AbstractTerm, Objective
 from jhsae.parity.golden import FORWARD, GRADIENT, Golden, Row, compare, group, sizes
-from jhsae.sae import AbstractSAE, DecoderNormUnit, FlatSAE, GatedSAE, PlainUnit
+from jhsae.sae import AbstractSAE, Context, DecoderNormUnit, FeatureStats, FlatSAE, GatedSAE, PlainUnit
 from jhsae.sparsify import AbstractSparsifier, BatchTopK, JumpReLU, ReLU, TopK
-from jhsae.usage import Context, FeatureStats
 
 CONFIG = "the config in the golden file"
 Config = dict[str, Any]
@@ -151,8 +149,8 @@ def _widths(config: Config) -> list[int]:
 
 
 def _filled(sae: AbstractSAE, params: Golden) -> AbstractSAE:
-    leaves = jax.tree.leaves(describe(eqx.filter(sae, eqx.is_inexact_array)))
-    expected = {leaf.path.removeprefix("sparsifier.") for leaf in leaves}
+    leaves, _ = jax.tree.flatten_with_path(eqx.filter(sae, eqx.is_inexact_array))
+    expected = {path[-1].name for path, _ in leaves}
     for name in sorted(expected):
         array, shape = params[name], _theirs(name, _leaf(sae, name)).shape
         if array.shape != shape or array.dtype.kind != "f":

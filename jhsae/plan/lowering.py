@@ -24,32 +24,20 @@ from jaxtyping import Array, PyTree
 from jhsae import config as cfg
 from jhsae import lm, ops
 from jhsae.activations.config import Harvest
-from jhsae.codes import TreeCodes
 from jhsae.data import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.files import bounded
-from jhsae.init import (
-    activation_diagonal_metric,
-    activation_metric,
-    teacher_diagonal_metric,
-    teacher_metric,
-    teacher_unembedding_metric,
-)
+from jhsae.init import STAND_INS
 from jhsae.lm.families import config_of, shapes
 from jhsae.lm.sharding import shardings
-from jhsae.metric import Diagonal, Whitened
 from jhsae.parallel.mesh import batch_sharding, rows_shards
 from jhsae.plan.estimate import Lowered
 from jhsae.plan.loops import TileLoad
-from jhsae.sae import AbstractSAE
+from jhsae.sae import AbstractSAE, Context
 from jhsae.training.config import OPTIMIZER, StageConfig, Train
 from jhsae.training.recipe import Recipe
 from jhsae.training.sharding import state_shardings
 from jhsae.training.step import TrainState
-from jhsae.usage import Context
-
-FROM_FILES = (teacher_metric, teacher_unembedding_metric, activation_metric)
-DIAGONAL_FROM_FILES = (teacher_diagonal_metric, activation_diagonal_metric)
 
 
 def lower_train(config: Train, stage: StageConfig, mesh: Mesh, platform: str) -> Lowered:
@@ -110,8 +98,8 @@ def with_abstract_metric(config: Train, embed: int) -> Train:
 
     def replaced(value: Any) -> Any:
         if isinstance(value, cfg.CheckedSlot):
-            made_by = {abstract_metric: FROM_FILES, abstract_diagonal: DIAGONAL_FROM_FILES}
-            for stand_in in (s for s, functions in made_by.items() if value.target in functions):
+            stand_in = STAND_INS.get(value.target)
+            if stand_in is not None:
                 return cfg.CheckedSlot({"_target_": stand_in.__name__, "embed": embed}, value.place, stand_in)
             return cfg.CheckedSlot({key: replaced(part) for key, part in value.items()}, value.place, value.target)
         if isinstance(value, Mapping):
@@ -122,16 +110,6 @@ def with_abstract_metric(config: Train, embed: int) -> Train:
     return replace(config, **{slot: replaced(getattr(config, slot)) for slot in slots})
 
 
-def abstract_metric(embed: int) -> Whitened:
-    """A metric of the right shape; its values are never used."""
-    return Whitened(jnp.eye(embed))
-
-
-def abstract_diagonal(embed: int) -> Diagonal:
-    """The same for a diagonal metric."""
-    return Diagonal(jnp.ones(embed))
-
-
 def tile_load(config: Train, mesh: Mesh) -> TileLoad | None:
     """The load of a chip if experts are used evenly; None for an SAE without selected indices."""
 
@@ -140,7 +118,7 @@ def tile_load(config: Train, mesh: Mesh) -> TileLoad | None:
         return found.codes, found.encoder
 
     codes, encoder = eqx.filter_eval_shape(forward, jax.random.key(0))
-    top = codes.parents if isinstance(codes, TreeCodes) else codes
+    top = codes.levels()[0]
     if top.indices is None:
         return None
     shards = mesh.shape["expert"] if encoder.size % mesh.shape["expert"] == 0 else 1

@@ -20,3 +20,5 @@ from jhsae.sae.gated import GatedSAE as GatedSAE
 from jhsae.sae.hierarchical import HierarchicalSAE as HierarchicalSAE
 from jhsae.sae.units import DecoderNormUnit as DecoderNormUnit
 from jhsae.sae.units import PlainUnit as PlainUnit
+from jhsae.usage import Context as Context
+from jhsae.usage import FeatureStats as FeatureStats

@@ -62,6 +62,12 @@ class Forward(eqx.Module):
         return self.x if self.y is None else self.y
 
     @property
+    def dead(self) -> Float[Array, "top_level"]:
+        """1.0 for each dead feature among those of `pre`; nothing is dead in evaluation."""
+        size = self.encoder.size
+        return jnp.zeros(size) if self.context.dead is None else self.context.dead[:size]
+
+    @property
     def pre(self) -> Float[Array, "batch top_level"]:
         """All pre-activations; a term that reads them makes a sparse SAE compute them all."""
         return self.encoder.dense()

@@ -21,6 +21,7 @@ from jhsae import ops
 from jhsae.codes import Codes
 from jhsae.errors import UserError
 from jhsae.ranges import Count, Ranged, violation
+from jhsae.schedule import AbstractSchedule
 from jhsae.usage import Context
 
 
@@ -72,6 +73,11 @@ class AbstractSparsifier(Ranged, eqx.Module):
     def thresholds(self) -> tuple[Any, ...]:
         """Learned thresholds, one per feature, where it has any."""
         return ()
+
+    @property
+    def batch_k(self) -> AbstractSchedule | None:
+        """The active features per token of a budget that the tokens of a batch share; None where each has its own."""
+        return None
 
     def track(self, threshold: Float[Array, ""], codes: Codes) -> Float[Array, ""]:
         """The running threshold after a training step that gave `codes`; unchanged unless it keeps one."""

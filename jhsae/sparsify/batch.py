@@ -53,6 +53,10 @@ class BatchTopK(AbstractSparsifier):
         """Any row may take all `size`; a constant k above that asks for more than there is."""
         return max(size, math.ceil(self.k.value)) if isinstance(self.k, Constant) else size
 
+    @property
+    def batch_k(self) -> AbstractSchedule:
+        return self.k
+
     def track(self, threshold: Float[Array, ""], codes: Codes) -> Float[Array, ""]:
         least = jnp.min(jnp.where(codes.values > 0, codes.values, jnp.inf))
         moved = (1 - self.threshold_rate) * threshold + self.threshold_rate * least

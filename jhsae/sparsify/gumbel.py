@@ -14,10 +14,11 @@ from jaxtyping import Array, Float, Int
 
 from jhsae import ops
 from jhsae.ranges import Count
-from jhsae.schedule import AbstractSchedule, Scalar
+from jhsae.schedule import AbstractSchedule, Scalar, as_schedule
 from jhsae.sparsify.base import AbstractTopK
 from jhsae.usage import Context
 
+Temperature = Annotated[float | AbstractSchedule, Ge(0)]
 COLDEST = 1e-6  # a softmax at a lower temperature is its limit, and its slope there would overflow
 
 
@@ -37,6 +38,9 @@ class GumbelTopK(AbstractTopK):
     k: Count = eqx.field(static=True)
     temperature: Annotated[AbstractSchedule, Ge(0)]
     topk: ops.Method = eqx.field(static=True, default="auto")
+
+    def __init__(self, k: Count, temperature: Temperature, topk: ops.Method = "auto"):
+        self.k, self.temperature, self.topk = k, as_schedule(temperature), topk
 
     def select(self, pre: Float[Array, "*batch n"], context: Context) -> Int[Array, "*batch k"]:
         return _noisy_topk(pre, self.k, self.temperature, context, self.topk)
@@ -59,6 +63,9 @@ class BinaryGumbelTopK(AbstractTopK):
     k: Count = eqx.field(static=True)
     temperature: Annotated[AbstractSchedule, Ge(0)]
     topk: ops.Method = eqx.field(static=True, default="auto")
+
+    def __init__(self, k: Count, temperature: Temperature, topk: ops.Method = "auto"):
+        self.k, self.temperature, self.topk = k, as_schedule(temperature), topk
 
     def select(self, pre: Float[Array, "*batch n"], context: Context) -> Int[Array, "*batch k"] | None:
         if self.is_dense(context):

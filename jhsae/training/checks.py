@@ -14,13 +14,11 @@ from jhsae.data.source import AbstractSource
 from jhsae.errors import UserError
 from jhsae.losses import Objective
 from jhsae.ranges import INT32, bounds, hints_of, outside
-from jhsae.sae import AbstractSAE
+from jhsae.sae import AbstractSAE, Context
 from jhsae.schedule import AbstractSchedule
-from jhsae.sparsify import BatchTopK
 from jhsae.teacher import Teacher
 from jhsae.training.config import Train
 from jhsae.training.recipe import Recipe
-from jhsae.usage import Context
 
 SAMPLES = 1000  # steps of a stage at which a schedule is looked at, the first and the last among them
 ROUNDING = 1e-6
@@ -43,7 +41,7 @@ def check_run(recipe: Recipe, sae: AbstractSAE, batch: int) -> list[str]:
     if recipe.steps > INT32:
         raise UserError(f"stages have {recipe.steps:,} steps in all, expected at most {INT32:,}")
     _check_schedules(sae, "sae", 0, recipe.steps)
-    _check_batch_topk(sae, batch, recipe.steps)
+    _check_batch_budget(sae, batch, recipe.steps)
     first = 0
     for stage in recipe.stages:
         modules = recipe.modules(stage)
@@ -140,12 +138,13 @@ def _is_number(schedule: AbstractSchedule) -> bool:
     return isinstance(schedule(0), float)
 
 
-def _check_batch_topk(sae: AbstractSAE, batch: int, steps: int) -> None:
+def _check_batch_budget(sae: AbstractSAE, batch: int, steps: int) -> None:
     for part in sae.sparsifiers:
-        if isinstance(part, BatchTopK) and min(_values(part.k, 0, steps)[1], default=1.0) * batch < 1:
+        least = min(_values(part.batch_k, 0, steps)[1], default=1.0) if part.batch_k is not None else 1.0
+        if least * batch < 1:
             raise UserError(
-                f"BatchTopK: k is {min(_values(part.k, 0, steps)[1]):g}, which is no feature at all in a batch of "
-                f"{batch}; write a k of at least {1 / batch:g}"
+                f"{type(part).__name__}: k is {least:g}, which is no feature at all in a batch of {batch}; write a "
+                f"k of at least {1 / batch:g}"
             )
 
 

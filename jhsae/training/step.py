@@ -22,10 +22,9 @@ from jhsae.losses import Objective
 from jhsae.optimizer import chain
 from jhsae.ranges import Count, Positive, Ranged, ranged
 from jhsae.resampling import AbstractResampling, NoResampling
-from jhsae.sae import AbstractSAE, Forward
+from jhsae.sae import AbstractSAE, Context, FeatureStats, Forward
 from jhsae.schedule import AbstractSchedule
 from jhsae.training.sharding import shard_state
-from jhsae.usage import Context, FeatureStats
 
 Metrics = dict[str, Float[Array, ""]]
 

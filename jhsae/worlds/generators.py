@@ -125,8 +125,8 @@ class ConstantMagnitude(AbstractMagnitudes):
         return np.full(features, self.value, np.float32)
 
 
-class LinearMagnitudes(AbstractMagnitudes):
-    """From `start` at feature 0 to `end` at the last, in equal steps.
+class AbstractRamp(AbstractMagnitudes):
+    """From one value at feature 0 to another at the last.
 
     Args:
         start: of the first feature, above 0.
@@ -135,21 +135,17 @@ class LinearMagnitudes(AbstractMagnitudes):
 
     start: Positive = eqx.field(static=True)
     end: Positive = eqx.field(static=True)
+
+
+class LinearMagnitudes(AbstractRamp):
+    """From `start` at feature 0 to `end` at the last, in equal steps."""
 
     def values(self, features: int, seed: int) -> Values:
         return np.linspace(self.start, self.end, features, dtype=np.float32)
 
 
-class ExponentialMagnitudes(AbstractMagnitudes):
-    """From `start` at feature 0 to `end` at the last, in equal ratios.
-
-    Args:
-        start: of the first feature, above 0.
-        end: of the last feature, above 0.
-    """
-
-    start: Positive = eqx.field(static=True)
-    end: Positive = eqx.field(static=True)
+class ExponentialMagnitudes(AbstractRamp):
+    """From `start` at feature 0 to `end` at the last, in equal ratios."""
 
     def values(self, features: int, seed: int) -> Values:
         return (self.start * (self.end / self.start) ** np.linspace(0, 1, features)).astype(np.float32)
