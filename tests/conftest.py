@@ -2,6 +2,7 @@
 
 import gc
 import os
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from zlib import crc32
@@ -27,12 +28,23 @@ install_import_hook("jhsae", "beartype.beartype")
 gc.set_threshold(100_000, 20, 20)  # traces leave millions of objects; looking through them at each turn takes minutes
 
 
-@pytest.fixture(scope="module", autouse=True)
-def programs_end_with_their_file():
-    """Frees what a file has compiled: a process that kept the programs of all files ended in a segmentation fault."""
-    yield
-    jax.clear_caches()
+FILES = 8  # after how many files a process frees what they have compiled
+_files = count(1)
+
+
+def pytest_collection_finish() -> None:
+    """Leaves what was imported out of every later collection: most objects of a test process are modules'."""
     gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_end_with_their_files():
+    """Frees what some files have compiled: a process that kept the programs of all ended in a segmentation fault."""
+    yield
+    if next(_files) % FILES == 0:
+        jax.clear_caches()
+        gc.collect()
 
 
 LIST, PRODUCT = 24, 8  # cases of one test that always run: of one axis, and of a product of several

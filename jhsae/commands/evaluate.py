@@ -4,7 +4,7 @@ Appends one row to results.jsonl in the run folder (metrics, config hash, commit
 contexts.json: the most active contexts of features at evenly spaced ranks of frequency. Without a language model
 nothing is spliced and the only metric is the Euclidean one; with a world (`truth`) the row says what of it was
 recovered; with labels, how pure the latents are and how well few of them tell the classes apart, beside permuted
-labels.
+labels, and of a teacher's concepts what is absorbed; with `steer`, what adding a latent's direction does to the logits.
 """
 
 from dataclasses import dataclass, field
@@ -52,16 +52,19 @@ class Evaluate:
     """The run to evaluate, and the data to evaluate it on."""
 
     UNHASHED: ClassVar[frozenset[str]] = frozenset({"trust"})
-    LATER: ClassVar[dict[str, Any]] = {"truth": None, "labels": None}
+    LATER: ClassVar[dict[str, Any]] = {"truth": None, "labels": None, "steer": 0}
 
     run: Annotated[Words, "folder of a finished run (jhsae train) or of an import"]
     store: Annotated[Words | None, "activation store of held-out text, same model and layer"] = None
     lm: Annotated[Words | None, "language model to splice into: a folder, a hub name, or 'embedded'; null: none"] = None
     truth: Annotated[Words | None, "or, instead of a store, the world (jhsae world) that the run was trained on"] = None
-    labels: Annotated[Words | None, "classes of the store's tokens: a file of labels, or 'wordnet'; null: none"] = None
+    labels: Annotated[
+        Words | None, "classes of tokens: a file of labels, a teacher's folder, or 'wordnet'; null: none"
+    ] = None
     rows: Annotated[Count | None, "held-out activations to use; null for all, of a world 65,536"] = None
     sequences: Annotated[Count, "held-out sequences on which the cross-entropy is measured"] = 256
     batch: Annotated[Count, "sequences per forward pass of the language model"] = 16
+    steer: Annotated[Natural, "latents whose direction is added in the language model; 0 for none"] = 0
     features: Annotated[Natural, "features whose most active contexts are kept"] = 12
     atoms: Annotated[Natural, "atoms shown for each of them"] = 4
     examples: Annotated[Count, "contexts per feature"] = 6
@@ -73,6 +76,10 @@ class Evaluate:
             raise UserError(f"names {given} of store and truth; write store=FOLDER, or truth=WORLD, and not the other")
         if self.truth is not None and (self.lm is not None or self.labels is not None):
             raise UserError("a world has neither a language model nor labels; with truth, write lm=null labels=null")
+        if self.steer and self.lm is None:
+            raise UserError(
+                f"steer is {self.steer}, but there is no language model to steer in; write lm=..., or steer=0"
+            )
 
 
 def run(config: Evaluate) -> dict[str, Any]:
@@ -143,8 +150,14 @@ def _on_store(
         metrics |= _spliced(config, sae, normalizer, store, model)
     measured = {"metrics": metrics | _geometry(sae, model, frequency)}
     if labels is not None:
-        found = evals.on_labels(sae, normalizer, store, labels, rows)
+        on, teacher = labels
+        args = (sae, normalizer, store)
+        found = evals.on_labels(*args, on, rows) if teacher is None else evals.on_teacher(*args, teacher, on, rows)
         measured |= {"metrics": measured["metrics"] | found.numbers, "labels": found.details}
+    if model is not None and config.steer:
+        latents = spread_features(_of_top_level(sae, frequency), config.steer)
+        steered = evals.steered(sae, normalizer, store, model, latents, batch=config.batch)
+        measured |= {"metrics": measured["metrics"] | steered.pop("numbers"), "steering": steered}
     if model is None and not _has_text(store):
         return measured, None
     return measured, _contexts(config, sae, normalizer, store, model, frequency, rows)
@@ -161,15 +174,28 @@ def _spliced(
     return evals.recovered(results, "sae")
 
 
-def _labels(config: Evaluate, store: Store, model: lm.LanguageModel | None, rows: int) -> evals.RowLabels | None:
-    """The classes of the measured rows, from a file or from WordNet."""
+def _labels(
+    config: Evaluate, store: Store, model: lm.LanguageModel | None, rows: int
+) -> tuple[evals.RowLabels, Teacher | None] | None:
+    """The classes of the measured rows, from a file, a teacher or WordNet; and that teacher."""
     if config.labels is None:
         return None
-    if config.labels != "wordnet":
-        return evals.read_labels(config.labels).on(store.index(0, rows))
-    if model is None:
-        raise UserError("labels=wordnet needs the tokenizer of the language model; write lm=..., or a file of labels")
-    return evals.wordnet_labels(model.tokenizer).on(store.index(0, rows))
+    if config.labels == "wordnet":
+        if model is None:
+            raise UserError(
+                "labels=wordnet needs the tokenizer of the language model; write lm=..., or a file of labels"
+            )
+        return evals.wordnet_labels(model.tokenizer).on(store.index(0, rows)), None
+    if not Path(config.labels).is_dir():
+        return evals.read_labels(config.labels).on(store.index(0, rows)), None
+    teacher = Teacher.load(config.labels)
+    teacher.check_origin(store.manifest, store.path, config.labels)
+    return evals.concept_labels(teacher.concepts).on(store.index(0, rows)), teacher
+
+
+def _of_top_level(sae: AbstractSAE, frequency: np.ndarray) -> np.ndarray:
+    """The frequencies of the experts, or of all features of a flat SAE."""
+    return frequency if sae.tree is None else frequency[: sae.tree.experts]
 
 
 def _has_text(store: Store) -> bool:
@@ -221,7 +247,7 @@ def _contexts(
 ) -> list[dict[str, Any]]:
     """One entry per chosen expert (or flat feature), with its atoms."""
     tree = sae.tree
-    parents = spread_features(frequency if tree is None else frequency[: tree.experts], config.features)
+    parents = spread_features(_of_top_level(sae, frequency), config.features)
     atoms = {p: expert_atoms(tree, p, frequency, config.atoms) if tree else [] for p in parents}
     wanted = [*parents, *(a for own in atoms.values() for a in own)]
     fired = firings(sae, normalizer, first_rows(store, rows))

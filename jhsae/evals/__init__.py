@@ -9,6 +9,7 @@ from jhsae.evals.geometry import orthogonality as orthogonality
 from jhsae.evals.geometry import orthogonality_units as orthogonality_units
 from jhsae.evals.labelled import OnLabels as OnLabels
 from jhsae.evals.labelled import on_labels as on_labels
+from jhsae.evals.labelled import on_teacher as on_teacher
 from jhsae.evals.labels import Labels as Labels
 from jhsae.evals.labels import RowLabels as RowLabels
 from jhsae.evals.labels import concept_labels as concept_labels
@@ -25,6 +26,7 @@ from jhsae.evals.splice import splice as splice
 from jhsae.evals.stability import match as match
 from jhsae.evals.stability import stability as stability
 from jhsae.evals.stability import subspaces as subspaces
+from jhsae.evals.steered import steered as steered
 from jhsae.evals.steering import SteeringTarget as SteeringTarget
 from jhsae.evals.steering import class_targets as class_targets
 from jhsae.evals.steering import own_targets as own_targets

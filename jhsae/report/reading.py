@@ -42,6 +42,7 @@ RESULT = {
     "metrics": Each(METRIC),
     "truth?": TRUTH,
     "labels?": LABELS,
+    "steering?": LABELS,
 }
 ABOUT = {
     "name": TEXT,

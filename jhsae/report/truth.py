@@ -79,7 +79,8 @@ def section(runs: list[Run]) -> Section | None:
 
 def _sentences(result: Json) -> list[str]:
     found = [at(result, f"truth.{kind}.sentence") for kind in ("tree", "edges")]
-    return [text for text in found if text] + list(at(result, "labels.sentences") or [])
+    told = [text for part in ("labels", "steering") for text in at(result, f"{part}.sentences") or []]
+    return [text for text in found if text] + told
 
 
 def _cell(row: Row, result: Json) -> Cell:

@@ -19,6 +19,7 @@ from jaxtyping import Float32, Int32
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from jhsae.data.same_model import ModelName, same_model
 from jhsae.errors import UserError
 from jhsae.files import bounded, tensor_files
 from jhsae.files.checksums import Sums, new_folder
@@ -61,6 +62,21 @@ class Teacher:
     concepts: tuple[Concept, ...]
     provenance: dict[str, Any]
     validation: dict[str, Any]
+
+    def check_origin(self, manifest: Any, store: str, folder: str | Path) -> None:
+        """Raises `UserError` where this teacher and a store come from different language models.
+
+        Args:
+            manifest: The store's.
+            store: Its path.
+            folder: Of this teacher.
+        """
+        taught = ModelName(self.provenance["model"], self.provenance.get("model_sha256"))
+        if not same_model(taught, ModelName.recorded(manifest), store):
+            raise UserError(
+                f"the teacher {folder} was made from {taught.name}, but the store {store} from {manifest.model}; "
+                "make a teacher from the same model (jhsae teach ... lm.path=...)"
+            )
 
     def geometry(self) -> CausalGeometry:
         """The causal geometry in which the teacher is orthonormal."""

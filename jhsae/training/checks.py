@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from annotated_types import Ge
 
-from jhsae.data import Batches, ModelName, Store, same_model
+from jhsae.data import Batches, Store
 from jhsae.data.source import AbstractSource
 from jhsae.errors import UserError
 from jhsae.losses import Objective
@@ -93,15 +93,8 @@ def check_sizes(config: Train, sae: AbstractSAE, store: Store | AbstractSource) 
 
 def check_teacher(config: Train, store: Store | AbstractSource) -> None:
     """Raises `UserError` where the teacher and the store come from different language models."""
-    if config.teacher is None:
-        return
-    provenance = Teacher.load(config.teacher).provenance
-    taught = ModelName(provenance["model"], provenance.get("model_sha256"))
-    if not same_model(taught, ModelName.recorded(store.manifest), store.path):
-        raise UserError(
-            f"the teacher {config.teacher} was made from {taught.name}, but the store {store.path} from "
-            f"{store.manifest.model}; make a teacher from the same model (jhsae teach ... lm.path=...)"
-        )
+    if config.teacher is not None:
+        Teacher.load(config.teacher).check_origin(store.manifest, store.path, config.teacher)
 
 
 def bad_rows(config: Train, store: Store | AbstractSource, step: int) -> str:

@@ -17,11 +17,16 @@ from small_worlds import world
 from jhsae import config as cfg
 from jhsae.commands import evaluate, report
 from jhsae.commands.evaluate import Evaluate
-from jhsae.data import AbstractNormalizer
+from jhsae.data import AbstractNormalizer, Store
 from jhsae.errors import UserError
+from jhsae.evals import absorption, concept_labels
 from jhsae.evals.world import draws
+from jhsae.features.decoder import decoder_in_lm_units
+from jhsae.features.firings import firing_table
+from jhsae.metric import causal
 from jhsae.sae import AbstractSAE
-from jhsae.training.checkpoint import save_sae
+from jhsae.teacher import Concept, Directions, Teacher, build
+from jhsae.training.checkpoint import load_sae, save_sae
 from jhsae.training.config import Train
 from jhsae.training.run import train
 from jhsae.worlds import Hierarchy, build_world, load_world, save_world, source
@@ -161,6 +166,52 @@ def test_labels_beside_permuted_ones(real):
     assert any(s.startswith("purity of parents: not distinguishable from chance") for s in sentences)  # random weights
     page = Page(report.run(report.Report([str(real / "run")], str(real / "report.html"))).read_text())
     assert all(sentence in page.text for sentence in sentences)
+
+
+def taught(folder, model: str) -> str:
+    """A teacher of random directions, whose two concepts are the even and the odd tokens."""
+    rng, width = np.random.default_rng(0), 16
+    directions = Directions(rng.normal(size=(2, width)), tuple(rng.normal(size=(2, width)) for _ in range(2)))
+    concepts = tuple(
+        Concept(name, name, tuple(range(first, 40, 2)), tuple(Concept(f"{name}{i}", "k", (first,)) for i in range(2)))
+        for name, first in (("even", 4), ("odd", 5))
+    )
+    geometry = causal(rng.normal(size=(50, width)))
+    provenance = {"model": model}
+    teacher = build(concepts, directions, geometry, sub=3, variance=1.0, seed=0, provenance=provenance, validation={})
+    return str(teacher.save(folder))
+
+
+def test_a_teacher_gives_labels_and_probes(real):
+    folder = taught(real / "teacher", str(real / "lm"))
+    row = evaluate.run(Evaluate(str(real / "run"), str(real / "store"), labels=folder))
+    assert 0 <= row["metrics"]["f1_parents"] <= 1
+    absorbed = row["labels"]["absorption"]
+    assert absorbed["classes"] == ["even", "odd"] and absorbed["groups"].keys() == {"all", "parents"}
+    store, (sae, normalizer, _) = Store.open(real / "store"), load_sae(real / "run")
+    labels = concept_labels(Teacher.load(folder).concepts).on(store.index(0, store.rows))
+    rows, readouts = store.read(0, store.rows), Teacher.load(folder).readouts
+    dictionary = decoder_in_lm_units(sae, normalizer, store)
+    fired = firing_table(sae, normalizer, store, store.rows)
+    expected = absorption(fired, dictionary, rows, labels, readouts, sae.tree)["groups"]["parents"]
+    assert row["metrics"]["absorption_parents"] == expected["full"]["mean"]
+    assert row["metrics"]["absorption_fraction_parents"] == expected["fraction"]["mean"]
+    other = taught(real / "stranger", "another model")
+    with pytest.raises(UserError, match="was made from another model, but the store"):
+        evaluate.run(Evaluate(str(real / "run"), str(real / "store"), labels=other))
+
+
+def test_steering_in_the_language_model(real):
+    row = evaluate.run(Evaluate(str(real / "run"), str(real / "store"), str(real / "lm"), sequences=8, steer=3))
+    found, numbers = row["steering"]["details"], row["metrics"]
+    assert len(found["target"]["units"]) == 3 and len(found["target"]["null"]) == 20
+    assert numbers["steer_target"] > numbers["steer_target_null"]  # the tokens are those that the row itself raises
+    assert numbers["steer_selectivity"] == pytest.approx(numbers["steer_target"] - numbers["steer_siblings"])
+    assert [s.split(":")[0] for s in row["steering"]["sentences"]] == ["steering, target", "steering, selectivity"]
+    page = Page(report.run(report.Report([str(real / "run")], str(real / "report.html"))).read_text())
+    assert all(sentence in page.text for sentence in row["steering"]["sentences"])
+    with pytest.raises(UserError, match="steer is 3, but there is no language model to steer in"):
+        Evaluate(str(real / "run"), str(real / "store"), steer=3)
 
 
 def test_labels_that_do_not_cover_the_store(real):
