@@ -265,6 +265,7 @@ ARCHITECTURES = {  # the SAE's slot, its terms beside the squared error, and wha
         {"l1": part("losses.GateL1"), "gate": part("losses.GateReconstruction")},
         (),
     ),
+    "matching pursuit": (part("sae.MatchingPursuitSAE", embed=runs.EMBED, features=FEATURES, max_iterations=4), {}, ()),
     "hierarchical": (TREE, {"ghosts": part("losses.GhostAtoms")}, (JumpReLU, TopK)),
 }
 

@@ -10,7 +10,7 @@ import pytest
 from jhsae.codes import Codes
 from jhsae.errors import UserError
 from jhsae.ops.inputs import as_rows, host_rows
-from jhsae.sae import FlatSAE, GatedSAE, HierarchicalSAE
+from jhsae.sae import FlatSAE, GatedSAE, HierarchicalSAE, MatchingPursuitSAE
 from jhsae.sae.base import check_codes
 from jhsae.sparsify import TopK
 from jhsae.training.fit import fit
@@ -21,6 +21,7 @@ X = np.random.default_rng(0).normal(size=(8, EMBED)).astype(np.float32)
 SAES = [
     FlatSAE(EMBED, FEATURES, TopK(2), key=jax.random.key(0)),
     GatedSAE(EMBED, FEATURES, key=jax.random.key(0)),
+    MatchingPursuitSAE(EMBED, FEATURES, key=jax.random.key(0)),
     HierarchicalSAE(EMBED, 5, 2, 3, TopK(2), TopK(1), key=jax.random.key(0)),
 ]
 each = pytest.mark.parametrize("sae", SAES, ids=lambda s: type(s).__name__)

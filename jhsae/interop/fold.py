@@ -2,7 +2,8 @@
 
 With an affine normaliser ``x' = (x - c) M`` the SAE of raw activations has ``W_enc <- W_enc M^T``,
 ``W_dec <- W_dec M^-1``, ``b_dec <- b_dec M^-1 + c`` and, where the decoder bias is not subtracted from the input,
-``b_enc <- b_enc - W_enc M^T c``: pre-activations, codes and thresholds stay as they were. The unit of the codes goes
+``b_enc <- b_enc - W_enc M^T c``: pre-activations, codes and thresholds stay as they were (but for matching pursuit, see
+below). The unit of the codes goes
 first, because M changes the norms of the decoder rows. All products are float64; the result is float32.
 """
 
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float
 
 from jhsae.data import AbstractNormalizer, Affine
 from jhsae.errors import UserError
-from jhsae.sae import AbstractSAE, FlatSAE, GatedSAE, PlainUnit
+from jhsae.sae import AbstractSAE, FlatSAE, GatedSAE, MatchingPursuitSAE, PlainUnit
 from jhsae.sparsify import AbstractSparsifier, GumbelTopK, JumpReLU, ReLU, TopK
 
 Double = Float[np.ndarray, "..."]
@@ -64,6 +65,24 @@ def _(sae: GatedSAE, affine: Affine) -> GatedSAE:
     b_dec = _times(_double(sae.b_dec), inverse) + shift
     new = tuple(map(_single, (W_enc, b_gate, b_mag, W_dec, b_dec)))
     return eqx.tree_at(lambda s: (s.W_enc, s.b_gate, s.b_mag, s.W_dec, s.b_dec), sae, new)
+
+
+@fold_affine.register
+def _(sae: MatchingPursuitSAE, affine: Affine) -> MatchingPursuitSAE:
+    """Tied rows cannot absorb a scale, so codes are in raw units: those of `sae` divided by ``affine.matrix``."""
+    shift, matrix, inverse = _arrays(affine, sae.embed)
+    if matrix.ndim == 2 or not np.allclose(matrix, matrix.flat[0], rtol=1e-6):
+        raise UserError(
+            "the normaliser scales dimensions apart, and the encoder of a MatchingPursuitSAE is its decoder, which "
+            "cannot hold that; train with jhsae.data.Scale or CenterScale, or write format=folder"
+        )
+    if not sae.apply_b_dec_to_input and shift.any():
+        raise UserError(
+            "the normaliser subtracts a mean, and without apply_b_dec_to_input a MatchingPursuitSAE has no bias that "
+            "could hold it; train with jhsae.data.Scale, or write format=folder"
+        )
+    folded = sae.with_threshold(sae.residual_threshold * float(inverse.flat[0]))
+    return eqx.tree_at(lambda s: s.b_dec, folded, _single(_times(_double(sae.b_dec), inverse) + shift))
 
 
 @singledispatch

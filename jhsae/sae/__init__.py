@@ -18,6 +18,7 @@ from jhsae.sae.flat import FlatSAE as FlatSAE
 from jhsae.sae.flat import random_unit_rows as random_unit_rows
 from jhsae.sae.gated import GatedSAE as GatedSAE
 from jhsae.sae.hierarchical import HierarchicalSAE as HierarchicalSAE
+from jhsae.sae.matching_pursuit import MatchingPursuitSAE as MatchingPursuitSAE
 from jhsae.sae.units import DecoderNormUnit as DecoderNormUnit
 from jhsae.sae.units import PlainUnit as PlainUnit
 from jhsae.usage import Context as Context

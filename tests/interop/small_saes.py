@@ -24,7 +24,7 @@ from jhsae.data import (
     UnitNorm,
     Whiten,
 )
-from jhsae.sae import AbstractSAE, DecoderNormUnit, FlatSAE, GatedSAE, HierarchicalSAE
+from jhsae.sae import AbstractSAE, DecoderNormUnit, FlatSAE, GatedSAE, HierarchicalSAE, MatchingPursuitSAE
 from jhsae.schedule import Constant
 from jhsae.sparsify import GumbelTopK, JumpReLU, ReLU, TopK
 from jhsae.usage import Context
@@ -66,6 +66,11 @@ def jump(**options) -> FlatSAE:
 
 def gated(**options) -> GatedSAE:
     return filled(lambda: GatedSAE(EMBED, FEATURES, **options, key=jax.random.key(0)), seed=1, scale=0.4)
+
+
+def pursuit(**options) -> MatchingPursuitSAE:
+    sae = MatchingPursuitSAE(EMBED, FEATURES, **options, key=jax.random.key(0))
+    return eqx.tree_at(lambda s: s.b_dec, sae, jnp.linspace(-0.3, 0.3, EMBED))
 
 
 def hierarchical() -> HierarchicalSAE:

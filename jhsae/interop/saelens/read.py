@@ -1,4 +1,5 @@
-"""Reads a SAELens directory of format 6: ``standard``, ``topk``, ``jumprelu``, ``gated``, and training checkpoints.
+"""Reads a SAELens directory of format 6: ``standard``, ``topk``, ``jumprelu``, ``gated``,
+``matching_pursuit``, and training checkpoints.
 
 A checkpoint of ``batchtopk`` or ``matryoshka_batchtopk`` has a running threshold; it is read as the JumpReLU that
 SAELens saves after training. `rescale_acts_by_decoder_norm` is our `DecoderNormUnit`. Where
@@ -163,6 +164,22 @@ def _threshold(values: np.ndarray) -> dict[str, np.ndarray]:
     return {"sparsifier.threshold": np.maximum(values, 0)}
 
 
+def _matching_pursuit(files: SAELensFiles) -> SlotAndParameters:
+    """Tied: there is no W_enc. Where `max_iterations` is null, SAELens goes on for d_in iterations, as ours."""
+    file, (features, embed) = files.file, files.sizes
+    options = {
+        "residual_threshold": files.option("residual_threshold", float, 1e-2),
+        "stop_on_duplicate_support": files.option("stop_on_duplicate_support", bool, True),
+        "apply_b_dec_to_input": files.subtracted,
+    }
+    if files.config.get("max_iterations") is not None:
+        options["max_iterations"] = count(files.config, "max_iterations", file)
+    shapes = {"W_dec": (features, embed), "b_dec": (embed,)}
+    refuse_unknown(files.tensors, shapes, files.folder / WEIGHTS)
+    slot = {"_target_": "jhsae.sae.MatchingPursuitSAE", "embed": embed, "features": features, **options}
+    return slot, take_all(files.tensors, shapes, files.folder / WEIGHTS)
+
+
 READERS: dict[str, Callable[[SAELensFiles], SlotAndParameters]] = {
     "standard": _standard,
     "topk": _topk,
@@ -170,4 +187,5 @@ READERS: dict[str, Callable[[SAELensFiles], SlotAndParameters]] = {
     "batchtopk": _batchtopk,
     "matryoshka_batchtopk": _batchtopk,
     "gated": _gated,
+    "matching_pursuit": _matching_pursuit,
 }

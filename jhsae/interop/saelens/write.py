@@ -1,8 +1,9 @@
-"""Writes a SAELens directory: `ReLU` as standard, `TopK` as topk, `JumpReLU` as jumprelu, `GatedSAE` as gated.
+"""Writes a SAELens directory: `ReLU` as standard, `TopK` as topk, `JumpReLU` as jumprelu, `GatedSAE` as gated,
+`MatchingPursuitSAE` as matching_pursuit.
 
 An inference-time BatchTopK or Matryoshka SAE is a `JumpReLU`, as SAELens itself saves it. The unit of the codes and
 the affine part of the normaliser are folded into the weights. Codes, L0 and reconstructions are those
-of the SAE that is written.
+of the SAE that is written, but for matching pursuit, whose codes are in the units of raw activations.
 """
 
 from functools import singledispatch
@@ -20,7 +21,7 @@ from jhsae.files.bounded import to_json
 from jhsae.files.checksums import new_folder
 from jhsae.interop.saelens.layout import CONFIG, SPARSITY, VERSION, WEIGHTS, hook_names
 from jhsae.interop.saelens.normalize import folded
-from jhsae.sae import AbstractSAE, FlatSAE, GatedSAE
+from jhsae.sae import AbstractSAE, FlatSAE, GatedSAE, MatchingPursuitSAE
 from jhsae.sparsify import AbstractSparsifier, GumbelTopK, JumpReLU, ReLU, TopK
 
 # SAELens's architecture names by our class.
@@ -32,6 +33,7 @@ TRAINED_AS = {
     "JumpReLU": "jumprelu",
     "BatchTopK": "batchtopk",
     "GatedSAE": "gated",
+    "MatchingPursuitSAE": "matching_pursuit",
 }
 
 
@@ -57,7 +59,7 @@ def write(
     normaliser that SAELens has no form for.
     """
     raw, normalize, form = _prepared(sae, normalizer)
-    shared = {"W_enc": np.asarray(raw.W_enc).T, "W_dec": raw.W_dec, "b_dec": raw.b_dec}
+    shared = {"W_dec": raw.W_dec, "b_dec": raw.b_dec}
     settings = {
         "architecture": form.architecture,
         "d_in": raw.embed,
@@ -111,13 +113,23 @@ def _form(sae: AbstractSAE) -> Form:
 
 @_form.register
 def _(sae: GatedSAE) -> Form:
-    return Form("gated", {}, {"b_gate": sae.b_gate, "r_mag": sae.r_mag, "b_mag": sae.b_mag})
+    return Form("gated", {}, _encoder(sae) | {"b_gate": sae.b_gate, "r_mag": sae.r_mag, "b_mag": sae.b_mag})
+
+
+@_form.register
+def _(sae: MatchingPursuitSAE) -> Form:
+    keys = ("residual_threshold", "max_iterations", "stop_on_duplicate_support")
+    return Form("matching_pursuit", {key: getattr(sae, key) for key in keys}, {})
+
+
+def _encoder(sae: FlatSAE | GatedSAE) -> dict[str, Array]:
+    return {"W_enc": sae.W_enc.T}
 
 
 @_form.register
 def _(sae: FlatSAE) -> Form:
     name, keys, tensors = _rule(sae.sparsifier)
-    return Form(name, keys, {"b_enc": sae.b_enc} | tensors)
+    return Form(name, keys, _encoder(sae) | {"b_enc": sae.b_enc} | tensors)
 
 
 @singledispatch
