@@ -151,7 +151,11 @@ class FromTeacher(AbstractInit):
 
 
 class DecodersFromTeacher(AbstractInit):
-    """`FromTeacher` without the encoders, which keep their random start: as PolytopeSAE does it."""
+    """`FromTeacher` without the encoders, which keep their random start: as PolytopeSAE does it.
+
+    Args:
+        path: Folder of the teacher.
+    """
 
     path: Words = eqx.field(static=True)
 
@@ -190,25 +194,52 @@ def teacher_metric(path: Words) -> AbstractMetric:
 
 @ranged
 def teacher_unembedding_metric(path: Words) -> AbstractMetric:
-    """The other side of it, which PolytopeSAE applies to residual vectors by mistake."""
+    """The unembedding side of the same metric, which PolytopeSAE applies to residual vectors by mistake.
+
+    Args:
+        path: Folder of the teacher.
+    """
     return Teacher.load(path).geometry().unembedding
 
 
 @ranged
 def teacher_diagonal_metric(path: Words) -> AbstractMetric:
-    """The diagonal of the teacher's Σ on the residual side: scales of the dimensions without their correlations."""
+    """The diagonal of the teacher's Σ on the residual side: scales of the dimensions without their correlations.
+
+    Args:
+        path: Folder of the teacher.
+    """
     return Diagonal(jnp.sqrt(jnp.diagonal(jnp.asarray(Teacher.load(path).sigma))))
 
 
 @ranged
 def activation_metric(path: Words, rows: Sampled = ROWS, shrinkage: Shrinkage = 0.05) -> AbstractMetric:
-    """The metric in which the first `rows` activations of the store in folder `path` are white."""
+    """The metric in which activations of a store are white.
+
+    Args:
+        path: Folder of the store.
+        rows: How many activations, from the first on.
+        shrinkage: Weight of the identity in their covariance, or "ledoit_wolf".
+
+    Raises:
+        UserError: There is no such store, or its activations have no metric
+            (`jhsae.teacher.geometry.activation_geometry`).
+    """
     return activation_geometry(path, rows, shrinkage).residual
 
 
 @ranged
 def activation_diagonal_metric(path: Words, rows: Sampled = ROWS, shrinkage: Shrinkage = 0.05) -> AbstractMetric:
-    """The metric in which every dimension of those activations has the same variance."""
+    """The metric in which every dimension of a store's activations has the same variance.
+
+    Args:
+        path: Folder of the store.
+        rows: How many activations, from the first on.
+        shrinkage: Weight of the identity in their covariance, or "ledoit_wolf".
+
+    Raises:
+        UserError: As for `activation_metric`.
+    """
     sigma = activation_geometry(path, rows, shrinkage, diagonal=True).sigma
     return Diagonal(jnp.sqrt(jnp.diagonal(sigma)))
 
@@ -233,9 +264,15 @@ STAND_INS: dict[Callable[..., AbstractMetric], Callable[[int], AbstractMetric]] 
 
 
 def rotated(key: Key[Array, ""], rows: Float[Array, "*batch embed"], degrees: float) -> Float[Array, "*batch embed"]:
-    """Every row rotated by `degrees` towards a random direction orthogonal to it; norms stay, zero rows stay zero.
+    """Every row rotated towards a random direction orthogonal to it; norms stay, zero rows stay zero.
 
-    `UserError` for rows of one dimension, which have no such direction.
+    Args:
+        key: Of the random directions.
+        rows: Vectors, [*batch, embed].
+        degrees: The angle of the rotation.
+
+    Raises:
+        UserError: Rows of one dimension, which have no orthogonal direction.
     """
     if rows.shape[-1] < 2:
         raise UserError(

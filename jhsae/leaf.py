@@ -18,7 +18,14 @@ from jhsae.errors import UserError
 
 @dataclass(frozen=True)
 class Leaf:
-    """One array leaf: dotted path, logical axes, (negative) position of its unit-norm axis if any, and its sign."""
+    """One array leaf of a module.
+
+    Args:
+        path: dotted, such as ``blocks.q``.
+        axes: the names of its logical axes, in order.
+        unit: the place of its unit-norm axis, counted from the end (negative); None without one.
+        nonnegative: whether every update keeps it at 0 or above.
+    """
 
     path: str
     axes: tuple[str, ...]
@@ -44,9 +51,14 @@ def describe(module: eqx.Module) -> PyTree[Leaf]:
 
 
 def matching(module: eqx.Module, patterns: list[str] | tuple[str, ...]) -> PyTree[bool]:
-    """A tree of bools, True where a leaf's path matches one of the glob `patterns`.
+    """A tree of bools, True where a leaf's path matches one of the patterns.
 
-    Raises `UserError` for a pattern that matches no leaf.
+    Args:
+        module: the module, or its shapes.
+        patterns: globs over dotted paths, such as ``atom_*``.
+
+    Raises:
+        UserError: a pattern matches no leaf.
     """
     paths = [leaf.path for leaf in jax.tree.leaves(describe(module))]
     for pattern in patterns:

@@ -64,7 +64,11 @@ class Euclidean(AbstractMetric):
 
 
 class Whitened(AbstractMetric):
-    """<u, v> = (M u)·(M v)."""
+    """<u, v> = (M u)·(M v).
+
+    Args:
+        matrix: M, [embed, embed].
+    """
 
     matrix: Float[Array, "embed embed"]
 
@@ -76,7 +80,11 @@ class Whitened(AbstractMetric):
 
 
 class Diagonal(AbstractMetric):
-    """<u, v> = Σ_i (s_i u_i)(s_i v_i): a factor per dimension, and no correlations between them."""
+    """<u, v> = Σ_i (s_i u_i)(s_i v_i): a factor per dimension, and no correlations between them.
+
+    Args:
+        scale: The factors s, [embed].
+    """
 
     scale: Float[Array, "embed"]
 
@@ -90,24 +98,33 @@ class Diagonal(AbstractMetric):
 class CausalGeometry(eqx.Module):
     """The two sides of one causal inner product, from `causal`, `causal_absolute_ridge` or `from_covariance`.
 
-    `unembedding` is the metric of unembedding vectors (matrix Σ^(-1/2)), `residual` that of activations and
-    decoder rows (matrix Σ^(+1/2)). The matrices are symmetric and each other's inverse, so
-    `unembedding.whiten` also takes a unified vector to its residual (steering) vector, and `residual.whiten`
-    takes it to its readout.
+    The matrices of the two sides are symmetric and each other's inverse, so `unembedding.whiten` also takes a unified
+    vector to its residual (steering) vector, and `residual.whiten` takes it to its readout.
+
+    Args:
+        sigma: Σ, [embed, embed].
+        unembedding: The metric of unembedding vectors, with matrix Σ^(-1/2).
+        residual: The metric of activations and decoder rows, with matrix Σ^(+1/2).
+        condition: The largest over the smallest eigenvalue of Σ.
+        shrinkage: The weight of the identity in Σ, where it is known.
     """
 
     sigma: Float[Array, "embed embed"]
     unembedding: Whitened
     residual: Whitened
-    condition: float = eqx.field(static=True)  # largest over smallest eigenvalue of Σ
-    shrinkage: float | None = eqx.field(static=True, default=None)  # weight of the identity in Σ, where it is known
+    condition: float = eqx.field(static=True)
+    shrinkage: float | None = eqx.field(static=True, default=None)
 
 
 Shrinkage = Fraction | Literal["ledoit_wolf"]  # a weight, or the rule that estimates it
 
 
 def covariance(rows: Shaped[np.ndarray, "rows embed"]) -> Float64[np.ndarray, "embed embed"]:
-    """Covariance of the rows (centred, divided by rows - 1), in float64, block by block."""
+    """Covariance of the rows (centred, divided by rows - 1), in float64, block by block.
+
+    Raises:
+        UserError: Fewer than 2 rows.
+    """
     if len(rows) < 2:
         raise UserError(f"a covariance of {len(rows)} rows; at least 2 are needed")
     mean = np.mean(rows, axis=0, dtype=np.float64)
@@ -122,7 +139,12 @@ def covariance(rows: Shaped[np.ndarray, "rows embed"]) -> Float64[np.ndarray, "e
 def relative_ridge(
     sigma: Float64[np.ndarray, "embed embed"], shrinkage: Fraction
 ) -> Float64[np.ndarray, "embed embed"]:
-    """(1 - ρ) Σ + ρ (tr Σ / embed) I, ρ from 0 (none) to 1 (Euclidean): the same at every scale of the unembedding."""
+    """(1 - ρ) Σ + ρ (tr Σ / embed) I: the same at every scale of the unembedding.
+
+    Args:
+        sigma: Σ, a covariance.
+        shrinkage: ρ, from 0 (no ridge) to 1 (Euclidean).
+    """
     embed = len(sigma)
     return (1 - shrinkage) * sigma + shrinkage * np.trace(sigma) / embed * np.eye(embed)
 
@@ -130,7 +152,11 @@ def relative_ridge(
 def ledoit_wolf_of_rows(rows: Shaped[np.ndarray, "rows embed"], sigma: Float64[np.ndarray, "embed embed"]) -> float:
     """The weight of the identity in the covariance of Ledoit and Wolf (2004), equal to scikit-learn's.
 
-    For many rows: in float64, block by block. `sigma` is their `covariance`.
+    For many rows: in float64, block by block.
+
+    Args:
+        rows: The samples, not centred.
+        sigma: Their `covariance`.
     """
     mean = np.mean(rows, axis=0, dtype=np.float64)
     fourth = 0.0
@@ -161,7 +187,18 @@ def ledoit_wolf_weight(size: float, fourth: float, trace: float, samples: int, e
 def shrunk_covariance(
     rows: Shaped[np.ndarray, "rows embed"], shrinkage: Shrinkage
 ) -> tuple[Float64[np.ndarray, "embed embed"], float]:
-    """The covariance of the rows with a relative ridge, and the weight of it: `shrinkage`, or Ledoit and Wolf's."""
+    """The covariance of the rows with a relative ridge.
+
+    Args:
+        rows: The samples, not centred.
+        shrinkage: The weight of the ridge, or "ledoit_wolf", which estimates it from the rows.
+
+    Returns:
+        The covariance, and the weight of the ridge in it.
+
+    Raises:
+        UserError: Fewer than 2 rows.
+    """
     sigma = covariance(rows)
     weight = ledoit_wolf_of_rows(rows, sigma) if isinstance(shrinkage, str) else float(shrinkage)
     return relative_ridge(sigma, weight), weight
@@ -199,7 +236,12 @@ def to_trace(sigma: Float64[np.ndarray, "embed embed"]) -> Float64[np.ndarray, "
 def causal(unembedding: Shaped[np.ndarray, "vocab embed"], shrinkage: Shrinkage = 0.05) -> CausalGeometry:
     """Causal geometry with a relative ridge, Σ scaled to trace `embed`.
 
-    `shrinkage` = 0 is Park et al.'s own Σ; "ledoit_wolf" estimates the weight from the rows.
+    Args:
+        unembedding: One row per token.
+        shrinkage: The weight of the ridge: 0 is Park et al.'s own Σ; "ledoit_wolf" estimates it from the rows.
+
+    Raises:
+        UserError: Fewer than 2 rows, rows that are all equal, or a singular Σ.
     """
     sigma, weight = shrunk_covariance(unembedding, shrinkage)
     return from_covariance(to_trace(sigma), weight)
@@ -207,6 +249,14 @@ def causal(unembedding: Shaped[np.ndarray, "vocab embed"], shrinkage: Shrinkage 
 
 @ranged
 def causal_absolute_ridge(unembedding: Shaped[np.ndarray, "vocab embed"], ridge: NonNegative = 0.05) -> CausalGeometry:
-    """The form of the PyTorch original, Σ + ρ I unscaled: nearly Euclidean where Σ is much smaller than ρ."""
+    """The form of the PyTorch original, Σ + ρ I unscaled: nearly Euclidean where Σ is much smaller than ρ.
+
+    Args:
+        unembedding: One row per token.
+        ridge: ρ, in the squared units of the unembedding.
+
+    Raises:
+        UserError: Fewer than 2 rows, or a singular Σ + ρ I.
+    """
     sigma = covariance(unembedding)
     return from_covariance(sigma + ridge * np.eye(len(sigma)))

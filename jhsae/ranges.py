@@ -71,6 +71,11 @@ def violation(value: Any, hint: Any, name: str = "") -> str | None:
 
     Lists, mappings and alternatives are checked recursively. Array shapes are not checked, nor slots (mappings with a
     ``_target_``), which are checked against their own class.
+
+    Args:
+        value: the value of a field or argument.
+        hint: its annotation.
+        name: its name, for the sentence.
     """
     wrong = _wrong(value, hint, ())
     if wrong is None:
@@ -85,7 +90,12 @@ def bounds(hint: Any) -> tuple[BaseMetadata, ...]:
 
 
 def outside(value: Any, notes: Iterable[Any]) -> str | None:
-    """The expectation that a value violates (a bound, finiteness), None where it is within its range."""
+    """The expectation that a value violates (a bound, finiteness), None where it is within its range.
+
+    Args:
+        value: a number.
+        notes: the metadata of its annotation, of which bounds and `Infinite` count.
+    """
     notes = tuple(notes)
     if isinstance(value, Integral):
         if abs(int(value)) > INT64:

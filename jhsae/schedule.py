@@ -35,7 +35,13 @@ class Constant(AbstractSchedule):
 
 
 class Linear(AbstractSchedule):
-    """From `start` at step 0 to `end` at step `steps`, then `end`."""
+    """From `start` at step 0 to `end` at step `steps`, then `end`.
+
+    Args:
+        start: the value at step 0.
+        end: the value from step `steps` on.
+        steps: the step at which `end` is reached.
+    """
 
     start: float = eqx.field(static=True)
     end: float = eqx.field(static=True)
@@ -50,6 +56,16 @@ class WarmupCosine(AbstractSchedule):
     """Linear from `start` to `peak` over `warmup` steps, then a cosine to `peak * final` at step `steps`.
 
     With ``warmup=0`` the cosine begins at `peak` (the original began at `start`: an optax trap).
+
+    Args:
+        peak: the value at step `warmup`.
+        warmup: steps of the rise; 0 for none.
+        steps: the step at which the cosine ends, counted from step 0.
+        start: the value at step 0.
+        final: the last value, as a fraction of `peak`.
+
+    Raises:
+        UserError: `warmup` is not below `steps`.
     """
 
     peak: float = eqx.field(static=True)
@@ -73,7 +89,12 @@ class WarmupCosine(AbstractSchedule):
 
 
 class Warmup(AbstractSchedule):
-    """``value min((step + 1) / steps, 1)``: a coefficient that grows to `value`, as SAELens warms up sparsity."""
+    """``value min((step + 1) / steps, 1)``: a coefficient that grows to `value`, as SAELens warms up sparsity.
+
+    Args:
+        value: the value from step ``steps - 1`` on.
+        steps: steps of the rise.
+    """
 
     value: float = eqx.field(static=True)
     steps: Count = eqx.field(static=True)
@@ -85,7 +106,16 @@ class Warmup(AbstractSchedule):
 class WarmupDecay(AbstractSchedule):
     """Linear to `peak` over `warmup` steps, constant, then linear to 0 over the last `decay` of `steps` steps.
 
-    SAELens: lr_scheduler_name "constant" with lr_warm_up_steps and lr_decay_steps. At step `steps` it is 0.
+    SAELens: lr_scheduler_name "constant" with lr_warm_up_steps and lr_decay_steps. With a decay it ends at 0.
+
+    Args:
+        peak: the value between warmup and decay.
+        steps: the length of the schedule, warmup and decay included.
+        warmup: steps of the rise; 0 for none.
+        decay: steps of the fall to 0; 0 for none.
+
+    Raises:
+        UserError: `warmup` and `decay` together exceed `steps`.
     """
 
     peak: float = eqx.field(static=True)
@@ -105,6 +135,16 @@ class CosineAnnealing(AbstractSchedule):
     """Linear to `peak` over `warmup` steps, a cosine to `peak * final`, linear to 0 over the last `decay` steps.
 
     SAELens: "cosineannealing", whose lr_end is ``peak * final``.
+
+    Args:
+        peak: the value after the warmup.
+        steps: the length of the schedule, warmup and decay included.
+        warmup: steps of the rise; 0 for none.
+        decay: steps of the fall to 0; 0 for none.
+        final: the last value of the cosine, as a fraction of `peak`.
+
+    Raises:
+        UserError: `warmup` and `decay` leave no step between them, or `final` is 0 with a decay.
     """
 
     peak: float = eqx.field(static=True)
@@ -129,6 +169,17 @@ class CosineRestarts(AbstractSchedule):
 
     SAELens: "cosineannealingwarmrestarts". A cycle is ``(steps - warmup - decay) // cycles`` steps long; the steps
     that remain begin one more, as there.
+
+    Args:
+        peak: the value at the start of each cycle.
+        steps: the length of the schedule, warmup and decay included.
+        cycles: the number of cosines.
+        warmup: steps of the rise; 0 for none.
+        decay: steps of the fall to 0; 0 for none.
+        final: the lowest value of a cosine, as a fraction of `peak`.
+
+    Raises:
+        UserError: `warmup` and `decay` leave fewer than `cycles` steps between them, or `final` is 0 with a decay.
     """
 
     peak: float = eqx.field(static=True)
@@ -153,6 +204,15 @@ class Trapezoid(AbstractSchedule):
     """Linear from 0 at step 0 to `peak` at step `warmup`, constant, then linear to 0 at step `steps`.
 
     dictionary_learning, whose decay_start is ``steps - decay``. The first update of all is one of size 0.
+
+    Args:
+        peak: the value between warmup and decay.
+        steps: the length of the schedule, warmup and decay included.
+        warmup: steps of the rise; 0 for none.
+        decay: steps of the fall to 0; 0 for none.
+
+    Raises:
+        UserError: `warmup` and `decay` together exceed `steps`.
     """
 
     peak: float = eqx.field(static=True)

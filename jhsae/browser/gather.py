@@ -29,7 +29,17 @@ BINS = 24
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of everything a page shows; None is all that fired."""
+    """How much of everything a page shows.
+
+    Args:
+        features: experts (or flat features), evenly spaced in frequency rank; None for all that fired.
+        atoms: atoms per expert, the most frequent ones; None for all that fired.
+        examples: strongest contexts per latent.
+        spread: weaker contexts per latent, at evenly spaced ranks.
+        window: tokens of a context on either side of the firing one.
+        logits: tokens raised most per latent, and as many lowered most.
+        neighbours: nearest decoder directions per latent.
+    """
 
     features: int | None
     atoms: int | None

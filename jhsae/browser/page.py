@@ -24,7 +24,12 @@ PLAIN_BYTES = 200_000
 
 
 def render(data: dict[str, Any], about: dict[str, Any]) -> str:
-    """The page as HTML. `data` comes from `gather`, `about` fills the heading and the footer of the template."""
+    """The page as HTML.
+
+    Args:
+        data: what `gather` returned.
+        about: the values of the template's variables in heading and footer, by name.
+    """
     kind, text = embedded(data)
     environment = Environment(
         loader=FileSystemLoader(FOLDER),

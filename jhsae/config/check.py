@@ -29,9 +29,12 @@ MISFIT = object()
 
 
 class CheckedSlot(dict[str, Any]):
-    """A checked slot: `target` is the class or function, whose signature its arguments match.
+    """A checked slot: a mapping of `_target_` and converted arguments.
 
-    `place` is its origin, for errors of the constructor.
+    Args:
+        values: its entries.
+        place: its origin, for errors of the constructor.
+        target: the class or function, whose signature the arguments match.
     """
 
     def __init__(self, values: Mapping[str, Any], place: Place, target: Callable[..., Any]) -> None:

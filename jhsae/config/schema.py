@@ -22,8 +22,16 @@ from jhsae.config.target import Wanted
 class Supplied:
     """The class of the part in a slot, and the constructor arguments that the program, not the YAML, supplies.
 
-    ``Annotated[Slot, "the autoencoder", Supplied("key", kind=AbstractSAE)]``. A slot takes classes derived from `kind`
-    and the `functions` of these import paths. A kind whose parts may also be made by a function lists it in `MADE_BY`.
+    ``Annotated[Slot, "the autoencoder", Supplied("key", kind=AbstractSAE)]``.
+
+    Args:
+        names: the arguments that the program supplies, which the YAML must not have.
+        kind: the class that the slot's parts are derived from. One whose parts may also be made by a function lists it
+            in `MADE_BY`.
+        functions: import paths of further functions that the slot accepts.
+
+    Raises:
+        TypeError: `kind` is no class that constrains its subclasses (`is_kind`).
     """
 
     def __init__(self, *names: str, kind: type | None = None, functions: Sequence[str] = ()) -> None:

@@ -36,9 +36,15 @@ PACKAGES = ("jhsae", "jax", "numpy", "tensorstore", "transformers", "datasets")
 class Origin:
     """Provenance of the rows; its fields are fields of the manifest.
 
-    `layer` counts the blocks that have run (0: the scaled embeddings). `tokenizer` holds name and hash,
-    `dataset` the text source's ``describe()``; `documents` counts the documents that end inside the
-    harvest.
+    Args:
+        model: The name of the language model, as it was written.
+        layer: Number of blocks that have run (0: the scaled embeddings).
+        tokenizer: Name and hash of the tokenizer, the special tokens that frame sequences, and the model.
+        dataset: The text source's ``describe()``.
+        documents: Number of documents that end inside the harvest.
+        seed: Determines the order of the documents and of the rows.
+        config: The harvest's config as plain data.
+        config_hash: Its hash (`jhsae.config.config_hash`); empty for a store that no config made.
     """
 
     model: str
@@ -53,10 +59,22 @@ class Origin:
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """Metadata of a store. Norms and `mean` are in the units of the stored activations.
+    """Metadata of a store.
 
-    `writers` lists how many processes wrote it (several entries when it was resumed with another number); the rows and
-    their order do not depend on it, their last bits may, because it decides the shapes that a device computes.
+    `model` to `config_hash` are those of `Origin`; `embed`, `mean` to `total_variance` those of `Statistics`.
+
+    Args:
+        format: The version of the format of the store.
+        dtype: That of the stored activations: float32, bfloat16 or int8.
+        rows: Number of activations.
+        sequences: Number of packed sequences.
+        context: Tokens of a sequence.
+        shard_rows: Rows of a file.
+        chunk_rows: Rows of a chunk, the unit that is read.
+        writers: How many processes wrote it (several entries when it was resumed with another number); the rows and
+            their order do not depend on it, their last bits may, because it decides the shapes that a device computes.
+        versions: Package -> version, of those that a harvest depends on.
+        files: Name -> ``bytes`` and ``sha256``, of every file except the manifest and ``SHA256SUMS``.
     """
 
     format: int

@@ -69,7 +69,7 @@ def packed(
     buffer: int = 10_000,
     vocab: int | None = None,
 ) -> Packed:
-    """As `pack`, with the number of documents that end in the sequences."""
+    """As `pack`, with the number of documents that end in the sequences; arguments and errors are those of `pack`."""
     if context < 2:
         raise UserError(f"context is {context}, expected at least 2: BOS and one token")
     framing = Framing.of(tokenizer)

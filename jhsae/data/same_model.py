@@ -62,8 +62,8 @@ def same_model(one: ModelName, other: ModelName, store: str | None = None) -> bo
     """Whether two names mean the same language model.
 
     Args:
-        a: A name.
-        b: Another.
+        one: A name.
+        other: Another.
         store: The folder of the store that a bare name was read from; relative paths are resolved around it.
     """
     if one.sha256 is not None and other.sha256 is not None:

@@ -14,7 +14,17 @@ from jaxtyping import Float64, Shaped
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Statistics of the rows in a manifest, in the units of the activations (`total_variance`: squared)."""
+    """Statistics of the rows in a manifest, in the units of the activations (`total_variance`: squared).
+
+    Args:
+        embed: The width of a row.
+        mean: The mean row, [embed].
+        mean_norm: The mean of the norms.
+        rms_norm: The root of the mean squared norm.
+        min_norm: The smallest norm.
+        max_norm: The largest norm.
+        total_variance: The mean squared distance to `mean`: the sum of the variances of all dimensions.
+    """
 
     embed: int
     mean: Float64[np.ndarray, "embed"]

@@ -24,7 +24,12 @@ from jhsae.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """A complete, verified store; made by `Store.open`."""
+    """A complete, verified store; made by `Store.open`, which fills in the private fields.
+
+    Args:
+        path: Its folder, local or in a bucket.
+        manifest: Its metadata.
+    """
 
     path: str
     manifest: Manifest

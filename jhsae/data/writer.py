@@ -28,6 +28,27 @@ class Writer:
 
     Several processes write one store together: number 0 makes its `Writer` first, the others after it; each puts some
     of the groups and calls `flush`, and when all have, number 0 calls `close`.
+
+    Two groups of rows are in memory, each of `shuffle_rows` to twice that.
+
+    Args:
+        out: Folder of the store, local or in a bucket.
+        origin: Provenance, for the manifest.
+        tokens: The packed sequences, [sequences, context].
+        rows: Exact number of activations.
+        embed: Width of an activation.
+        dtype: float32, bfloat16 or int8.
+        channels: Channel statistics of an int8 store; a resumed one keeps those of its start.
+        shuffle_rows: Rows that are shuffled together.
+        shard_rows: Rows of a file.
+        chunk_rows: Rows of a chunk.
+        number: Index of this process.
+        writers: Number of processes.
+        resume: Continue an interrupted write of the same plan; otherwise it is removed.
+
+    Raises:
+        UserError: `out` exists, `dtype` is unknown or is int8 without `channels`, or the interrupted write has another
+            plan.
     """
 
     def __init__(
@@ -47,26 +68,6 @@ class Writer:
         writers: int = 1,
         resume: bool = False,
     ):
-        """Creates or resumes a store; two groups of rows are in memory, each of `shuffle_rows` to twice that.
-
-        Args:
-            out: Its folder, local or in a bucket.
-            origin: Provenance, for the manifest.
-            tokens: The packed sequences, [sequences, context].
-            rows: Exact number of activations.
-            embed: Width of an activation.
-            dtype: float32, bfloat16 or int8.
-            channels: Channel statistics of an int8 store; a resumed one keeps those of its start.
-            shuffle_rows: Rows that are shuffled together.
-            shard_rows: Rows of a file.
-            chunk_rows: Rows of a chunk.
-            number: Index of this process.
-            writers: Number of processes.
-            resume: Continue an interrupted write of the same plan; otherwise it is removed.
-
-        Raises:
-            UserError: `out` exists, `dtype` is unknown, or the interrupted write has another plan.
-        """
         if dtype not in DTYPES:
             raise UserError(f"a store of dtype '{dtype}' was asked for" + nearest(dtype, DTYPES))
         refuse_existing(out, origin.config_hash)

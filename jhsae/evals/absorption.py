@@ -40,7 +40,16 @@ Cosine = Annotated[float, Ge(-1), Le(1)]
 @ranged
 @dataclass(frozen=True)
 class AbsorptionRules:
-    """The thresholds, SAEBench's by default; `most` bounds the main latents of a class."""
+    """The thresholds, SAEBench's by default.
+
+    Args:
+        full_cosine: the least cosine of a fully absorbing latent with the probe.
+        fraction_cosine: the least cosine of a latent that counts in the absorption fraction.
+        proportion: the least share of the token's projection that the absorbing latents contribute.
+        absorbers: at most this many absorbing latents count in the fraction, those that contribute most.
+        jump: the rise in F1, above which the class gets another main latent.
+        most: at most this many main latents per class.
+    """
 
     full_cosine: Cosine = 0.025
     fraction_cosine: Cosine = 0.1

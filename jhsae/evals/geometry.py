@@ -26,8 +26,18 @@ def orthogonality(
 ) -> dict[str, float | None]:
     """Median and mean distance from 90 degrees over live atoms, and the same for 20 random re-pairings of experts.
 
-    `parent_child_z` is how many standard deviations of the null's mean the value lies below (negative) or above it.
-    A live atom whose row is 0, or whose expert's is, has no angle and does not count; what has none to count is None.
+    A live atom whose row is 0, or whose expert's is, has no angle and does not count.
+
+    Args:
+        sae: a trained SAE.
+        metric: of residual vectors, in which angles are measured.
+        frequency: how often each feature fired, [features]; above 0 for a live one.
+        seed: of the re-pairings.
+
+    Returns:
+        `parent_child_off_90`, the median, and its `_mean`, `_null` and `_null_mean`, in degrees; `parent_child_z`, by
+        how many standard deviations of the null's means the mean lies above (below: negative) theirs; `live_atoms`, the
+        number of atoms that fired. None where a value is not defined.
     """
     found = orthogonality_units(sae, metric, frequency, seed)
     own, nulls = found.own, found.nulls
@@ -72,7 +82,15 @@ def orthogonality_units(
     seed: int = 0,
     most: int = NULLS,
 ) -> OrthogonalityUnits:
-    """The distances that `orthogonality` summarises, with at most `most` re-pairings, which shift the experts round."""
+    """The distances that `orthogonality` summarises, in degrees. A re-pairing shifts the experts round.
+
+    Args:
+        sae: a trained SAE.
+        metric: of residual vectors, in which angles are measured.
+        frequency: how often each feature fired, [features]; above 0 for a live one.
+        seed: of the re-pairings.
+        most: the number of re-pairings; of fewer experts all there are.
+    """
     alive = frequency[sae.experts :].reshape(sae.experts, sae.atoms) > 0
     router, rows = metric.whiten(sae.router_dec), metric.whiten(sae.dictionary()[sae.experts :])
     parents, atoms = ops.unit_rows(router), ops.unit_rows(rows).reshape(sae.experts, sae.atoms, -1)

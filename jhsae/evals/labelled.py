@@ -23,7 +23,12 @@ PREDICTED: dict[str, Alternative] = {"purity": "greater", "f1": "greater", "auc"
 
 
 class OnLabels(NamedTuple):
-    """`numbers`: single values for a table. `details`: values per class, draws of the null, and `sentences`."""
+    """Measures of an SAE on labelled tokens.
+
+    Args:
+        numbers: single values for a table, by name; None where one is not defined.
+        details: values per class, draws of the null, and `sentences`.
+    """
 
     numbers: dict[str, float | None]
     details: dict[str, Any]

@@ -33,7 +33,13 @@ FORMAT = '{"token": 512, "class": "animal"} or {"sequence": 3, "position": 7, "c
 
 @dataclass(frozen=True, eq=False)
 class RowLabels:
-    """The class (a place in `names`, `NO_CLASS` for none) and the word type of every measured row of a store."""
+    """The class and the word type of every measured row of a store.
+
+    Args:
+        names: of the classes.
+        classes: of each row a place in `names`, or `NO_CLASS`.
+        words: of each row the number of its word type.
+    """
 
     names: tuple[str, ...]
     classes: Int32[np.ndarray, " rows"]

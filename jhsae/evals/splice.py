@@ -26,7 +26,12 @@ Replace = Callable[[Float[Array, "rows embed"]], Float[Array, "rows embed"]]
 
 
 class Spliced(eqx.Module):
-    """A function from activations to their reconstructions, in the units of the model."""
+    """A function from activations to their reconstructions, [rows, embed], in the units of the model.
+
+    Args:
+        sae: a trained SAE, `for_inference`.
+        normalizer: its fitted input normaliser.
+    """
 
     sae: AbstractSAE
     normalizer: AbstractNormalizer
@@ -110,7 +115,16 @@ def splice(
 
 
 def recovered(results: dict[str, dict[str, float]], name: str) -> dict[str, Any]:
-    """The scores of one replacement, in SAEBench's definitions; None where zeros lose nothing either."""
+    """The scores of one replacement, in SAEBench's definitions.
+
+    Args:
+        results: those of `splice`.
+        name: of the replacement.
+
+    Returns:
+        ``ce``, ``ce_model``, ``ce_zero`` and ``kl`` in nats per predicted token; ``ce_recovered`` and ``kl_recovered``,
+        1 for a perfect reconstruction and 0 for zeros, None where zeros lose nothing either.
+    """
     model, zero, ours = results["model"], results["zero"], results[name]
     return {
         "ce": ours["ce"],

@@ -33,7 +33,13 @@ KINDS = ("target", "siblings", "unrelated")
 
 @dataclass(frozen=True)
 class SteeringTarget:
-    """A latent, the tokens that it should raise, and those of its siblings, which it should not."""
+    """A latent to steer, and what it should do.
+
+    Args:
+        latent: its row in the dictionary.
+        tokens: ids of the tokens that it should raise.
+        siblings: ids of its siblings' tokens, which it should not raise; those among `tokens` do not count.
+    """
 
     latent: int
     tokens: tuple[int, ...]

@@ -29,6 +29,7 @@ def token_text(tokenizer: Any, ids: Iterable[int]) -> list[str]:
     Args:
         tokenizer: a Hugging Face tokenizer. One without a decoder does not say how its tokens are joined: a token of
             it is shown as its vocabulary entry. Fast tokenizers decode a vocabulary of 256,000 in about a second.
+        ids: token ids; one outside the vocabulary is shown by its number.
     """
     ids = [int(i) for i in ids]
     pieces: list[str | None] = tokenizer.convert_ids_to_tokens(ids)

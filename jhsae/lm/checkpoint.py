@@ -34,7 +34,14 @@ FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A model, its tokenizer, its name, and the hash of its content (see `jhsae.lm.identity`)."""
+    """A language model and its tokenizer.
+
+    Args:
+        model: The decoder.
+        tokenizer: A Hugging Face tokenizer.
+        name: The path or hub name that it was loaded by.
+        sha256: The hash of its content (`jhsae.lm.identity`), or None.
+    """
 
     model: AbstractLM
     tokenizer: PreTrainedTokenizerBase
@@ -57,7 +64,7 @@ def load(
     """Loads a language model; config.json determines its family.
 
     Args:
-        path: A folder, a hub name ("google/gemma-2-2b") or "embedded".
+        path_or_hub_name: A folder, a hub name ("google/gemma-2-2b") or "embedded".
         layers: Load only the first blocks, enough to harvest up to that layer; the logits are then meaningless.
         dtype: Of the weights and of the operands of matrix products; activations are float32.
         mesh: Shard the weights over it (`jhsae.lm.sharding`). Each process reads only the shards of its devices; all

@@ -22,7 +22,21 @@ from jhsae.lm.rope import Rope
 
 
 class Blocks(eqx.Module):
-    """The weights of all blocks, stacked; matrices are [outputs, inputs] as in Hugging Face files."""
+    """The weights of all blocks, stacked; matrices are [outputs, inputs] as in Hugging Face files.
+
+    Args:
+        q: Query projections, [layers, heads * head_dim, embed].
+        k: Key projections, [layers, kv_heads * head_dim, embed].
+        v: Value projections, of the same shape.
+        o: Output projection of the attention.
+        gate: MLP projection to which the activation function is applied.
+        up: MLP projection that is multiplied by it.
+        down: MLP projection back to the residual stream.
+        attention_in: Weight of the norm before the attention.
+        attention_out: Weight of the norm after it.
+        mlp_in: Weight of the norm before the MLP.
+        mlp_out: Weight of the norm after it.
+    """
 
     q: Float[Array, "layers queries embed"]
     k: Float[Array, "layers keys embed"]
@@ -38,7 +52,17 @@ class Blocks(eqx.Module):
 
 
 class Gemma2(AbstractLM):
-    """A Gemma-2 decoder; see the module's docstring. `head` is None where the embedding serves as head too."""
+    """A Gemma-2 decoder; see the module's docstring.
+
+    Args:
+        embedding: A row per token.
+        blocks: The weights of all blocks.
+        final_norm: Weight of the norm before the logits.
+        config: Sizes and constants.
+        matmul_dtype: The dtype to which the operands of matrix products are rounded.
+        unroll: Compile the blocks one by one instead of as a loop.
+        head: The matrix of the logits, a row per token; None where the embedding serves as head too.
+    """
 
     tensors: ClassVar[dict[str, str]] = {
         "embedding": "model.embed_tokens.weight",

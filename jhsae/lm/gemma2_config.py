@@ -47,7 +47,26 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Gemma2Config(AbstractConfig):
-    """`sliding[i]`: whether block i attends within `window`; a cap of None is no cap."""
+    """Sizes and constants of a Gemma-2 model; a cap of None is no cap.
+
+    Args:
+        vocab: Number of tokens.
+        embed: Width of the residual stream.
+        hidden: Width of the MLP.
+        heads: Number of query heads.
+        kv_heads: Number of key and value heads, a divisor of `heads`.
+        head_dim: Width of a head.
+        window: Tokens that a query of a sliding block attends to, its own included.
+        sliding: For each block whether it attends within `window`.
+        query_pre_attn_scalar: Queries are divided by its root.
+        attention_cap: Soft cap of the attention scores.
+        final_cap: Soft cap of the logits.
+        norm_eps: Constant under the root of the norms.
+        rope_theta: Base of the frequencies of the rotary positions.
+        extras: ``("head",)`` where the head is a matrix of its own.
+        model_type: That of config.json.
+        positions: The maximum sequence length; None where config.json has none.
+    """
 
     vocab: int
     embed: int

@@ -21,7 +21,30 @@ from jhsae.lm.product import product
 
 
 class LlamaBlocks(eqx.Module):
-    """The weights of all blocks, stacked; matrices are [outputs, inputs] as in Hugging Face files."""
+    """The weights of all blocks, stacked; matrices are [outputs, inputs] as in Hugging Face files.
+
+    Optional ones, which depend on the family, are None where the model has none (`LlamaConfig.extras`).
+
+    Args:
+        q: Query projections, [layers, heads * head_dim, embed].
+        k: Key projections, [layers, kv_heads * head_dim, embed].
+        v: Value projections, of the same shape.
+        o: Output projection of the attention.
+        gate: MLP projection to which the activation function is applied.
+        up: MLP projection that is multiplied by it.
+        down: MLP projection back to the residual stream.
+        attention_in: Weight of the norm before the attention.
+        mlp_in: Weight of the norm before the MLP.
+        q_norm: Weight of the norm of every head's query.
+        k_norm: Weight of the norm of every head's key.
+        q_bias: Bias of `q`.
+        k_bias: Bias of `k`.
+        v_bias: Bias of `v`.
+        o_bias: Bias of `o`.
+        gate_bias: Bias of `gate`.
+        up_bias: Bias of `up`.
+        down_bias: Bias of `down`.
+    """
 
     q: Float[Array, "layers queries embed"]
     k: Float[Array, "layers keys embed"]
@@ -44,7 +67,17 @@ class LlamaBlocks(eqx.Module):
 
 
 class Llama(AbstractLM):
-    """A decoder of the Llama, Mistral or Qwen family; `head` is None where the embedding serves as head too."""
+    """A decoder of the Llama, Mistral or Qwen family.
+
+    Args:
+        embedding: A row per token.
+        blocks: The weights of all blocks.
+        final_norm: Weight of the norm before the logits.
+        config: Sizes and constants.
+        matmul_dtype: The dtype to which the operands of matrix products are rounded.
+        unroll: Compile the blocks one by one instead of as a loop.
+        head: The matrix of the logits, a row per token; None where the embedding serves as head too.
+    """
 
     tensors: ClassVar[dict[str, str]] = {
         "embedding": "model.embed_tokens.weight",

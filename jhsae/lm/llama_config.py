@@ -39,7 +39,23 @@ MLP = ("gate_bias", "up_bias", "down_bias")
 
 @dataclass(frozen=True)
 class LlamaConfig(AbstractConfig):
-    """`sliding[i]`: whether block i attends within `window`; `extras` names the optional weights it has."""
+    """Sizes and constants of a model of the Llama, Mistral or Qwen family.
+
+    Args:
+        model_type: That of config.json: llama, mistral, qwen2 or qwen3.
+        vocab: Number of tokens.
+        embed: Width of the residual stream.
+        hidden: Width of the MLP.
+        heads: Number of query heads.
+        kv_heads: Number of key and value heads, a divisor of `heads`.
+        head_dim: Width of a head.
+        sliding: For each block whether it attends within `window`.
+        window: Tokens that a query of a sliding block attends to, its own included; None where no window is set.
+        norm_eps: Constant under the root of the norms.
+        rope: The rotary positions.
+        extras: Names of the optional weights that it has, such as ``head`` or ``q_bias``.
+        positions: The maximum sequence length; None where config.json has none.
+    """
 
     model_type: str
     vocab: int

@@ -20,7 +20,22 @@ from jhsae.lm.product import product
 
 
 class NeoXBlocks(eqx.Module):
-    """The weights of all blocks, stacked; `qkv` holds each head's query, key and value rows in turn."""
+    """The weights of all blocks, stacked; matrices are [outputs, inputs] as in Hugging Face files.
+
+    Args:
+        qkv: Each head's query, key and value rows in turn, [layers, heads * 3 * head_dim, embed].
+        out: Output projection of the attention.
+        mlp_up: MLP projection from the residual stream.
+        mlp_up_bias: Its bias.
+        mlp_down: MLP projection back to the residual stream.
+        mlp_down_bias: Its bias.
+        attention_norm: Weight of the norm before the attention.
+        attention_norm_bias: Its bias.
+        mlp_norm: Weight of the norm before the MLP.
+        mlp_norm_bias: Its bias.
+        qkv_bias: Bias of `qkv`, or None.
+        out_bias: Bias of `out`, or None.
+    """
 
     qkv: Float[Array, "layers fused embed"]
     out: Float[Array, "layers embed queries"]
@@ -37,7 +52,18 @@ class NeoXBlocks(eqx.Module):
 
 
 class NeoX(AbstractLM):
-    """A GPT-NeoX decoder; `head` is None where the embedding serves as head too."""
+    """A GPT-NeoX decoder.
+
+    Args:
+        embedding: A row per token.
+        blocks: The weights of all blocks.
+        final_norm: Weight of the norm before the logits.
+        config: Sizes and constants.
+        matmul_dtype: The dtype to which the operands of matrix products are rounded.
+        unroll: Compile the blocks one by one instead of as a loop.
+        final_norm_bias: Bias of the norm before the logits.
+        head: The matrix of the logits, a row per token; None where the embedding serves as head too.
+    """
 
     tensors: ClassVar[dict[str, str]] = {
         "embedding": "gpt_neox.embed_in.weight",

@@ -33,7 +33,24 @@ NAMES = {
 
 @dataclass(frozen=True)
 class NeoXConfig(AbstractConfig):
-    """The first `rotated` entries of each head are rotated; with `parallel`, attention and MLP read the same stream."""
+    """Sizes and constants of a GPT-NeoX model.
+
+    Args:
+        vocab: Number of tokens.
+        embed: Width of the residual stream.
+        hidden: Width of the MLP.
+        heads: Number of query heads.
+        kv_heads: Number of key and value heads, equal to `heads`.
+        head_dim: Width of a head.
+        depth: Number of blocks.
+        norm_eps: Constant under the root of the norms.
+        rope: The rotary positions.
+        rotated: Entries of each head that have rotary positions, from the first on.
+        parallel: Whether attention and MLP of a block read the same residual stream.
+        extras: Names of the optional weights that it has: ``head``, ``qkv_bias``, ``out_bias``.
+        model_type: That of config.json.
+        positions: The maximum sequence length; None where config.json has none.
+    """
 
     vocab: int
     embed: int

@@ -17,7 +17,15 @@ LOGICAL_TO_MESH = {"queries": EXPERT, "keys": EXPERT, "fused": EXPERT, "hidden":
 
 
 def shardings(model: AbstractLM, mesh: Mesh) -> PyTree[NamedSharding]:
-    """The layout of every array of a model, or of its `shapes`."""
+    """The layout of every array of a model.
+
+    Args:
+        model: The model, or its `shapes`.
+        mesh: The mesh of the run, with the axis ``expert``.
+
+    Returns:
+        A tree like the model with a layout in the place of every array.
+    """
     pieces = model.config.pieces()
 
     def layout(leaf: Leaf) -> NamedSharding:

@@ -24,8 +24,14 @@ def as_widths(widths: Sequence[Count]) -> tuple[int, ...]:
 class Prefixes(AbstractTerm):
     """Squared error of the reconstructions from the first w features, for every w in `widths`.
 
-    The full width is `SquaredError`'s: do not list it. SAELens adds the errors up ("sum"), dictionary_learning
-    averages them ("mean"). One code serves all prefixes: the selection is that of the whole SAE.
+    One code serves all prefixes: the selection is that of the whole SAE.
+
+    Args:
+        widths: numbers of features, growing; without the full width, whose error is `SquaredError`'s.
+        over: whether the errors of the widths are added up ("sum", SAELens) or averaged ("mean", dictionary_learning).
+
+    Raises:
+        UserError: `widths` does not grow, or reaches the number of features of the SAE.
     """
 
     accepts: ClassVar[type] = FlatSAE

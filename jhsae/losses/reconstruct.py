@@ -19,7 +19,11 @@ def _squared_error(target: Array, x_hat: Array, over_embed: Over) -> Float[Array
 
 
 class SquaredError(AbstractTerm):
-    """``mean_batch sum_embed (target - x_hat)^2``; `over_embed` "mean" divides by the embed size (PolytopeSAE)."""
+    """``mean_batch sum_embed (target - x_hat)^2``.
+
+    Args:
+        over_embed: "sum", or "mean", which divides by the embed size (PolytopeSAE).
+    """
 
     over_embed: Over = eqx.field(static=True, default="sum")
 
@@ -31,6 +35,9 @@ class ParentsOnly(AbstractTerm):
     """The squared error of the parents' reconstruction, so that experts mean something without their atoms.
 
     Weight 0.1 in arXiv 2506.01197 (beta).
+
+    Args:
+        over_embed: "sum", or "mean", which divides by the embed size.
     """
 
     accepts: ClassVar[type] = HierarchicalSAE

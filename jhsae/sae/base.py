@@ -89,8 +89,12 @@ class TreeForward(Forward):
 
 
 class TopLevel(NamedTuple):
-    """The parameters of the features of ``forward.pre``, one row each: all features of a flat SAE, the experts of a
-    hierarchical one. A tied encoder is None; learned thresholds are among the biases.
+    """The parameters of the features of ``forward.pre``: all features of a flat SAE, the experts of a hierarchical one.
+
+    Args:
+        encoder: a row per feature, [top_level, embed]; None where it is tied to the decoder.
+        decoder: a row per feature, [top_level, embed].
+        biases: arrays with a value per feature, [top_level]; learned thresholds are among them.
     """
 
     encoder: Float[Array, "top_level embed"] | None

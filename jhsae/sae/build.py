@@ -46,6 +46,19 @@ def mixture_of_experts_v2(
     """Scale: many small experts, hard top-k over a threshold of 1/sqrt(embed), one atom per active expert.
 
     Made for inputs of unit norm (arXiv 2506.01197). ``route.topk`` "scan" is the original's top-k: the same numbers.
+
+    Args:
+        embed: the size of the vectors.
+        experts: the number of parents.
+        sub: the dimensions of an expert's subspace, at most `embed`.
+        atoms: the atoms of each expert.
+        k: the experts that are active per token.
+        key: for the starting values.
+        kernel: how the experts are computed (`ops`).
+        chunk: how many tokens are routed at once; None for a size that suits the machine.
+
+    Raises:
+        UserError: a `sub` above `embed`, or a `k` above `experts`.
     """
     route = OffsetTopK(k, offset=embed**-0.5)
     return HierarchicalSAE(embed, experts, sub, atoms, route, TopK(1), kernel=kernel, chunk=chunk, key=key)
@@ -68,6 +81,21 @@ def teacher_initialized(
     """Geometry: few wide experts, Gumbel top-k routing annealed over `steps`, biases, one atom per expert.
 
     Follow it with ``jhsae.init.FromTeacher(path)`` to copy a concept teacher's directions into it.
+
+    Args:
+        embed: the size of the vectors.
+        experts: the number of parents.
+        sub: the dimensions of an expert's subspace, at most `embed`.
+        atoms: the atoms of each expert.
+        k: the experts that are active per token.
+        key: for the starting values.
+        temperature: of the noise and the softmax of the routing: at step 0, and from step `steps` on.
+        steps: the training steps over which the temperature falls.
+        kernel: how the experts are computed (`ops`).
+        chunk: how many tokens are routed at once; None for a size that suits the machine.
+
+    Raises:
+        UserError: a `sub` above `embed`, or a `k` above `experts`.
     """
     route = GumbelTopK(k, temperature=Linear(*temperature, steps))
     return HierarchicalSAE(

@@ -13,15 +13,20 @@ from jhsae.usage import Context
 
 
 class Encoded(NamedTuple):
-    """The codes of a batch and what loss terms may read of their encoding."""
+    """The codes of a batch and what loss terms may read of their encoding.
+
+    Args:
+        codes: the sparse codes.
+        encoder: that of the batch; with all pre-activations where they were computed.
+        l1: ``sum |activate(pre)|`` over all features and tokens.
+        child_pre: the pre-activations of the selected experts' atoms, [batch, k, atoms], where encoders of experts were
+            given.
+    """
 
     codes: Codes
     encoder: ops.Encoder
-    """The encoder of the batch; with all pre-activations where they were computed."""
     l1: Float[Array, ""]
-    """``sum |activate(pre)|`` over all features and tokens."""
     child_pre: Float[Array, "batch k atoms"] | None = None
-    """The pre-activations of the atoms of the selected experts, where encoders of experts were given."""
 
 
 @jax.named_scope("route")

@@ -18,10 +18,15 @@ GradientTo = Literal["threshold", "threshold_and_input"]
 
 
 class JumpReLU(AbstractSparsifier):
-    """Thresholds start at `initial`, one per feature of the SAE that it is built into.
+    """One learned threshold per feature of the SAE that it is built into.
 
-    The jump has no derivative: within `bandwidth` of it a rectangle stands in for one (arXiv 2407.14435, eq. 11 and
-    12). It reaches the threshold alone (DeepMind), or the pre-activation too (Anthropic): `gradient_to`.
+    The jump has no derivative: a rectangle around it stands in for one (arXiv 2407.14435, eq. 11 and 12).
+
+    Args:
+        initial: the value at which all thresholds start, in units of the pre-activations.
+        bandwidth: the width of the rectangle, in the same units.
+        gradient_to: what the rectangle's gradient reaches: "threshold" alone (DeepMind), or "threshold_and_input", the
+            pre-activation too (Anthropic).
     """
 
     threshold: Annotated[Float[Array, "features"], NonNegative()]

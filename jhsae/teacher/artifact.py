@@ -48,16 +48,31 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Teacher:
-    """Rows of residual vectors (decoder side) and covectors (encoder side); unused children are zero."""
+    """Rows of residual vectors (decoder side) and covectors (encoder side); unused children are zero.
 
-    parents: Float32[np.ndarray, "parents embed"]  # unit norm in `geometry().residual`
-    readouts: Float32[np.ndarray, "parents embed"]  # covectors
-    lengths: Float32[np.ndarray, "parents"]  # norm of the estimated vector; a concept's tokens project to it
-    deltas: Float32[np.ndarray, "parents children embed"]  # child minus parent, at the estimated length
-    up: Float32[np.ndarray, "parents sub embed"]  # orthonormal rows in `geometry().residual`
-    down: Float32[np.ndarray, "parents sub embed"]  # covectors: down x are coordinates
-    atoms: Float32[np.ndarray, "parents children sub"]  # unit
-    counts: Int32[np.ndarray, "parents"]  # children of each parent
+    Args:
+        parents: A residual vector per parent, of unit norm in `geometry().residual`.
+        readouts: A covector per parent.
+        lengths: Norm of each parent's estimated vector; a concept's tokens project to it.
+        deltas: Child minus parent, residual vectors at the estimated length.
+        up: Basis of each parent's subspace, orthonormal rows in `geometry().residual`.
+        down: Covectors; ``down @ x`` are the coordinates of x in that basis.
+        atoms: Each child's delta in those coordinates, of unit norm.
+        counts: Number of children of each parent.
+        sigma: Σ of `geometry()`.
+        concepts: The parents with their children, in the order of the arrays.
+        provenance: Origin of the teacher, JSON values; ``model`` is the name of its language model.
+        validation: Metrics of `jhsae.teacher.validate`, JSON values.
+    """
+
+    parents: Float32[np.ndarray, "parents embed"]
+    readouts: Float32[np.ndarray, "parents embed"]
+    lengths: Float32[np.ndarray, "parents"]
+    deltas: Float32[np.ndarray, "parents children embed"]
+    up: Float32[np.ndarray, "parents sub embed"]
+    down: Float32[np.ndarray, "parents sub embed"]
+    atoms: Float32[np.ndarray, "parents children sub"]
+    counts: Int32[np.ndarray, "parents"]
     sigma: Float32[np.ndarray, "embed embed"]
     concepts: tuple[Concept, ...]
     provenance: dict[str, Any]

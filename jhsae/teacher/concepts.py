@@ -32,7 +32,12 @@ TEMPLATES = (
 
 
 class Prompts(AbstractEvidence):
-    """Residual activations at a token in every template, whitened on the residual side and centred."""
+    """Residual activations at a token in every template, whitened on the residual side and centred.
+
+    Args:
+        templates: Texts before the token; ``{other}`` in one stands for a word of a sibling concept.
+        batch: Prompts per forward pass.
+    """
 
     templates: Annotated[tuple[str, ...], MinLen(1)] = eqx.field(static=True, default=TEMPLATES)
     batch: Count = eqx.field(static=True, default=64)

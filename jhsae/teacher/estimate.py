@@ -73,7 +73,11 @@ class MeanEstimator(AbstractEstimator):
 
 
 class LDAEstimator(AbstractEstimator):
-    """Linear discriminant S⁻¹(μ₊ - μ₋), S the pooled within-class covariance with a relative ridge."""
+    """Linear discriminant S⁻¹(μ₊ - μ₋), S the pooled within-class covariance with a relative ridge.
+
+    Args:
+        shrinkage: Weight of the ridge (`jhsae.metric.relative_ridge`).
+    """
 
     shrinkage: PositiveFraction = eqx.field(static=True, default=0.1)
 
@@ -109,7 +113,12 @@ class LogisticEstimator(AbstractEstimator):
 
 @dataclass(frozen=True)
 class Directions:
-    """Unified-space vectors: one per parent, and the deltas of its children, [children, embed] for each."""
+    """Estimated vectors in the unified space.
+
+    Args:
+        parents: One per parent, [parents, embed].
+        deltas: For each parent those of its children, [children, embed].
+    """
 
     parents: Float64[np.ndarray, "parents embed"]
     deltas: tuple[Float64[np.ndarray, "_ embed"], ...]

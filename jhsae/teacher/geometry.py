@@ -25,7 +25,12 @@ Sampled = Annotated[int, Ge(2)]  # one row has no variance
 
 @dataclass(frozen=True)
 class Model:
-    """The language model that a geometry belongs to: its name and its unembedding."""
+    """The language model that a geometry belongs to.
+
+    Args:
+        name: Its name, as far as it is known.
+        unembedding: One row per token.
+    """
 
     name: ModelName
     unembedding: Shaped[np.ndarray, "vocab embed"]
@@ -55,7 +60,12 @@ class UnembeddingVariances(AbstractGeometry):
 
 
 class ActivationCovariance(AbstractGeometry):
-    """Residual vectors are whitened by the covariance of the first `rows` activations of the store in folder `path`."""
+    """Residual vectors are whitened by the covariance of activations.
+
+    Args:
+        path: Folder of a store of the same language model.
+        rows: How many of its activations, from the first on.
+    """
 
     path: Words = eqx.field(static=True)
     rows: Sampled = eqx.field(static=True, default=ROWS)
@@ -66,7 +76,12 @@ class ActivationCovariance(AbstractGeometry):
 
 
 class ActivationVariances(AbstractGeometry):
-    """The diagonal of `ActivationCovariance`: every dimension is divided by its standard deviation."""
+    """The diagonal of `ActivationCovariance`: every dimension is divided by its standard deviation.
+
+    Args:
+        path: Folder of a store of the same language model.
+        rows: How many of its activations, from the first on.
+    """
 
     path: Words = eqx.field(static=True)
     rows: Sampled = eqx.field(static=True, default=ROWS)

@@ -21,10 +21,14 @@ WORD = re.compile("[A-Za-z]+")
 
 @dataclass(frozen=True)
 class Ontology:
-    """Concepts by id: a unique readable name, the words of the concept itself, the ids of its parents.
+    """Concepts by id.
 
-    `usage` counts the words of the ontology's own text (WordNet: its glosses), where it has one. `verbs` are the ids of
-    the concepts whose words are verbs; those of the others are nouns.
+    Args:
+        names: Id -> a unique readable name.
+        words: Id -> the words of the concept itself, without those below it.
+        parents: Id -> the ids of its parents.
+        usage: Word -> its count in the ontology's own text (WordNet: its glosses); empty without such a text.
+        verbs: Ids of the concepts whose words are verbs; those of the others are nouns.
     """
 
     names: Mapping[str, str]

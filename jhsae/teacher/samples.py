@@ -20,8 +20,15 @@ from jhsae.teacher.select import Concept
 
 @dataclass(frozen=True)
 class View:
-    """Access to the language model. `residual` returns activations of prompts at the teacher's layer; `encode` the
-    token ids of a text; `bos` opens every prompt, if there is one."""
+    """Access to the language model.
+
+    Args:
+        unembedding: One row per token.
+        geometry: The teacher's geometry, which whitens samples.
+        residual: Token ids [batch, time] -> activations at the teacher's layer, [batch, time, embed].
+        encode: Text -> its token ids, without special tokens.
+        bos: Id of the token that opens every prompt, or None.
+    """
 
     unembedding: Shaped[np.ndarray, "vocab embed"]
     geometry: CausalGeometry
@@ -32,7 +39,12 @@ class View:
 
 @dataclass(frozen=True)
 class Samples:
-    """`rows[i]` are the samples of `tokens[i]`; tokens ascend."""
+    """Samples of tokens: vectors of the unified space.
+
+    Args:
+        tokens: Token ids, ascending.
+        rows: ``rows[i]`` are the samples of ``tokens[i]``, equally many for each: [tokens, per, embed].
+    """
 
     tokens: Int64[np.ndarray, "tokens"]
     rows: Float32[np.ndarray, "tokens per embed"]

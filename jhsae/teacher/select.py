@@ -22,7 +22,14 @@ Spread = Annotated[int, Ge(2)]  # one sample has no variance
 
 @dataclass(frozen=True)
 class Concept:
-    """A concept with the token ids of everything under it; a parent has children, most tokens first."""
+    """A concept and its words in the vocabulary.
+
+    Args:
+        id: That of the ontology.
+        name: A unique readable name.
+        tokens: Token ids of its words and of everything below it.
+        children: Of a parent, those with most tokens first; a child has none.
+    """
 
     id: str
     name: str
@@ -33,7 +40,11 @@ class Concept:
 @ranged
 @dataclass(frozen=True)
 class SelectionLimits:
-    """Criteria of a parent and of its children."""
+    """Criteria of a parent and of its children; the annotations say what each one means.
+
+    Raises:
+        UserError: A minimum is above its maximum.
+    """
 
     min_tokens: Annotated[Count, "tokens of a parent, at least"] = 12
     max_tokens: Annotated[Count, "a parent with more is split where possible"] = 100

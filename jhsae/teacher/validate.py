@@ -156,7 +156,16 @@ def readout(
 ) -> dict[str, dict[str, float | None]]:
     """AUC of each parent's direction as a probe on activations at a layer, held-out words only.
 
-    The direction comes from `samples` of the other words; `activations` are whitened on the residual side.
+    Args:
+        concepts: Parents with their children.
+        estimator: The rule that estimates the directions.
+        samples: Of all tokens; the directions come from those of the other words.
+        activations: Of all tokens, whitened on the residual side.
+        lemmas: Token id -> word, so that "dog" and "dogs" are held out together.
+        seed: Of splits and permutations.
+
+    Returns:
+        Quartiles over parents, ``measured`` and with samples permuted over tokens (``shuffled``).
     """
     found = {}
     for name, seen in (("measured", samples), ("shuffled", samples.shuffled(np.random.default_rng(seed)))):
