@@ -18,12 +18,15 @@ from jhsae.errors import UserError
 
 @dataclass(frozen=True)
 class Leaf:
-    """One array leaf: dotted path, logical axes, (negative) position of its unit-norm axis if any, and its sign."""
+    """One array leaf: dotted path, logical axes, (negative) position of its unit-norm axis if any, its sign, and the
+    levels of the forest that its rows lie in, if any.
+    """
 
     path: str
     axes: tuple[str, ...]
     unit: int | None
     nonnegative: bool = False
+    levels: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,15 @@ class Unit:
 @dataclass(frozen=True)
 class NonNegative:
     """Marks a field that every update keeps at 0 or above."""
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Marks a field whose rows lie in a forest, level by level: `field` of the same module holds the number of roots,
+    then that of the slots below each row.
+    """
+
+    field: str
 
 
 def describe(module: eqx.Module) -> PyTree[Leaf]:
@@ -73,4 +85,5 @@ def _leaf(module: eqx.Module, path: tuple[Any, ...]) -> Leaf:
     axes = tuple(array_hint.dim_str.split())
     unit = next((note.axis for note in notes if isinstance(note, Unit)), None)
     nonnegative = any(isinstance(note, NonNegative) for note in notes)
-    return Leaf(_dotted(path), axes, None if unit is None else axes.index(unit) - len(axes), nonnegative)
+    levels = next((getattr(owner, note.field) for note in notes if isinstance(note, Levels)), None)
+    return Leaf(_dotted(path), axes, None if unit is None else axes.index(unit) - len(axes), nonnegative, levels)
