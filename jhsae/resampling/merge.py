@@ -105,7 +105,7 @@ def _merged(sae: PursuitSAE, fires: Float[Array, "features"], cosine: float) -> 
     for level in range(len(forest.levels)):
         each = forest.levels[level + 1] if level + 1 < len(forest.levels) else 0
         count, siblings = len(rows[level]), forest.levels[level]
-        families = lambda a, siblings=siblings: a.reshape(-1, siblings, *a.shape[1:])  # noqa: E731
+        families = lambda a, siblings=siblings: a.reshape(len(a) // siblings, siblings, *a.shape[1:])  # noqa: E731
         places = jnp.arange(count * each).reshape(count, each)
         below = use[level + 1].reshape(count, each) if each else jnp.zeros((count, 0))
         own = _Family(families(rows[level]), families(use[level]), families(places), families(below))

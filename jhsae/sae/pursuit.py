@@ -109,7 +109,7 @@ class PursuitSAE(AbstractSAE):
             )
         if filled is not None and filled > len(self.levels):
             raise UserError(
-                f"filled is {filled}, but there are {len(self.levels)} levels; write {len(self.levels)} at most, or null"
+                f"filled is {filled}, but there are {len(self.levels)} levels; write at most {len(self.levels)}"
             )
         candidates.check(budget.picks, forest.roots)
         end = forest.blocks[(filled or len(self.levels)) - 1].end
