@@ -36,7 +36,7 @@ class PursuitCodes(Codes):
         scores: `ops.Pursued.scores`.
     """
 
-    scores: Float[Array, "batch picks+1"] = eqx.field(kw_only=True)
+    scores: Float[Array, "batch scores"] = eqx.field(kw_only=True)
 
 
 class PursuitForward(Forward):
@@ -48,7 +48,7 @@ class PursuitForward(Forward):
     """
 
     codes: PursuitCodes
-    prefixes: Float[Array, "batch levels-1 picks"] = eqx.field(kw_only=True)
+    prefixes: Float[Array, "batch prefixes picks"] = eqx.field(kw_only=True)
 
 
 class PursuitSAE(AbstractSAE):
