@@ -55,7 +55,8 @@ class PursuitSAE(AbstractSAE):
     """A dictionary whose rows lie in a forest and are found by a pursuit.
 
     Rows are numbered level by level (`ops.Forest`). A slot of the forest that is not in use holds a row of zeros, whose
-    score is never above a threshold: it is never picked, and neither constraint nor optimizer moves it.
+    score is never above a threshold: it is never picked, and neither constraint nor optimizer moves it. Train it with
+    the constraint `AncestorsOut`, so that what a child adds is not a part of its parent.
 
     Args:
         embed: the size of the vectors.

@@ -151,6 +151,17 @@ def test_it_trains_by_fit_to_its_l0_and_settles_at_a_threshold():
     assert np.abs(np.sum(up * np.asarray(trained.rows[12:]), axis=1)).max() < 1e-5
 
 
+def test_a_budget_that_is_not_met_is_reported_once_the_run_is_done(caplog):
+    """Four rows, of which a token has a positive product with about two, cannot be four."""
+    made = PursuitSAE(EMBED, [4], MeanL0(4.0, 4), key=jax.random.key(0))
+    trained, log = jhsae.fit(made, tokens(64), steps=3, batch=64)
+    assert log[-1]["l0"] < 3.6 and "asked for 4 active features per token" in caplog.text
+    assert float(trained.budget.threshold) == 0
+    caplog.clear()
+    jhsae.fit(eqx.tree_at(lambda s: s.budget, made, MeanL0(1.0, 2)), tokens(64), steps=3, batch=64)
+    assert not caplog.text
+
+
 def part(name, **arguments):
     return {"_target_": f"jhsae.{name}", **arguments}
 
