@@ -30,7 +30,7 @@ from jhsae.codes import Codes, TreeCodes
 from jhsae.errors import UserError
 from jhsae.ops.inputs import as_rows
 from jhsae.ranges import Ranged
-from jhsae.sparsify import AbstractSparsifier
+from jhsae.sparsify import AbstractRule, AbstractSparsifier
 from jhsae.usage import Context, FeatureStats
 
 S = TypeVar("S", bound="AbstractSAE")
@@ -146,7 +146,7 @@ class AbstractSAE(Ranged, eqx.Module):
         return self.top_level.decoder
 
     @property
-    def sparsifiers(self) -> tuple[AbstractSparsifier, ...]:
+    def sparsifiers(self) -> tuple[AbstractRule, ...]:
         """The sparsifiers, in the order of ``codes.levels()``; none where the activation is part of the SAE."""
         return ()
 
