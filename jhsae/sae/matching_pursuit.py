@@ -79,13 +79,15 @@ class MatchingPursuitSAE(AbstractSAE):
 
     def with_threshold(self, residual_threshold: float) -> "MatchingPursuitSAE":
         """The same SAE with another `residual_threshold`."""
-        options = {
-            "max_iterations": self.max_iterations,
-            "stop_on_duplicate_support": self.stop_on_duplicate_support,
-            "apply_b_dec_to_input": self.apply_b_dec_to_input,
-        }
-        key = jax.random.key(0)  # of rows that are replaced
-        new = MatchingPursuitSAE(self.embed, self.features, residual_threshold=residual_threshold, key=key, **options)
+        new = MatchingPursuitSAE(
+            self.embed,
+            self.features,
+            residual_threshold=residual_threshold,
+            max_iterations=self.max_iterations,
+            stop_on_duplicate_support=self.stop_on_duplicate_support,
+            apply_b_dec_to_input=self.apply_b_dec_to_input,
+            key=jax.random.key(0),  # of rows that are replaced
+        )
         return eqx.tree_at(lambda s: (s.W_dec, s.b_dec), new, (self.W_dec, self.b_dec))
 
     def _pursue(self, x: Float[Array, "batch embed"]) -> Codes:
