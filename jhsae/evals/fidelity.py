@@ -54,7 +54,7 @@ def sums_of(sae: AbstractSAE, made: Reconstruction, x: Array, mean: Array) -> di
     varies, nonzero = centred > ROUNDING * squared, norms > 0
     active = _active_by_level(sae, forward.codes.flat())
     macs = sae.encoder_macs(tuple(active))
-    sums = {
+    return {
         "rows": jnp.asarray(len(x), jnp.float32),
         "error": jnp.sum(error),
         "centred": jnp.sum(centred),
@@ -74,7 +74,6 @@ def sums_of(sae: AbstractSAE, made: Reconstruction, x: Array, mean: Array) -> di
         "macs": jnp.sum(jnp.broadcast_to(macs.tables, len(x))),
         "macs_without_tables": jnp.sum(jnp.broadcast_to(macs.plain, len(x))),
     }
-    return sums
 
 
 def _active_by_level(sae: AbstractSAE, codes: Codes) -> Float[Array, "levels tokens"]:

@@ -2,8 +2,9 @@
 
 For every atom that fired, the angle between its expert's decoder row and its own row of the dictionary (both residual
 vectors), in a metric; the distance from 90 degrees is two-sided. The null pairs the same atoms with other experts. In a
-deeper tree these are all rows but the roots, each with its direct parent, and in the null with others of that level. (A one-sided test "angle >= 80 degrees" on child minus parent cannot fail: for unit vectors at angle t
-that angle is 90 + t/2.)
+deeper tree these are all rows but the roots, each with its direct parent, and in the null with others of that level.
+(A one-sided test "angle >= 80 degrees" on child minus parent cannot fail: for unit vectors at angle t that angle is 90
++ t/2.)
 """
 
 from collections.abc import Callable

@@ -90,8 +90,8 @@ COLUMNS = (
         "encoder_macs",
         "encoder multiplications",
         "Multiplications of the encoder per token, on average: those that the token needs, so that an expert that is "
-        "not active costs its score alone. Of a pursuit, with the products of pairs of rows looked up in a table that is "
-        "derived from the dictionary; below, with these computed from the rows instead.",
+        "not active costs its score alone. Of a pursuit, with the products of pairs of rows looked up in a table that "
+        "is derived from the dictionary; below, with these computed from the rows instead.",
         count,
         (("no tables", "encoder_macs_without_tables"),),
     ),

@@ -221,7 +221,7 @@ def test_the_script_reads_only_what_the_data_has(made):
     data, script = shown.data, shown.scripts[1]
     assert set(re.findall(r"\bDATA\.(\w+)", script)) <= data.keys()
     fields = {key for latent in data["latents"] for key in latent} | {"up", "atoms", "place"}
-    fields |= set() if isinstance(sae, HierarchicalSAE) else {"alone", "dead"}  # of experts
+    fields |= set() if sae.tree else {"alone", "dead", "slots"}  # of experts
     assert set(re.findall(r"\blatent\.(\w+)", script)) <= fields
 
 
