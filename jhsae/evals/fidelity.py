@@ -205,9 +205,10 @@ def explained(error: SupportsFloat, total: SupportsFloat) -> float | None:
 
 
 def parameters(sae: AbstractSAE) -> int:
-    """The number of trained parameters.
+    """The number of trained parameters; an empty slot of a forest, a row of zeros, has none.
 
     Args:
         sae: any SAE.
     """
-    return sum(a.size for a in jax.tree.leaves(eqx.filter(sae, eqx.is_inexact_array)))
+    empty = sae.features - int(np.sum(np.asarray(sae.occupied)))
+    return sum(a.size for a in jax.tree.leaves(eqx.filter(sae, eqx.is_inexact_array))) - empty * sae.embed
