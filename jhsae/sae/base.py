@@ -150,6 +150,10 @@ class AbstractSAE(Ranged, eqx.Module):
         """The parent of each row of the dictionary, -1 where it has none; an SAE of another shape gives its own."""
         return self.forest.parents
 
+    def parent_values(self, codes: Codes | TreeCodes) -> Float[Array, "*batch slots"]:
+        """For every slot of ``codes.flat()`` the value of its parent; 0 where it has none."""
+        return codes.parent_values()
+
     @property
     def occupied(self) -> Bool[Array, "features"]:
         """Whether each feature exists: a forest of a fixed shape may have empty slots, which are no dead features."""

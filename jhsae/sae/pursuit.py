@@ -158,6 +158,13 @@ class PursuitSAE(AbstractSAE):
         check_codes(self, codes)
         return ops.decode_rows(codes.flat(), self.rows, self.kernel, self.chunk) + self.b_dec
 
+    def parent_values(self, codes: Codes | TreeCodes) -> Float[Array, "*batch slots"]:
+        flat = codes.flat()
+        indices = flat.slot_indices()
+        parents = jnp.asarray(self.forest.parents)[indices]
+        of_parent = indices[..., None, :] == parents[..., :, None]
+        return jnp.sum(jnp.where(of_parent, flat.values[..., None, :], 0.0), axis=-1)
+
     def encoder_macs(self, active: tuple[Number, ...]) -> EncoderMacs:
         extra = self.budget.picks - (self.budget.keep or self.budget.picks)
         pool = self.candidates.pool(self.forest.roots)
