@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int, Shaped
 
 
 class Block(NamedTuple):
@@ -80,7 +80,7 @@ class Forest:
         place = jnp.arange(self.widest, dtype=jnp.int32)
         return jnp.where(place < own[..., None], child[..., None] + place, self.size).astype(jnp.int32)
 
-    def split(self, a: Float[Array, "rows *rest"]) -> list[Float[Array, "above each *rest"]]:
+    def split(self, a: Shaped[Array, "rows *rest"]) -> list[Shaped[Array, "above each *rest"]]:
         """An array over all rows as one per level, [rows above, slots below each, ...]; the roots as [1, roots, ...].
 
         Args:

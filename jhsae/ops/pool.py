@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jhsae.ops.forest import Forest
 from jhsae.ops.precision import dot, rounded
 from jhsae.ops.refit import WRITTEN_OUT, Chosen, Entry, weighted
-from jhsae.ops.topk import topk
+from jhsae.ops.topk import METHODS
 
 S = TypeVar("S")
 
@@ -188,9 +188,9 @@ class VectorPool(AbstractPool[VectorState]):
         scores = dot("td,nd->tn", self._residual(state, chosen), self.vectors[:roots])
         taken = jnp.where(chosen.there & (chosen.parent < 0), chosen.rows, roots).T
         scores = scores.at[jnp.arange(len(scores))[:, None], taken].set(-jnp.inf, mode="drop")
-        best, self.candidates = topk(scores, count)
+        self.candidates = METHODS["auto"](scores, count)  # not `topk`: this device has all rows
         self.near = self.vectors[self.candidates]
-        return state._replace(open=best > -jnp.inf)
+        return state._replace(open=jnp.take_along_axis(scores, self.candidates, axis=1) > -jnp.inf)
 
     def scores(self, state: VectorState, chosen: Chosen) -> tuple[Array, Array]:
         residual = self._residual(state, chosen)

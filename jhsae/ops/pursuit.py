@@ -31,10 +31,10 @@ class Pursued(NamedTuple):
 
     indices: Int[Array, "batch picks"]
     values: Float[Array, "batch picks"]
-    scores: Float[Array, "batch picks+1"]
+    scores: Float[Array, "batch scores"]
     """The threshold below which each slot is in use: the least score up to its pick, 0 for an empty slot; last, the
     score at which the token was left, 0 where no slot was left."""
-    prefixes: Float[Array, "batch levels-1 picks"]
+    prefixes: Float[Array, "batch prefixes picks"]
     """The values where only the rows down to a level are kept and refitted, for every level but the last."""
 
 

@@ -50,7 +50,7 @@ class Chosen(NamedTuple):
     products: Float[Array, "picks picks tokens"]
     there: Bool[Array, "picks tokens"]
     parent: Int[Array, "picks tokens"]
-    scores: Float[Array, "picks+1 tokens"]
+    scores: Float[Array, "scores tokens"]
 
     @classmethod
     def nothing(cls, picks: int, tokens: int) -> "Chosen":

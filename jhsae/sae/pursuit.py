@@ -36,7 +36,7 @@ class PursuitCodes(Codes):
         scores: `ops.Pursued.scores`.
     """
 
-    scores: Float[Array, "batch picks+1"] = eqx.field(kw_only=True)
+    scores: Float[Array, "batch scores"] = eqx.field(kw_only=True)
 
 
 class PursuitForward(Forward):
@@ -48,14 +48,15 @@ class PursuitForward(Forward):
     """
 
     codes: PursuitCodes
-    prefixes: Float[Array, "batch levels-1 picks"] = eqx.field(kw_only=True)
+    prefixes: Float[Array, "batch prefixes picks"] = eqx.field(kw_only=True)
 
 
 class PursuitSAE(AbstractSAE):
     """A dictionary whose rows lie in a forest and are found by a pursuit.
 
     Rows are numbered level by level (`ops.Forest`). A slot of the forest that is not in use holds a row of zeros, whose
-    score is never above a threshold: it is never picked, and neither constraint nor optimizer moves it.
+    score is never above a threshold: it is never picked, and neither constraint nor optimizer moves it. Train it with
+    the constraint `AncestorsOut`, so that what a child adds is not a part of its parent.
 
     Args:
         embed: the size of the vectors.
