@@ -25,10 +25,11 @@ torch = pytest.importorskip("torch")
 
 EMBED, TOKENS = 12, 300
 CASES = [
-    (levels, budget, candidates)
-    for levels in LEVELS
-    for budget, candidates in (("threshold", "all"), ("exact", "screened"), ("exact", "all"), ("threshold", "screened"))
-    if levels != "flat" or candidates == "all"
+    ("flat", "threshold", "all"),
+    ("two", "exact", "all"),
+    ("two", "threshold", "screened"),
+    ("three", "exact", "screened"),
+    ("three", "threshold", "all"),
 ]
 
 
@@ -75,9 +76,7 @@ def test_at_most_so_many_children_of_one_row(tmp_path: Path):
     equals_ours(sae, data.CenterScale(), tmp_path / "sae")
 
 
-@pytest.mark.parametrize(
-    "normalizer", [data.Identity(), data.Whiten(), data.UnitNorm()], ids=lambda n: type(n).__name__
-)
+@pytest.mark.parametrize("normalizer", [data.Whiten(), data.UnitNorm()], ids=lambda n: type(n).__name__)
 def test_normalisers(normalizer, tmp_path: Path):
     sae = pursuit(LEVELS["two"], EMBED)
     if isinstance(normalizer, data.UnitNorm):
