@@ -62,5 +62,5 @@ def pursuit_macs(
     later = max(pool.screens - 1, 0)  # a screen after the first is a score of all roots on the residual
     return EncoderMacs(
         embed * (pool.roots + opened) + later * pool.roots * n / 2 + pool.competing * first + by_table + refit,
-        embed * (pool.screens * pool.roots + (n + 1) * pool.competing + at_looks + 2 * first) + refit,
+        embed * (pool.screens * pool.roots + (n + 1) * pool.competing + at_looks + 2 * first - n) + refit,
     )
