@@ -20,13 +20,14 @@ def pursuit(
     embed: int,
     budget: AbstractBudget = BUDGETS["exact"],
     candidates: AllRows | Screened = CANDIDATES["all"],
+    empty: int = EMPTY,
     **parts: int,
 ) -> PursuitSAE:
-    """Rows orthogonal to their ancestors, a bias, and two empty slots where there is more than one level."""
+    """Rows orthogonal to their ancestors, a bias, and empty slots at the end where there is more than one level."""
     sae = PursuitSAE(embed, levels, budget, candidates=candidates, key=jax.random.key(0), **parts)
     sae = AncestorsOut().retract(sae)
     sae = eqx.tree_at(lambda s: s.b_dec, sae, 0.1 * jax.random.normal(jax.random.key(1), (embed,)))
-    return with_rows(sae, sae.rows.at[-EMPTY:].set(0.0)) if len(levels) > 1 else sae
+    return with_rows(sae, sae.rows.at[len(sae.rows) - empty :].set(0.0)) if len(levels) > 1 else sae
 
 
 def with_rows(sae: PursuitSAE, rows: Array) -> PursuitSAE:
