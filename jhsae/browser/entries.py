@@ -76,8 +76,8 @@ class Entries:
         main = main_tokens(self.profile, self.shown, TOKENS)
         found = []
         for i, pairs in zip(self.shown.tolist(), main, strict=True):
-            below = children(self.tree, i) if self.tree else range(0)
-            own = Members(self.fired, below, self.occupied, i) if below else None
+            slots = children(self.tree, i) if self.tree else range(0)
+            own = Members(self.fired, slots, self.occupied, i) if slots else None
             first, below = reader.read(*self.fired.of(i), strongest, spread)
             entry = numbers(self.statistics, i) | {
                 "tokens": [main_token(self.profile, pair, self.pieces) for pair in pairs],

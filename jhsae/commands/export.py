@@ -159,7 +159,7 @@ def _neuronpedia(job: Job, out: Path) -> None:
     neuronpedia.write(out, job.sae, job.normalizer, job.about, store, job.config.rows, model)
 
 
-TORCH = {PursuitSAE: torch_pursuit.write}
+TORCH: dict[type[AbstractSAE], Callable[..., None]] = {PursuitSAE: torch_pursuit.write}
 FORMATS: dict[str, Callable[[Job, Path], None]] = {
     "saelens": _saelens,
     "torch": _torch,

@@ -1,4 +1,4 @@
-"""What the folders of the shipped torch modules have in common: weights, config, module and README.
+"""The parts that all folders of shipped torch modules share: weights, config, module and README.
 
 A folder holds ``sae_weights.safetensors``, the weights as they were trained, ``cfg.json``, the config under SAELens's
 names, and the module of jhsae/assets/torch that computes with them. Decoding is linear over all latents with unit

@@ -146,13 +146,13 @@ def check(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
     known = rule in BUDGETS and all(_count(budget.get(key), 0) for key in BUDGETS[rule])
     picks = sum(budget[key] for key in BUDGETS[rule]) if known else 0
     scale, most = settings.get("token_scale"), settings.get("most_children")
-    numbers = [scale.get(key) for key in ("eps", "factor")] if isinstance(scale, dict) else [-1]
+    numbers: list[Any] = [scale.get(key) for key in ("eps", "factor")] if isinstance(scale, dict) else [-1]
     scaled = all(type(one) in (int, float) and 0 <= one < 1e30 for one in numbers)
-    rounds, few = screened.get("rounds"), screened.get("candidates")
+    rounds: Any = screened.get("rounds")
     for name, right in (
         ("levels", len(rows) == 2 and rows[0] == size > 0),
         ("budget", 1 <= picks <= size and ("budget_threshold" in got) == (rule == "Threshold")),
-        ("screened", not screened or (_count(rounds) and _count(few) and rounds <= picks)),
+        ("screened", not screened or (_count(screened.get("candidates")) and _count(rounds) and rounds <= picks)),
         ("sweeps", _count(settings.get("sweeps"), 0)),
         ("most_children", most is None or _count(most)),
         ("token_scale", scale is None or (scaled and numbers[1] > 0)),
