@@ -143,7 +143,8 @@ def test_budgets_and_candidates_are_axes_of_an_ablation(place, monkeypatch):
         "seeds": [0],
         "axes": {
             "budget": {"exact": ["sae.budget={_target_: jhsae.sparsify.ExactL0, k: 3}"]},
-            "depth": {"one level": ["sae.levels=[24]", "sae.filled=null", "objective.prefix=null", "weights.prefix=null",
+            "depth": {"one level": ["sae.levels=[24]", "sae.filled=null", "objective.prefix=null",
+                                    "weights.prefix=null",
                                     "resampling={_target_: jhsae.resampling.RestartDead, every: 2, until: 6}"]},
         },
     }  # fmt: skip
