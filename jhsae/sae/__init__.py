@@ -1,10 +1,10 @@
 """Sparse autoencoders: flat, hierarchical and without an encoder; one skeleton with small parts in its slots."""
 
+from jhsae.ops import Forest as Forest
 from jhsae.sae.base import AbstractSAE as AbstractSAE
 from jhsae.sae.base import Forward as Forward
 from jhsae.sae.base import TopLevel as TopLevel
 from jhsae.sae.base import TreeForward as TreeForward
-from jhsae.sae.base import TreeSizes as TreeSizes
 from jhsae.sae.base import require as require
 from jhsae.sae.build import mixture_of_experts_v2 as mixture_of_experts_v2
 from jhsae.sae.build import teacher_initialized as teacher_initialized

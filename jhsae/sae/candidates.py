@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from jhsae import ops
 from jhsae.errors import UserError
 from jhsae.ranges import Count, Ranged
+from jhsae.sae.macs import Pool
 from jhsae.schedule import Scalar
 
 
@@ -25,6 +26,10 @@ class AbstractCandidates(Ranged, eqx.Module):
     ) -> ops.Pursued:
         """The codes of a centred batch; the arguments are those of `ops.pursue`."""
 
+    @abc.abstractmethod
+    def pool(self, roots: int) -> Pool:
+        """Which of so many roots are scored."""
+
     def check(self, picks: int, roots: int) -> None:
         """Raises `UserError` where so many picks are not to be had."""
 
@@ -41,6 +46,9 @@ class AllRows(AbstractCandidates):
         chunk: int | None,
     ) -> ops.Pursued:
         return ops.pursue(x, rows, threshold, search, chunk)
+
+    def pool(self, roots: int) -> Pool:
+        return Pool(roots, roots, 0)
 
 
 class Screened(AbstractCandidates):
@@ -66,6 +74,9 @@ class Screened(AbstractCandidates):
         chunk: int | None,
     ) -> ops.Pursued:
         return ops.screened(x, rows, threshold, search, self.rounds, self.candidates, chunk)
+
+    def pool(self, roots: int) -> Pool:
+        return Pool(roots, min(self.candidates, roots), self.rounds)
 
     def check(self, picks: int, roots: int) -> None:
         if self.rounds > picks:

@@ -12,9 +12,8 @@ from typing import Annotated
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from annotated_types import MinLen
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
@@ -25,6 +24,7 @@ from jhsae.ranges import Count, Natural
 from jhsae.sae.base import AbstractSAE, Forward, TopLevel, check_codes
 from jhsae.sae.candidates import AbstractCandidates, AllRows
 from jhsae.sae.flat import random_unit_rows
+from jhsae.sae.macs import EncoderMacs, Number, pursuit_macs
 from jhsae.sparsify import AbstractBudget, AbstractRule
 from jhsae.usage import Context, FeatureStats
 
@@ -145,9 +145,6 @@ class PursuitSAE(AbstractSAE):
     def sparsifiers(self) -> tuple[AbstractRule, ...]:
         return (self.budget,)
 
-    def latent_parents(self) -> Int[np.ndarray, "features"]:
-        return self.forest.parents
-
     def forward(self, x: Float[Array, "batch embed"], context: Context) -> PursuitForward:
         check_rows(x, self.embed)
         budget = self.budget
@@ -161,6 +158,25 @@ class PursuitSAE(AbstractSAE):
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
         check_codes(self, codes)
         return ops.decode_rows(codes.flat(), self.rows, self.kernel, self.chunk) + self.b_dec
+
+    def parent_values(self, codes: Codes | TreeCodes) -> Float[Array, "*batch slots"]:
+        flat = codes.flat()
+        indices = flat.slot_indices()
+        parents = jnp.asarray(self.forest.parents)[indices]
+        of_parent = indices[..., None, :] == parents[..., :, None]
+        return jnp.sum(jnp.where(of_parent, flat.values[..., None, :], 0.0), axis=-1)
+
+    def encoder_macs(self, active: tuple[Number, ...]) -> EncoderMacs:
+        extra = self.budget.picks - (self.budget.keep or self.budget.picks)
+        pool = self.candidates.pool(self.forest.roots)
+        return pursuit_macs(self.embed, pool, (*self.levels[1:], 0), active, self.sweeps, extra)
+
+    def from_upper_levels(self, forward: Forward) -> tuple[Float[Array, "batch embed"], ...]:
+        assert isinstance(forward, PursuitForward)
+        levels = range(len(self.levels) - 1)
+        return tuple(
+            self.decode(Codes(forward.prefixes[:, level], forward.codes.indices, self.features)) for level in levels
+        )
 
     def observe(self, usage: FeatureStats, codes: Codes | TreeCodes, window: int) -> FeatureStats:
         """As for every SAE; an empty slot does not count as dead."""
