@@ -1,10 +1,9 @@
 """What every run is measured by, and paired differences between variants.
 
 Concepts are those of the teacher, with the words alone that it was not made from. `units` of a row are the values by
-unit (concept, atom, sequence) that `difference` pairs between variants.
+unit (concept, atom, sequence) that `jhsae.evals.paired` pairs between variants.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,7 @@ from jhsae import evals, lm
 from jhsae.commands import teach
 from jhsae.data import Store, special_ids
 from jhsae.evals.labels import NO_CLASS
-from jhsae.evals.nulls import Alternative, Comparison, compare, sentence, sign_flips
+from jhsae.evals.nulls import Alternative, compare, sentence
 from jhsae.features.decoder import decoder_in_lm_units
 from jhsae.features.firings import Firings, firing_table
 from jhsae.sae import AbstractSAE, HierarchicalSAE
@@ -27,7 +26,7 @@ from jhsae.teacher import Concept, Teacher
 from jhsae.teacher.select import token_sets
 from jhsae.training.checkpoint import load_sae
 
-FLIPS, ROTATED = 999, 39
+ROTATED = 39
 
 
 @dataclass(frozen=True)
@@ -183,24 +182,3 @@ def tested(
     if values and len(draws) >= (39 if alternative == "two-sided" else 20):
         result = compare(np.array(values), np.array(draws), alternative=alternative, groups=groups)
         sentences.append(sentence(result, name))
-
-
-def difference(
-    first: Sequence[dict[str, float | None]], second: Sequence[dict[str, float | None]], seed: int = 0
-) -> Comparison | None:
-    """The paired difference of the values of units that both sides have, seed by seed; units are the groups.
-
-    The null flips the signs of whole units, so the interval and p are those of other units (concepts, sequences), for
-    these seeds of training. None where there is no pair.
-    """
-    pairs = [
-        (unit, a[unit] - b[unit])
-        for a, b in zip(first, second, strict=True)
-        for unit in a
-        if a[unit] is not None and b.get(unit) is not None
-    ]
-    if not pairs:
-        return None
-    names, values = np.array([unit for unit, _ in pairs]), np.array([value for _, value in pairs], np.float64)
-    null = sign_flips(values, np.random.default_rng(seed), FLIPS, names)
-    return compare(values, null, alternative="two-sided", groups=names, seed=seed)

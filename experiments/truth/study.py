@@ -186,7 +186,7 @@ def done(run: Run, size: Size, data: Data, file: Path, provenance: dict[str, Any
         "steps": size.steps,
         "batch": size.batch,
         "seconds": seconds,
-        "encoder_products": encoder_products(run.arm, run.l0, size, data.world.embed),
+        "encoder_products": encoder_products(settings),
         "validation_ev": measured(sae, normalizer, data.validation)["ev_r2"],
         **compared(sae, normalizer, data, size),
     }

@@ -17,6 +17,7 @@ from jhsae.evals.labels import read_labels as read_labels
 from jhsae.evals.labels import wordnet_labels as wordnet_labels
 from jhsae.evals.nulls import Comparison as Comparison
 from jhsae.evals.nulls import compare as compare
+from jhsae.evals.nulls import paired as paired
 from jhsae.evals.nulls import sentence as sentence
 from jhsae.evals.probing import sparse_probing as sparse_probing
 from jhsae.evals.purity import purity as purity

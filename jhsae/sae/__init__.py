@@ -1,6 +1,7 @@
 """Sparse autoencoders: flat and hierarchical, one skeleton with small parts in its slots."""
 
 from jhsae.sae.base import AbstractSAE as AbstractSAE
+from jhsae.sae.base import EncoderMacs as EncoderMacs
 from jhsae.sae.base import Forward as Forward
 from jhsae.sae.base import TopLevel as TopLevel
 from jhsae.sae.base import TreeForward as TreeForward

@@ -114,6 +114,24 @@ class TreeSizes(NamedTuple):
     atoms: int
 
 
+class EncoderMacs(NamedTuple):
+    """Multiply-accumulate operations of the matrix products that encode one token.
+
+    Args:
+        products: those that are computed from the token and the parameters; only selected experts are computed.
+        lookups: those whose factors are read from a table that was computed from the parameters before (inner products
+            of dictionary rows); 0 for an SAE without tables.
+    """
+
+    products: float
+    lookups: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Both together."""
+        return self.products + self.lookups
+
+
 class AbstractSAE(Ranged, eqx.Module):
     """A sparse autoencoder over vectors of size `embed`; the module states the contract."""
 
@@ -171,6 +189,17 @@ class AbstractSAE(Ranged, eqx.Module):
     def embed(self) -> int:
         """The size of the vectors that the SAE reads."""
         return self._dictionary_shape[1]
+
+    def encoder_macs(self, active: float | None = None) -> EncoderMacs:
+        """The cost of encoding one token: one product per feature of the top level and dimension.
+
+        Biases, activations and selection are not counted. An SAE that does more gives its own count.
+
+        Args:
+            active: the features of the top level per token, as measured, for a rule that does not fix how many are
+                computed; None for as many as the rule allows.
+        """
+        return EncoderMacs(float(len(self.top_level.decoder) * self.embed))
 
     @property
     def _dictionary_shape(self) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from jhsae.errors import UserError
 from jhsae.leaf import Unit
 from jhsae.ops.inputs import check_rows
 from jhsae.ranges import Count
-from jhsae.sae.base import AbstractSAE, TopLevel, TreeForward, TreeSizes, check_codes, check_selects
+from jhsae.sae.base import AbstractSAE, EncoderMacs, TopLevel, TreeForward, TreeSizes, check_codes, check_selects
 from jhsae.sae.children import AbstractChildInput, AbstractChildScale, Token, Unscaled
 from jhsae.sae.encode import Encoded, route_and_encode
 from jhsae.sparsify import AbstractSparsifier
@@ -155,6 +155,13 @@ class HierarchicalSAE(AbstractSAE):
     @property
     def embed(self) -> int:
         return self.router_dec.shape[1]
+
+    def encoder_macs(self, active: float | None = None) -> EncoderMacs:
+        """The router, and for each computed expert its projector and its atoms; the parents where atoms need them."""
+        most = self.route.most_active(self.experts)
+        computed = most if active is None or not self.route.is_dense(Context()) else active
+        per_expert = self.sub * (self.embed + self.atoms) + self.embed * self.child_input.reads_residual
+        return EncoderMacs(float(self.experts * self.embed + computed * per_expert))
 
     def encoders(self) -> tuple[Array, Array, Array]:
         """(router_enc, down, atom_enc), with a tied one read from its decoder."""

@@ -19,7 +19,7 @@ from jhsae.codes import Codes, TreeCodes
 from jhsae.leaf import Unit
 from jhsae.ops.inputs import check_rows
 from jhsae.ranges import Count, NonNegative
-from jhsae.sae.base import AbstractSAE, Forward, TopLevel, check_codes
+from jhsae.sae.base import AbstractSAE, EncoderMacs, Forward, TopLevel, check_codes
 from jhsae.sae.flat import random_unit_rows
 from jhsae.usage import Context
 
@@ -76,6 +76,11 @@ class MatchingPursuitSAE(AbstractSAE):
         check_codes(self, codes)
         x_hat = codes.flat().dense() @ self.W_dec
         return x_hat + self.b_dec if self.apply_b_dec_to_input else x_hat
+
+    def encoder_macs(self, active: float | None = None) -> EncoderMacs:
+        """For every iteration all scores, the value of the chosen row, and the residual without it."""
+        iterations = self.max_iterations if active is None else min(active, self.max_iterations)
+        return EncoderMacs(float(iterations * self.embed * (self.features + 2)))
 
     def with_threshold(self, residual_threshold: float) -> "MatchingPursuitSAE":
         """The same SAE with another `residual_threshold`."""
