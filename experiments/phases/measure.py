@@ -4,13 +4,12 @@ Concepts are those of the teacher, with the words alone that it was not made fro
 unit (concept, atom, sequence) that `jhsae.evals.paired` pairs between variants.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 from phases import Place
 
@@ -46,6 +45,10 @@ class HeldOut:
     @cached_property
     def x(self) -> np.ndarray:
         return self.store.read(0, self.store.rows)
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """All rows, a few at a time."""
+        return (self.x[start : start + 4096] for start in range(0, len(self.x), 4096))
 
     @cached_property
     def sequence(self) -> np.ndarray:
@@ -86,15 +89,16 @@ def measure(folder: Path, held: HeldOut) -> dict[str, Any]:
     """The numbers of a run, their units, and a sentence for each number that has a null."""
     sae, normalizer, _ = load_sae(folder)
     store, rows = held.store, held.store.rows
-    batches = (held.x[start : start + 4096] for start in range(0, rows, 4096))
-    metrics, frequency = evals.fidelity(sae, normalizer, batches, store.manifest.mean)
+    metrics, frequency = evals.fidelity(sae, normalizer, held.batches(), store.manifest.mean)
     replaced = {"sae": evals.Spliced(sae, normalizer)}
     tokens = store.tokens()[: held.place.settings.sequences].astype(np.int64)
     special = list(special_ids(held.model.tokenizer))
     metrics |= evals.recovered(evals.splice(held.model.model, store.manifest.layer, replaced, tokens, special), "sae")
     kept = ("ev_r2", "ce_recovered", "kl", "l0", "dead", "parameters")
     numbers: dict[str, Any] = {name: metrics[name] for name in kept}
-    units: dict[str, dict[str, float]] = {"ev_r2": explained(replaced["sae"], held)}
+    units: dict[str, dict[str, float]] = {
+        "ev_r2": evals.explained_by_unit(sae, normalizer, held.batches(), held.sequence, store.manifest.mean)
+    }
     fired = firing_table(sae, normalizer, store, rows)
     sentences: list[str] = []
     on_classes(top_level(fired, sae), held, numbers, units, sentences)
@@ -102,20 +106,6 @@ def measure(folder: Path, held: HeldOut) -> dict[str, Any]:
     if isinstance(sae, HierarchicalSAE):
         orthogonal(sae, frequency, held, numbers, sentences)
     return {"numbers": numbers, "units": units, "sentences": sentences}
-
-
-def explained(replace: evals.Spliced, held: HeldOut) -> dict[str, float]:
-    """The part of each sequence in the explained variance, scaled so that their mean is the whole."""
-    reconstruct = eqx.filter_jit(lambda f, x: f(x))
-    step = 4096
-    errors = [
-        np.sum((x - np.asarray(reconstruct(replace, jnp.asarray(x)))) ** 2, axis=1)
-        for x in (held.x[i : i + step] for i in range(0, len(held.x), step))
-    ]
-    total = np.sum((held.x - held.store.manifest.mean) ** 2)
-    ids, place = np.unique(held.sequence, return_inverse=True)
-    error = np.bincount(place.reshape(-1), weights=np.concatenate(errors))
-    return {str(i): float(1 - len(ids) * e / total) for i, e in zip(ids, error, strict=True)}
 
 
 def top_level(fired: Firings, sae: AbstractSAE) -> Firings:

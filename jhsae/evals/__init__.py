@@ -2,6 +2,7 @@
 
 from jhsae.evals.absorption import AbsorptionRules as AbsorptionRules
 from jhsae.evals.absorption import absorption as absorption
+from jhsae.evals.fidelity import explained_by_unit as explained_by_unit
 from jhsae.evals.fidelity import fidelity as fidelity
 from jhsae.evals.fidelity import parameters as parameters
 from jhsae.evals.geometry import delta_off_90 as delta_off_90

@@ -16,7 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from jhsae.data.normalize import AbstractNormalizer
 from jhsae.errors import UserError
@@ -151,6 +151,40 @@ def metrics_of(sae: AbstractSAE, totals: Mapping[str, Sum]) -> tuple[dict[str, A
             "dead_atoms": float(np.mean(frequency[experts:] == 0)),
         }
     return metrics, frequency
+
+
+@eqx.filter_jit
+def _errors(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Array) -> Array:
+    return jnp.sum((x - reconstruct(sae, normalizer, x).x_hat) ** 2, axis=-1)
+
+
+def explained_by_unit(
+    sae: AbstractSAE,
+    normalizer: AbstractNormalizer,
+    batches: Iterable[np.ndarray],
+    units: Shaped[np.ndarray, " rows"],
+    mean: Float[np.ndarray, "embed"],
+) -> dict[str, float]:
+    """The part of each unit in the explained variance `ev_r2`, scaled so that their mean is the whole.
+
+    Args:
+        sae: a trained SAE, `for_inference`.
+        normalizer: its fitted input normaliser.
+        batches: activations in the language model's units, ``[rows, embed]`` each.
+        units: what each row of all batches belongs to, such as its sequence.
+        mean: that of the explained variance, ``[embed]``.
+
+    Returns:
+        ``1 - units * error / total`` by name of the unit, with the summed squared error of its rows and the total
+        squared distance of all rows from `mean`; nothing where no row differs from the mean.
+    """
+    errors, total = [], 0.0
+    for x in batches:
+        errors.append(np.asarray(_errors(sae, normalizer, jnp.asarray(x)), np.float64))
+        total += float(np.sum((x.astype(np.float64) - mean) ** 2))
+    names, place = np.unique(units, return_inverse=True)
+    sums = np.bincount(place.reshape(-1), weights=np.concatenate(errors))
+    return {str(n): float(1 - len(names) * e / total) for n, e in zip(names, sums, strict=True)} if total else {}
 
 
 def _bias(squared: SupportsFloat, along: SupportsFloat, nonzero: SupportsFloat) -> float | None:
