@@ -6,7 +6,7 @@ is added to its code, and ``value W_dec_i`` is subtracted from r. A token is don
 row is chosen is not. Values are not refitted; `PursuitSAE` does that, has a budget in features per token, and a forest.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import equinox as eqx
 import equinox.internal as eqxi
@@ -84,7 +84,7 @@ class MatchingPursuitSAE(AbstractSAE):
 
     def with_threshold(self, residual_threshold: float) -> "MatchingPursuitSAE":
         """The same SAE with another `residual_threshold`."""
-        options = {
+        options: dict[str, Any] = {
             "max_iterations": self.max_iterations,
             "stop_on_duplicate_support": self.stop_on_duplicate_support,
             "apply_b_dec_to_input": self.apply_b_dec_to_input,

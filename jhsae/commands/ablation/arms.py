@@ -52,25 +52,37 @@ class LeftOut(NamedTuple):
     reason: str
 
 
-def train_config(config: Ablate, arm: Arm, words: list[str] | None = None) -> Train:
-    """The config of an arm, without folder and seed.
+class Designs:
+    """The configs of a study's arms, each loaded once."""
 
-    Args:
-        config: of the study.
-        arm: one of its arms.
-        words: further overrides, the last of all.
+    def __init__(self, config: Ablate) -> None:
+        self.config = config
+        self._loaded: dict[tuple[Arm, tuple[str, ...]], Train] = {}
 
-    Raises:
-        UserError: it cannot be loaded; names the pole, the axes and the values.
-    """
-    pole = config.poles[arm.pole]
-    overrides = [*pole.overrides, *config.overrides]
-    for axis, name in arm.picks:
-        overrides += as_value(config.axes[axis][name]).set
-    try:
-        return cfg.load(Train, cfg.find(pole.train), [*overrides, *(words or [])])
-    except UserError as error:
-        raise UserError(f"{where(arm)}: {error}") from error
+    def train(self, arm: Arm, words: tuple[str, ...] = ()) -> Train:
+        """The config of an arm, with the seeds and the folder of its pole.
+
+        Args:
+            arm: one of the study's.
+            words: further overrides, the last of all.
+
+        Raises:
+            UserError: it cannot be loaded; names the pole, the axes and the values.
+        """
+        if (arm, words) not in self._loaded:
+            self._loaded[arm, words] = self._load(arm, words)
+        return self._loaded[arm, words]
+
+    def _load(self, arm: Arm, words: tuple[str, ...]) -> Train:
+        pole = self.config.poles[arm.pole]
+        overrides = [*pole.overrides, *self.config.overrides]
+        for axis, name in arm.picks:
+            value = as_value(self.config.axes[axis][name])
+            overrides += value.at.get(arm.pole, value.set)
+        try:
+            return cfg.load(Train, cfg.find(pole.train), [*overrides, *words])
+        except UserError as error:
+            raise UserError(f"{where(arm)}: {error}") from error
 
 
 def where(arm: Arm) -> str:
@@ -84,9 +96,9 @@ def shapes_of(config: Train) -> AbstractSAE:
     return eqx.filter_eval_shape(build_sae, config, jax.random.key(0))
 
 
-def check_builds(config: Ablate, arm: Arm) -> None:
+def check_builds(designs: Designs, arm: Arm) -> None:
     """Raises `UserError` where an arm cannot be built: its SAE, the parts in its slots, and its loss on shapes."""
-    train = train_config(config, arm)
+    train = designs.train(arm)
     try:
         recipe = Recipe.of(train, cfg.build(train.data.normalize, AbstractNormalizer))
         check_run(recipe, shapes_of(train), train.data.batch)
@@ -94,7 +106,7 @@ def check_builds(config: Ablate, arm: Arm) -> None:
         raise UserError(f"{where(arm)} does not build: {error}") from error
 
 
-def arms_of(config: Ablate) -> tuple[list[Arm], list[LeftOut]]:
+def arms_of(designs: Designs) -> tuple[list[Arm], list[LeftOut]]:
     """All arms, the poles first, none twice; and the values that no arm of a pole has.
 
     Combinations of a grid or a search that do not build are among the latter.
@@ -102,37 +114,43 @@ def arms_of(config: Ablate) -> tuple[list[Arm], list[LeftOut]]:
     Raises:
         UserError: a pole, or a single value at a pole, that does not build.
     """
-    found, left = [Arm(pole) for pole in config.poles], list[LeftOut]()
-    for arm in found:
-        check_builds(config, arm)
-    options = {pole: _options(config, pole, left) for pole in config.poles}
-    flipped = config.axes if config.flips is None else config.flips
+    config, left = designs.config, list[LeftOut]()
+    flipped = list(config.axes) if config.flips is None else config.flips
+    searched = (config.search.axes or list(config.axes)) if config.search else []
+    used = [axis for axis in config.axes if axis in {*flipped, *config.grid, *searched}]
+    poles = [Arm(pole) for pole in config.poles]
+    for arm in poles:
+        check_builds(designs, arm)
+    options = {pole: _options(designs, pole, used, left) for pole in config.poles}
     singles = [Arm(pole, ((axis, name),)) for pole in config.poles for axis in flipped for name in options[pole][axis]]
     for arm in singles:
-        check_builds(config, arm)
-    several = dict.fromkeys([*_grid(config, options), *_drawn(config, options)])
-    kept = dict.fromkeys([*found, *singles])
-    for arm in several:
+        check_builds(designs, arm)
+    kept = dict.fromkeys([*poles, *singles])
+    for arm in dict.fromkeys([*_grid(config, options), *_drawn(config, searched, options)]):
         if arm in kept:
             continue
         try:
-            check_builds(config, arm)
+            check_builds(designs, arm)
             kept[arm] = None
         except UserError as error:
             left.append(LeftOut(arm.pole, arm.change, str(error)))
     return list(kept), left
 
 
-def _options(config: Ablate, pole: str, left: list[LeftOut]) -> dict[str, list[str]]:
-    """The values of every axis that a pole can take and has not; the others are added to `left`."""
-    own = cfg.config_hash(train_config(config, Arm(pole)))
-    found: dict[str, list[str]] = {}
-    for axis, values in config.axes.items():
-        found[axis] = []
-        for name, value in values.items():
-            excluded = as_value(value).not_for
-            reason = excluded.get(pole, excluded.get(ALL))
-            if reason is None and cfg.config_hash(train_config(config, Arm(pole, ((axis, name),)))) == own:
+def _options(designs: Designs, pole: str, used: list[str], left: list[LeftOut]) -> dict[str, list[str]]:
+    """The values of the used axes that a pole can take and has not; the others are added to `left`."""
+    own = cfg.config_hash(designs.train(Arm(pole)))
+    found: dict[str, list[str]] = {axis: [] for axis in used}
+    for axis in used:
+        for name, short in designs.config.axes[axis].items():
+            value = as_value(short)
+            reason = value.not_for.get(pole, value.not_for.get(ALL))
+            if reason is None and not value.at.get(pole, value.set):
+                raise UserError(
+                    f"axes.{axis}.{name} has no overrides at pole {pole}; write set, at.{pole}, or not_for.{pole} with "
+                    "the reason why it does not apply"
+                )
+            if reason is None and cfg.config_hash(designs.train(Arm(pole, ((axis, name),)))) == own:
                 reason = OWN
             if reason is None:
                 found[axis].append(name)
@@ -141,19 +159,20 @@ def _options(config: Ablate, pole: str, left: list[LeftOut]) -> dict[str, list[s
     return found
 
 
-def _grid(config: Ablate, options: dict[str, dict[str, list[str]]]) -> Iterator[Arm]:
+Options = dict[str, dict[str, list[str]]]  # pole -> axis -> values
+
+
+def _grid(config: Ablate, options: Options) -> Iterator[Arm]:
     """Every combination of the values of the axes of `grid`, the pole's own among them."""
     for pole in config.poles if config.grid else ():
         for names in itertools.product(*([None, *options[pole][axis]] for axis in config.grid)):
             yield _arm(pole, config.grid, names)
 
 
-def _drawn(config: Ablate, options: dict[str, dict[str, list[str]]]) -> Iterator[Arm]:
+def _drawn(config: Ablate, axes: list[str], options: Options) -> Iterator[Arm]:
     """Different arms of a random search, in the order in which they were drawn."""
-    if config.search is None:
-        return
-    axes = config.search.axes or list(config.axes)
-    for place, pole in enumerate(config.poles):
+    for place, pole in enumerate(config.poles) if config.search else ():
+        assert config.search is not None
         rng, seen = np.random.default_rng([config.search.seed, place]), {Arm(pole)}
         for _ in range(DRAWS * config.search.count):
             levels: list[list[Any]] = [[None, *options[pole][axis]] for axis in axes]

@@ -24,9 +24,10 @@ class Pole:
 @ranged
 @dataclass(frozen=True)
 class Value:
-    """A value of an axis that not every pole can take; one that all can take is a list of overrides."""
+    """A value of an axis that is not the same at every pole; one that is, is a list of overrides."""
 
-    set: Annotated[list[str], "overrides of a pole"]
+    set: Annotated[list[str], "overrides of a pole"] = field(default_factory=list)
+    at: Annotated[dict[str, list[str]], "pole -> overrides there, instead of set"] = field(default_factory=dict)
     not_for: Annotated[dict[str, str], "pole, or 'all' -> why it does not apply there"] = field(default_factory=dict)
 
 
@@ -124,9 +125,10 @@ def _check_study(config: Ablate) -> None:
         raise UserError(f"reference is {config.reference}, expected one of the poles {', '.join(config.poles)}")
     for axis, values in config.axes.items():
         for name, value in values.items():
-            if unknown := set(as_value(value).not_for) - {*config.poles, ALL}:
+            named = as_value(value)
+            if unknown := {*named.not_for, *named.at} - {*config.poles, ALL}:
                 raise UserError(
-                    f"axes.{axis}.{name}.not_for names {', '.join(sorted(unknown))}, expected poles "
+                    f"axes.{axis}.{name} names {', '.join(sorted(unknown))}, expected poles "
                     f"({', '.join(config.poles)}) or '{ALL}'"
                 )
     if config.match in ("l0", "parameters", "macs") and not config.solve:

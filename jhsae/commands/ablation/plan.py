@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from jhsae import config as cfg
 from jhsae.commands.ablation import rates, sizes
-from jhsae.commands.ablation.arms import Arm, arms_of, train_config, where
+from jhsae.commands.ablation.arms import Arm, Designs, arms_of, where
 from jhsae.commands.ablation.config import Ablate
 from jhsae.commands.ablation.heldout import Kind
 from jhsae.errors import UserError
@@ -58,15 +58,23 @@ class _WantedError(Exception):
 
 
 class Study:
-    """A config, its arms, and where they stand."""
+    """A config, its arms, and where they stand.
 
-    def __init__(self, config: Ablate) -> None:
-        self.config = config
-        self.arms, self.left_out = arms_of(config)
-        for arm in self.arms:
+    Args:
+        config: with poles.
+        arms: those of the config, where another process has found them; None to find and check them.
+
+    Raises:
+        UserError: an axis, a value or a size that cannot be.
+    """
+
+    def __init__(self, config: Ablate, arms: list[Arm] | None = None) -> None:
+        self.config, self.designs = config, Designs(config)
+        self.arms, self.left_out = arms_of(self.designs) if arms is None else (arms, [])
+        for arm in self.arms if arms is None else ():
             self.solved(arm)
             if config.rates:
-                rates.peak_of(self.settings(arm, (), None, config.seeds[0]))
+                rates.peak_of(self.designs.train(arm))
 
     def reference(self, arm: Arm) -> Arm:
         """The pole whose budget `arm` gets."""
@@ -75,10 +83,9 @@ class Study:
     @cache  # noqa: B019  (a study lives as long as its process)
     def settings(self, arm: Arm, size: tuple[str, ...], rate: float | None, seed: int) -> Train:
         """The config of a run, in a folder that its hash names."""
-        words = [*size, f"seed={seed}", f"data.seed={seed}", "out=none"]
-        found = train_config(self.config, arm, words)
-        if rate is not None:
-            found = train_config(self.config, arm, [*words, *rates.at_peak(found, rate)])
+        found = self.designs.train(arm, size)
+        stages = found.stages if rate is None else rates.at_peak(found, rate)
+        found = replace(found, seed=seed, data=replace(found.data, seed=seed), stages=stages)
         return replace(found, out=str(Path(self.config.out) / "runs" / cfg.config_hash(found)))
 
     def key(self, run: Run) -> tuple[str, str]:
@@ -103,7 +110,7 @@ class Study:
 
         def cost(size: int) -> float | None:
             try:
-                return sizes.budgets(train_config(self.config, arm, [f"{key}={size}"]))[match]
+                return sizes.budgets(self.designs.train(arm, (f"{key}={size}",)))[match]
             except UserError:  # larger than what it is a part of
                 return None
 

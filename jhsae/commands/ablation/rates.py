@@ -1,11 +1,12 @@
 """The search for an arm's learning rate: a list of peaks, extended while the best is at its edge."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
 from jhsae.errors import UserError
-from jhsae.training.config import Train
+from jhsae.training.config import StageConfig, Train
 
 SCALED = ("peak", "value", "start", "end")  # arguments of schedules that are learning rates
 FACTOR = 2.0  # between neighbouring peaks, where there is only one
@@ -22,18 +23,10 @@ def peak_of(config: Train) -> float:
     return max(_peak(stage.learning_rate) for stage in config.stages)
 
 
-def at_peak(config: Train, peak: float) -> list[str]:
-    """Overrides with which the largest learning rate is `peak`; the ratios between stages and steps stay."""
-    factor, words = peak / peak_of(config), []
-    for i, stage in enumerate(config.stages):
-        rate = stage.learning_rate
-        if isinstance(rate, dict):
-            words += [
-                f"stages.{i}.learning_rate.{name}={_text(rate[name] * factor)}" for name in SCALED if name in rate
-            ]
-        else:
-            words.append(f"stages.{i}.learning_rate={_text(rate * factor)}")
-    return words
+def at_peak(config: Train, peak: float) -> list[StageConfig]:
+    """The stages with learning rates whose largest is `peak`; the ratios between stages and between steps stay."""
+    factor = peak / peak_of(config)
+    return [replace(stage, learning_rate=_scaled(stage.learning_rate, factor)) for stage in config.stages]
 
 
 def best_rate(found: Found, l0: float | None, off: float) -> float | None:
@@ -82,8 +75,11 @@ def _beyond(edge: float, neighbour: float) -> float:
     return float(f"{edge * edge / neighbour:.3g}")
 
 
-def _text(rate: float) -> str:
-    return f"{rate:.6g}" if "." in f"{rate:.6g}" else f"{rate:.6e}"
+def _scaled(rate: Any, factor: float) -> Any:
+    """A learning rate, or its schedule, times a factor; rounded, so that the same peak gives the same config."""
+    if not isinstance(rate, dict):
+        return float(f"{rate * factor:.6g}")
+    return rate | {name: float(f"{rate[name] * factor:.6g}") for name in SCALED if name in rate}
 
 
 def _peak(rate: Any) -> float:

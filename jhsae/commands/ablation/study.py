@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from jhsae import config as cfg
 from jhsae.commands.ablation.config import Ablate
 from jhsae.commands.ablation.effects import summarised
 from jhsae.commands.ablation.heldout import held_out
@@ -29,7 +28,6 @@ def run_study(config: Ablate, out: Path) -> Path:
     study, rows_of = Study(config), held_out(config)
     evaluation = evaluation_hash(config, rows_of)
     make_folder(out)
-    cfg.write(config, out / "ablate.yaml")
     if config.processes > 1:
         work_together(study)
     else:

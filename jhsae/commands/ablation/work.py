@@ -14,20 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from jhsae import config as cfg
+from jhsae.commands.ablation.arms import Arm
 from jhsae.commands.ablation.config import Ablate
 from jhsae.commands.ablation.heldout import HeldOut, held_out
-from jhsae.commands.ablation.plan import DIVERGED, Run, Study
+from jhsae.commands.ablation.plan import DIVERGED, Rows, Run, Study
 from jhsae.commands.ablation.sizes import tokens
 from jhsae.errors import UserError, sentence
 from jhsae.files.bounded import read_lines, to_json
-from jhsae.files.folders import append_line
+from jhsae.files.folders import append_line, write_whole
 from jhsae.files.forms import NUMBER, OBJECT, TEXT, check
 from jhsae.files.lease import BusyError
 from jhsae.files.lock import owned
 from jhsae.training.loop import DivergedError
 from jhsae.training.run import train
 
-RESULTS = "results.jsonl"
+RESULTS, CONFIG, ARMS = "results.jsonl", "ablate.yaml", "arms.jsonl"
 WAIT = 1.0  # seconds between two looks at what other processes have made
 MEASURED = ("rows", "sequences", "validation", "lm")  # keys that decide what is measured
 FORM = {"config_hash": TEXT, "kind": TEXT, "evaluation": TEXT, "metrics": OBJECT, "seconds": NUMBER}
@@ -44,13 +45,24 @@ def work(study: Study, parent: int | None = None) -> None:
     evaluation = evaluation_hash(config, rows_of)
     while parent is None or os.getppid() == parent:
         rows = read_rows(config, evaluation)
-        wanted = [run for _, step in study.steps(rows) for run in step.runs]
-        if not wanted:
+        taken = _next(study, rows, rows_of, evaluation)
+        if taken is None:
             return
-        if not any(_taken(study, run, rows_of, evaluation) for run in wanted):
+        if not taken:
             time.sleep(WAIT)
             continue
         print(progress(study, read_rows(config, evaluation)), flush=True)
+
+
+def _next(study: Study, rows: Rows, rows_of: HeldOut, evaluation: str) -> bool | None:
+    """Runs the first run that is wanted and free; False where other processes own all of them, None without any."""
+    found = None
+    for _, step in study.steps(rows):
+        for run in step.runs:
+            if _taken(study, run, rows_of, evaluation):
+                return True
+            found = False
+    return found
 
 
 def _taken(study: Study, run: Run, rows_of: HeldOut, evaluation: str) -> bool:
@@ -135,6 +147,8 @@ def work_together(study: Study) -> None:
         UserError: one of them ended with an error, which it has printed.
     """
     out = Path(study.config.out)
+    cfg.write(study.config, out / CONFIG)
+    write_whole(out / ARMS, "".join(to_json({"pole": arm.pole, "picks": arm.picks}) + "\n" for arm in study.arms))
     command = [sys.executable, "-P", "-m", __spec__.name, str(out), str(os.getpid())]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     started = [subprocess.Popen(command, env=environment) for _ in range(study.config.processes)]
@@ -151,7 +165,12 @@ def work_together(study: Study) -> None:
 def main(arguments: list[str]) -> int:
     """One of several processes."""
     try:
-        work(Study(cfg.load(Ablate, Path(arguments[0]) / "ablate.yaml")), int(arguments[1]))
+        config = cfg.load(Ablate, Path(arguments[0]) / CONFIG)
+        arms = [
+            Arm(row["pole"], tuple((axis, name) for axis, name in row["picks"]))
+            for row in read_lines(Path(arguments[0]) / ARMS)
+        ]
+        work(Study(config, arms), int(arguments[1]))
     except UserError as error:
         print(f"ablate: {sentence(error)}", file=sys.stderr, flush=True)
         return error.exit_code
