@@ -64,7 +64,8 @@ def _effects(summary: Summary, pole: str, name: str, words: str) -> Figure | Non
     ]
     if not rows:
         return None
-    over = "held-out sequences, for these seeds of training" if name == "ev_r2" else "seeds of training"
+    few = f"{len(summary['seeds'])} seeds of training, of which few make an interval too short"
+    over = "held-out sequences, for these seeds of training" if name == "ev_r2" else few
     title = f"{words}, less that of {pole}"
     drawn = effects(Labels(title, f"difference of {words}", f"{name} {pole}"), rows)
     clear = sum(row.low is not None and row.high is not None and (row.low > 0 or row.high < 0) for row in rows)

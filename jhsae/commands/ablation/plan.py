@@ -71,9 +71,10 @@ class Study:
     def __init__(self, config: Ablate, arms: list[Arm] | None = None) -> None:
         self.config, self.designs = config, Designs(config)
         self.arms, self.left_out = arms_of(self.designs) if arms is None else (arms, [])
+        self.rates = [float(rate) for rate in config.rates]
         for arm in self.arms if arms is None else ():
             self.solved(arm)
-            if config.rates:
+            if self.rates:
                 rates.peak_of(self.designs.train(arm))
 
     def reference(self, arm: Arm) -> Arm:
@@ -132,7 +133,7 @@ class Study:
             size = self.solved(arm) if target is None else self._size(arm, target, rows)
             rate = self._rate(arm, size, target, rows)
         except _WantedError as wanted:
-            return Step(wanted.runs, max(len(wanted.runs), len(self.config.rates)) + len(seeds))
+            return Step(wanted.runs, max(len(wanted.runs), len(self.rates)) + len(seeds))
         except UserError as error:
             return Step([], 0, failure=str(error))
         runs = [Run(arm, size, rate, seed, "test") for seed in seeds]
@@ -153,13 +154,13 @@ class Study:
 
     def _size(self, arm: Arm, target: float, rows: Rows) -> tuple[str, ...]:
         """The override that gives an arm the L0 `target`, found by pilots at the middle rate."""
-        seed, peaks = self.config.seeds[0], sorted(self.config.rates)
+        seed, peaks = self.config.seeds[0], sorted(self.rates)
         rate = peaks[len(peaks) // 2] if peaks else None
         settings = self.settings(arm, (), None, seed)
         key = sizes.key_of(settings, self.config.solve, where(arm))
         start = sizes.value_at(cfg.to_dict(settings), key)
         assert start is not None  # which is why key_of gave it
-        tried: list[tuple[float, float]] = []
+        tried: list[sizes.Trial] = []
         while not any(abs(l0 / target - 1) <= self.config.off_l0 for _, l0 in tried):
             size = sizes.next_size(tried, start, target, key)
             if size is None:
@@ -177,9 +178,9 @@ class Study:
     def _rate(self, arm: Arm, size: tuple[str, ...], target: float | None, rows: Rows) -> float | None:
         """The best peak of the learning rate; None where it is not searched."""
         config, found = self.config, dict[float, tuple[float, float] | None]()
-        if not config.rates:
+        if not self.rates:
             return None
-        while more := rates.next_rates(found, config.rates, config.more_rates, target, config.off_l0):
+        while more := rates.next_rates(found, self.rates, config.more_rates, target, config.off_l0):
             runs = [Run(arm, size, rate, config.seeds[0], "validation") for rate in more]
             if missing := [run for run in runs if self.key(run) not in rows]:
                 raise _WantedError(missing)

@@ -17,6 +17,8 @@ from jhsae.training.config import Train
 LARGEST = 2**24  # of a size that is tried
 PILOTS = 6  # sizes that are trained until the L0 is given up
 STEEPEST = 4.0  # of log L0 against log size, between two trained sizes
+Number = float | int
+Trial = tuple[Number, float]  # a size, and the L0 that it gave
 FALLING = ("weights.", "stages.")  # keys of which more means a smaller L0: penalties
 
 
@@ -45,7 +47,7 @@ def key_of(config: Train, keys: Sequence[str], where: str) -> str:
     raise UserError(f"{where} has none of the keys of solve ({', '.join(keys)}); add one that it has")
 
 
-def value_at(tree: Any, key: str) -> float | None:
+def value_at(tree: Any, key: str) -> Number | None:
     """The number at a dotted key of plain data; None where there is none."""
     for name in key.split("."):
         if isinstance(tree, Mapping):
@@ -57,7 +59,7 @@ def value_at(tree: Any, key: str) -> float | None:
     return None if isinstance(tree, bool) or not isinstance(tree, int | float) else tree
 
 
-def solved(cost: Callable[[int], float | None], start: int, target: float, off: float, what: str) -> int:
+def solved(cost: Callable[[int], float | None], start: int, target: Number, off: float, what: str) -> int:
     """The whole number at which a growing cost is nearest to its target.
 
     Args:
@@ -87,13 +89,13 @@ def solved(cost: Callable[[int], float | None], start: int, target: float, off: 
     return best
 
 
-def scaled_steps(config: Train, target: float) -> list[str]:
+def scaled_steps(config: Train, target: Number) -> list[str]:
     """Overrides that scale the steps of all stages to a number of tokens."""
     factor = target / tokens(config)
     return [f"stages.{i}.steps={max(1, round(stage.steps * factor))}" for i, stage in enumerate(config.stages)]
 
 
-def next_size(tried: Sequence[tuple[float, float]], start: float, target: float, key: str) -> float | None:
+def next_size(tried: Sequence[Trial], start: Number, target: Number, key: str) -> Number | None:
     """The next size whose L0 is to be measured; None when trying more makes no sense.
 
     Args:
@@ -123,6 +125,6 @@ def next_size(tried: Sequence[tuple[float, float]], start: float, target: float,
     return None if whole in [pair[0] for pair in tried] else whole
 
 
-def nearest(tried: Sequence[tuple[float, float]], target: float) -> tuple[float, float]:
+def nearest(tried: Sequence[Trial], target: Number) -> Trial:
     """The pair of a size and its L0 that is nearest to the target."""
     return min(tried, key=lambda pair: abs(pair[1] - target))

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jhsae import config as cfg
 from jhsae.commands.ablation.arms import Arm
 from jhsae.commands.ablation.config import Ablate
@@ -34,6 +36,13 @@ MEASURED = ("rows", "sequences", "validation", "lm")  # keys that decide what is
 FORM = {"config_hash": TEXT, "kind": TEXT, "evaluation": TEXT, "metrics": OBJECT, "seconds": NUMBER}
 
 
+def keep_programs(out: Path) -> None:
+    """Keeps what is compiled in a folder of the study: seeds share a program. A folder that the user set stays."""
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", os.path.abspath(out / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
 def work(study: Study, parent: int | None = None) -> None:
     """Runs until no run is wanted; waits for those that other processes own.
 
@@ -42,6 +51,7 @@ def work(study: Study, parent: int | None = None) -> None:
         parent: the process that started this one, whose end ends this one too, after its run.
     """
     config, rows_of = study.config, held_out(study.config)
+    keep_programs(Path(config.out))
     evaluation = evaluation_hash(config, rows_of)
     while parent is None or os.getppid() == parent:
         rows = read_rows(config, evaluation)
