@@ -39,7 +39,7 @@ def teacher(rng: np.random.Generator) -> Teacher:
         random(PARENTS, EMBED), random(PARENTS, EMBED), random(PARENTS), random(PARENTS, CHILDREN, EMBED),
         random(PARENTS, SUB, EMBED), random(PARENTS, SUB, EMBED), random(PARENTS, CHILDREN, SUB),
         np.full(PARENTS, CHILDREN, np.int32), np.diag(np.geomspace(0.5, 2, EMBED)).astype(np.float32),
-        tuple(Concept(f"n{i}", f"c{i}", (1, 2), children) for i in range(PARENTS)), {"model": "m"}, {},
+        tuple(Concept(f"n{i}", f"c{i}", (1, 2), children) for i in range(PARENTS)), {"model": "array"}, {},
     )  # fmt: skip
 
 
@@ -53,4 +53,4 @@ def three_steps(designs: Designs, arm: Arm, out: Path) -> Train:
     """The config of an arm, for three steps in all."""
     stages = designs.train(arm).stages
     steps = [3] if len(stages) == 1 else [1, 2]
-    return designs.train(arm, (*(f"stages.{i}.steps={n}" for i, n in enumerate(steps)), "teacher=null", f"out={out}"))
+    return designs.train(arm, (*(f"stages.{i}.steps={n}" for i, n in enumerate(steps)), f"out={out}"))

@@ -206,6 +206,7 @@ def parameters(sae: AbstractSAE) -> int:
     """The number of trained parameters.
 
     Args:
-        sae: any SAE.
+        sae: any SAE, or its shapes alone.
     """
-    return sum(a.size for a in jax.tree.leaves(eqx.filter(sae, eqx.is_inexact_array)))
+    arrays = (a for a in jax.tree.leaves(sae) if isinstance(a, jax.Array | np.ndarray | jax.ShapeDtypeStruct))
+    return sum(a.size for a in arrays if jnp.issubdtype(a.dtype, jnp.inexact))

@@ -1,11 +1,13 @@
 """Every value of every axis of configs/ablate/axes.yaml builds, trains three steps and is saved, on tiny sizes."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_study
 
 from jhsae.commands.ablation.arms import Arm, Designs, arms_of, check_builds
 from jhsae.commands.ablation.config import ALL, as_value
+from jhsae.sae.apply import reconstruct
 from jhsae.training.checkpoint import load_sae
 from jhsae.training.run import train
 
@@ -60,4 +62,4 @@ def test_every_value_trains_and_is_saved(designs, tmp_path, axis, name):
     config = small_study.three_steps(designs, arm, tmp_path / "run")
     sae, normalizer, _ = load_sae(train(config))
     x = np.random.default_rng(0).normal(size=(4, small_study.EMBED)).astype(np.float32)
-    assert np.isfinite(np.asarray(sae(normalizer(x)[0]))).all()
+    assert np.isfinite(reconstruct(sae, normalizer, jnp.asarray(x)).x_hat).all()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from jhsae import config as cfg
 from jhsae.commands.ablation import rates, sizes
-from jhsae.commands.ablation.arms import Arm, Designs, arms_of, where
+from jhsae.commands.ablation.arms import Arm, Designs, arms_of, shapes_of, where
 from jhsae.commands.ablation.config import Ablate
 from jhsae.commands.ablation.heldout import Kind
 from jhsae.errors import UserError
@@ -163,7 +163,7 @@ class Study:
         tried: list[sizes.Trial] = []
         while not any(abs(l0 / target - 1) <= self.config.off_l0 for _, l0 in tried):
             size = sizes.next_size(tried, start, target, key)
-            if size is None:
+            if size is None or not self._builds(arm, f"{key}={size:g}"):
                 best, l0 = sizes.nearest(tried, target)
                 raise UserError(
                     f"{where(arm)}: {key} has no size with an L0 of {target:.3g} (the nearest is {l0:.3g}, at "
@@ -174,6 +174,14 @@ class Study:
                 raise UserError(f"{where(arm)}: training diverged at {key}={size:g}")
             tried.append((size, found[1]))
         return (f"{key}={sizes.nearest(tried, target)[0]:g}",)
+
+    def _builds(self, arm: Arm, word: str) -> bool:
+        """Whether an arm has an SAE with this override: a size may be more than there is to select from."""
+        try:
+            shapes_of(self.designs.train(arm, (word,)))
+        except UserError:
+            return False
+        return True
 
     def _rate(self, arm: Arm, size: tuple[str, ...], target: float | None, rows: Rows) -> float | None:
         """The best peak of the learning rate; None where it is not searched."""
