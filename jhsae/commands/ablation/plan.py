@@ -1,4 +1,4 @@
-"""What is to be run next, as a function of the rows that there are: any process that reads them finds the same.
+"""The next runs of a study, as a function of the rows that there are: any process that reads them finds the same.
 
 Every arm goes through up to three steps: its size, where L0 is matched by trained pilots; its learning rate; its seeds
 on test rows. Rates and sizes are chosen at the first seed, on validation rows.
