@@ -7,9 +7,10 @@ import small_study
 
 from jhsae.commands.ablation.arms import Arm, Designs, arms_of, check_builds
 from jhsae.commands.ablation.config import ALL, as_value
+from jhsae.parallel.mesh import MeshShape, make_mesh
 from jhsae.sae.apply import reconstruct
+from jhsae.training import run
 from jhsae.training.checkpoint import load_sae
-from jhsae.training.run import train
 
 AXES = small_study.axes().axes
 POLES = list(small_study.axes().poles)
@@ -24,11 +25,12 @@ def poles_of(axis, name):
 
 @pytest.fixture(scope="module")
 def designs(tmp_path_factory):
-    """The study in a folder that has what its config reads."""
+    """The study in a folder that has what its config reads, on one device: eight compile for much longer."""
     folder = tmp_path_factory.mktemp("study")
     small_study.make(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(run, "make_mesh", lambda shape: make_mesh(MeshShape(data=1), devices=1))
         yield Designs(small_study.axes())
 
 
@@ -60,6 +62,6 @@ def test_every_value_trains_and_is_saved(designs, tmp_path, axis, name):
         return  # which the axis explains
     arm = Arm(poles[VALUES.index((axis, name)) % len(poles)], ((axis, name),))
     config = small_study.three_steps(designs, arm, tmp_path / "run")
-    sae, normalizer, _ = load_sae(train(config))
+    sae, normalizer, _ = load_sae(run.train(config))
     x = np.random.default_rng(0).normal(size=(4, small_study.EMBED)).astype(np.float32)
     assert np.isfinite(reconstruct(sae, normalizer, jnp.asarray(x)).x_hat).all()
