@@ -38,20 +38,6 @@ def rows():
     return [json.loads(line) for line in (PHASES / "results.jsonl").read_text().splitlines()]
 
 
-def test_differences_are_paired_by_unit_and_seed(code):
-    difference = code["measure"]["difference"]
-    rng = np.random.default_rng(0)
-    base = [{f"c{i}": float(v) for i, v in enumerate(rng.normal(size=20))} for _ in range(3)]
-    more = [{unit: value + 1 for unit, value in seed.items()} for seed in base]
-    found = difference(more, base)
-    assert found.estimate == pytest.approx(1) and found.significant and (found.units, found.groups) == (60, 20)
-    assert difference(base, more).estimate == pytest.approx(-1)
-    noise = [{unit: value + e for (unit, value), e in zip(s.items(), rng.normal(size=20), strict=True)} for s in base]
-    assert not difference(noise, base).significant
-    assert difference([{"a": 1.0, "b": None, "c": 2.0}], [{"a": 0.5, "b": 1.0, "d": 1.0}]).units == 1
-    assert difference([{"a": None}], [{"a": 1.0}]) is None and difference([{}], [{}]) is None
-
-
 def test_children_are_dealt_to_other_parents(code):
     tree, rebuilt = code["teacher"]["tree"], code["teacher"]["rebuilt"]
     concepts = tuple(

@@ -59,7 +59,7 @@ def test_wide_arms_have_the_same_latents_and_nearly_the_same_parameters(arms):
         settings = arms.config(arm, 10, 1e-3, 0, size, 128)
         sae = eqx.filter_eval_shape(build_sae, settings, jax.random.key(0))
         sizes[arm] = sae.features, sum(a.size for a in jax.tree.leaves(sae) if a.dtype == np.float32)
-        products[arm] = arms.encoder_products(arm, 10, size, 128)
+        products[arm] = arms.encoder_products(settings)
         assert settings.stages[0].learning_rate["decay"] * 5 == size.steps
         assert settings.resampling["until"] * 5 == 4 * size.steps
     wide = [sizes[arm] for arm in (*arms.FLAT, *arms.HIERARCHICAL)]

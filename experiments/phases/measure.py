@@ -1,17 +1,15 @@
 """What every run is measured by, and paired differences between variants.
 
 Concepts are those of the teacher, with the words alone that it was not made from. `units` of a row are the values by
-unit (concept, atom, sequence) that `difference` pairs between variants.
+unit (concept, atom, sequence) that `jhsae.evals.paired` pairs between variants.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 from phases import Place
 
@@ -19,7 +17,7 @@ from jhsae import evals, lm
 from jhsae.commands import teach
 from jhsae.data import Store, special_ids
 from jhsae.evals.labels import NO_CLASS
-from jhsae.evals.nulls import Alternative, Comparison, compare, sentence, sign_flips
+from jhsae.evals.nulls import Alternative, compare, sentence
 from jhsae.features.decoder import decoder_in_lm_units
 from jhsae.features.firings import Firings, firing_table
 from jhsae.sae import AbstractSAE, HierarchicalSAE
@@ -27,7 +25,7 @@ from jhsae.teacher import Concept, Teacher
 from jhsae.teacher.select import token_sets
 from jhsae.training.checkpoint import load_sae
 
-FLIPS, ROTATED = 999, 39
+ROTATED = 39
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,10 @@ class HeldOut:
     @cached_property
     def x(self) -> np.ndarray:
         return self.store.read(0, self.store.rows)
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """All rows, a few at a time."""
+        return (self.x[start : start + 4096] for start in range(0, len(self.x), 4096))
 
     @cached_property
     def sequence(self) -> np.ndarray:
@@ -87,15 +89,16 @@ def measure(folder: Path, held: HeldOut) -> dict[str, Any]:
     """The numbers of a run, their units, and a sentence for each number that has a null."""
     sae, normalizer, _ = load_sae(folder)
     store, rows = held.store, held.store.rows
-    batches = (held.x[start : start + 4096] for start in range(0, rows, 4096))
-    metrics, frequency = evals.fidelity(sae, normalizer, batches, store.manifest.mean)
+    metrics, frequency = evals.fidelity(sae, normalizer, held.batches(), store.manifest.mean)
     replaced = {"sae": evals.Spliced(sae, normalizer)}
     tokens = store.tokens()[: held.place.settings.sequences].astype(np.int64)
     special = list(special_ids(held.model.tokenizer))
     metrics |= evals.recovered(evals.splice(held.model.model, store.manifest.layer, replaced, tokens, special), "sae")
     kept = ("ev_r2", "ce_recovered", "kl", "l0", "dead", "parameters")
     numbers: dict[str, Any] = {name: metrics[name] for name in kept}
-    units: dict[str, dict[str, float]] = {"ev_r2": explained(replaced["sae"], held)}
+    units: dict[str, dict[str, float]] = {
+        "ev_r2": evals.explained_by_unit(sae, normalizer, held.batches(), held.sequence, store.manifest.mean)
+    }
     fired = firing_table(sae, normalizer, store, rows)
     sentences: list[str] = []
     on_classes(top_level(fired, sae), held, numbers, units, sentences)
@@ -103,20 +106,6 @@ def measure(folder: Path, held: HeldOut) -> dict[str, Any]:
     if isinstance(sae, HierarchicalSAE):
         orthogonal(sae, frequency, held, numbers, sentences)
     return {"numbers": numbers, "units": units, "sentences": sentences}
-
-
-def explained(replace: evals.Spliced, held: HeldOut) -> dict[str, float]:
-    """The part of each sequence in the explained variance, scaled so that their mean is the whole."""
-    reconstruct = eqx.filter_jit(lambda f, x: f(x))
-    step = 4096
-    errors = [
-        np.sum((x - np.asarray(reconstruct(replace, jnp.asarray(x)))) ** 2, axis=1)
-        for x in (held.x[i : i + step] for i in range(0, len(held.x), step))
-    ]
-    total = np.sum((held.x - held.store.manifest.mean) ** 2)
-    ids, place = np.unique(held.sequence, return_inverse=True)
-    error = np.bincount(place.reshape(-1), weights=np.concatenate(errors))
-    return {str(i): float(1 - len(ids) * e / total) for i, e in zip(ids, error, strict=True)}
 
 
 def top_level(fired: Firings, sae: AbstractSAE) -> Firings:
@@ -183,24 +172,3 @@ def tested(
     if values and len(draws) >= (39 if alternative == "two-sided" else 20):
         result = compare(np.array(values), np.array(draws), alternative=alternative, groups=groups)
         sentences.append(sentence(result, name))
-
-
-def difference(
-    first: Sequence[dict[str, float | None]], second: Sequence[dict[str, float | None]], seed: int = 0
-) -> Comparison | None:
-    """The paired difference of the values of units that both sides have, seed by seed; units are the groups.
-
-    The null flips the signs of whole units, so the interval and p are those of other units (concepts, sequences), for
-    these seeds of training. None where there is no pair.
-    """
-    pairs = [
-        (unit, a[unit] - b[unit])
-        for a, b in zip(first, second, strict=True)
-        for unit in a
-        if a[unit] is not None and b.get(unit) is not None
-    ]
-    if not pairs:
-        return None
-    names, values = np.array([unit for unit, _ in pairs]), np.array([value for _, value in pairs], np.float64)
-    null = sign_flips(values, np.random.default_rng(seed), FLIPS, names)
-    return compare(values, null, alternative="two-sided", groups=names, seed=seed)

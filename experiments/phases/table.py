@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import difference
 
-from jhsae.evals.nulls import sentence
+from jhsae.evals import nulls
 
 HERE = Path(__file__).parent
 Rows = list[dict[str, Any]]
@@ -100,14 +99,14 @@ def paired(groups: dict[str, Rows], one: str, other: str, names: tuple[str, ...]
 
 def line(name: str, first: list[dict], second: list[dict]) -> str:
     """The sentence of one paired difference, with the mean of every seed."""
-    result = difference(first, second)
+    result = nulls.paired(first, second)
     if result is None:
         return f"- {name}: no pair has a value."
-    seeds = [difference([a], [b]) for a, b in zip(first, second, strict=True)]
+    seeds = [nulls.paired([a], [b]) for a, b in zip(first, second, strict=True)]
     signs = {np.sign(s.estimate) for s in seeds if s is not None}
     each = ", ".join("none" if s is None else f"{s.estimate:+.3g}" for s in seeds)
     doubt = " **The seeds differ in sign.**" if result.significant and len(signs) > 1 else ""
-    return f"- {sentence(result, name)} By seed: {each}.{doubt}"
+    return f"- {nulls.sentence(result, name)} By seed: {each}.{doubt}"
 
 
 def initialisation(rows: Rows) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -17,6 +18,7 @@ from jhsae import config as cfg
 from jhsae.sae import HierarchicalSAE
 from jhsae.schedule import AbstractSchedule
 from jhsae.training.config import Train
+from jhsae.training.recipe import build_sae
 from jhsae.worlds import World
 
 EXPERTS, ATOMS, SUB = 272, 4, 4  # roots and third level with 4 children each: 272 x 5 = 1,360 latents
@@ -206,8 +208,6 @@ def started(arm: str, sae: HierarchicalSAE, world: World) -> HierarchicalSAE:
     return sae
 
 
-def encoder_products(arm: str, l0: int, size: Size, embed: int) -> int:
+def encoder_products(settings: Train) -> int:
     """Multiplications that encode one token when only the selected experts are computed."""
-    if kind(arm) in FLAT:
-        return embed * (size.narrow if arm in NARROW else size.features)
-    return embed * size.experts + selected(arm, l0, size) * SUB * (embed + ATOMS)
+    return round(eqx.filter_eval_shape(build_sae, settings, jax.random.key(0)).encoder_macs().tables)

@@ -38,6 +38,7 @@ from arms import (
 import jhsae
 from jhsae import config as cfg
 from jhsae.commands import world as world_verb
+from jhsae.commands.ablation.rates import best_rate as best_of_rates
 from jhsae.data import AbstractNormalizer, ArrayRows
 from jhsae.evals.fidelity import fidelity
 from jhsae.evals.truth import truth
@@ -168,8 +169,9 @@ def best_rate(arm: str, size: Size, file: Path) -> float:
 
 def best_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The row of largest explained variance on validation draws, of those that keep their L0 where any does."""
-    kept = [row for row in rows if abs(row["metrics"]["l0"] / row["l0"] - 1) < OFF_L0]
-    return max(kept or rows, key=lambda row: row["validation_ev"])
+    found = {row["rate"]: (row["validation_ev"], row["metrics"]["l0"]) for row in rows}
+    best = best_of_rates(found, float(rows[0]["l0"]), OFF_L0)
+    return next(row for row in rows if row["rate"] == best)
 
 
 def done(run: Run, size: Size, data: Data, file: Path, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -186,7 +188,7 @@ def done(run: Run, size: Size, data: Data, file: Path, provenance: dict[str, Any
         "steps": size.steps,
         "batch": size.batch,
         "seconds": seconds,
-        "encoder_products": encoder_products(run.arm, run.l0, size, data.world.embed),
+        "encoder_products": encoder_products(settings),
         "validation_ev": measured(sae, normalizer, data.validation)["ev_r2"],
         **compared(sae, normalizer, data, size),
     }

@@ -1,50 +1,34 @@
-"""``jhsae ablate``: one run per changed slot and seed, from one base config; results in one JSONL and one table.
+"""``jhsae ablate``: one part swapped at a time; results in one JSONL, one table and, from poles, one HTML page.
 
-Every variant changes one axis of the base; the base itself is run too. Finished runs and evaluations are skipped, so
-that an interrupted ablation continues where it stopped.
+From one base config (`train`) every variant changes one axis, and each run is evaluated by ``jhsae evaluate``. From
+`poles` (`jhsae.commands.ablation`) there are flips, grids and random search, each arm at its own best learning rate and
+with a matched budget, and paired differences with intervals. Finished runs and rows are skipped, so that an interrupted
+ablation continues where it stopped.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from annotated_types import MinLen
 
 from jhsae import config as cfg
 from jhsae.commands import evaluate
+from jhsae.commands.ablation.config import Ablate as Ablate
+from jhsae.commands.ablation.config import as_value
+from jhsae.commands.ablation.study import run_study
 from jhsae.commands.last_line import command, last_line
 from jhsae.errors import UserError
 from jhsae.files.bounded import to_json
 from jhsae.files.escaping import escaped
 from jhsae.files.folders import local_folder, write_whole
 from jhsae.files.lock import owned
-from jhsae.ranges import Count, Seed, Words, ranged
 from jhsae.training.config import Train
 from jhsae.training.run import train
 from jhsae.training.run_folder import check_owner
 
 BASE = "base"
-
-
-@ranged
-@dataclass(frozen=True)
-class Ablate:
-    """What is varied."""
-
-    out: Annotated[Words, "folder of the runs and their results.jsonl"]
-    train: Annotated[Words, "the base config of jhsae train"]
-    axes: Annotated[dict[str, dict[str, list[str]]], "axis -> variant -> overrides of the base"]
-    seeds: Annotated[list[Seed], MinLen(1), "one run per variant and seed"]
-    store: Annotated[Words, "held-out store on which every run is evaluated"]
-    lm: Annotated[Words, "language model to splice into"]
-    overrides: Annotated[list[str], "overrides of the base that every run shares"] = field(default_factory=list)
-    rows: Annotated[Count | None, "held-out activations to use; null for all"] = None
-    sequences: Annotated[Count, "held-out sequences for the cross-entropy"] = 64
-    table: Annotated[list[str], "metrics that the table shows"] = field(
-        default_factory=lambda: ["ev_r2", "ce_recovered", "l0", "dead"]
-    )
 
 
 @dataclass(frozen=True)
@@ -65,10 +49,11 @@ def run(config: Ablate) -> Path:
     """Trains and evaluates every variant, writes results.jsonl and table.md, prints the table and what was made."""
     out = local_folder(config.out)
     with owned(out, "ablate"):
-        return _run(config, out)
+        return run_study(config, out) if config.poles else _run(config, out)
 
 
 def _run(config: Ablate, out: Path) -> Path:
+    assert config.store is not None  # which its config has checked
     plan = [(variant, seed, _train_config(config, variant, seed)) for variant, seed in _grid(config)]
     for _, _, run_config in plan:
         check_owner(Path(run_config.out), run_config)  # every clash is found before anything is trained
@@ -98,13 +83,14 @@ def _run(config: Ablate, out: Path) -> Path:
 
 def _grid(config: Ablate) -> Iterator[tuple[Variant, int]]:
     variants = [Variant(BASE, BASE, [])]
-    variants += [Variant(a, n, o) for a, choices in config.axes.items() for n, o in choices.items()]
+    variants += [Variant(a, n, as_value(o).set) for a, choices in config.axes.items() for n, o in choices.items()]
     for variant in variants:
         for seed in config.seeds:
             yield variant, seed
 
 
 def _train_config(config: Ablate, variant: Variant, seed: int) -> Train:
+    assert config.train is not None  # which its config has checked
     out = Path(config.out) / f"{variant.folder}-seed{seed}"
     overrides = [*config.overrides, *variant.overrides, f"seed={seed}", f"data.seed={seed}", f"out={out}"]
     try:

@@ -103,9 +103,15 @@ VERBS = {
     ),
     "ablate": Verb(
         "train and evaluate variants of one run, each with one part swapped",
-        "a training config, lists of overrides by axis and variant, a held-out store",
-        "one run folder per variant, and results.jsonl and table.md over all of them",
-        "jhsae ablate ablations/scale_to_geometry.yaml out=runs/ablation",
+        "a training config, or several as poles, lists of overrides by axis and variant, a held-out store",
+        "one run folder per variant, and results.jsonl, table.md and, from poles, ablation.html over all of them",
+        "jhsae ablate ablate/axes.yaml flips=[router,child_input] processes=2 out=runs/ablation",
+        notes=(
+            "From poles: one-factor flips, grid=[AXIS,...], search={count: 20}; rates=[...] searches every arm's "
+            "learning rate on validation rows; match=l0, parameters, macs or tokens with solve=[KEY] gives every arm "
+            "that budget of its pole. All axes of both originals: configs/ablate/axes.yaml.",
+            "An interrupted study resumes; processes=N shares its runs.",
+        ),
     ),
     "report": Verb(
         "draw the figures and tables of a set of results",

@@ -2,6 +2,7 @@
 
 from jhsae.evals.absorption import AbsorptionRules as AbsorptionRules
 from jhsae.evals.absorption import absorption as absorption
+from jhsae.evals.fidelity import explained_by_unit as explained_by_unit
 from jhsae.evals.fidelity import fidelity as fidelity
 from jhsae.evals.fidelity import parameters as parameters
 from jhsae.evals.geometry import delta_off_90 as delta_off_90
@@ -18,6 +19,7 @@ from jhsae.evals.labels import read_labels as read_labels
 from jhsae.evals.labels import wordnet_labels as wordnet_labels
 from jhsae.evals.nulls import Comparison as Comparison
 from jhsae.evals.nulls import compare as compare
+from jhsae.evals.nulls import paired as paired
 from jhsae.evals.nulls import sentence as sentence
 from jhsae.evals.probing import sparse_probing as sparse_probing
 from jhsae.evals.purity import purity as purity

@@ -16,7 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from jhsae.codes import Codes
 from jhsae.data.normalize import AbstractNormalizer
@@ -189,6 +189,40 @@ def _share(marked: Bool[np.ndarray, " n"]) -> float | None:
     return float(np.mean(marked)) if len(marked) else None
 
 
+@eqx.filter_jit
+def _errors(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Array) -> Array:
+    return jnp.sum((x - reconstruct(sae, normalizer, x).x_hat) ** 2, axis=-1)
+
+
+def explained_by_unit(
+    sae: AbstractSAE,
+    normalizer: AbstractNormalizer,
+    batches: Iterable[np.ndarray],
+    units: Shaped[np.ndarray, " rows"],
+    mean: Float[np.ndarray, "embed"],
+) -> dict[str, float]:
+    """The part of each unit in the explained variance `ev_r2`, scaled so that their mean is the whole.
+
+    Args:
+        sae: a trained SAE, `for_inference`.
+        normalizer: its fitted input normaliser.
+        batches: activations in the language model's units, ``[rows, embed]`` each.
+        units: what each row of all batches belongs to, such as its sequence.
+        mean: that of the explained variance, ``[embed]``.
+
+    Returns:
+        ``1 - units * error / total`` by name of the unit, with the summed squared error of its rows and the total
+        squared distance of all rows from `mean`; nothing where no row differs from the mean.
+    """
+    errors, total = [], 0.0
+    for x in batches:
+        errors.append(np.asarray(_errors(sae, normalizer, jnp.asarray(x)), np.float64))
+        total += float(np.sum((x.astype(np.float64) - mean) ** 2))
+    names, place = np.unique(units, return_inverse=True)
+    sums = np.bincount(place.reshape(-1), weights=np.concatenate(errors))
+    return {str(n): float(1 - len(names) * e / total) for n, e in zip(names, sums, strict=True)} if total else {}
+
+
 def _bias(squared: SupportsFloat, along: SupportsFloat, nonzero: SupportsFloat) -> float | None:
     """``E||x_hat||^2 / E[x . x_hat]``; of a reconstruction that is always 0 its limit, 0."""
     return 0.0 if float(nonzero) and not float(squared) else ratio(squared, along)
@@ -208,7 +242,12 @@ def parameters(sae: AbstractSAE) -> int:
     """The number of trained parameters; an empty slot of a forest, a row of zeros, has none.
 
     Args:
-        sae: any SAE.
+        sae: any SAE, or its shapes alone, with all slots in use.
     """
-    empty = sae.features - int(np.sum(np.asarray(sae.occupied)))
-    return sum(a.size for a in jax.tree.leaves(eqx.filter(sae, eqx.is_inexact_array))) - empty * sae.embed
+    empty = 0 if _abstract(sae) else sae.features - int(np.sum(np.asarray(sae.occupied)))
+    arrays = (a for a in jax.tree.leaves(sae) if isinstance(a, jax.Array | np.ndarray | jax.ShapeDtypeStruct))
+    return sum(a.size for a in arrays if jnp.issubdtype(a.dtype, jnp.inexact)) - empty * sae.embed
+
+
+def _abstract(sae: AbstractSAE) -> bool:
+    return any(isinstance(a, jax.ShapeDtypeStruct) for a in jax.tree.leaves(sae))

@@ -9,7 +9,7 @@ chance.
 ``experiments/nulls`` measures how often that is said of random vectors, permuted hierarchies and planted ones.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -25,6 +25,7 @@ Alternative = Literal["greater", "less", "two-sided"]
 Resamples = Annotated[int, Ge(2000)]
 Values = Float[np.ndarray, "..."] | Int[np.ndarray, "..."] | Bool[np.ndarray, "..."]
 LEVEL = 0.05
+FLIPS = 999  # draws of the null of paired differences
 BLOCK = 2**22  # random numbers that a bootstrap holds at once
 
 
@@ -203,6 +204,35 @@ def sign_flips(
     member = np.arange(len(differences)) if groups is None else np.unique(groups, return_inverse=True)[1].reshape(-1)
     sums = np.bincount(member, weights=differences)
     return rng.choice([-1.0, 1.0], (draws, len(sums))) @ sums / max(len(differences), 1)
+
+
+def paired(
+    first: Sequence[Mapping[str, float | None]], second: Sequence[Mapping[str, float | None]], seed: int = 0
+) -> Comparison | None:
+    """The paired difference of the values of units that both sides have, seed by seed; units are the groups.
+
+    The null flips the signs of whole units, so the interval and p are those of other units (concepts, sequences), for
+    these seeds of training.
+
+    Args:
+        first: for each seed of training, the value of each unit by its name; None where it is not defined.
+        second: the same of what is subtracted.
+        seed: of the bootstrap and of the flips.
+
+    Returns:
+        The comparison, or None where there is no pair.
+    """
+    pairs = [
+        (unit, value - other)
+        for a, b in zip(first, second, strict=True)
+        for unit, value in a.items()
+        if value is not None and (other := b.get(unit)) is not None
+    ]
+    if not pairs:
+        return None
+    names, values = np.array([unit for unit, _ in pairs]), np.array([value for _, value in pairs], np.float64)
+    null = sign_flips(values, np.random.default_rng(seed), FLIPS, names)
+    return compare(values, null, alternative="two-sided", groups=names, seed=seed)
 
 
 def permuted_labels(labels: Shaped[np.ndarray, " units"], rng: np.random.Generator) -> Shaped[np.ndarray, " units"]:

@@ -29,13 +29,17 @@ BEATS = 10  # heartbeats in a lease
 LOST = 75  # the exit code of a command that may be retried
 
 
-def busy(folder: object, owner: dict[str, Any]) -> UserError:
+class BusyError(UserError):
+    """Another process owns the folder."""
+
+
+def busy(folder: object, owner: dict[str, Any]) -> BusyError:
     """The error of a process that finds `owner` at a folder."""
     who = f"process {owner['process']} on {owner['host']}" if {"process", "host"} <= owner.keys() else "another process"
     details = [f"jhsae {owner['verb']}"] if owner.get("verb") else []
     details += [f"since {owner['since']}"] if owner.get("since") else []
     named = f" ({', '.join(details)})" if details else ""
-    return UserError(f"{folder} is being written by {who}{named}; wait for it to end, or write another path")
+    return BusyError(f"{folder} is being written by {who}{named}; wait for it to end, or write another path")
 
 
 def parsed(value: bytes) -> dict[str, Any]:

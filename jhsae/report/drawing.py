@@ -103,7 +103,7 @@ def curves(
             )
         axes.set_title(plain(labels.title))
         axes.legend(lines, [plain(one.name) for one in series])
-        return _svg(figure, f"curve {labels.identity}")
+        return svg(figure, f"curve {labels.identity}")
 
 
 def histograms(labels: Labels, bins: list[Bins]) -> str:
@@ -120,7 +120,7 @@ def histograms(labels: Labels, bins: list[Bins]) -> str:
         axes.set_ylabel("features")
         axes.set_title(plain(labels.title))
         axes.legend()
-        return _svg(figure, f"histogram {labels.identity}")
+        return svg(figure, f"histogram {labels.identity}")
 
 
 def angles(title: str, marks: list[Mark]) -> str:
@@ -143,7 +143,7 @@ def angles(title: str, marks: list[Mark]) -> str:
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         axes.legend([measured, nulls], ["measured", "null"], loc="upper left", bbox_to_anchor=(1, 1))
-        return _svg(figure, f"angles {title}")
+        return svg(figure, f"angles {title}")
 
 
 def _points(axes: Axes, values: list[float | None], **style: Any) -> Any:
@@ -187,16 +187,16 @@ def _line(axes: Axes, series: Series):
     )[0]
 
 
-def _svg(figure: Figure, name: str) -> str:
+def svg(figure: Figure, name: str) -> str:
     """The figure as an element for HTML: no prologue, no metadata, ids that no other figure has."""
     text, name = io.StringIO(), name.encode("utf-8", "backslashreplace").decode()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     prefix = f"f{hashlib.sha256(name.encode()).hexdigest()[:8]}-"
-    svg = text.getvalue()[text.getvalue().index("<svg") :]
-    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<[a-zA-Z][^>]*>", lambda tag: _tag(tag[0], prefix), svg)
-    return svg.replace("<svg ", '<svg aria-hidden="true" ', 1)
+    drawn = text.getvalue()[text.getvalue().index("<svg") :]
+    drawn = re.sub(r"\s*<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
+    drawn = re.sub(r"<[a-zA-Z][^>]*>", lambda tag: _tag(tag[0], prefix), drawn)
+    return drawn.replace("<svg ", '<svg aria-hidden="true" ', 1)
 
 
 def _tag(tag: str, prefix: str) -> str:

@@ -228,3 +228,16 @@ def test_leakage_is_k_and_purity_needs_labels_that_are_permuted():
         drawn = np.array([purity(nulls.permuted_labels(labels, rng)) for _ in range(199)])
         found = compare(purity(labels), drawn, alternative="greater")
         assert (CHANCE in sentence(found, "purity")) == at_chance
+
+
+def test_differences_are_paired_by_unit_and_seed():
+    rng = np.random.default_rng(0)
+    base = [{f"c{i}": float(v) for i, v in enumerate(rng.normal(size=20))} for _ in range(3)]
+    more = [{unit: value + 1 for unit, value in seed.items()} for seed in base]
+    found = nulls.paired(more, base)
+    assert found.estimate == pytest.approx(1) and found.significant and (found.units, found.groups) == (60, 20)
+    assert nulls.paired(base, more).estimate == pytest.approx(-1)
+    noise = [{unit: value + e for (unit, value), e in zip(s.items(), rng.normal(size=20), strict=True)} for s in base]
+    assert not nulls.paired(noise, base).significant
+    assert nulls.paired([{"a": 1.0, "b": None, "c": 2.0}], [{"a": 0.5, "b": 1.0, "d": 1.0}]).units == 1
+    assert nulls.paired([{"a": None}], [{"a": 1.0}]) is None and nulls.paired([{}], [{}]) is None

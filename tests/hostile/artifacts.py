@@ -317,9 +317,9 @@ def undrawn(figure: Any, name: str) -> str:
 @contextmanager
 def quick() -> Iterator[None]:
     """Lets reports be made without their figures, for a while."""
-    drawn = drawing._svg
-    drawing._svg = undrawn
+    drawn = drawing.svg
+    drawing.svg = undrawn
     try:
         yield
     finally:
-        drawing._svg = drawn
+        drawing.svg = drawn

@@ -1,0 +1,1 @@
+"""The machinery of ``jhsae ablate``: config -> arms -> sizes and rates -> runs -> rows -> effects -> pages."""

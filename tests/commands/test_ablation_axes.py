@@ -1,0 +1,67 @@
+"""Every value of every axis of configs/ablate/axes.yaml builds, trains three steps and is saved, on tiny sizes."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_study
+
+from jhsae.commands.ablation.arms import Arm, Designs, arms_of, check_builds
+from jhsae.commands.ablation.config import ALL, as_value
+from jhsae.parallel.mesh import MeshShape, make_mesh
+from jhsae.sae.apply import reconstruct
+from jhsae.training import run
+from jhsae.training.checkpoint import load_sae
+
+AXES = small_study.axes().axes
+POLES = list(small_study.axes().poles)
+VALUES = [(axis, name) for axis, values in AXES.items() for name in values]
+
+
+def poles_of(axis, name):
+    """The poles at which a value applies."""
+    excluded = as_value(AXES[axis][name]).not_for
+    return [] if ALL in excluded else [pole for pole in POLES if pole not in excluded]
+
+
+@pytest.fixture(scope="module")
+def designs(tmp_path_factory):
+    """The study in a folder that has what its config reads, on one device: eight compile for much longer."""
+    folder = tmp_path_factory.mktemp("study")
+    small_study.make(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(run, "make_mesh", lambda shape: make_mesh(MeshShape(data=1), devices=1))
+        yield Designs(small_study.axes())
+
+
+def test_all_axes_of_the_originals_are_there():
+    """28 axes, of which tying is three, and the optimizer three too; the method of the top k is one more."""
+    assert len(AXES) == 28 + 2 + 2 + 1 and all(AXES.values())
+    nowhere = [value for value in VALUES if not poles_of(*value)]
+    assert nowhere == [("data", "world"), ("data", "unembedding_rows")]
+
+
+def test_every_value_builds(designs):
+    """At one pole each; the other poles: the test below, which is slow."""
+    for axis, name in VALUES:
+        for pole in poles_of(axis, name)[:1]:
+            check_builds(designs, Arm(pole, ((axis, name),)))
+
+
+@pytest.mark.slow
+def test_every_value_builds_at_every_pole(designs):
+    arms, left = arms_of(designs)
+    assert len(arms) > 400 and {one.pole for one in left} == set(POLES)
+
+
+@pytest.mark.parametrize(("axis", "name"), VALUES, ids=["-".join(value) for value in VALUES])
+def test_every_value_trains_and_is_saved(designs, tmp_path, axis, name):
+    """Poles take turns, so that each sees a part of the values."""
+    poles = poles_of(axis, name)
+    if not poles:
+        return  # which the axis explains
+    arm = Arm(poles[VALUES.index((axis, name)) % len(poles)], ((axis, name),))
+    config = small_study.three_steps(designs, arm, tmp_path / "run")
+    sae, normalizer, _ = load_sae(run.train(config))
+    x = np.random.default_rng(0).normal(size=(4, small_study.EMBED)).astype(np.float32)
+    assert np.isfinite(reconstruct(sae, normalizer, jnp.asarray(x)).x_hat).all()
