@@ -70,6 +70,22 @@ class ProjectAndRenormalize(AbstractConstraint):
         return _map_unit(_retract, self.metric, params)
 
 
+class AncestorsOut(AbstractConstraint):
+    """Unit norm, and in a forest (`jhsae.sae.PursuitSAE`) every row orthogonal to all of its ancestors; top-down.
+
+    Gradients are left alone: at codes that solve least squares the residual is orthogonal to the active rows, so that
+    little of a gradient lies along the row or its ancestors. An empty row stays empty.
+    """
+
+    def tangent(self, grads: PyTree, params: PyTree) -> PyTree:
+        return grads
+
+    def retract(self, params: PyTree) -> PyTree:
+        unit = _map_unit(_retract, Euclidean(), params)
+        orthogonal = lambda leaf, a: a if leaf.levels is None else _without_ancestors(a, leaf.levels)  # noqa: E731
+        return jax.tree.map(orthogonal, describe(params), unit)
+
+
 def _map_unit(fn: Callable[..., Array], metric: AbstractMetric, params: PyTree, *rest: PyTree) -> PyTree:
     """``fn(metric, rows, ...)`` at leaves with a unit axis, brought last; elsewhere the last tree's value stays."""
 
@@ -84,6 +100,23 @@ def _map_unit(fn: Callable[..., Array], metric: AbstractMetric, params: PyTree, 
 
 def _retract(metric: AbstractMetric, rows: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
     return rows / jnp.maximum(metric.norm(rows)[..., None], LEAST_NORM)
+
+
+def _without_ancestors(rows: Float[Array, "features embed"], levels: tuple[int, ...]) -> Float[Array, "features embed"]:
+    """Unit rows of a forest, orthogonal to their ancestors, from unit rows."""
+    done: list[Array] = []
+    ancestors: list[Array] = []
+    start, count = 0, 1
+    for each in levels:
+        block = rows[start : start + count * each].reshape(count, each, -1)
+        for _ in range(2):  # rounding of the first pass, where little is left of a row
+            for above in ancestors:  # orthogonal to each other
+                block = block - jnp.einsum("aed,ad->ae", block, above)[..., None] * above[:, None]
+            block = _retract(Euclidean(), block)
+        start, count = start + count * each, count * each
+        done.append(block.reshape(count, -1))
+        ancestors = [jnp.repeat(a, each, axis=0) for a in ancestors] + [done[-1]]
+    return jnp.concatenate(done)
 
 
 def _tangent(metric: AbstractMetric, rows: Float[Array, "*n d"], grads: Float[Array, "*n d"]) -> Float[Array, "*n d"]:

@@ -25,12 +25,14 @@ class Leaf:
         axes: the names of its logical axes, in order.
         unit: the place of its unit-norm axis, counted from the end (negative); None without one.
         nonnegative: whether every update keeps it at 0 or above.
+        levels: those of the forest that its rows lie in; None without one.
     """
 
     path: str
     axes: tuple[str, ...]
     unit: int | None
     nonnegative: bool = False
+    levels: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,15 @@ class Unit:
 @dataclass(frozen=True)
 class NonNegative:
     """Marks a field that every update keeps at 0 or above."""
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Marks a field whose rows lie in a forest, level by level: `field` of the same module holds the number of roots,
+    then that of the slots below each row.
+    """
+
+    field: str
 
 
 def describe(module: eqx.Module) -> PyTree[Leaf]:
@@ -85,4 +96,5 @@ def _leaf(module: eqx.Module, path: tuple[Any, ...]) -> Leaf:
     axes = tuple(array_hint.dim_str.split())
     unit = next((note.axis for note in notes if isinstance(note, Unit)), None)
     nonnegative = any(isinstance(note, NonNegative) for note in notes)
-    return Leaf(_dotted(path), axes, None if unit is None else axes.index(unit) - len(axes), nonnegative)
+    levels = next((getattr(owner, note.field) for note in notes if isinstance(note, Levels)), None)
+    return Leaf(_dotted(path), axes, None if unit is None else axes.index(unit) - len(axes), nonnegative, levels)

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pursuits import pursuit
 from small_lm import CONTEXT, EMBED, LAYER, VOCAB, save_language_model
 
 from jhsae import lm
@@ -14,7 +15,7 @@ from jhsae.activations.config import Harvest, Source
 from jhsae.commands.harvest import run
 from jhsae.data import AbstractNormalizer, Store
 from jhsae.sae import AbstractSAE, FlatSAE, HierarchicalSAE
-from jhsae.sparsify import JumpReLU, ReLU, TopK
+from jhsae.sparsify import ExactL0, JumpReLU, ReLU, TopK
 
 EXPERTS, ATOMS, FEATURES = 12, 4, 20
 
@@ -34,7 +35,7 @@ def harvested(folder: Path) -> tuple[Store, lm.LanguageModel]:
 
 
 def saes() -> dict[str, AbstractSAE]:
-    """Sparse and dense codes, flat and hierarchical; the encoder biases differ between features."""
+    """Sparse and dense codes, flat and hierarchical, where the encoder biases differ between features; and a forest."""
     keys = jax.random.split(jax.random.key(0), 4)
     biases = ("encoder", "decoder")
     tree = HierarchicalSAE(EMBED, EXPERTS, 3, ATOMS, TopK(3), TopK(1), biases=biases, key=keys[0])
@@ -42,6 +43,7 @@ def saes() -> dict[str, AbstractSAE]:
     return {
         "tree": _moved(tree),
         "dense_tree": _moved(dense_tree),
+        "forest": pursuit((EXPERTS, 2, 2), EMBED, ExactL0(5, 1), empty=0),
         "topk": _moved(FlatSAE(EMBED, FEATURES, TopK(3), key=keys[2])),
         "jump": _moved(FlatSAE(EMBED, FEATURES, JumpReLU(0.5), key=keys[3])),
     }

@@ -23,7 +23,7 @@ from jhsae.optimizer import adam
 from jhsae.resampling import NoResampling, Resample
 from jhsae.sae import AbstractSAE
 from jhsae.schedule import Constant
-from jhsae.sparsify import JumpReLU, ReLU, TopK
+from jhsae.sparsify import ExactL0, JumpReLU, ReLU, Threshold, TopK
 from jhsae.training.checkpoint import Checkpoints, load_sae, save_sae
 from jhsae.training.config import Train
 from jhsae.training.fit import fit
@@ -239,6 +239,7 @@ TREE = part(
     "sae.HierarchicalSAE", embed=runs.EMBED, experts=8, sub=3, atoms=3, biases=["encoder", "decoder"],
     route=part("sparsify.BatchTopK", k=2.5), pick=part("sparsify.TopK", k=1),
 )  # fmt: skip
+PURSUIT = part("sae.PursuitSAE", embed=runs.EMBED, levels=[8, 2], budget=part("sparsify.MeanL0", k=3), most_children=1)
 LINEAR = part("schedule.Linear", start=1.0, end=0.5, steps=STEPS)
 MATRYOSHKA = {"inner": part("losses.Prefixes", widths=[4, 9]), "aux": part("losses.MatryoshkaAuxK", widths=[4, 9])}
 JUMP = {
@@ -267,6 +268,12 @@ ARCHITECTURES = {  # the SAE's slot, its terms beside the squared error, and wha
     ),
     "matching pursuit": (part("sae.MatchingPursuitSAE", embed=runs.EMBED, features=FEATURES, max_iterations=4), {}, ()),
     "hierarchical": (TREE, {"ghosts": part("losses.GhostAtoms")}, (JumpReLU, TopK)),
+    "pursuit": (PURSUIT, {"aux": part("losses.AuxK", k=4), "prefix": part("losses.Prefix")}, (Threshold,)),
+    "pursuit, screened": (
+        PURSUIT | {"candidates": part("sae.Screened", rounds=2, candidates=5), "budget": part("sparsify.ExactL0", k=3)},
+        {"prefix": part("losses.Prefix")},
+        (ExactL0,),
+    ),
 }
 
 

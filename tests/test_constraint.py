@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from reference.filled import filled
 
-from jhsae.constraint import ProjectAndRenormalize, Renormalize, Unconstrained
+from jhsae.constraint import AncestorsOut, ProjectAndRenormalize, Renormalize, Unconstrained
 from jhsae.metric import Euclidean, Whitened
-from jhsae.sae import FlatSAE, HierarchicalSAE
-from jhsae.sparsify import TopK
+from jhsae.sae import FlatSAE, HierarchicalSAE, PursuitSAE
+from jhsae.sparsify import Threshold, TopK
 
 EMBED = 6
 MATRIX = np.random.default_rng(0).normal(size=(EMBED, EMBED)) + 2 * np.eye(EMBED)
@@ -125,3 +125,41 @@ def test_shared_arrays_of_a_tied_sae_are_constrained_once():
     landed = ProjectAndRenormalize().retract(sae)
     np.testing.assert_allclose(norms(landed, np.eye(EMBED))[0], 1.0, rtol=1e-5)
     assert landed.router_enc is None and landed.atom_enc is None
+
+
+def forest(levels=(4, 3, 2)):
+    """A pursuit's forest of rows of any length, one of them empty."""
+    sae = PursuitSAE(12, levels, Threshold(0.1, 4), key=jax.random.key(0))
+    return eqx.tree_at(lambda s: s.rows, sae, 3 * jax.random.normal(jax.random.key(1), sae.rows.shape).at[5].set(0.0))
+
+
+def test_the_rows_of_a_forest_are_orthogonal_to_their_ancestors_and_of_norm_one():
+    """What Gram-Schmidt gives for each row with its ancestors alone; an empty row stays empty."""
+    sae = forest()
+    got, rows, parents = np.asarray(AncestorsOut().retract(sae).rows), np.asarray(sae.rows, float), sae.latent_parents()
+    want = np.zeros_like(rows)
+    for row in range(len(rows)):
+        want[row], above = rows[row], parents[row]
+        while above >= 0:
+            want[row] -= (want[row] @ want[above]) * want[above]
+            above = parents[above]
+        want[row] /= max(np.linalg.norm(want[row]), 1e-12)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert not got[5].any() and np.linalg.norm(np.delete(got, 5, 0), axis=1) == pytest.approx(1)
+    np.testing.assert_allclose(AncestorsOut().retract(AncestorsOut().retract(sae)).rows, got, atol=1e-6)
+    flat = forest((40,))
+    np.testing.assert_allclose(AncestorsOut().retract(flat).rows, Renormalize().retract(flat).rows, atol=1e-6)
+
+
+def test_ancestors_out_leaves_gradients_and_is_unit_norm_for_other_saes():
+    sae, grads = new(), new(1)
+    assert AncestorsOut().tangent(grads, sae) is grads
+    for a, b in zip(*(jax.tree.leaves(c.retract(sae)) for c in (AncestorsOut(), Renormalize())), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_child_that_is_almost_its_parent_is_orthogonal_to_it():
+    sae = forest()
+    close = eqx.tree_at(lambda s: s.rows, sae, sae.rows.at[4].set(sae.rows[0] + 1e-4 * sae.rows[9]))
+    rows = AncestorsOut().retract(close).rows
+    assert abs(float(rows[4] @ rows[0])) < 1e-6 and abs(float(jnp.linalg.norm(rows[4])) - 1) < 1e-5

@@ -37,6 +37,12 @@ TREE = {
 }
 BATCH = FLAT | {"sparsifier": {"_target_": "jhsae.sparsify.BatchTopK", "k": 3.0}}
 JUMP = FLAT | {"sparsifier": {"_target_": "jhsae.sparsify.JumpReLU", "initial": 0.5}}
+PURSUIT = {
+    "_target_": "jhsae.sae.PursuitSAE",
+    "embed": runs.EMBED,
+    "levels": [6, 3],
+    "budget": {"_target_": "jhsae.sparsify.MeanL0", "k": 3.0},
+}
 WHITEN = {"_target_": "jhsae.data.Whiten", "eps": 1e-4}
 NORMALIZERS = [
     {"_target_": f"jhsae.data.{name}"}
@@ -79,7 +85,7 @@ def test_every_normaliser_comes_back_bit_for_bit(tmp_path, normalize):
     assert about == {"format": 3, "sae": FLAT, "normalize": normalize, **ABOUT}
 
 
-@pytest.mark.parametrize("slot", [FLAT, TREE, BATCH, JUMP], ids=["flat", "tree", "batch", "jump"])
+@pytest.mark.parametrize("slot", [FLAT, TREE, BATCH, JUMP, PURSUIT], ids=["flat", "tree", "batch", "jump", "pursuit"])
 def test_every_sae_comes_back_bit_for_bit_and_settled(tmp_path, slot):
     sae, normalizer = built(slot, NORMALIZERS[0])
     save_sae(tmp_path / "run" / "sae", sae, slot, NORMALIZERS[0], normalizer, ABOUT)

@@ -10,12 +10,12 @@ from reference.filled import filled
 from jhsae.constraint import ProjectAndRenormalize
 from jhsae.data import UnitNorm
 from jhsae.errors import UserError
-from jhsae.losses import AuxK, CrossOrthogonality, L1All, Objective, ParentsOnly, SquaredError
+from jhsae.losses import AuxK, CrossOrthogonality, L1All, Objective, ParentsOnly, Prefix, SquaredError
 from jhsae.optimizer import adam
 from jhsae.parallel.mesh import MeshShape, make_mesh, shard_batch
-from jhsae.sae import FlatSAE, HierarchicalSAE
+from jhsae.sae import FlatSAE, HierarchicalSAE, PursuitSAE
 from jhsae.schedule import Constant
-from jhsae.sparsify import BatchTopK, GumbelTopK, TopK
+from jhsae.sparsify import BatchTopK, GumbelTopK, MeanL0, TopK
 from jhsae.training.fit import fit
 from jhsae.training.sharding import shard_state
 from jhsae.training.step import StageModules, TrainState, make_step
@@ -33,6 +33,10 @@ def flat(sparsifier):
     return lambda key: FlatSAE(EMBED, 128, sparsifier, kernel="tiles", key=key)
 
 
+def pursuit(key):
+    return PursuitSAE(EMBED, (32, 3), MeanL0(4.0), kernel="tiles", key=key)
+
+
 TREE = {"squares": SquaredError(), "parents": ParentsOnly(), "l1": L1All(), "cross": CrossOrthogonality()}
 FLAT = {"squares": SquaredError(), "auxk": AuxK(k=8)}
 SAES = {
@@ -40,6 +44,7 @@ SAES = {
     "TopK": (flat(TopK(4)), Objective({"squares": SquaredError()})),
     "TopK, AuxK": (flat(TopK(4)), Objective(FLAT, {"auxk": 0.1})),
     "BatchTopK": (flat(BatchTopK(4.0)), Objective(FLAT, {"auxk": 0.1})),
+    "pursuit": (pursuit, Objective({"squares": SquaredError(), "prefix": Prefix()}, {"prefix": 0.5})),
 }
 
 

@@ -1,6 +1,6 @@
-// Unpacks the data, reads the address (#e12, #e12/a3, #f7, #q=water) and answers the keyboard.
+// Unpacks the data, reads the address (#e12, #e12/a3, #e12/a3/a1, #f7, #q=water) and answers the keyboard.
 
-let DATA, LATENTS, BY_ID, TREE, EXPERT_ATOMS;
+let DATA, LATENTS, BY_ID, TREE;
 
 async function unpack() {
   const element = document.getElementById("data");
@@ -14,12 +14,10 @@ function connect(data) {
   LATENTS = data.latents;
   BY_ID = new Map(LATENTS.map(latent => [latent.id, latent]));
   TREE = LATENTS[0].id.startsWith("e");
-  if (TREE) EXPERT_ATOMS = Math.round(data.density[1].all / data.density[0].all);
   LATENTS.forEach((latent, place) => {
     latent.place = place;
-    const [expert, atom] = latent.id.split("/");
-    if (atom) latent.up = BY_ID.get(expert);
-    else latent.atoms = [];
+    latent.up = BY_ID.get(latent.id.slice(0, Math.max(latent.id.lastIndexOf("/"), 0)));
+    latent.atoms = [];
   });
   for (const latent of LATENTS) latent.up?.atoms.push(latent);
 }

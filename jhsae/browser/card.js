@@ -6,7 +6,7 @@ const tile = (term, value, note) => h("div", null, h("dt", null, term), h("dd", 
 let wrapped = false;
 
 function card(latent) {
-  const up = latent.up, atoms = latent.atoms ?? [];
+  const up = latent.up;
   return [
     crumbs(latent),
     h("h2", {tabindex: -1}, title(latent), latent.name && h("span", {class: "concept"}, " " + latent.name)),
@@ -16,7 +16,7 @@ function card(latent) {
     h("div", {class: "pair"},
       section("Activation where it fires", null, activationHistogram(latent)),
       section("Tokens it fires on", "by share of its activation", tokenTable(latent))),
-    latent.alone !== undefined && section("Atoms", atomNote(latent), atomTable(latent, atoms)),
+    latent.slots > 0 && section(latent.atoms.some(atom => atom.slots > 0) ? "The tree below" : "Atoms", atomNote(latent), atomTable(latent)),
     contexts(latent),
     h("div", {class: "pair"},
       section("Raises these tokens most", "logit per unit", logitTable(latent.top)),
@@ -26,21 +26,23 @@ function card(latent) {
 }
 
 function title(latent) {
-  const digits = latent.id.match(/\d+/g);
-  if (latent.up) return `Atom ${digits[1]} of expert ${digits[0]}`;
-  return `${TREE ? "Expert" : "Latent"} ${digits[0]}`;
+  const [top, ...atoms] = latent.id.match(/\d+/g);
+  return [...atoms.reverse().map(atom => `Atom ${atom}`), `${TREE ? "Expert" : "Latent"} ${top}`]
+    .map((part, i) => i ? part.toLowerCase() : part).join(" of ");
 }
 
 function crumbs(latent) {
-  const steps = [h("a", {href: "#"}, "All latents"), "›"];
-  if (latent.up) steps.push(h("a", {href: "#" + latent.up.id}, `expert ${latent.up.id}`), "›");
-  return h("nav", {"aria-label": "Breadcrumb"}, steps, h("span", {"aria-current": "page"}, latent.id));
+  const steps = [];
+  for (let one = latent.up; one; one = one.up) steps.unshift(h("a", {href: "#" + one.id}, `${one.up ? "atom" : "expert"} ${one.id}`), "›");
+  return h("nav", {"aria-label": "Breadcrumb"}, h("a", {href: "#"}, "All latents"), "›", steps, h("span", {"aria-current": "page"}, latent.id));
 }
+
+const last = latent => latent.id.split("/").pop();
 
 // The atoms of one expert, side by side, to walk between them.
 function siblings(latent) {
-  return h("nav", {class: "chips", "aria-label": `Atoms of expert ${latent.up.id}`}, latent.up.atoms.map(one =>
-    h("a", {href: "#" + one.id, "aria-current": one === latent && "true", title: heads(one)}, one.id.split("/")[1])));
+  return h("nav", {class: "chips", "aria-label": `Atoms of ${latent.up.id}`}, latent.up.atoms.map(one =>
+    h("a", {href: "#" + one.id, "aria-current": one === latent && "true", title: heads(one)}, last(one))));
 }
 
 function tiles(latent) {
@@ -62,21 +64,24 @@ function tokenTable(latent) {
 function atomNote(latent) {
   const notes = [`${percent(latent.alone / latent.fired)} of its firings take no atom`];
   if (latent.dead) notes.push(`${plural(latent.dead, "atom")} never fired`);
-  const hidden = EXPERT_ATOMS - latent.dead - latent.atoms.length;
+  const hidden = latent.slots - latent.dead - latent.atoms.length;
   if (hidden > 0) notes.push(`${hidden} rarer not shown`);
   return notes.join(", ");
 }
 
-function atomTable(latent, atoms) {
-  const largest = Math.max(...atoms.map(atom => atom.fired), 1);
+// All that is below a latent, each atom's own under it and further to the right.
+function atomTable(latent) {
+  const largest = Math.max(...latent.atoms.map(atom => atom.fired), 1);
+  const below = (one, depth) => [...one.atoms].sort((a, b) => b.fired - a.fired).flatMap(atom => [h("tr", null,
+    h("td", {class: depth > 0 && "below", style: `--depth:${depth}`}, h("a", {href: "#" + atom.id}, last(atom))),
+    number(percent(atom.fired / one.fired), `${whole(atom.fired)} of ${whole(one.fired)}`),
+    h("td", {class: "bar"}, h("span", {style: `width:${100 * Math.min(atom.fired / largest, 1)}%`})),
+    number(percent(atom.fired / DATA.rows)), number(short(atom.high)),
+    h("td", {class: "fill soft"}, heads(atom, 8))), ...below(atom, depth + 1)]);
   return h("table", null,
-    head(["atom"], ["of its firings", "n"], [""], ["of all tokens", "n"], ["largest", "n"], ["strongest on"]),
-    h("tbody", null, [...atoms].sort((a, b) => b.fired - a.fired).map(atom => h("tr", null,
-      cell(h("a", {href: "#" + atom.id}, atom.id.split("/")[1])),
-      number(percent(atom.fired / latent.fired), `${whole(atom.fired)} of ${whole(latent.fired)}`),
-      h("td", {class: "bar"}, h("span", {style: `width:${100 * atom.fired / largest}%`})),
-      number(percent(atom.fired / DATA.rows)), number(short(atom.high)),
-      h("td", {class: "fill soft"}, heads(atom, 8))))));
+    head(["atom"], [latent.atoms.some(atom => atom.slots > 0) ? "of its parent's firings" : "of its firings", "n"], [""],
+      ["of all tokens", "n"], ["largest", "n"], ["strongest on"]),
+    h("tbody", null, below(latent, 0)));
 }
 
 function contexts(latent) {
@@ -89,7 +94,7 @@ function contexts(latent) {
 }
 
 function contextTable(latent, found) {
-  const withAtom = latent.alone !== undefined;
+  const withAtom = latent.slots > 0;
   const atom = n => n === null ? h("span", {class: "soft", title: "no atom"}, "–")
     : h("a", {href: `#${latent.id}/a${n}`, title: "the strongest atom here"}, "a" + n);
   return h("table", {class: "contexts"}, h("tbody", null, found.map(one => h("tr", null,

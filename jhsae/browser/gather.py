@@ -1,7 +1,8 @@
 """The data of a feature browser's page: numbers, tokens, contexts, and a search index.
 
-Latents are named as in the page's addresses: ``f7`` of a flat SAE; of a hierarchical one ``e12`` and its atom
-``e12/a3``. Numbers are rounded, and tokens, sequences and latents are indices into the page's own lists.
+Latents are named as in the page's addresses: ``f7`` of a flat SAE; of a hierarchical one ``e12``, its atom ``e12/a3``
+and, in a deeper tree, ``e12/a3/a1`` below that. Numbers are rounded, and tokens, sequences and latents are indices into
+the page's own lists.
 """
 
 from dataclasses import dataclass
@@ -16,13 +17,13 @@ from jhsae.browser.tables import Json, densities, rounded, search_index
 from jhsae.data import Store
 from jhsae.data.normalize import AbstractNormalizer
 from jhsae.errors import UserError
-from jhsae.features.contexts import expert_atoms, spread_features
+from jhsae.features.contexts import frequent_children, spread_features
 from jhsae.features.decoder import decoder_in_lm_units, typical_rows
 from jhsae.features.firings import firing_table
 from jhsae.features.latents import latent_statistics, token_profile
 from jhsae.features.token_text import word_ids
 from jhsae.files.escaping import visible
-from jhsae.sae import AbstractSAE, TreeSizes
+from jhsae.sae import AbstractSAE, Forest
 
 BINS = 24
 
@@ -75,7 +76,7 @@ def gather(
     """
     fired = firing_table(sae, normalizer, store, rows)
     statistics = latent_statistics(fired, BINS)
-    tree = sae.tree
+    tree, occupied = sae.tree, np.asarray(sae.occupied)
     shown = _shown(statistics.frequency, tree, limits)
     if not len(shown):
         raise UserError(f"no latent fired on the {rows} rows of {store.path}; was the SAE trained on such activations?")
@@ -85,7 +86,7 @@ def gather(
     profile = token_profile(fired, index[:, 2], vocab)
     words, of_token = word_ids(model.tokenizer, vocab)
     by_word = token_profile(fired, of_token[index[:, 2]], len(words))
-    entries = Entries(fired, statistics, profile, shown, tree, pieces, sequences)
+    entries = Entries(fired, statistics, profile, shown, tree, occupied, pieces, sequences)
     firing = entries.firing(Reader(index, tokens.shape[1], limits.window), limits.examples, limits.spread)
     dictionary, unembedding = decoder_in_lm_units(sae, normalizer, store), model.model.unembedding()
     writing = entries.writing(dictionary, unembedding, limits.logits, limits.neighbours)
@@ -95,7 +96,7 @@ def gather(
             for i, where, what in zip(shown.tolist(), firing, writing, strict=True)
         ],
         "search": search_index(by_word, words, shown),
-        "density": densities(statistics.frequency, _kinds(sae, tree)),
+        "density": densities(_kinds(statistics.frequency, tree, occupied)),
         "rows": rows,
         "window": [*limits.window],
         "norm": rounded(np.median(np.linalg.norm(typical_rows(store), axis=1)), 4),
@@ -104,17 +105,21 @@ def gather(
     }
 
 
-def _shown(frequency: np.ndarray, tree: TreeSizes | None, limits: Limits) -> np.ndarray:
-    """Experts (or flat features), then the shown atoms of those experts."""
-    top = tree.experts if tree else len(frequency)
-    first = sorted(spread_features(frequency[:top], top if limits.features is None else limits.features))
+def _shown(frequency: np.ndarray, tree: Forest | None, limits: Limits) -> np.ndarray:
+    """Experts (or flat features), then level by level the shown children of what is shown."""
+    top = tree.roots if tree else len(frequency)
+    level = sorted(spread_features(frequency[:top], top if limits.features is None else limits.features))
+    shown = list(level)
+    while tree and level:
+        level = [a for i in level for a in sorted(frequent_children(tree, i, frequency, limits.atoms))]
+        shown += level
+    return np.asarray(shown, np.int64)
+
+
+def _kinds(frequency: np.ndarray, tree: Forest | None, occupied: np.ndarray) -> dict[str, np.ndarray]:
+    """The frequencies of each kind of latent, empty slots left out."""
     if tree is None:
-        return np.asarray(first, np.int64)
-    most = tree.atoms if limits.atoms is None else limits.atoms
-    atoms = [a for e in first for a in sorted(expert_atoms(tree, e, frequency, most))]
-    return np.asarray(first + atoms, np.int64)
-
-
-def _kinds(sae: AbstractSAE, tree: TreeSizes | None) -> dict[str, int]:
-    """Where each kind of latent ends in the dictionary."""
-    return {"experts": tree.experts, "atoms": sae.features} if tree else {"latents": sae.features}
+        return {"latents": frequency[occupied]}
+    below = ["atoms"] if len(tree.levels) == 2 else [f"level-{level} atoms" for level in range(1, len(tree.levels))]
+    blocks = zip(["experts", *below], tree.blocks, strict=True)
+    return {kind: frequency[b.start : b.end][occupied[b.start : b.end]] for kind, b in blocks}

@@ -85,10 +85,13 @@ function heads(latent, most = 5) {
   return [...new Set(words)].slice(0, most).join(" · ");
 }
 
-// The row of the shown latent, or that of its expert; -1 where neither is in the list.
+// The row of the shown latent, or that of the nearest one above it in the tree; -1 where none is in the list.
 function place() {
-  const at = view.hits.findIndex(hit => hit.latent === view.chosen);
-  return at < 0 && view.chosen?.up ? view.hits.findIndex(hit => hit.latent === view.chosen.up) : at;
+  for (let latent = view.chosen; latent; latent = latent.up) {
+    const at = view.hits.findIndex(hit => hit.latent === latent);
+    if (at >= 0) return at;
+  }
+  return -1;
 }
 
 // Marks a latent as the one shown; brings its row into view where it has one.

@@ -81,10 +81,8 @@ def search_index(profile: TokenProfile, words: Sequence[str], chosen: Int64[np.n
     return found
 
 
-def densities(frequency: Float[np.ndarray, " features"], stops: dict[str, int]) -> list[Json]:
-    """The density of each kind of latent, with its dead apart; `stops` says where in `frequency` a kind ends."""
-    found, start = [], 0
-    for kind, stop in stops.items():
-        own, start = frequency[start:stop], stop
-        found.append({"kind": kind, **density(own), "dead": int(np.sum(own == 0)), "all": len(own)})
-    return found
+def densities(kinds: dict[str, Float[np.ndarray, " features"]]) -> list[Json]:
+    """The density of each kind of latent, with its dead apart, from the frequencies of its latents."""
+    return [
+        {"kind": kind, **density(own), "dead": int(np.sum(own == 0)), "all": len(own)} for kind, own in kinds.items()
+    ]

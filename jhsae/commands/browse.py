@@ -126,6 +126,7 @@ def describe(
         "normalizer": type(normalizer).__name__,
         "shape": _shape(sae),
         "tree": tree,
+        "deep": sae.tree is not None and len(sae.tree.levels) > 2,
         "named": any(latent["name"] for latent in data["latents"]),
         "origin": [(key, (value or "unknown")) for key, value in origin.items()],
     }
@@ -137,6 +138,7 @@ def _short(commit: str | None) -> str | None:
 
 
 def _shape(sae: AbstractSAE) -> str:
-    if sae.tree is not None:
-        return f"{sae.tree.experts:,} experts of {sae.tree.atoms} atoms"
-    return f"{sae.features:,} latents"
+    if sae.tree is None:
+        return f"{sae.features:,} latents"
+    roots, *below = sae.tree.levels
+    return f"{roots:,} experts" + "".join(f" of {each} atoms" for each in below)

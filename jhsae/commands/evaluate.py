@@ -19,7 +19,7 @@ from jhsae.commands.last_line import command, last_line
 from jhsae.config.trust import TrustedPackages
 from jhsae.data import AbstractNormalizer, Store, special_ids
 from jhsae.errors import UserError
-from jhsae.features.contexts import expert_atoms, spread_features, top_contexts
+from jhsae.features.contexts import children, frequent_children, spread_features, top_contexts
 from jhsae.features.firings import firings, first_rows
 from jhsae.features.origin import check_origin, language_model
 from jhsae.features.token_text import texts, unnamed
@@ -29,7 +29,7 @@ from jhsae.files.forms import NUMBER, OBJECT, TEXT, check
 from jhsae.files.lock import owned
 from jhsae.metric import Euclidean, causal
 from jhsae.ranges import Count, Natural, Words, ranged
-from jhsae.sae import AbstractSAE, HierarchicalSAE
+from jhsae.sae import AbstractSAE
 from jhsae.teacher import Teacher
 from jhsae.training.checkpoint import load_sae
 from jhsae.worlds import load_world
@@ -195,7 +195,7 @@ def _labels(
 
 def _of_top_level(sae: AbstractSAE, frequency: np.ndarray) -> np.ndarray:
     """The frequencies of the experts, or of all features of a flat SAE."""
-    return frequency if sae.tree is None else frequency[: sae.tree.experts]
+    return frequency if sae.tree is None else frequency[: sae.tree.roots]
 
 
 def _has_text(store: Store) -> bool:
@@ -213,10 +213,11 @@ def _finished(folder: Path, config: Evaluate) -> dict[str, Any] | None:
 
 
 def _geometry(sae: AbstractSAE, model: lm.LanguageModel | None, frequency: np.ndarray) -> dict[str, Any]:
-    """Orthogonality of children to parents, with the suffix _euclidean, and in the causal metric where there is one."""
-    if not isinstance(sae, HierarchicalSAE):
+    """Orthogonality of children to parents, in the causal metric where there is one and, with a suffix, in none."""
+    if sae.tree is None:
         return {}
     found = {f"{k}_euclidean": v for k, v in evals.orthogonality(sae, Euclidean(), frequency).items()}
+    found |= evals.likeness(sae)
     if model is None:
         return found
     return evals.orthogonality(sae, causal(np.asarray(model.model.unembedding())).residual, frequency) | found
@@ -248,7 +249,7 @@ def _contexts(
     """One entry per chosen expert (or flat feature), with its atoms."""
     tree = sae.tree
     parents = spread_features(_of_top_level(sae, frequency), config.features)
-    atoms = {p: expert_atoms(tree, p, frequency, config.atoms) if tree else [] for p in parents}
+    atoms = {p: frequent_children(tree, p, frequency, config.atoms) if tree else [] for p in parents}
     wanted = [*parents, *(a for own in atoms.values() for a in own)]
     fired = firings(sae, normalizer, first_rows(store, rows))
     text = texts(model.tokenizer) if model is not None else unnamed
@@ -258,10 +259,10 @@ def _contexts(
     def entry(feature: int) -> dict[str, Any]:
         return {"feature": feature, "frequency": float(frequency[feature]), "contexts": found[feature]}
 
-    def atom(feature: int) -> dict[str, Any]:
-        return entry(feature) | {"atom": (feature - tree.experts) % tree.atoms if tree else None}
+    def atom(feature: int, parent: int) -> dict[str, Any]:
+        return entry(feature) | {"atom": feature - children(tree, parent).start if tree else None}
 
-    return [entry(p) | {"name": names.get(p), "atoms": [atom(a) for a in atoms[p]]} for p in parents]
+    return [entry(p) | {"name": names.get(p), "atoms": [atom(a, p) for a in atoms[p]]} for p in parents]
 
 
 def expert_names(folder: Path) -> dict[int, str]:

@@ -23,9 +23,9 @@ from jhsae.files.bounded import read_lines, to_json
 from jhsae.files.folders import local_folder, refuse_existing
 from jhsae.files.forms import check
 from jhsae.files.lock import owned
-from jhsae.interop import delphi, hub, neuronpedia, plain, saelens, torch_hsae
+from jhsae.interop import delphi, hub, neuronpedia, plain, saelens, torch_hsae, torch_pursuit
 from jhsae.ranges import Count, Words, ranged
-from jhsae.sae import AbstractSAE
+from jhsae.sae import AbstractSAE, PursuitSAE
 from jhsae.training.checkpoint import load_sae
 
 READ_ROWS = 4096
@@ -39,8 +39,8 @@ class Export:
     run: Annotated[Words, "folder of a finished run (jhsae train), of an import or of a saved SAE"]
     format: Annotated[
         Literal["saelens", "torch", "folder", "delphi", "neuronpedia"],
-        "saelens: flat SAEs; torch: H-SAEs, also for SAEBench and SAELens; folder: our own, with a README; delphi and "
-        "neuronpedia: codes of a store",
+        "saelens: flat SAEs; torch: H-SAEs and pursuits, also for SAEBench and SAELens; folder: our own, with a README"
+        "; delphi and neuronpedia: codes of a store",
     ]
     out: Annotated[Words, "folder to write, must not exist"]
     store: Annotated[str | None, "store of held-out text: for delphi, neuronpedia and to measure the L0"] = None
@@ -135,7 +135,7 @@ def _saelens(job: Job, out: Path) -> None:
 
 
 def _torch(job: Job, out: Path) -> None:
-    torch_hsae.write(out, job.sae, job.normalizer, job.about, job.prepend_bos())
+    TORCH.get(type(job.sae), torch_hsae.write)(out, job.sae, job.normalizer, job.about, job.prepend_bos())
     if job.store is not None:
         before, _ = _fired(job.sae, job.normalizer, job.store, job.config.rows)
         print(f"L0 {before:.4f} before the export; to compare, average (sae.encode(x) != 0).sum(-1) over the same rows")
@@ -159,6 +159,7 @@ def _neuronpedia(job: Job, out: Path) -> None:
     neuronpedia.write(out, job.sae, job.normalizer, job.about, store, job.config.rows, model)
 
 
+TORCH: dict[type[AbstractSAE], Callable[..., None]] = {PursuitSAE: torch_pursuit.write}
 FORMATS: dict[str, Callable[[Job, Path], None]] = {
     "saelens": _saelens,
     "torch": _torch,

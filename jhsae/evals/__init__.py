@@ -6,6 +6,7 @@ from jhsae.evals.fidelity import explained_by_unit as explained_by_unit
 from jhsae.evals.fidelity import fidelity as fidelity
 from jhsae.evals.fidelity import parameters as parameters
 from jhsae.evals.geometry import delta_off_90 as delta_off_90
+from jhsae.evals.geometry import likeness as likeness
 from jhsae.evals.geometry import orthogonality as orthogonality
 from jhsae.evals.geometry import orthogonality_units as orthogonality_units
 from jhsae.evals.labelled import OnLabels as OnLabels

@@ -30,7 +30,7 @@ from jhsae.evals.labels import RowLabels
 from jhsae.evals.probing import Task, class_tasks, selected
 from jhsae.features.firings import Firings
 from jhsae.ranges import Count, Fraction, Seed, ranged
-from jhsae.sae.base import TreeSizes
+from jhsae.sae import Forest
 from jhsae.teacher.logistic import logistic, scores
 
 OFF = 1e-8  # a code below it is silent, as in SAEBench
@@ -66,7 +66,7 @@ def absorption(
     activations: Float[np.ndarray, "rows embed"],
     labels: RowLabels,
     probes: Float[np.ndarray, "probes covector"],
-    tree: TreeSizes | None,
+    tree: Forest | None,
     centre: Float[np.ndarray, " embed"] | None = None,
     rules: AbsorptionRules = AbsorptionRules(),
     seed: Seed = 0,

@@ -16,12 +16,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
+from jhsae.codes import Codes
 from jhsae.data.normalize import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.features.latents import density
-from jhsae.sae import AbstractSAE
+from jhsae.sae import AbstractSAE, Forest
 from jhsae.sae.apply import Reconstruction, reconstruct
 
 ROUNDING = 1e-12  # a variance below this part of the mean square is rounding of float32
@@ -32,25 +33,28 @@ Totals = dict[str, Sum]
 
 @eqx.filter_jit
 def _sums(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Array, mean: Array) -> dict[str, Array]:
-    return sums_of(reconstruct(sae, normalizer, x), x, mean)
+    return sums_of(sae, reconstruct(sae, normalizer, x), x, mean)
 
 
-def sums_of(made: Reconstruction, x: Array, mean: Array) -> dict[str, Array]:
+def sums_of(sae: AbstractSAE, made: Reconstruction, x: Array, mean: Array) -> dict[str, Array]:
     """The sums over the rows `x` of all that `metrics_of` needs.
 
     Args:
+        sae: what reconstructed them.
         made: the reconstruction of `x`.
         x: rows in the language model's units, ``[rows, embed]``.
         mean: the mean of all rows, ``[embed]``.
     """
-    x_hat, forward, x_hat_parents = made
+    x_hat, forward, upper = made
     error = jnp.sum((x - x_hat) ** 2, axis=-1)
     centred = jnp.sum((x - mean) ** 2, axis=-1)
     norms, norms_hat = jnp.linalg.norm(x, axis=-1), jnp.linalg.norm(x_hat, axis=-1)
     product, squared = norms * norms_hat, jnp.sum(x**2, axis=-1)
     cosine = jnp.sum(x * x_hat, axis=-1) / jnp.where(product > 0, product, 1.0)
     varies, nonzero = centred > ROUNDING * squared, norms > 0
-    sums = {
+    active = _active_by_level(sae, forward.codes.flat())
+    macs = sae.encoder_macs(tuple(active))
+    return {
         "rows": jnp.asarray(len(x), jnp.float32),
         "error": jnp.sum(error),
         "centred": jnp.sum(centred),
@@ -65,11 +69,21 @@ def sums_of(made: Reconstruction, x: Array, mean: Array) -> dict[str, Array]:
         "l1": jnp.sum(jnp.abs(forward.codes.flat().values)),
         "fired": forward.codes.fired(),
         "squares": jnp.sum(x**2, axis=0),
+        "active": jnp.sum(active, axis=1),
+        "upper_error": jnp.stack([jnp.zeros(()), *(jnp.sum((x - part) ** 2) for part in upper)])[1:],
+        "macs": jnp.sum(jnp.broadcast_to(macs.tables, len(x))),
+        "macs_without_tables": jnp.sum(jnp.broadcast_to(macs.plain, len(x))),
     }
-    if x_hat_parents is not None:
-        sums["parents_error"] = jnp.sum((x - x_hat_parents) ** 2)
-        sums["l0_parents"] = jnp.sum(forward.codes.levels()[0].l0())
-    return sums
+
+
+def _active_by_level(sae: AbstractSAE, codes: Codes) -> Float[Array, "levels tokens"]:
+    """How many rows of each level of the forest are active for each token."""
+    levels = len(sae.forest.levels)
+    if levels == 1:
+        return codes.l0()[None]
+    level = jnp.asarray(sae.forest.level_of)[codes.slot_indices()]
+    own = level[None] == jnp.arange(levels)[:, None, None]
+    return jnp.sum(own & (codes.values != 0), axis=-1).astype(jnp.float32)
 
 
 def fidelity(
@@ -124,6 +138,7 @@ def metrics_of(sae: AbstractSAE, totals: Mapping[str, Sum]) -> tuple[dict[str, A
     uncentred = totals["squares"].sum() / rows
     saebench_total = uncentred - np.mean(totals["squares"] / rows) ** 2
     frequency = np.asarray(totals["fired"] / rows)
+    there = np.asarray(sae.occupied)
     metrics = {
         "ev_r2": explained(totals["error"], total),
         "ev_saebench": explained(totals["error"] / rows, saebench_total),
@@ -134,23 +149,44 @@ def metrics_of(sae: AbstractSAE, totals: Mapping[str, Sum]) -> tuple[dict[str, A
         "relative_reconstruction_bias": _bias(totals["squared_hat"], totals["along"], totals["nonzero"]),
         "l0": float(totals["l0"] / rows),
         "l1": float(totals["l1"] / rows),
-        "dead": float(np.mean(frequency == 0)),
-        "below_1e-5": float(np.mean(frequency < 1e-5)),
-        "above_1e-1": float(np.mean(frequency > 0.1)),
+        "dead": _share(frequency[there] == 0),
+        "below_1e-5": _share(frequency[there] < 1e-5),
+        "above_1e-1": _share(frequency[there] > 0.1),
         "density": density(frequency),
         "rows": int(rows),
         "parameters": parameters(sae),
+        "encoder_macs": float(totals["macs"] / rows),
+        "encoder_macs_without_tables": float(totals["macs_without_tables"] / rows),
     }
     if sae.tree is not None:
-        experts = sae.tree.experts
-        metrics |= {
-            "parents_only_ev_r2": explained(totals["parents_error"], total),
-            "l0_parents": float(totals["l0_parents"] / rows),
-            "l0_atoms": float((totals["l0"] - totals["l0_parents"]) / rows),
-            "dead_experts": float(np.mean(frequency[:experts] == 0)),
-            "dead_atoms": float(np.mean(frequency[experts:] == 0)),
-        }
+        metrics |= _by_level(sae.tree, totals, total, frequency == 0, there)
     return metrics, frequency
+
+
+def _by_level(
+    tree: Forest, totals: Mapping[str, Sum], total: Sum, dead: Bool[np.ndarray, "features"], there: np.ndarray
+) -> dict[str, float | None]:
+    """What is counted of roots and of all that is below them; of more than two levels, of each level too."""
+    ev = [explained(error, total) for error in np.atleast_1d(totals["upper_error"])]
+    l0 = (np.atleast_1d(totals["active"]) / totals["rows"]).tolist()
+    by_level = [_share(dead[b.start : b.end][there[b.start : b.end]]) for b in tree.blocks]
+    metrics = {
+        "parents_only_ev_r2": ev[0],
+        "l0_parents": l0[0],
+        "l0_atoms": sum(l0[1:]),
+        "dead_experts": by_level[0],
+        "dead_atoms": _share(dead[tree.roots :][there[tree.roots :]]),
+    }
+    if len(tree.levels) > 2:
+        metrics |= {f"to_level_{level}_ev_r2": value for level, value in enumerate(ev) if level}
+        for level in range(1, len(tree.levels)):
+            metrics |= {f"l0_level_{level}": l0[level], f"dead_level_{level}": by_level[level]}
+    return metrics
+
+
+def _share(marked: Bool[np.ndarray, " n"]) -> float | None:
+    """The share that is marked; None of nothing."""
+    return float(np.mean(marked)) if len(marked) else None
 
 
 @eqx.filter_jit
@@ -203,10 +239,10 @@ def explained(error: SupportsFloat, total: SupportsFloat) -> float | None:
 
 
 def parameters(sae: AbstractSAE) -> int:
-    """The number of trained parameters.
+    """The number of trained parameters; an empty slot of a forest, a row of zeros, has none.
 
     Args:
-        sae: any SAE, or its shapes alone.
+        sae: any SAE.
     """
-    arrays = (a for a in jax.tree.leaves(sae) if isinstance(a, jax.Array | np.ndarray | jax.ShapeDtypeStruct))
-    return sum(a.size for a in arrays if jnp.issubdtype(a.dtype, jnp.inexact))
+    empty = sae.features - int(np.sum(np.asarray(sae.occupied)))
+    return sum(a.size for a in jax.tree.leaves(eqx.filter(sae, eqx.is_inexact_array))) - empty * sae.embed

@@ -1,28 +1,34 @@
-"""Orthogonality of a child's delta to its parent, beside a null of random pairings.
+"""Orthogonality of a child's delta to its parent, beside a null of random pairings; and how alike siblings are.
 
 For every atom that fired, the angle between its expert's decoder row and its own row of the dictionary (both residual
-vectors), in a metric; the distance from 90 degrees is two-sided. The null pairs the same atoms with the parents of
-other experts. (A one-sided test "angle >= 80 degrees" on child minus parent cannot fail: for unit vectors at angle t
-that angle is 90 + t/2.)
+vectors), in a metric; the distance from 90 degrees is two-sided. The null pairs the same atoms with other experts. In a
+deeper tree these are all rows but the roots, each with its direct parent, and in the null with others of that level.
+(A one-sided test "angle >= 80 degrees" on child minus parent cannot fail: for unit vectors at angle t that angle is 90
++ t/2.)
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
 from jhsae import ops
+from jhsae.errors import UserError
 from jhsae.evals.fidelity import ratio
+from jhsae.evals.truth.interference import siblings
 from jhsae.metric import AbstractMetric
-from jhsae.sae import HierarchicalSAE
+from jhsae.ops.forest import Block
+from jhsae.sae import AbstractSAE
 
 NULLS = 20
+MOST_ROOTS = 2**14  # whose cosines are a table of 1 GiB
 
 
 def orthogonality(
-    sae: HierarchicalSAE, metric: AbstractMetric, frequency: Float[np.ndarray, "features"], seed: int = 0
+    sae: AbstractSAE, metric: AbstractMetric, frequency: Float[np.ndarray, "features"], seed: int = 0
 ) -> dict[str, float | None]:
     """Median and mean distance from 90 degrees over live atoms, and the same for 20 random re-pairings of experts.
 
@@ -59,8 +65,8 @@ class OrthogonalityUnits:
 
     Args:
         own: the distance from 90 degrees of each live atom that has an angle.
-        experts: the expert of each of them.
-        nulls: the distances of the same atoms from other experts, one array per re-pairing, none of them empty.
+        experts: the parent of each of them.
+        nulls: the distances of the same atoms from other parents, one array per re-pairing, none of them empty.
         live_atoms: the number of atoms that fired.
     """
 
@@ -76,36 +82,93 @@ class OrthogonalityUnits:
 
 
 def orthogonality_units(
-    sae: HierarchicalSAE,
+    sae: AbstractSAE,
     metric: AbstractMetric,
     frequency: Float[np.ndarray, "features"],
     seed: int = 0,
     most: int = NULLS,
 ) -> OrthogonalityUnits:
-    """The distances that `orthogonality` summarises, in degrees. A re-pairing shifts the experts round.
+    """The distances that `orthogonality` summarises, in degrees. A re-pairing shifts the parents round.
 
     Args:
         sae: a trained SAE.
         metric: of residual vectors, in which angles are measured.
         frequency: how often each feature fired, [features]; above 0 for a live one.
         seed: of the re-pairings.
-        most: the number of re-pairings; of fewer experts all there are.
+        most: the number of re-pairings; of fewer parents all there are.
+
+    Raises:
+        UserError: a flat SAE.
     """
-    alive = frequency[sae.experts :].reshape(sae.experts, sae.atoms) > 0
-    router, rows = metric.whiten(sae.router_dec), metric.whiten(sae.dictionary()[sae.experts :])
-    parents, atoms = ops.unit_rows(router), ops.unit_rows(rows).reshape(sae.experts, sae.atoms, -1)
-    has_parent = np.asarray(jnp.any(router != 0, axis=-1))
-    has_row = alive & np.asarray(jnp.any(rows != 0, axis=-1)).reshape(alive.shape)
+    tree = sae.tree
+    if tree is None:
+        raise UserError(f"orthogonality is of children to parents, but this {type(sae).__name__} is flat; leave it out")
+    rows = metric.whiten(sae.dictionary())
+    unit, there = ops.unit_rows(rows), np.asarray(jnp.any(rows != 0, axis=-1))
+    alive = np.asarray(frequency) > 0
     rng = np.random.default_rng(seed)
 
-    def angles(shift: int) -> tuple[np.ndarray, np.ndarray]:
-        kept = has_row & np.roll(has_parent, shift)[:, None]
-        cosines = jnp.einsum("ed,ead->ea", jnp.roll(parents, shift, axis=0), atoms)
-        return off_right_angle(np.asarray(cosines, np.float64))[kept], np.nonzero(kept)[0]
+    def angles(above: Block, block: Block, shift: int) -> tuple[np.ndarray, np.ndarray]:
+        parents, children = slice(above.start, above.end), slice(block.start, block.end)
+        kept = (alive & there)[children].reshape(-1, block.each) & np.roll(there[parents], shift)[:, None]
+        families = unit[children].reshape(-1, block.each, unit.shape[1])
+        cosines = jnp.einsum("ed,ead->ea", jnp.roll(unit[parents], shift, axis=0), families)
+        return off_right_angle(np.asarray(cosines, np.float64))[kept], above.start + np.nonzero(kept)[0]
 
-    own, experts = angles(0)
-    nulls = [angles(int(shift))[0] for shift in rng.permutation(np.arange(1, sae.experts))[:most]]
-    return OrthogonalityUnits(own, experts, [null for null in nulls if len(null)], int(alive.sum()))
+    pairs = list(pairwise(tree.blocks))
+    own, experts = (np.concatenate(part) for part in zip(*(angles(*pair, 0) for pair in pairs), strict=True))
+    shifts = [rng.permutation(np.arange(1, above.end - above.start))[:most].tolist() for above, _ in pairs]
+    draws = zip(*shifts, strict=False)  # as many as the level of fewest parents has
+    nulls = [np.concatenate([angles(*pair, s)[0] for pair, s in zip(pairs, draw, strict=True)]) for draw in draws]
+    live = int(alive[tree.roots :].sum())
+    return OrthogonalityUnits(own, experts, [null for null in nulls if len(null)], live)
+
+
+def likeness(sae: AbstractSAE, cosine: float = 0.4) -> dict[str, float | int | None]:
+    """How alike siblings are, and how many roots merging the look-alike ones among them would leave.
+
+    `sibling_cosine` is the median, over the parents of at least two rows, of the largest absolute cosine between two of
+    their children, and `sibling_cosine_mean` the mean of all of them. `roots` are the rows without a parent. Merging
+    (`jhsae.resampling.MergeAlike`) makes one of the two most alike roots until none has a cosine above `cosine`; each
+    counts alike. More than `MOST_ROOTS` are not tried, and `roots_after_merging` is None. Empty slots do not count.
+
+    Args:
+        sae: a hierarchical SAE.
+        cosine: above which roots are merged.
+    """
+    rows, parents = np.asarray(sae.dictionary()), sae.latent_parents()
+    roots = rows[(parents < 0) & rows.any(axis=1)]
+    alike = siblings(rows, parents)
+    return {
+        "sibling_cosine": alike["largest"],
+        "sibling_cosine_mean": alike["mean"],
+        "roots": len(roots),
+        "roots_after_merging": _left(roots, cosine) if len(roots) <= MOST_ROOTS else None,
+    }
+
+
+def _left(rows: Float[np.ndarray, "roots embed"], cosine: float) -> int:
+    """How many rows are left after merging the most alike two again and again."""
+    rows = np.asarray(ops.unit_rows(jnp.asarray(rows))).copy()
+    weights, left = np.ones(len(rows)), len(rows)
+    table = rows @ rows.T
+    np.fill_diagonal(table, -np.inf)
+    partner = table.argmax(axis=1) if left else np.zeros(0, int)
+    best = table[np.arange(left), partner]
+    while left > 1 and best.max() > cosine:
+        one = int(best.argmax())
+        other = int(partner[one])
+        merged = weights[one] * rows[one] + weights[other] * rows[other]
+        rows[one], weights[one] = merged / np.linalg.norm(merged), weights[one] + weights[other]
+        table[one] = table[:, one] = np.where(np.isneginf(table[one]), -np.inf, rows @ rows[one])
+        table[other], table[:, other], left = -np.inf, -np.inf, left - 1
+        table[one, other] = table[other, one] = -np.inf
+        stale = np.flatnonzero((partner == one) | (partner == other) | (np.arange(len(rows)) == one))
+        partner[stale], best[other] = table[stale].argmax(axis=1), -np.inf
+        nearer = table[:, one] > best
+        partner[nearer] = one
+        best = table[np.arange(len(rows)), partner]
+    return left
 
 
 def delta_off_90(

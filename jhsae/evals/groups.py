@@ -14,11 +14,12 @@ from scipy import sparse
 from jhsae.errors import UserError
 from jhsae.evals.labels import RowLabels
 from jhsae.features.firings import Firings
-from jhsae.sae.base import TreeSizes
+from jhsae.sae import Forest
 
 
-def groups(tree: TreeSizes | None, features: int) -> dict[str, slice]:
-    """The rows of ``sae.dictionary()`` by name: ``parents`` and ``atoms``, or ``latents`` of a flat SAE.
+def groups(tree: Forest | None, features: int) -> dict[str, slice]:
+    """The rows of ``sae.dictionary()`` by name: ``latents`` of a flat SAE, ``parents`` and ``atoms`` of a tree of two
+    levels, and ``parents``, ``level_1``, ``level_2``, ... of a deeper one, whose parents are its roots.
 
     Args:
         tree: ``sae.tree``.
@@ -29,12 +30,13 @@ def groups(tree: TreeSizes | None, features: int) -> dict[str, slice]:
     """
     if tree is None:
         return {"latents": slice(0, features)}
-    if tree.experts * (1 + tree.atoms) != features:
+    if tree.size != features:
         raise UserError(
-            f"the tree has {tree.experts * (1 + tree.atoms)} latents, but the codes {features}; write the codes and "
-            "the tree of one SAE"
+            f"the tree has {tree.size} latents, but the codes {features}; write the codes and the tree of one SAE"
         )
-    return {"parents": slice(0, tree.experts), "atoms": slice(tree.experts, features)}
+    below = ["atoms"] if len(tree.levels) == 2 else [f"level_{level}" for level in range(1, len(tree.levels))]
+    blocks = zip(["parents", *below], tree.blocks, strict=True)
+    return {name: slice(block.start, block.end) for name, block in blocks}
 
 
 def code_matrix(firings: Firings) -> sparse.csc_matrix:

@@ -20,7 +20,7 @@ from jhsae.evals.groups import check_rows_of, code_matrix, defined, groups, mean
 from jhsae.evals.labels import RowLabels
 from jhsae.features.firings import Firings
 from jhsae.ranges import Count, ranged
-from jhsae.sae.base import TreeSizes
+from jhsae.sae import Forest
 from jhsae.teacher.logistic import Scores, logistic, scores
 
 SEEDS = 5
@@ -42,7 +42,7 @@ def sparse_probing(
     firings: Firings,
     activations: Float[np.ndarray, "rows embed"],
     labels: RowLabels,
-    tree: TreeSizes | None,
+    tree: Forest | None,
     ks: Annotated[Sequence[Count], MinLen(1)] = (1, 2, 5),
     seeds: Count = SEEDS,
     most_rows: Count = MOST_ROWS,

@@ -23,7 +23,7 @@ from jhsae.evals.groups import check_rows_of, code_matrix, divided, groups, meas
 from jhsae.evals.labels import NO_CLASS, RowLabels
 from jhsae.features.firings import Firings
 from jhsae.ranges import Count, Seed, ranged
-from jhsae.sae.base import TreeSizes
+from jhsae.sae import Forest
 from jhsae.teacher.validate import auc
 
 PERMUTATIONS = 20
@@ -53,7 +53,7 @@ class Counts(NamedTuple):
 
 @ranged
 def purity(
-    firings: Firings, labels: RowLabels, tree: TreeSizes | None, seed: Seed = 0, permutations: Count = PERMUTATIONS
+    firings: Firings, labels: RowLabels, tree: Forest | None, seed: Seed = 0, permutations: Count = PERMUTATIONS
 ) -> dict[str, Any]:
     """Purity per latent, and F1, AUC and leakage per class, each with its values under permuted labels.
 

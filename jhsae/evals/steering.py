@@ -26,7 +26,7 @@ from jhsae.evals.splice import Replace, replaced
 from jhsae.features.decoder import directions, feature_logits
 from jhsae.lm import AbstractLM
 from jhsae.ranges import Count, Seed, ranged
-from jhsae.sae.base import TreeSizes
+from jhsae.sae import Forest
 
 KINDS = ("target", "siblings", "unrelated")
 
@@ -50,7 +50,7 @@ def own_targets(
     rows: Float[np.ndarray, "features embed"],
     unembedding: Float[Array, "vocab width"],
     latents: Iterable[int],
-    tree: TreeSizes | None,
+    tree: Forest | None,
     tokens: Count = 10,
     siblings: Count = 4,
 ) -> list[SteeringTarget]:
@@ -60,7 +60,7 @@ def own_targets(
         rows: the dictionary in the language model's units (`decoder_in_lm_units`).
         unembedding: that of `lm.AbstractLM.unembedding`.
         latents: those to steer.
-        tree: ``sae.tree``: siblings of an atom are the other atoms of its expert, those of an expert other experts.
+        tree: ``sae.tree``: siblings of an atom are the other children of its parent, those of an expert other experts.
         tokens: per latent.
         siblings: per latent.
     """
@@ -227,12 +227,11 @@ def _empty(target: SteeringTarget, vocab: int) -> list[int]:
     return [i for i, size in enumerate(sizes) if not size]
 
 
-def _siblings(latent: int, tree: TreeSizes | None, features: int) -> np.ndarray:
-    if tree is None or latent < tree.experts:
+def _siblings(latent: int, tree: Forest | None, features: int) -> np.ndarray:
+    if tree is None or latent < tree.roots:
         first = next(iter(groups(tree, features).values()))
         return np.arange(first.start, first.stop)
-    start = latent - (latent - tree.experts) % tree.atoms
-    return np.arange(start, start + tree.atoms)
+    return np.flatnonzero(tree.parents == tree.parents[latent])
 
 
 def _check_latent(latent: int, rows: np.ndarray) -> None:

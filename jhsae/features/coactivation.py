@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
+from jhsae.features.contexts import children
 from jhsae.features.spill import SpilledFirings
-from jhsae.sae import HierarchicalSAE
+from jhsae.sae import Forest
 
 
 class Links(NamedTuple):
@@ -30,47 +31,62 @@ def no_links(feature: int) -> Links:
 
 @dataclass(frozen=True, eq=False)
 class CoActivation:
-    """One entry per atom, row by row of experts; 0 for an atom that never fired."""
+    """Of each feature and its parent; 0 for a root and for a feature that never fired.
 
-    pearson: Float64[np.ndarray, "experts atoms"]
-    cosine: Float64[np.ndarray, "experts atoms"]
+    Args:
+        tree: which parents these are.
+        pearson: by feature.
+        cosine: by feature.
+    """
 
-    def of_parent(self, parent: int) -> Links:
-        """Its atoms that fired, as ``parent * atoms + a``, the most correlated first."""
-        fired = np.flatnonzero(self.cosine[parent])
-        order = fired[np.argsort(-self.pearson[parent, fired], kind="stable")]
-        first = parent * self.cosine.shape[1]
-        return Links(
-            (first + order).tolist(), self.pearson[parent, order].tolist(), self.cosine[parent, order].tolist()
-        )
+    tree: Forest
+    pearson: Float64[np.ndarray, " features"]
+    cosine: Float64[np.ndarray, " features"]
 
-    def of_atom(self, atom: int) -> Links:
-        """Its parent, ``atom // atoms``, if the atom fired at all."""
-        parent, own = divmod(atom, self.cosine.shape[1])
-        if not self.cosine[parent, own]:
-            return no_links(atom)
-        return Links([parent], [float(self.pearson[parent, own])], [float(self.cosine[parent, own])])
+    def down(self, index: int, level: int = 0) -> Links:
+        """The children of a row that fired, by their places in the next level, the most correlated first.
+
+        Args:
+            index: the place of the row among those of its level.
+            level: 0 for an expert.
+        """
+        below = np.array(children(self.tree, self.tree.blocks[level].start + index))
+        own = below[self.cosine[below] != 0]
+        own = own[np.argsort(-self.pearson[own], kind="stable")]
+        places = own - self.tree.blocks[level + 1].start
+        return Links(places.tolist(), self.pearson[own].tolist(), self.cosine[own].tolist())
+
+    def up(self, index: int, level: int = 1) -> Links:
+        """The parent of a row, by its place in the level above, if the row fired at all.
+
+        Args:
+            index: the place of the row among those of its level.
+            level: 1 for an atom of an expert.
+        """
+        own = self.tree.blocks[level].start + index
+        if not self.cosine[own]:
+            return no_links(index)
+        place = int(self.tree.parents[own]) - self.tree.blocks[level - 1].start
+        return Links([place], [float(self.pearson[own])], [float(self.cosine[own])])
 
 
-def co_activation(codes: SpilledFirings, sae: HierarchicalSAE) -> CoActivation:
-    """Reads the records once."""
-    sums, squares, products = np.zeros((3, sae.features))
+def co_activation(codes: SpilledFirings, tree: Forest) -> CoActivation:
+    """Reads the records once.
+
+    Args:
+        codes: of an SAE.
+        tree: ``sae.tree``.
+    """
+    sums, squares, products = np.zeros((3, tree.size))
     for records in codes.parts("counting"):
         feature, value = records["feature"], records["value"].astype(np.float64)
         for total, weight in ((sums, value), (squares, value**2), (products, value * records["parent"])):
-            total += np.bincount(feature, weight, minlength=sae.features)
-    rows, experts = codes.selection.rows, sae.experts
-    variances = np.maximum(squares / rows - (sums / rows) ** 2, 0)
-
-    def split(per_feature: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return per_feature[:experts, None], per_feature[experts:].reshape(experts, sae.atoms)
-
-    together = split(products)[1]
-    mean_parent, mean_atom = split(sums / rows)
-    covariance = together / rows - mean_parent * mean_atom
+            total += np.bincount(feature, weight, minlength=tree.size)
+    rows, above = codes.selection.rows, np.maximum(tree.parents, 0)
+    means, variances = sums / rows, np.maximum(squares / rows - (sums / rows) ** 2, 0)
+    covariance = np.where(tree.parents >= 0, products / rows - means * means[above], 0)
     return CoActivation(
-        _ratio(covariance, np.prod(np.broadcast_arrays(*split(variances)), axis=0)),
-        _ratio(together, np.prod(np.broadcast_arrays(*split(squares)), axis=0)),
+        tree, _ratio(covariance, variances * variances[above]), _ratio(products, squares * squares[above])
     )
 
 

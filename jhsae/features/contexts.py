@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from jhsae.data import Store
 from jhsae.features.firings import Batch
-from jhsae.sae import TreeSizes
+from jhsae.sae import Forest
 
 # Columns of `Batch`.
 FIRING = np.dtype([("value", "<f4")] + [(name, "<i4") for name in ("feature", "row", "sequence", "position")])
@@ -21,11 +21,18 @@ def spread_features(frequency: Float[np.ndarray, " features"], count: int) -> li
     return [int(i) for i in ranked[np.linspace(0, len(ranked) - 1, min(count, len(ranked))).astype(int)]]
 
 
-def expert_atoms(sae: TreeSizes, expert: int, frequency: Float[np.ndarray, " features"], count: int) -> list[int]:
-    """The features of an expert's most frequent live atoms."""
-    first = sae.experts + expert * sae.atoms
-    own = frequency[first : first + sae.atoms]
-    return [first + int(a) for a in np.argsort(-own, kind="stable")[:count] if own[a] > 0]
+def children(tree: Forest, feature: int) -> range:
+    """The slots below a feature: the atoms of an expert. None below a feature of the last level."""
+    return range(*np.searchsorted(tree.parents, [feature, feature + 1]).tolist())  # parents never fall with the number
+
+
+def frequent_children(
+    tree: Forest, feature: int, frequency: Float[np.ndarray, " features"], count: int | None
+) -> list[int]:
+    """The most frequent live children of a feature, at most `count`; None for all."""
+    below = children(tree, feature)
+    own = frequency[below.start : below.stop]
+    return [below[int(a)] for a in np.argsort(-own, kind="stable")[:count] if own[a] > 0]
 
 
 def top_contexts(

@@ -121,7 +121,7 @@ def firings(sae: AbstractSAE, normalizer: AbstractNormalizer, selection: Selecti
         for rows, x, index in selection.batches(size):
             codes = encode(sae, normalizer, jnp.asarray(x))
             flat = codes.flat()
-            values, parents = np.asarray(flat.values), np.asarray(codes.parent_values())
+            values, parents = np.asarray(flat.values), np.asarray(sae.parent_values(codes))
             row, slot = np.nonzero(values)
             sequence, position, _ = index[row].T
             feature = slot.astype(np.int32) if flat.indices is None else np.asarray(flat.indices)[row, slot]

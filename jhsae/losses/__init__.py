@@ -20,6 +20,7 @@ from jhsae.losses.orthogonal import CausalOrthogonality as CausalOrthogonality
 from jhsae.losses.orthogonal import CausalOrthogonalityMinusParent as CausalOrthogonalityMinusParent
 from jhsae.losses.orthogonal import CrossOrthogonality as CrossOrthogonality
 from jhsae.losses.orthogonal import CrossOrthogonalityRowDiagonal as CrossOrthogonalityRowDiagonal
+from jhsae.losses.prefix import Prefix as Prefix
 from jhsae.losses.reconstruct import ParentsOnly as ParentsOnly
 from jhsae.losses.reconstruct import SquaredError as SquaredError
 from jhsae.losses.revive import AuxK as AuxK

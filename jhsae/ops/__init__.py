@@ -17,6 +17,7 @@ from jhsae.ops.experts import decode_rows as decode_rows
 from jhsae.ops.experts import decode_tree as decode_tree
 from jhsae.ops.experts import encode_atoms as encode_atoms
 from jhsae.ops.experts import kernel_for as kernel_for
+from jhsae.ops.forest import Forest as Forest
 from jhsae.ops.gram import off_diagonal_mean as off_diagonal_mean
 from jhsae.ops.gram import row_norms as row_norms
 from jhsae.ops.gram import sum_of_squared_inner as sum_of_squared_inner
@@ -28,6 +29,11 @@ from jhsae.ops.parameters import Encoder as Encoder
 from jhsae.ops.parameters import ExpertEncoders as ExpertEncoders
 from jhsae.ops.precision import Precision as Precision
 from jhsae.ops.precision import compute_in as compute_in
+from jhsae.ops.pursuit import Pursued as Pursued
+from jhsae.ops.pursuit import Search as Search
+from jhsae.ops.pursuit import pursue as pursue
+from jhsae.ops.pursuit import schedule as schedule
+from jhsae.ops.pursuit import screened as screened
 from jhsae.ops.router import Routed as Routed
 from jhsae.ops.router import route as route
 from jhsae.ops.select import largest as largest

@@ -3,6 +3,7 @@
 A cell shows a rounded number with its exact value in the tooltip; a cell without a number says why.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -86,13 +87,22 @@ COLUMNS = (
     ),
     Column("parameters", "parameters", "Trained numbers in all, not only those that one token uses.", count),
     Column(
+        "encoder_macs",
+        "encoder multiplications",
+        "Multiplications of the encoder per token, on average: those that the token needs, so that an expert that is "
+        "not active costs its score alone. Of a pursuit, with the products of pairs of rows looked up in a table that "
+        "is derived from the dictionary; below, with these computed from the rows instead.",
+        count,
+        (("no tables", "encoder_macs_without_tables"),),
+    ),
+    Column(
         "dead_experts",
         "dead experts",
         "Share of the experts (parents) that never fired on the held-out tokens. It falls with more tokens.",
         percent,
         tree=True,
     ),
-    Column("dead_atoms", "dead atoms", "The same for the atoms of all experts.", percent, tree=True),
+    Column("dead_atoms", "dead atoms", "The same for all that lies below the experts.", percent, tree=True),
     Column("dead", "dead features", "The same for all features: experts and atoms together, or a flat SAE's.", percent),
     Column(
         "parent_child_off_90",
@@ -109,6 +119,24 @@ COLUMNS = (
         "The same without a metric.",
         degrees,
         (("null", "parent_child_off_90_null_euclidean"),),
+        tree=True,
+    ),
+    Column(
+        "sibling_cosine",
+        "siblings",
+        "Largest |cosine| between two children of one expert (of a deeper tree: of one row); median over the parents. "
+        "Near 1, most children of a parent repeat one another.",
+        three,
+        (("mean", "sibling_cosine_mean"),),
+        tree=True,
+    ),
+    Column(
+        "roots_after_merging",
+        "roots after merging",
+        "How many experts would be left if the most alike two became one again and again, while any cosine is above "
+        "0.4; below, how many there are. Merging is no part of a run unless its config says so.",
+        count,
+        (("of", "roots"),),
         tree=True,
     ),
     Column(
@@ -138,6 +166,9 @@ OTHERS = {
     "rows": "held-out tokens behind the numbers on reconstruction",
     "l0_parents": "active experts per token",
     "l0_atoms": "active atoms per token",
+    "encoder_macs_without_tables": "the encoder's multiplications per token without tables of products of rows",
+    "sibling_cosine_mean": "mean |cosine| of two children of one parent",
+    "roots": "experts: rows without a parent, empty slots left out",
     "ce": "cross-entropy with the reconstruction spliced in, nats per token",
     "ce_model": "cross-entropy of the model itself, nats per token",
     "ce_zero": "cross-entropy with zeros in place of the residual stream, nats per token",
@@ -148,6 +179,13 @@ OTHERS = {
     "parent_child_z": "standard deviations of the null's 20 means between its mean and the measured mean, negative "
     "when the atoms are nearer to 90° than the null; not a p-value, for the re-pairings share their atoms",
     "live_atoms": "atoms that fired, over which the angles are taken",
+}
+
+
+LEVELS = {
+    "l0_level_N": "active rows of level N of the tree per token; level 0 are its roots",
+    "dead_level_N": "share of the rows of level N of the tree that never fired",
+    "to_level_N_ev_r2": "centred R² of the reconstruction from the rows down to level N of the tree",
 }
 
 
@@ -165,7 +203,9 @@ def definition(key: str) -> str:
     """What a metric means; empty for one that this version does not know."""
     plain = key.removesuffix("_euclidean")
     known = OTHERS | {c.key: f"{c.label}, see the table" for c in COLUMNS}
-    text = known.get(key, known.get(plain, ""))
+    found = re.search(r"level_(\d+)", key)
+    by_level = LEVELS.get(key.replace(found[1], "N"), "") if found else ""
+    text = known.get(key, known.get(plain, by_level.replace("level N", f"level {found[1]}" if found else "")))
     return text.replace("causal metric", "Euclidean") if key != plain else text
 
 

@@ -11,19 +11,20 @@ from jaxtyping import Array, Float
 
 from jhsae.codes import Codes, TreeCodes
 from jhsae.data.normalize import AbstractNormalizer
-from jhsae.sae.base import AbstractSAE, Forward, TreeForward
+from jhsae.sae.base import AbstractSAE, Forward
 from jhsae.usage import Context
 
 
 class Reconstruction(NamedTuple):
     """A reconstruction in the language model's units and the forward pass, in the SAE's, that it came from.
 
-    `x_hat_parents` is the reconstruction from the parents alone, None for a flat SAE.
+    `upper` are the reconstructions from the rows down to each level but the last: of an H-SAE that of its parents, of a
+    flat SAE none.
     """
 
     x_hat: Float[Array, "batch embed"]
     forward: Forward
-    x_hat_parents: Float[Array, "batch embed"] | None
+    upper: tuple[Float[Array, "batch embed"], ...]
 
 
 @eqx.filter_jit
@@ -37,8 +38,8 @@ def reconstruct(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Float[Array
     """
     inside, token = normalizer(x)
     forward = sae.forward(inside, Context())
-    parents = normalizer.undo(forward.x_hat_parents, token) if isinstance(forward, TreeForward) else None
-    return Reconstruction(normalizer.undo(forward.x_hat, token), forward, parents)
+    upper = tuple(normalizer.undo(part, token) for part in sae.from_upper_levels(forward))
+    return Reconstruction(normalizer.undo(forward.x_hat, token), forward, upper)
 
 
 @eqx.filter_jit

@@ -23,14 +23,15 @@ from typing import Any, NamedTuple, TypeVar
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
 from jhsae.errors import UserError
 from jhsae.ops.inputs import as_rows
 from jhsae.ranges import Ranged
-from jhsae.sparsify import AbstractSparsifier
+from jhsae.sae.macs import EncoderMacs, Number
+from jhsae.sparsify import AbstractRule, AbstractSparsifier
 from jhsae.usage import Context, FeatureStats
 
 S = TypeVar("S", bound="AbstractSAE")
@@ -102,36 +103,6 @@ class TopLevel(NamedTuple):
     biases: tuple[Float[Array, "top_level"], ...]
 
 
-class TreeSizes(NamedTuple):
-    """The features of a hierarchical SAE: experts first, then atom a of expert e at ``experts + e * atoms + a``.
-
-    Args:
-        experts: the number of parents.
-        atoms: the atoms of each.
-    """
-
-    experts: int
-    atoms: int
-
-
-class EncoderMacs(NamedTuple):
-    """Multiply-accumulate operations of the matrix products that encode one token.
-
-    Args:
-        products: those that are computed from the token and the parameters; only selected experts are computed.
-        lookups: those whose factors are read from a table that was computed from the parameters before (inner products
-            of dictionary rows); 0 for an SAE without tables.
-    """
-
-    products: float
-    lookups: float = 0.0
-
-    @property
-    def total(self) -> float:
-        """Both together."""
-        return self.products + self.lookups
-
-
 class AbstractSAE(Ranged, eqx.Module):
     """A sparse autoencoder over vectors of size `embed`; the module states the contract."""
 
@@ -164,21 +135,49 @@ class AbstractSAE(Ranged, eqx.Module):
         return self.top_level.decoder
 
     @property
-    def sparsifiers(self) -> tuple[AbstractSparsifier, ...]:
+    def sparsifiers(self) -> tuple[AbstractRule, ...]:
         """The sparsifiers, in the order of ``codes.levels()``; none where the activation is part of the SAE."""
         return ()
 
     @property
-    def tree(self) -> TreeSizes | None:
-        """The numbers of experts and atoms of a hierarchical SAE; None for a flat one."""
-        return None
+    def forest(self) -> ops.Forest:
+        """How the rows of the dictionary hang together; those of a flat SAE are all roots."""
+        return ops.Forest((self.features,))
+
+    @property
+    def tree(self) -> ops.Forest | None:
+        """The forest where it has a second level; None for a flat SAE."""
+        forest = self.forest
+        return forest if len(forest.levels) > 1 else None
 
     def latent_parents(self) -> Int[np.ndarray, "features"]:
         """The parent of each row of the dictionary, -1 where it has none; an SAE of another shape gives its own."""
-        if self.tree is None:
-            return np.full(self.features, -1)
-        experts, atoms = self.tree
-        return np.concatenate([np.full(experts, -1), np.repeat(np.arange(experts), atoms)])
+        return self.forest.parents
+
+    def parent_values(self, codes: Codes | TreeCodes) -> Float[Array, "*batch slots"]:
+        """For every slot of ``codes.flat()`` the value of its parent; 0 where it has none."""
+        return codes.parent_values()
+
+    @property
+    def occupied(self) -> Bool[Array, "features"]:
+        """Whether each feature exists: a forest of a fixed shape may have empty slots, which are no dead features."""
+        return jnp.ones(self.features, bool)
+
+    def encoder_macs(self, active: tuple[Number, ...]) -> EncoderMacs:
+        """The multiplications of the encoder for a token; by default those of one matrix product.
+
+        Args:
+            active: how many features of each level of the forest are active, numbers or one entry per token.
+        """
+        return EncoderMacs(self.features * self.embed, self.features * self.embed)
+
+    def from_upper_levels(self, forward: Forward) -> tuple[Float[Array, "batch output"], ...]:
+        """The reconstructions from the rows down to each level of the forest but the last.
+
+        Args:
+            forward: of this SAE.
+        """
+        return ()
 
     @property
     def features(self) -> int:
@@ -189,17 +188,6 @@ class AbstractSAE(Ranged, eqx.Module):
     def embed(self) -> int:
         """The size of the vectors that the SAE reads."""
         return self._dictionary_shape[1]
-
-    def encoder_macs(self, active: float | None = None) -> EncoderMacs:
-        """The cost of encoding one token: one product per feature of the top level and dimension.
-
-        Biases, activations and selection are not counted. An SAE that does more gives its own count.
-
-        Args:
-            active: the features of the top level per token, as measured, for a rule that does not fix how many are
-                computed; None for as many as the rule allows.
-        """
-        return EncoderMacs(float(len(self.top_level.decoder) * self.embed))
 
     @property
     def _dictionary_shape(self) -> tuple[int, int]:

@@ -21,9 +21,10 @@ from jhsae.errors import UserError
 from jhsae.leaf import Unit
 from jhsae.ops.inputs import check_rows
 from jhsae.ranges import Count
-from jhsae.sae.base import AbstractSAE, EncoderMacs, TopLevel, TreeForward, TreeSizes, check_codes, check_selects
+from jhsae.sae.base import AbstractSAE, Forward, TopLevel, TreeForward, check_codes, check_selects
 from jhsae.sae.children import AbstractChildInput, AbstractChildScale, Token, Unscaled
 from jhsae.sae.encode import Encoded, route_and_encode
+from jhsae.sae.macs import EncoderMacs, Number
 from jhsae.sparsify import AbstractSparsifier
 from jhsae.usage import Context
 
@@ -127,8 +128,8 @@ class HierarchicalSAE(AbstractSAE):
         return self.atom_dec.shape[2]
 
     @property
-    def tree(self) -> TreeSizes:
-        return TreeSizes(self.experts, self.atoms)
+    def forest(self) -> ops.Forest:
+        return ops.Forest((self.experts, self.atoms))
 
     @property
     def top_level(self) -> TopLevel:
@@ -156,13 +157,6 @@ class HierarchicalSAE(AbstractSAE):
     def embed(self) -> int:
         return self.router_dec.shape[1]
 
-    def encoder_macs(self, active: float | None = None) -> EncoderMacs:
-        """The router, and for each computed expert its projector and its atoms; the parents where atoms need them."""
-        most = self.route.most_active(self.experts)
-        computed = most if active is None or not self.route.is_dense(Context()) else active
-        per_expert = self.sub * (self.embed + self.atoms) + self.embed * self.child_input.reads_residual
-        return EncoderMacs(float(self.experts * self.embed + computed * per_expert))
-
     def encoders(self) -> tuple[Array, Array, Array]:
         """(router_enc, down, atom_enc), with a tied one read from its decoder."""
         return (
@@ -181,6 +175,14 @@ class HierarchicalSAE(AbstractSAE):
         x_hat = x_hat_parents + from_atoms
         known = {"x_hat_parents": x_hat_parents, "child_pre": child_pre, "l1": routed.l1}
         return TreeForward(x, x_hat, codes, routed.encoder, context, **known)
+
+    def encoder_macs(self, active: tuple[Number, ...]) -> EncoderMacs:
+        own = self.experts * self.embed + active[0] * self.sub * (self.embed + self.atoms)
+        return EncoderMacs(own, own)
+
+    def from_upper_levels(self, forward: Forward) -> tuple[Float[Array, "batch embed"], ...]:
+        assert isinstance(forward, TreeForward)
+        return (forward.x_hat_parents,)
 
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
         """From `TreeCodes`, or from flat `Codes` over ``dictionary()``."""

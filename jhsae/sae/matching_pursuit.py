@@ -6,7 +6,7 @@ is added to its code, and ``value W_dec_i`` is subtracted from r. A token is don
 row is chosen is not. Values are not refitted; `PursuitSAE` does that, has a budget in features per token, and a forest.
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import equinox as eqx
 import equinox.internal as eqxi
@@ -19,7 +19,7 @@ from jhsae.codes import Codes, TreeCodes
 from jhsae.leaf import Unit
 from jhsae.ops.inputs import check_rows
 from jhsae.ranges import Count, NonNegative
-from jhsae.sae.base import AbstractSAE, EncoderMacs, Forward, TopLevel, check_codes
+from jhsae.sae.base import AbstractSAE, Forward, TopLevel, check_codes
 from jhsae.sae.flat import random_unit_rows
 from jhsae.usage import Context
 
@@ -77,20 +77,17 @@ class MatchingPursuitSAE(AbstractSAE):
         x_hat = codes.flat().dense() @ self.W_dec
         return x_hat + self.b_dec if self.apply_b_dec_to_input else x_hat
 
-    def encoder_macs(self, active: float | None = None) -> EncoderMacs:
-        """For every iteration all scores, the value of the chosen row, and the residual without it."""
-        iterations = self.max_iterations if active is None else min(active, self.max_iterations)
-        return EncoderMacs(float(iterations * self.embed * (self.features + 2)))
-
     def with_threshold(self, residual_threshold: float) -> "MatchingPursuitSAE":
         """The same SAE with another `residual_threshold`."""
-        options: dict[str, Any] = {
-            "max_iterations": self.max_iterations,
-            "stop_on_duplicate_support": self.stop_on_duplicate_support,
-            "apply_b_dec_to_input": self.apply_b_dec_to_input,
-        }
-        key = jax.random.key(0)  # of rows that are replaced
-        new = MatchingPursuitSAE(self.embed, self.features, residual_threshold=residual_threshold, key=key, **options)
+        new = MatchingPursuitSAE(
+            self.embed,
+            self.features,
+            residual_threshold=residual_threshold,
+            max_iterations=self.max_iterations,
+            stop_on_duplicate_support=self.stop_on_duplicate_support,
+            apply_b_dec_to_input=self.apply_b_dec_to_input,
+            key=jax.random.key(0),  # of rows that are replaced
+        )
         return eqx.tree_at(lambda s: (s.W_dec, s.b_dec), new, (self.W_dec, self.b_dec))
 
     def _pursue(self, x: Float[Array, "batch embed"]) -> Codes:

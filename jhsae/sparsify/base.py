@@ -25,7 +25,56 @@ from jhsae.schedule import AbstractSchedule
 from jhsae.usage import Context
 
 
-class AbstractSparsifier(Ranged, eqx.Module):
+class AbstractRule(Ranged, eqx.Module):
+    """How many features a token may have, and what decides it from step to step: the part of every selection."""
+
+    @abc.abstractmethod
+    def most_active(self, size: int) -> int:
+        """The number of entries it may select among `size`: k, or all of them."""
+
+    def sized(self, size: int) -> "AbstractRule":
+        """The rule of an SAE with `size` features; one that owns parameters makes them here."""
+        return self
+
+    @property
+    def thresholds(self) -> tuple[Any, ...]:
+        """Learned thresholds, one per feature, where it has any."""
+        return ()
+
+    @property
+    def batch_k(self) -> AbstractSchedule | None:
+        """The active features per token of a budget that the tokens of a batch share; None where each has its own."""
+        return None
+
+    def track(self, threshold: Float[Array, ""], codes: Codes) -> Float[Array, ""]:
+        """The running threshold after a training step that gave `codes`; unchanged unless it keeps one."""
+        return threshold
+
+    def corrected(self, threshold: Float[Array, ""], steps: int) -> Float[Array, ""]:
+        """The running threshold without the influence of its start, after `steps` training steps."""
+        return threshold
+
+    def for_inference(self, threshold: Float[Array, ""]) -> "AbstractRule":
+        """The rule of the trained SAE: itself, or one that needs no batch and no schedule."""
+        return self
+
+    def unmet(self, l0: float) -> str | None:
+        """A sentence where an L0 at the end of training is not the one that was asked for; None where all is well."""
+        return None
+
+
+def without_start(threshold: Float[Array, ""], rate: float, steps: Int[Array, ""] | int) -> Float[Array, ""]:
+    """A running mean that started at 0, without the influence of its start (the bias correction of Adam).
+
+    Args:
+        threshold: the running mean.
+        rate: the share of a step in it.
+        steps: how many steps it has seen, at least 1.
+    """
+    return threshold / (1 - (1 - rate) ** steps)
+
+
+class AbstractSparsifier(AbstractRule):
     """``sparsifier(pre [*batch, n], context) -> Codes`` over n features. Every feature has a slot; see the module."""
 
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
@@ -47,6 +96,9 @@ class AbstractSparsifier(Ranged, eqx.Module):
         """Whether `select` gives None in this context, so that all pre-activations are needed at once."""
         return True
 
+    def sized(self, size: int) -> "AbstractSparsifier":
+        return self
+
     def __call__(self, pre: Float[Array, "*batch n"], context: Context) -> Codes:
         """Selects.
 
@@ -60,36 +112,6 @@ class AbstractSparsifier(Ranged, eqx.Module):
         indices = self.select(jax.lax.stop_gradient(pre), context)
         selected = pre if indices is None else ops.take(pre, indices)
         return Codes(self.value(selected, context), indices, pre.shape[-1])
-
-    @abc.abstractmethod
-    def most_active(self, size: int) -> int:
-        """The number of entries it may select among `size`: k, or all of them."""
-
-    def sized(self, size: int) -> "AbstractSparsifier":
-        """The sparsifier of an SAE with `size` features; one that owns parameters makes them here."""
-        return self
-
-    @property
-    def thresholds(self) -> tuple[Any, ...]:
-        """Learned thresholds, one per feature, where it has any."""
-        return ()
-
-    @property
-    def batch_k(self) -> AbstractSchedule | None:
-        """The active features per token of a budget that the tokens of a batch share; None where each has its own."""
-        return None
-
-    def track(self, threshold: Float[Array, ""], codes: Codes) -> Float[Array, ""]:
-        """The running threshold after a training step that gave `codes`; unchanged unless it keeps one."""
-        return threshold
-
-    def corrected(self, threshold: Float[Array, ""], steps: int) -> Float[Array, ""]:
-        """The running threshold without the influence of its start, after `steps` training steps."""
-        return threshold
-
-    def for_inference(self, threshold: Float[Array, ""]) -> "AbstractSparsifier":
-        """The rule of the trained SAE: itself, or one that needs no batch and no schedule."""
-        return self
 
 
 class AbstractTopK(AbstractSparsifier):

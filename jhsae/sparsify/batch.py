@@ -18,7 +18,7 @@ from jhsae import ops
 from jhsae.codes import Codes
 from jhsae.ranges import PositiveFraction
 from jhsae.schedule import AbstractSchedule, Constant, as_schedule
-from jhsae.sparsify.base import AbstractSparsifier
+from jhsae.sparsify.base import AbstractSparsifier, without_start
 from jhsae.sparsify.jump import JumpReLU
 from jhsae.usage import Context
 
@@ -64,7 +64,7 @@ class BatchTopK(AbstractSparsifier):
 
     def corrected(self, threshold: Float[Array, ""], steps: int) -> Float[Array, ""]:
         """Steps without a positive code, in which the threshold stays, count as well: the threshold is then too low."""
-        return threshold / (1 - (1 - self.threshold_rate) ** steps) if steps else threshold
+        return without_start(threshold, self.threshold_rate, steps) if steps else threshold
 
     def for_inference(self, threshold: Float[Array, ""]) -> AbstractSparsifier:
         return eqx.tree_at(lambda s: s.threshold, JumpReLU(0.0), threshold[None])

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from jhsae.constraint import AbstractConstraint, ProjectAndRenormalize
 from jhsae.data import AbstractNormalizer, Identity
 from jhsae.errors import UserError
-from jhsae.losses import AbstractTerm, Objective, ParentsOnly, SquaredError
+from jhsae.losses import AbstractTerm, Objective, ParentsOnly, Prefix, SquaredError
 from jhsae.ops import Precision
 from jhsae.ops.inputs import host_rows
 from jhsae.optimizer import adam
@@ -91,7 +91,8 @@ def fit(
         batch: Rows per update; all rows where there are fewer.
         learning_rate: A number or a schedule of the step; by default linear warmup over a twentieth of the steps, then
             cosine, with a peak of 1e-3.
-        objective: Loss terms by name; by default squared error, plus 0.1 parents-only for a hierarchical SAE.
+        objective: Loss terms by name; by default squared error, plus 0.1 parents-only for a hierarchical SAE and
+            0.1 prefix for a forest of a pursuit.
         weights: Weights of terms, a number or a schedule each; they replace those of `objective`.
         constraint: How decoder rows keep unit norm; by default projection of the gradient and renormalisation.
         normalizer: The fitted input normaliser; by default none.
@@ -152,11 +153,10 @@ def fit(
 
 
 def default_objective(sae: AbstractSAE) -> Objective:
-    """Squared error, and parents-only reconstruction at 0.1 for a hierarchical SAE."""
-    terms: dict[str, AbstractTerm] = {"reconstruction": SquaredError()}
-    if sae.tree is not None:
-        return Objective(terms | {"parents_only": ParentsOnly()}, {"parents_only": 0.1})
-    return Objective(terms)
+    """Squared error, and for a hierarchical SAE at 0.1 that of its upper levels alone."""
+    upper: dict[str, AbstractTerm] = {"parents_only": ParentsOnly(), "prefix": Prefix()}
+    fitting = {name: term for name, term in upper.items() if sae.tree is not None and isinstance(sae, term.accepts)}
+    return Objective({"reconstruction": SquaredError()} | fitting, dict.fromkeys(fitting, 0.1))
 
 
 def _stages(

@@ -4,6 +4,7 @@ While the device computes step n + 1 the host reads the metrics of step n; every
 so that ``jax.transfer_guard`` finds one that is not. A loss that is not finite stops the run and names the step.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from jhsae.parallel.mesh import shard_batch
 from jhsae.parallel.progress import Progress
 from jhsae.training.profile import StepProfiler
 from jhsae.training.step import Metrics, StageModules, TrainState
+
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -135,6 +138,9 @@ def run_stages(
                     _check_finite(state, done, stage.name, kept)
                     hooks.save(state)
         reader.flush()
+    if done == total and reader.l0 is not None:
+        for note in filter(None, (part.unmet(reader.l0) for part in state.sae.sparsifiers)):
+            logger.warning(f"{label}: {note}")
     return state
 
 
@@ -178,6 +184,7 @@ class _Reader:
         self._log, self._every, self._total, self._kept = log, every, total, kept
         self._on_step, self._progress = on_step, progress
         self._pending: tuple[int, str, Metrics, int] | None = None
+        self.l0: float | None = None  # of the newest row
 
     def push(self, step: int, stage: str, metrics: Metrics, tokens: int) -> None:
         self.flush()
@@ -200,6 +207,7 @@ class _Reader:
             row = {name: float(value) for name, value in jax.device_get(metrics).items()}
             row = {k: v for k, v in row.items() if k not in UNDEFINED or math.isfinite(v)}
             self._log.write(step, stage, row, tokens)
+            self.l0 = row.get("l0")
             shown = {"ev": "explained_variance", "l0": "l0"}
             self._progress.show(**{name: row[key] for name, key in shown.items() if key in row})
         self._progress.update(tokens=tokens)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import runs
 from browser.pages import Page
+from pursuits import with_rows
 from reference.search import search_by_token
 
 from jhsae.browser import Limits, contexts, gather, page
@@ -17,13 +18,14 @@ from jhsae.commands.browse import Browse
 from jhsae.config import build, find, load
 from jhsae.data import AbstractNormalizer, Identity, Store
 from jhsae.errors import UserError
+from jhsae.features.contexts import children
 from jhsae.features.firings import Firings
 from jhsae.features.latents import token_profile
 from jhsae.features.origin import check_origin
 from jhsae.features.token_text import token_ids, token_text
 from jhsae.files.escaping import visible
 from jhsae.lm import load as load_lm
-from jhsae.sae import AbstractSAE, HierarchicalSAE, mixture_of_experts_v2
+from jhsae.sae import AbstractSAE, mixture_of_experts_v2
 from jhsae.training.checkpoint import load_sae, save_sae
 
 ROWS = 900
@@ -36,17 +38,26 @@ SLOTS = {
         "route": {"_target_": "jhsae.sparsify.OffsetTopK", "k": 3, "offset": 0.0625},
         "pick": {"_target_": "jhsae.sparsify.TopK", "k": 1},
     },
+    "forest": {
+        "_target_": "jhsae.sae.PursuitSAE", "embed": 256, "levels": [16, 3, 2],
+        "budget": {"_target_": "jhsae.sparsify.ExactL0", "k": 12, "extra": 2},
+    },
     "jump": {
         "_target_": "jhsae.sae.FlatSAE", "embed": 256, "features": 150,
         "sparsifier": {"_target_": "jhsae.sparsify.JumpReLU", "initial": 2.2},
     },
 }  # fmt: skip
-NORMALIZE = {"scale": {"_target_": "jhsae.data.UnitNorm"}, "jump": {"_target_": "jhsae.data.CenterScale"}}
+NORMALIZE = {
+    "scale": {"_target_": "jhsae.data.UnitNorm"},
+    "forest": {"_target_": "jhsae.data.CenterScale"},
+    "jump": {"_target_": "jhsae.data.CenterScale"},
+}
+EMPTY = {"forest": [40, 150, 151]}  # slots of a row of zeros
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a held-out store of the embedded model and two SAEs with random weights, sparse and dense."""
+    """A folder with a held-out store of the embedded model and SAEs with random weights, sparse and dense."""
     folder = tmp_path_factory.mktemp("browse")
     words = [f"out={folder / 'heldout'}", f"rows={ROWS}", "batch=8"]
     harvest.run(load(harvest.Harvest, find("harvest/embedded_heldout.yaml"), words))
@@ -58,6 +69,8 @@ def place(tmp_path_factory):
             build(slot, AbstractSAE, key=jax.random.key(0)),
             build(NORMALIZE[name], AbstractNormalizer).fit(store),
         )
+        if name in EMPTY:
+            sae = with_rows(sae, sae.rows.at[jnp.array(EMPTY[name])].set(0.0))
         (folder / name).mkdir()
         save_sae(folder / name / "sae", sae, slot, NORMALIZE[name], normalizer, told)
     return folder
@@ -82,8 +95,10 @@ def made(request, place):
 
 def feature(sae, name):
     """The feature that a name of the page stands for."""
-    first, *atom = [int(number) for number in re.findall(r"\d+", name)]
-    return sae.experts + first * sae.atoms + atom[0] if atom else first
+    found, *atoms = [int(number) for number in re.findall(r"\d+", name)]
+    for atom in atoms:
+        found = children(sae.forest, found)[atom]
+    return found
 
 
 def test_every_live_latent_is_on_the_page_with_its_numbers(made):
@@ -126,22 +141,40 @@ def test_contexts_show_the_strongest_firings_and_the_tokens_around(made):
 
 
 def test_an_expert_says_which_of_its_atoms_took_its_firings(made):
-    sae, shown, _, _ = made
-    latents = {latent["id"]: latent for latent in shown.data["latents"]}
-    if not isinstance(sae, HierarchicalSAE):
+    sae, shown, dense, _ = made
+    latents, occupied = {latent["id"]: latent for latent in shown.data["latents"]}, np.asarray(sae.occupied)
+    if sae.tree is None:
         assert all(name.startswith("f") and "alone" not in latent for name, latent in latents.items())
         return
+    depths = {name.count("/") for name in latents}
+    assert depths == set(range(len(sae.tree.levels)))
     for name, latent in latents.items():
-        if "/" in name:
-            assert name.split("/")[0] in latents
+        assert name.rpartition("/")[0] in latents or "/" not in name
+        i = feature(sae, name)
+        below = children(sae.tree, i)
+        if not below:
+            assert "alone" not in latent and all(len(context) == 4 for context in latent["first"])
             continue
-        own = [one for other, one in latents.items() if other.startswith(name + "/")]
-        # One atom per firing at most (TopK(1)), so the atoms' firings and those without an atom add up.
-        assert latent["alone"] + sum(atom["fired"] for atom in own) == latent["fired"]
-        assert latent["dead"] + len(own) == sae.atoms
+        fired = dense[:, below.start : below.stop] != 0
+        assert latent["alone"] == np.sum((dense[:, i] != 0) & ~fired.any(axis=1))
+        assert latent["slots"] == np.sum(occupied[below.start : below.stop])
+        assert latent["dead"] == latent["slots"] - np.sum(fired.any(axis=0))
+        assert [f"{name}/a{a}" in latents for a in range(len(below))] == fired.any(axis=0).tolist()
         for context in latent["first"]:
             atom = latents.get(f"{name}/a{context[4]}")
             assert context[4] is None or (atom and atom["fired"] > 0)
+
+
+def test_densities_leave_empty_slots_out(made):
+    sae, shown, dense, _ = made
+    found = {one["kind"]: (one["all"], one["dead"]) for one in shown.data["density"]}
+    fired, occupied = dense.any(axis=0), np.asarray(sae.occupied)
+    kinds = {1: ["latents"], 2: ["experts", "atoms"], 3: ["experts", "level-1 atoms", "level-2 atoms"]}
+    expected = {}
+    for kind, block in zip(kinds[len(sae.forest.levels)], sae.forest.blocks, strict=True):
+        own = slice(block.start, block.end)
+        expected[kind] = (np.sum(occupied[own]), np.sum(occupied[own] & ~fired[own]))
+    assert found == expected
 
 
 def test_the_search_index_is_search_by_token(made):
@@ -179,7 +212,7 @@ def test_logits_and_neighbours_are_those_of_the_decoder_row(made):
     unembedding = np.asarray(model.model.unembedding(), np.float64)
     words = [visible(text) for text in token_text(model.tokenizer, range(len(unembedding)))]
     live = np.flatnonzero((dense != 0).any(axis=0))
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)  # an empty slot is a row of zeros
     for latent in data["latents"][::17]:
         i = feature(sae, latent["id"])
         scores = unembedding @ rows[i]
@@ -207,12 +240,12 @@ def test_the_page_loads_nothing(made):
 
 def test_the_footer_says_what_was_measured_and_where_it_comes_from(made, place):
     sae, shown, _, _ = made
-    about = load_sae(place / ("scale" if isinstance(sae, HierarchicalSAE) else "jump"))[2]
+    about = load_sae(place / {1: "jump", 2: "scale", 3: "forest"}[len(sae.forest.levels)])[2]
     words = re.sub(r"\s+", " ", shown.text)
     assert about["config_hash"] in words and about["commit"] in words
     assert f"{ROWS} tokens of WordNetGlosses" in words
     assert (NORMALIZE[about["name"]]["_target_"].rsplit(".", 1)[1]) in words
-    assert ("atoms" in words) == isinstance(sae, HierarchicalSAE)
+    assert ("atoms" in words) == (sae.tree is not None)
     assert "was trained on this very store" not in words
 
 
@@ -221,7 +254,7 @@ def test_the_script_reads_only_what_the_data_has(made):
     data, script = shown.data, shown.scripts[1]
     assert set(re.findall(r"\bDATA\.(\w+)", script)) <= data.keys()
     fields = {key for latent in data["latents"] for key in latent} | {"up", "atoms", "place"}
-    fields |= set() if isinstance(sae, HierarchicalSAE) else {"alone", "dead"}  # of experts
+    fields |= set() if sae.tree else {"alone", "dead", "slots"}  # of experts
     assert set(re.findall(r"\blatent\.(\w+)", script)) <= fields
 
 

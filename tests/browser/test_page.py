@@ -12,7 +12,16 @@ EVIL = "</script><script>alert('&')</script><!--"
 def about(**changes):
     """What a template needs around the data."""
     words = ("name", "title", "model", "store", "text", "normalizer", "shape")
-    rest = {"layer": 2, "rows": 1, "stored": 1, "partial": False, "trained_here": False, "tree": True, "named": True}
+    rest = {
+        "layer": 2,
+        "rows": 1,
+        "stored": 1,
+        "partial": False,
+        "trained_here": False,
+        "tree": True,
+        "deep": True,
+        "named": True,
+    }
     return dict.fromkeys(words, "x") | rest | {"origin": [("run", "x")]} | changes
 
 

@@ -11,7 +11,7 @@ from jhsae.errors import UserError
 from jhsae.evals import AbsorptionRules, RowLabels
 from jhsae.evals.absorption import split_size, token_absorption
 from jhsae.evals.groups import code_matrix
-from jhsae.sae.base import TreeSizes
+from jhsae.sae import Forest
 
 CLASSES, WORDS, REPEATS, EMBED = 3, 12, 5, 24
 RULES = AbsorptionRules()
@@ -137,7 +137,7 @@ def test_main_latents_of_a_split_class():
 
 def test_main_latents_among_parents_and_absorbers_anywhere():
     data = world(absorbed=4)
-    tree = TreeSizes(CLASSES, WORDS)
+    tree = Forest((CLASSES, WORDS))
     own = measure(*data, tree=tree)
     assert set(own) == {"all", "parents"}
     assert own["parents"]["main_latents"] == [[0], [1], [2]]

@@ -10,7 +10,7 @@ from jhsae import evals
 from jhsae.errors import UserError
 from jhsae.evals import RowLabels
 from jhsae.evals.probing import class_tasks
-from jhsae.sae.base import TreeSizes
+from jhsae.sae import Forest
 from jhsae.teacher.logistic import scores
 
 
@@ -107,7 +107,7 @@ def test_the_others_are_as_many_and_spread_evenly():
 def test_parents_atoms_and_all_apart():
     found = labels()
     dense = np.concatenate([np.ones((len(found.classes), CLASSES)), one_hot(found.classes)], axis=1)
-    own = probed(dense, found, tree=TreeSizes(CLASSES, 1), ks=(1,))
+    own = probed(dense, found, tree=Forest((CLASSES, 1)), ks=(1,))
     assert own["atoms, k=1"]["accuracy"]["mean"] == own["all, k=1"]["accuracy"]["mean"] == 1
     assert own["parents, k=1"]["accuracy"]["mean"] == 0.5
 

@@ -7,7 +7,7 @@ from labelled import CLASSES, firings, labels, topk_noise
 from jhsae import evals
 from jhsae.errors import UserError
 from jhsae.evals import RowLabels
-from jhsae.sae.base import TreeSizes
+from jhsae.sae import Forest
 
 
 def pure(found):
@@ -81,12 +81,12 @@ def test_parents_and_atoms_apart():
     """Pure parents with atoms that fire on anything where the parent does not tell."""
     found = labels()
     dense = np.concatenate([pure(found), np.ones((len(found.classes), 2 * CLASSES))], axis=1)
-    both = evals.purity(firings(dense), found, TreeSizes(CLASSES, 2), permutations=2)["groups"]
+    both = evals.purity(firings(dense), found, Forest((CLASSES, 2)), permutations=2)["groups"]
     assert both["parents"]["purity"]["mean"] == 1 and both["parents"]["purity"]["units"] == [0, 1, 2, 3]
     assert both["atoms"]["purity"]["mean"] == pytest.approx(1 / CLASSES)
     assert both["atoms"]["purity"]["units"] == list(range(CLASSES, 3 * CLASSES))
     with pytest.raises(UserError, match="the tree has 12 latents, but the codes 4"):
-        evals.purity(firings(pure(found)), found, TreeSizes(CLASSES, 2))
+        evals.purity(firings(pure(found)), found, Forest((CLASSES, 2)))
 
 
 def test_counts_equal_a_plain_loop():

@@ -13,7 +13,7 @@ from jhsae import evals, lm
 from jhsae.data import Identity
 from jhsae.errors import UserError
 from jhsae.evals import Labels, SteeringTarget
-from jhsae.sae.base import TreeSizes
+from jhsae.sae import Forest
 
 SPECIAL = [0, 1, 2, 3]
 
@@ -113,7 +113,7 @@ def test_random_directions_have_the_norm_of_the_row(model, prompts, monkeypatch)
 
 def test_targets_of_a_tree_and_of_classes(model):
     own = rows(saes()["tree"])
-    tree = TreeSizes(12, 4)
+    tree = Forest((12, 4))
     found = evals.own_targets(own, model.unembedding(), [3, 17], tree, 4, 3)
     logits = own @ np.asarray(model.unembedding()).T
     assert found[0].tokens == tuple(np.argsort(-logits[3])[:4].tolist())

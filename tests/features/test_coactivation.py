@@ -22,7 +22,7 @@ def found(request, store, tmp_path):
     codes = spilled(sae, UnitNorm(), whole_sequences(store), [0, 7, EXPERTS, sae.features], tmp_path)
     index = store.index(0, store.rows)
     dense, _ = dense_codes(sae, UnitNorm(), store)
-    return co_activation(codes, sae), np.float64(dense[index[:, 0], index[:, 1]])
+    return co_activation(codes, sae.tree), np.float64(dense[index[:, 0], index[:, 1]])
 
 
 def test_pearson_and_cosine_are_those_of_the_codes(found):
@@ -31,14 +31,15 @@ def test_pearson_and_cosine_are_those_of_the_codes(found):
     for parent in range(EXPERTS):
         p = dense[:, parent]
         for a in range(ATOMS):
-            own = dense[:, EXPERTS + parent * ATOMS + a]
+            atom = EXPERTS + parent * ATOMS + a
+            own = dense[:, atom]
             if not own.any():
-                assert links.pearson[parent, a] == links.cosine[parent, a] == 0
+                assert links.pearson[atom] == links.cosine[atom] == 0
                 continue
             compared += 1
-            assert links.pearson[parent, a] == pytest.approx(np.corrcoef(p, own)[0, 1], abs=1e-5)
+            assert links.pearson[atom] == pytest.approx(np.corrcoef(p, own)[0, 1], abs=1e-5)
             cosine = p @ own / np.linalg.norm(p) / np.linalg.norm(own)
-            assert links.cosine[parent, a] == pytest.approx(cosine, abs=1e-5)
+            assert links.cosine[atom] == pytest.approx(cosine, abs=1e-5)
     assert compared > EXPERTS
 
 
@@ -46,10 +47,10 @@ def test_links_go_both_ways_between_a_parent_and_its_atoms_that_fired(found):
     links, dense = found
     fired = dense[:, EXPERTS:].any(axis=0)
     for parent in range(EXPERTS):
-        listed = links.of_parent(parent)
+        listed = links.down(parent)
         assert set(listed.indices) == set(np.flatnonzero(fired[parent * ATOMS : (parent + 1) * ATOMS]) + parent * ATOMS)
         assert listed.pearson == sorted(listed.pearson, reverse=True)
         for atom, pearson, cosine in zip(*listed, strict=True):
-            assert links.of_atom(atom) == ([parent], [pearson], [cosine])
+            assert links.up(atom) == ([parent], [pearson], [cosine])
     for atom in range(EXPERTS * ATOMS):
-        assert links.of_atom(atom).indices == ([atom // ATOMS] if fired[atom] else [])
+        assert links.up(atom).indices == ([atom // ATOMS] if fired[atom] else [])

@@ -7,7 +7,7 @@ from held_out import dense_codes, harvested, saes
 
 from jhsae.data import UnitNorm
 from jhsae.features import firings as firings_module
-from jhsae.features.contexts import expert_atoms, spread_features, top_contexts
+from jhsae.features.contexts import frequent_children, spread_features, top_contexts
 from jhsae.features.firings import firings, first_rows
 from jhsae.sae import HierarchicalSAE
 from jhsae.sparsify import TopK
@@ -45,4 +45,4 @@ def test_shown_features_are_spread_over_frequency_and_atoms_are_the_most_frequen
     assert spread_features(np.array([0.0, 0.3, 0.1, 0.2]), 9) == [1, 3, 2] and spread_features(np.zeros(3), 2) == []
     sizes = HierarchicalSAE(4, 2, 1, 3, TopK(1), TopK(1), key=jax.random.key(0)).tree
     frequency = np.array([0.5, 0.5, 0.1, 0.0, 0.2, 0.0, 0.3, 0.0])
-    assert expert_atoms(sizes, 0, frequency, 5) == [4, 2] and expert_atoms(sizes, 1, frequency, 5) == [6]
+    assert frequent_children(sizes, 0, frequency, 5) == [4, 2] and frequent_children(sizes, 1, frequency, 5) == [6]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from held_out import ATOMS, EXPERTS, about, dense_codes, harvested, saes
+from held_out import about, dense_codes, harvested, saes
 
 from jhsae.data import Identity, UnitNorm, write_array
 from jhsae.errors import UserError
@@ -39,13 +39,13 @@ def test_every_code_is_there_once_in_order(store, name, tmp_path):
         assert np.all((part["feature"] >= first) & (part["feature"] < last))
 
 
-@pytest.mark.parametrize("name", ["tree", "dense_tree"])
+@pytest.mark.parametrize("name", ["tree", "dense_tree", "forest"])
 def test_an_atom_comes_with_the_code_of_its_parent(store, name, tmp_path):
     sae = saes()[name]
     (found,) = records(sae, Identity(), whole_sequences(store, None), [0, sae.features], tmp_path / "spill")
     expected, _ = dense_codes(sae, Identity(), store)
-    atom = found["feature"] >= EXPERTS
-    parent = np.where(atom, (found["feature"] - EXPERTS) // ATOMS, 0)
+    parent = sae.latent_parents()[found["feature"]]
+    atom = parent >= 0
     values = np.where(atom, expected[found["sequence"], found["position"], parent], 0)
     assert atom.any() and not atom.all()
     np.testing.assert_allclose(found["parent"], values, rtol=1e-5)

@@ -3,6 +3,7 @@
 import gzip
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -32,7 +33,13 @@ ACTIVATION = {
     "minValue", "values", "dfaValues", "dfaTargetIndex", "dfaMaxValue", "creatorId", "createdAt", "lossValues",
     "logitContributions", "binMin", "binMax", "binContains", "qualifyingTokenIndex",
 }  # fmt: skip
-NORMALIZERS = {"tree": UnitNorm(), "dense_tree": Identity(), "topk": Standardize(), "jump": Identity()}
+NORMALIZERS = {
+    "tree": UnitNorm(),
+    "dense_tree": Identity(),
+    "forest": Identity(),
+    "topk": Standardize(),
+    "jump": Identity(),
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +60,10 @@ class Bundle:
         write(folder, self.sae, self.normalizer, about(self.store), self.store, None, self.model, SMALL)
         self.dense, self.rows = dense_codes(self.sae, self.normalizer, self.store)
         self.raw = decoder_in_lm_units(self.sae, self.normalizer, self.store)
-        self.folders = sorted((folder / "lm").iterdir(), key=lambda f: "atoms" in f.name)
-        starts = [0, EXPERTS] if len(self.folders) == 2 else [0]
-        stops = [*starts[1:], self.sae.features]
+        self.folders = sorted((folder / "lm").iterdir(), key=lambda f: ("parents" not in f.name, f.name))
         self.sets = [
-            (slice(a, b), lines(f / "features"), lines(f / "activations"))
-            for a, b, f in zip(starts, stops, self.folders, strict=True)
+            (slice(block.start, block.end), lines(f / "features"), lines(f / "activations"))
+            for block, f in zip(self.sae.forest.blocks, self.folders, strict=True)
         ]
 
 
@@ -69,7 +74,8 @@ def bundle(request, held_out, tmp_path_factory):
 
 def test_source_sets_and_tables(bundle):
     small = {f"0-small-sae-parents-{EXPERTS}", f"0-small-sae-atoms-{EXPERTS * ATOMS}"}
-    names = small if len(bundle.sets) == 2 else {f"0-small-sae-{FEATURES}"}
+    deep = {f"0-small-sae-{kind}" for kind in (f"parents-{EXPERTS}", f"level1-{EXPERTS * 2}", f"level2-{EXPERTS * 4}")}
+    names = {1: {f"0-small-sae-{FEATURES}"}, 2: small, 3: deep}[len(bundle.sets)]
     assert {f.name for f in bundle.folders} == names
     for folder in bundle.folders:
         row = {n: json.loads((folder / f"{n}.jsonl").read_text()) for n in ("release", "model", "sourceset", "source")}
@@ -126,13 +132,15 @@ def test_parents_and_atoms_are_linked_both_ways(bundle):
     if len(bundle.sets) == 1:
         assert all(f["correlated_features_indices"] == [] for f in bundle.sets[0][1])
         return
-    (_, parents, _), (_, atoms, _) = bundle.sets
-    down = {(p, a) for p, f in enumerate(parents) for a in f["correlated_features_indices"]}
-    up = {(p, a) for a, f in enumerate(atoms) for p in f["correlated_features_indices"]}
-    assert down == up and all(p == a // ATOMS for p, a in up)
-    fired = np.flatnonzero(bundle.dense[..., EXPERTS:].any(axis=(0, 1)))
-    assert {a for _, a in up} == set(fired.tolist())
+    (_, parents, _), (_, atoms, _) = bundle.sets[:2]
     flat = bundle.dense.reshape(-1, bundle.sae.features)
+    above = bundle.sae.latent_parents()
+    for (upper, _, _), (own, rows, _) in pairwise(bundle.sets):
+        linked = {(p, a) for a, f in enumerate(rows) for p in f["correlated_features_indices"]}
+        together = [a for a in range(own.start, own.stop) if flat[:, a] @ flat[:, above[a]]]
+        assert linked == {(above[a] - upper.start, a - own.start) for a in together}
+    down = {(p, a) for p, f in enumerate(parents) for a in f["correlated_features_indices"]}
+    assert down == {(p, a) for a, f in enumerate(atoms) for p in f["correlated_features_indices"]}
     index = bundle.store.index(0, bundle.store.rows)
     flat = np.float64(flat[index[:, 0] * bundle.store.manifest.context + index[:, 1]])
     for parent, f in enumerate(parents):

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 from lm.tiny import TIME, tiny
+from pursuits import pursuit
 from reference.filled import filled
 
 from jhsae import data, lm
-from jhsae.interop import torch_hsae
+from jhsae.interop import torch_hsae, torch_pursuit
 from jhsae.sae import HierarchicalSAE
 from jhsae.sparsify import TopK
 
@@ -59,18 +60,32 @@ def test_the_language_model_is_the_same_in_transformerlens(core, model, tokens):
     np.testing.assert_allclose(logits, np.asarray(ours.model(jax.numpy.asarray(tokens))), atol=1e-4)
 
 
-@pytest.mark.parametrize("ignore", [set(), {0, 1, 2, 3}], ids=["all positions", "ordinary positions"])
-def test_l0_explained_variance_and_cross_entropies_are_equal(ignore: set[int], core, model, tokens, tmp_path: Path):
+def agree(core, exported, own, model, tokens, ignore) -> None:
+    """SAEBench's numbers of the exported SAE are ours of our own: an SAE and its normaliser."""
     folder, ours = model
-    sae = filled(lambda: HierarchicalSAE(16, 10, 2, 4, TopK(3), TopK(1), key=jax.random.key(0)), scale=0.3)
-    normalizer = data.UnitNorm()
-    about = {"name": "run", "reads": {"model": "tiny", "layer": LAYER}}
-    torch_hsae.write(tmp_path / "sae", sae, normalizer, about)
-    exported = core.HSAE.load(tmp_path / "sae")
     theirs, features = core.saebench(exported, core.hooked(folder, ours, TIME), tokens, ignore, BATCH)
-    here, frequency = core.ours(sae, normalizer, ours.model, LAYER, tokens, ignore, BATCH)
+    here, frequency = core.ours(*own, ours.model, LAYER, tokens, ignore, BATCH)
     assert 0.5 < here["l0"] < 6
     for name, pair in core.compared(theirs, here).items():
         if name != "ce_loss_score":  # a random model gains nothing from its residual stream: 0 / 0
             assert pair["difference"] < 1e-4, (name, pair)
     np.testing.assert_allclose(features["feature_density"], frequency, atol=1e-6)
+
+
+@pytest.mark.parametrize("ignore", [set(), {0, 1, 2, 3}], ids=["all positions", "ordinary positions"])
+def test_l0_explained_variance_and_cross_entropies_are_equal(ignore: set[int], core, model, tokens, tmp_path: Path):
+    sae = filled(lambda: HierarchicalSAE(16, 10, 2, 4, TopK(3), TopK(1), key=jax.random.key(0)), scale=0.3)
+    normalizer = data.UnitNorm()
+    about = {"name": "run", "reads": {"model": "tiny", "layer": LAYER}}
+    torch_hsae.write(tmp_path / "sae", sae, normalizer, about)
+    agree(core, core.HSAE.load(tmp_path / "sae"), (sae, normalizer), model, tokens, ignore)
+
+
+def test_a_pursuit_has_equal_numbers_too(core, model, tokens, tmp_path: Path):
+    from jhsae.assets.torch.pursuit import Pursuit
+
+    sae = pursuit((10, 4), 16)
+    torch_pursuit.write(
+        tmp_path / "sae", sae, data.Identity(), {"name": "run", "reads": {"model": "tiny", "layer": LAYER}}
+    )
+    agree(core, Pursuit.load(tmp_path / "sae"), (sae, data.Identity()), model, tokens, set())

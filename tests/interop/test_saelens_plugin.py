@@ -7,9 +7,11 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from hsaes import ATOMS, EMBED, EXPERTS, Case, case, combinations, inputs
+from hsaes import ABOUT, ATOMS, EMBED, EXPERTS, Case, case, combinations, inputs
+from pursuits import LEVELS, pursuit
 
 from jhsae import data
+from jhsae.interop import torch_pursuit
 from jhsae.sae import Residual, ScaledByParent
 from jhsae.sparsify import OffsetTopK, TopK
 
@@ -96,6 +98,21 @@ def test_hooks_and_precision(tmp_path: Path, sae_lens, torch):
     assert cache["hook_sae_acts_post"].dtype == torch.bfloat16
     assert cache["hook_sae_acts_post"].shape == (len(inputs()), FEATURES)
     assert torch.equal(cache["hook_sae_recons"], sae.decode(cache["hook_sae_acts_post"]))
+
+
+def test_a_pursuit_is_its_torch_module_bit_for_bit_and_survives_saving(tmp_path: Path, sae_lens, torch):
+    from jhsae.assets.torch.pursuit import Pursuit
+
+    torch_pursuit.write(tmp_path / "sae", pursuit(LEVELS["three"], EMBED), data.Identity(), ABOUT)
+    sae, module = sae_lens.SAE.load_from_disk(tmp_path / "sae"), Pursuit.load(tmp_path / "sae")
+    assert sae.cfg.architecture() == "jhsae_pursuit" and sae.cfg.metadata.hook_name == "blocks.19.hook_resid_post"
+    x = torch.tensor(inputs()).reshape(4, 16, EMBED)
+    for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
+        assert torch.equal(getattr(sae, name), getattr(module, name)), name
+    assert torch.equal(sae.encode(x), module.encode(x)) and (sae.encode(x) != 0).any()
+    assert torch.equal(sae(x), module(x))
+    sae.save_model(tmp_path / "again")
+    assert torch.equal(sae_lens.SAE.load_from_disk(tmp_path / "again")(x), module(x))
 
 
 def test_refusals(tmp_path: Path, sae_lens, torch):

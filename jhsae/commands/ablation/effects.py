@@ -13,7 +13,7 @@ from jhsae.commands.ablation.plan import Rows, Run, Step, Study
 from jhsae.errors import UserError
 from jhsae.evals.nulls import Comparison, paired, sentence
 
-BUDGETS = ("l0", "parameters", "encoder_macs", "encoder_macs_with_lookups", "tokens")
+BUDGETS = ("l0", "parameters", "encoder_macs", "encoder_macs_without_tables", "tokens")
 ALWAYS = ("ev_r2", "ce_recovered", "dead", "sibling_cosine")
 WORDS = {
     "ev_r2": "EV",
@@ -23,7 +23,7 @@ WORDS = {
     "l0": "L0",
     "parameters": "parameters",
     "encoder_macs": "encoder MACs",
-    "encoder_macs_with_lookups": "with look-ups",
+    "encoder_macs_without_tables": "without tables",
     "tokens": "tokens",
 }
 Summary = dict[str, Any]

@@ -48,8 +48,6 @@ class HeldOut(ABC):
         self.check(sae, about, folder)
         metrics, frequency = evals.fidelity(sae, normalizer, self.batches(kind), self.mean(kind))
         metrics.pop("density")
-        macs = sae.encoder_macs(metrics.get("l0_parents", metrics["l0"]))
-        metrics |= {"encoder_macs": macs.products, "encoder_macs_with_lookups": macs.total}
         if kind == "validation":
             return {"metrics": metrics}
         rows = np.where(frequency[:, None] > 0, np.asarray(sae.dictionary()), 0.0)  # dead ones are no siblings

@@ -22,7 +22,7 @@ from jhsae.errors import UserError
 from jhsae.evals.fidelity import Totals, add_sums, metrics_of, sums_of
 from jhsae.evals.truth.agreement import PERMUTATIONS, Agreement, Kind, agreement, summary
 from jhsae.evals.truth.counts import firing, is_on, row_maxima, sparse_codes
-from jhsae.evals.truth.forest import latent_parents, levels_of
+from jhsae.evals.truth.forest import among, latent_parents, levels_of
 from jhsae.evals.truth.interference import Absorption, Violations, hedging, mean_of, siblings
 from jhsae.evals.truth.levels import by_level, roots_found
 from jhsae.evals.truth.matching import Matching, cosines
@@ -99,8 +99,9 @@ class _Pass:
         x: np.ndarray,
     ):
         self.features, self.hierarchy = features, hierarchy
-        self.rows = decoder_in_lm_units(sae, normalizer, ArrayRows(x))
-        self.parents = latent_parents(sae)
+        self.there = np.flatnonzero(np.asarray(sae.occupied))  # an empty slot is no latent
+        self.rows = decoder_in_lm_units(sae, normalizer, ArrayRows(x))[self.there]
+        self.parents = among(latent_parents(sae), self.there)
         self.levels = levels_of(self.parents)
         self.matching = Matching(cosines(features, self.rows))
         self.firing = firing(self.matching.cosines, hierarchy.levels, self.levels)
@@ -109,7 +110,8 @@ class _Pass:
         self.fidelity = _Fidelity(sae, normalizer, x.mean(axis=0, dtype=np.float64))
 
     def add(self, x: np.ndarray | Array, magnitudes: np.ndarray | Array) -> None:
-        codes, true = sparse_codes(self.fidelity.add(jnp.asarray(x, jnp.float32))), _true(magnitudes)
+        codes = sparse_codes(self.fidelity.add(jnp.asarray(x, jnp.float32)))[:, self.there]
+        true = _true(magnitudes)
         self.firing.add(is_on(true), is_on(codes))
         self.absorption.add(true, codes)
         self.violations.add(is_on(codes))
@@ -151,7 +153,7 @@ class _Pass:
 @eqx.filter_jit
 def _step(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Array, mean: Array) -> tuple[dict[str, Array], Codes]:
     made = reconstruct(sae, normalizer, x)
-    return sums_of(made, x, mean) | {"sum": jnp.sum(x - mean, axis=0)}, made.forward.codes.flat()
+    return sums_of(sae, made, x, mean) | {"sum": jnp.sum(x - mean, axis=0)}, made.forward.codes.flat()
 
 
 class _Fidelity:

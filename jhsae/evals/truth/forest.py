@@ -26,6 +26,18 @@ def latent_parents(sae: AbstractSAE) -> Parents:
     return parents
 
 
+def among(parents: Parents, kept: Int[np.ndarray, "kept"]) -> Int[np.ndarray, "kept"]:
+    """The parents where only some latents are kept, numbered by their place among those; in order.
+
+    Args:
+        parents: of all latents.
+        kept: the numbers of the latents that stay. One whose parent does not is a root.
+    """
+    place = np.full(len(parents) + 1, -1)
+    place[kept] = np.arange(len(kept))
+    return place[parents[kept]]  # the last entry is the place of -1
+
+
 def tops_of(parents: Parents) -> Int[np.ndarray, "latents"]:
     """The root above each latent; a root is its own."""
     top = np.where(parents < 0, np.arange(len(parents)), parents)

@@ -3,12 +3,14 @@
 ``<folder>/<model>/<block>-<source set>/{release,model,sourceset,source}.jsonl`` and, gzipped, ``features/batch-N`` and
 ``activations/batch-N``: what Neuronpedia's importer (apps/webapp/app/api/admin/import) reads. Neuronpedia knows no
 hierarchy, so an H-SAE becomes two source sets, parents and atoms, where atom a of expert e has the index
-e * atoms + a. A parent lists its atoms that fired, and such an atom its parent, as correlated features.
+e * atoms + a; a deeper tree becomes one for each level. A root lists its children that fired, and every other feature
+that fired its parent, as correlated features.
 """
 
 import gzip
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +30,7 @@ from jhsae.interop.neuronpedia.examples import Texts, example_rows
 from jhsae.interop.neuronpedia.features import Sheet, feature_rows
 from jhsae.interop.neuronpedia.tables import Dashboard, SourceSet, identifier, now, place, short_count, tables
 from jhsae.lm import LanguageModel
-from jhsae.sae import AbstractSAE, HierarchicalSAE
+from jhsae.sae import AbstractSAE
 
 
 def write(
@@ -75,28 +77,31 @@ def write(
 
 
 def source_sets(sae: AbstractSAE, about: dict[str, Any], store: Store) -> list[SourceSet]:
-    """The source sets of an SAE: one of a flat SAE, parents and atoms of a hierarchical one."""
+    """The source sets of an SAE: one of a flat SAE, one for each level of a hierarchical one."""
     at, name = place(store.manifest), identifier(about["name"])
     if sae.tree is None:
         whole = f"{name}-{short_count(sae.features)}"
         return [SourceSet(*at, whole, 0, sae.features, f"Residual stream, {sae.features} features.")]
-    experts, own = sae.tree
-    parents = f"{name}-parents-{short_count(experts)}"
-    atoms = f"{name}-atoms-{short_count(sae.features - experts)}"
-    of_parents = f"Parents of an H-SAE; atom a of parent p is {own} p + a in {atoms}."
-    of_atoms = f"Atoms of an H-SAE; the parent of atom i is i // {own} in {parents}."
-    return [
-        SourceSet(*at, parents, 0, experts, of_parents),
-        SourceSet(*at, atoms, experts, sae.features, of_atoms),
-    ]
+    blocks, levels = sae.tree.blocks, range(len(sae.tree.levels))
+    kinds = ["parents", "atoms"] if len(blocks) == 2 else ["parents", *(f"level{level}" for level in levels[1:])]
+    names = [f"{name}-{kind}-{short_count(b.end - b.start)}" for kind, b in zip(kinds, blocks, strict=True)]
+    texts = [f"Parents of an H-SAE; atom a of parent p is {blocks[1].each} p + a in {names[1]}."]
+    for level in levels[1:]:
+        what = "Atoms" if len(blocks) == 2 else f"Level {level}"
+        text = f"{what} of an H-SAE; the parent of atom i is i // {blocks[level].each} in {names[level - 1]}"
+        deeper = (
+            f", and its atom a is {blocks[level + 1].each} i + a in {names[level + 1]}" if level < levels[-1] else ""
+        )
+        texts.append(f"{text}{deeper}.")
+    return [SourceSet(*at, name, b.start, b.end, text) for name, b, text in zip(names, blocks, texts, strict=True)]
 
 
 def _links(sae: AbstractSAE, codes: SpilledFirings) -> list[Callable[[int], Links]]:
     """For each source set, what a feature of it is linked to."""
-    if not isinstance(sae, HierarchicalSAE):
+    if sae.tree is None:
         return [no_links]
-    together = co_activation(codes, sae)
-    return [together.of_parent, together.of_atom]
+    together = co_activation(codes, sae.tree)
+    return [together.down, *(partial(together.up, level=level) for level in range(1, len(sae.tree.levels)))]
 
 
 def _write_batch(

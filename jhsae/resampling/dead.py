@@ -1,11 +1,6 @@
-"""Resampling: every so many steps, dead features are re-initialised at inputs with a large error.
+"""Resampling of any SAE: every so many steps, dead features are re-initialised at inputs with a large error."""
 
-``part(sae, opt_state, forward, step, key) -> (sae, opt_state, resampled)`` after an update. It moves parameters beside
-the optimizer, which a loss term cannot; the terms that revive by gradient are in `losses.revive`.
-"""
-
-import abc
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,58 +9,11 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jhsae.errors import UserError
-from jhsae.ranges import Count, Positive, Ranged
+from jhsae.ranges import Count, Positive
+from jhsae.resampling.base import AbstractResampling, Marked
 from jhsae.sae import AbstractSAE, Forward, TopLevel
 
-Marked = Bool[Array, "top_level"]
 LEAST_NORM = 1e-12  # of a direction, and of a squared error whose logarithm is taken
-
-
-class AbstractResampling(Ranged, eqx.Module):
-    """What happens to dead features beside the gradient; with `reads_dead` False, nothing."""
-
-    reads_dead: ClassVar[bool] = True
-
-    @abc.abstractmethod
-    def __call__(
-        self,
-        sae: AbstractSAE,
-        opt_state: Any,
-        optimizer: optax.GradientTransformation,
-        forward: Forward,
-        step: Int[Array, ""],
-        key: Key[Array, ""],
-    ) -> tuple[AbstractSAE, Any, Marked]:
-        """Resamples dead features after an update.
-
-        Args:
-            sae: the SAE after the update.
-            opt_state: the state of `optimizer` after it.
-            optimizer: the whole optax chain.
-            forward: the forward pass before the update.
-            step: the number of the step, from 0.
-            key: for the draws.
-
-        Returns:
-            The SAE, the optimizer state, and which features of ``forward.pre`` were resampled.
-        """
-
-
-class NoResampling(AbstractResampling):
-    """Dead features are left to the loss."""
-
-    reads_dead: ClassVar[bool] = False
-
-    def __call__(
-        self,
-        sae: AbstractSAE,
-        opt_state: Any,
-        optimizer: optax.GradientTransformation,
-        forward: Forward,
-        step: Int[Array, ""],
-        key: Key[Array, ""],
-    ) -> tuple[AbstractSAE, Any, Marked]:
-        return sae, opt_state, jnp.zeros(forward.encoder.size, bool)
 
 
 class Resample(AbstractResampling):
@@ -108,7 +56,7 @@ class Resample(AbstractResampling):
         dead = due & (forward.dead > 0)
 
         def again(params: Any, opt_state: Any) -> tuple[Any, Any]:
-            directions = _bad_directions(sae.top_level.decoder.shape[0], sae, forward, key)
+            directions = bad_directions(sae.top_level.decoder.shape[0], sae, forward, key)
             old = _leaves(params)
             new = _resampled(eqx.combine(params, static).top_level, dead, directions, self.encoder_norm)
             nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, bool), params)
@@ -142,9 +90,15 @@ def _resampled(
     return [directions * encoder_norm * living, *rows]
 
 
-def _bad_directions(
-    count: int, sae: AbstractSAE, forward: Forward, key: Key[Array, ""]
-) -> Float[Array, "top_level embed"]:
+def bad_directions(count: int, sae: AbstractSAE, forward: Forward, key: Key[Array, ""]) -> Float[Array, "count embed"]:
+    """Directions, from the decoder bias, of inputs drawn in proportion to their squared error squared.
+
+    Args:
+        count: how many.
+        sae: the SAE.
+        forward: its forward pass.
+        key: for the draws.
+    """
     error = jnp.sum((forward.target - forward.x_hat) ** 2, axis=-1)
     chosen = jax.random.categorical(key, 2 * jnp.log(error + LEAST_NORM), shape=(count,))
     bias = sae.decode(jax.tree.map(jnp.zeros_like, forward.codes))[chosen]

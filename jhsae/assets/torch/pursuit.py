@@ -1,0 +1,400 @@
+"""A dictionary that jhsae trained and a pursuit encodes, for anywhere that torch runs: torch and the standard library.
+
+    from pursuit import Pursuit
+    sae = Pursuit.load("folder")
+    f = sae.encode(x)          # x [..., D], raw activations of the language model -> f [..., F]
+    x_hat = sae.decode(f)      # f @ W_dec + b_dec: linear, in the same units
+
+The F rows lie in a forest, level by level: the roots, then the children of root 0, of root 1, ... At every pick the
+roots and the children of the rows that are in compete; the one with the largest product with the residual enters while
+that exceeds the threshold, and a sweep of non-negative least squares moves the values of all that are in. If roots are
+screened, only candidates compete, chosen anew in every round. The rows of `W_dec` have norm 1: their norms, and the
+token's scale where each was normalised by itself, are in f. An empty slot is a row of zeros, which never fires.
+"""
+
+import hashlib
+import json
+import math
+import os
+import stat
+from collections.abc import Mapping
+from itertools import accumulate, pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CONFIG, WEIGHTS, FORMAT = "cfg.json", "sae_weights.safetensors", 1
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+LARGEST, WRITTEN = 2**22, 2**28  # bytes read as JSON; size from which on half of a file must have been written
+THROUGH = {"shift": ("", "D"), "matrix": ("", "D", "DD"), "inverse": ("", "D", "DD")}
+BUDGETS = {"Threshold": ("most",), "ExactL0": ("k", "extra")}
+DEPTH, RANK = 64, 16  # nested lists and objects; axes of a tensor
+MOST = 2**26  # scores, tokens x F, that are in memory at once
+
+
+def opened(path: Path) -> int:
+    """The bytes of a regular file. ValueError: a folder, a FIFO or a device, from which reading may never end."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be opened ({error}); copy it again") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path} is a folder, a FIFO or a device, expected a file")
+    if status.st_size > WRITTEN and 0 < 512 * getattr(status, "st_blocks", 0) < status.st_size / 2:
+        raise ValueError(f"{path} has {status.st_size:,} bytes, of which most were never written; copy it again")
+    return status.st_size
+
+
+def small(path: Path) -> bytes:
+    """A regular file of at most `LARGEST` bytes. ValueError for anything else."""
+    if (size := opened(path)) > LARGEST:
+        raise ValueError(f"{path} has {size:,} bytes, expected at most {LARGEST:,}")
+    return path.read_bytes()
+
+
+def parsed(text: bytes, where: str) -> dict[str, Any]:
+    """The object in a JSON text. ValueError: no object, NaN or infinity, nesting deeper than `DEPTH`."""
+
+    def refused(word: str) -> None:
+        raise ValueError(f"{word} is no JSON")
+
+    try:
+        value = json.loads(text.decode("utf-8"), parse_constant=refused)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} cannot be read as JSON ({error}); copy it again") from error
+    level, depth = [value], 0
+    while level := [v for v in level if isinstance(v, (dict, list))]:
+        level = [inner for v in level for inner in (v.values() if isinstance(v, dict) else v)]
+        if (depth := depth + 1) > DEPTH:
+            raise ValueError(f"{where} is nested more than {DEPTH} deep; copy it again")
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} holds no JSON object; copy it again")
+    return value
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file: 8 bytes of size, a JSON header of that size, then the numbers.
+
+    The whole header is checked against the size of the file before any number is read. ValueError: they do not fit.
+    """
+    size = opened(path)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(LARGEST, size - 8):
+            raise ValueError(f"{path} is no complete safetensors file of floats; copy it again")
+        header = parsed(file.read(length), f"the header of {path}")
+    header.pop("__metadata__", None)
+    places = {name: _place(entry, name, path, size - 8 - length) for name, entry in header.items()}
+    ends = sorted((start, stop) for _, _, start, stop in places.values())
+    starts, stops = [start for start, _ in ends], [0, *(stop for _, stop in ends)]
+    if starts != stops[:-1] or stops[-1] != size - 8 - length:
+        raise ValueError(f"{path} is no complete safetensors file of floats: its tensors overlap or leave gaps")
+    data = bytearray(path.read_bytes())
+    tensors = {}
+    for name, (dtype, shape, start, _) in places.items():
+        count = math.prod(shape)
+        flat = torch.frombuffer(data, dtype=dtype, count=count, offset=8 + length + start) if count else torch.zeros(0)
+        tensors[name] = flat.to(dtype).reshape(shape)
+    return tensors
+
+
+def _place(entry: Any, name: str, path: Path, size: int) -> tuple[torch.dtype, list[int], int, int]:
+    try:
+        dtype, shape, (start, stop) = DTYPES[entry["dtype"]], list(entry["shape"]), entry["data_offsets"]
+        right = len(shape) <= RANK and all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, stop))
+        right = right and start <= stop <= size and stop - start == math.prod(shape) * dtype.itemsize
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no complete safetensors file of floats ({error!r}); copy it again") from error
+    if not right:
+        raise ValueError(f"{path} is no complete safetensors file of floats: '{name}' does not fit; copy it again")
+    return dtype, shape, start, stop
+
+
+def verify(folder: Path, names: tuple[str, ...]) -> None:
+    """ValueError for a file whose sha256 is not the one in the folder's SHA256SUMS, where it has one."""
+    sums = folder / "SHA256SUMS"
+    if not sums.exists():
+        return
+    lines = small(sums).decode(errors="replace").splitlines()
+    known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for name in names:
+        opened(folder / name)
+        if known.get(name) != hashlib.sha256((folder / name).read_bytes()).hexdigest():
+            raise ValueError(f"{folder / name} is damaged or was changed (see SHA256SUMS); copy it again")
+
+
+def check(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """ValueError for settings of another format, or weights other than those that they describe."""
+    if settings.get("format") != FORMAT:
+        found = f"{CONFIG} is of format {settings.get('format')}, this module reads format {FORMAT}"
+        raise ValueError(f"{found}; take the pursuit.py that was written beside it, or update jhsae")
+    got, shapes = {name: list(tensor.shape) for name, tensor in weights.items()}, settings.get("tensors")
+    if not isinstance(shapes, dict):
+        raise ValueError(f"{CONFIG} describes no tensors; take the one that was written beside the weights")
+    for name in sorted(got.keys() | shapes.keys()):
+        if got.get(name) != shapes.get(name):
+            found = f"{WEIGHTS}: '{name}' has shape {got.get(name)}, but {CONFIG} describes {shapes.get(name)}"
+            raise ValueError(f"{found}; the two files belong to different exports")
+    budget, screened, levels = (settings.get(name) or {} for name in ("budget", "screened", "levels"))
+    budget, screened = (part if isinstance(part, dict) else {"": part} for part in (budget, screened))
+    listed = isinstance(levels, list) and len(levels) <= DEPTH and all(_count(n) for n in levels)
+    size, rows = sum(accumulate(levels, lambda above, each: above * each)) if listed else 0, got.get("rows", [])
+    rule = str(budget.get("rule"))
+    known = rule in BUDGETS and all(_count(budget.get(key), 0) for key in BUDGETS[rule])
+    picks = sum(budget[key] for key in BUDGETS[rule]) if known else 0
+    scale, most = settings.get("token_scale"), settings.get("most_children")
+    numbers: list[Any] = [scale.get(key) for key in ("eps", "factor")] if isinstance(scale, dict) else [-1]
+    scaled = all(type(one) in (int, float) and 0 <= one < 1e30 for one in numbers)
+    rounds: Any = screened.get("rounds")
+    for name, right in (
+        ("levels", len(rows) == 2 and rows[0] == size > 0),
+        ("budget", 1 <= picks <= size and ("budget_threshold" in got) == (rule == "Threshold")),
+        ("screened", not screened or (_count(screened.get("candidates")) and _count(rounds) and rounds <= picks)),
+        ("sweeps", _count(settings.get("sweeps"), 0)),
+        ("most_children", most is None or _count(most)),
+        ("token_scale", scale is None or (scaled and numbers[1] > 0)),
+    ):
+        if not right:
+            raise ValueError(f"{CONFIG}: '{name}' is {str(settings.get(name))[:99]}, which does not fit rows {rows}")
+    axes = {"b_dec": ("D",), **THROUGH} | ({"budget_threshold": ("",)} if rule == "Threshold" else {})
+    for name, shapes_of in axes.items():
+        if got.get(name) not in [[rows[1]] * len(one) for one in shapes_of]:
+            raise ValueError(f"{WEIGHTS}: '{name}' has shape {got.get(name)}, which does not fit the other tensors")
+
+
+def _count(value: Any, least: int = 1) -> bool:
+    return type(value) is int and least <= value < 2**53
+
+
+def times(rows: Tensor, m: Tensor) -> Tensor:
+    """Rows times a matrix, or scaled by a vector or a number."""
+    return rows @ m if m.ndim == 2 else rows * m
+
+
+def parents_of(levels: list[int]) -> Tensor:
+    """The parent of each row, -1 for a root."""
+    sizes = list(accumulate(levels, lambda above, each: above * each))
+    below = torch.cat([torch.full((n,), each) for n, each in zip([1, *sizes], levels, strict=False)])  # slots of each
+    return torch.arange(-1, len(below) - 1).repeat_interleave(below)
+
+
+def schedule(picks: int, rounds: int) -> list[int]:
+    """The picks of each round: few first, because the first picks change the scores most."""
+    ends = [0, *(max(i, round(picks * (i / rounds) ** 2)) for i in range(1, rounds + 1))]
+    return [end - start for start, end in pairwise(ends)]
+
+
+class Chosen:
+    """The rows that are in, by slot: numbers, vectors, values, and their products with the residual and each other."""
+
+    def __init__(self, x: Tensor, picks: int):
+        self.rows = torch.full((len(x), picks), -1, device=x.device)  # -1: an empty slot
+        self.vectors, self.products = x.new_zeros(len(x), picks, x.shape[1]), x.new_zeros(len(x), picks, picks)
+        self.values, self.left = x.new_zeros(len(x), picks), x.new_zeros(len(x), picks)
+
+    def enter(self, t: int, row: Tensor, vector: Tensor, score: Tensor, on: Tensor) -> None:
+        """A row in slot t of the tokens `on`, with its score as its value."""
+        self.rows[:, t] = torch.where(on, row, -1)
+        self.vectors[:, t] = torch.where(on[:, None], vector, 0.0)
+        self.values[:, t] = torch.where(on, score, 0.0)
+        products = (self.vectors @ self.vectors[:, t, :, None])[..., 0]
+        self.products[:, t], self.products[:, :, t] = products, products
+        self.left -= self.values[:, t, None] * products
+        self.left[:, t] = 0.0
+
+    def residual(self, x: Tensor) -> Tensor:
+        """What the rows that are in leave of the tokens."""
+        return x - (self.values[:, None] @ self.vectors)[:, 0]
+
+    def sweep(self, end: int, on: Tensor | bool = True, times: int = 1) -> None:
+        """Sweeps of non-negative Gauss-Seidel over the slots before `end`, the last first, of the tokens `on`."""
+        for slot in [*reversed(range(end))] * times:
+            old = self.values[:, slot]
+            change = torch.where((self.rows[:, slot] >= 0) & on, (old + self.left[:, slot]).clamp(min=0.0) - old, 0.0)
+            self.values[:, slot] = old + change
+            self.left -= change[:, None] * self.products[:, slot]
+
+    def prune(self, keep: int, parents: Tensor) -> None:
+        """The smallest leaves leave until at most `keep` values of a token are above 0; what stays is not moved."""
+        self.rows = torch.where(self.values > 0, self.rows, -1)
+        for _ in range(max(self.rows.shape[1] - keep, 0)):
+            live = self.values > 0
+            above = torch.where(live, parents[self.rows], -2)
+            is_parent = (above[:, None] == self.rows[..., None]).any(-1)
+            smallest = torch.where(live & ~is_parent, self.values, math.inf).argmin(-1, keepdim=True)
+            gone = torch.zeros_like(live).scatter(1, smallest, live.sum(-1, keepdim=True) > keep) & live
+            lost = torch.where(gone, self.values, 0.0)
+            self.values, self.rows = self.values - lost, torch.where(gone, -1, self.rows)
+            self.left = self.left + (lost[:, None] @ self.products)[:, 0]
+
+
+class Structure(torch.nn.Module):
+    """The dictionary as it was trained, and the pursuit that finds the codes."""
+
+    parents: Tensor
+
+    def __init__(self, settings: Mapping[str, Any], weights: Mapping[str, Tensor]):
+        super().__init__()
+        check(settings, weights)
+        self.settings = dict(settings)
+        frozen = {name: torch.nn.Parameter(tensor, requires_grad=False) for name, tensor in weights.items()}
+        self.weights = torch.nn.ParameterDict(frozen)
+        self.register_buffer("parents", parents_of(settings["levels"]), persistent=False)
+
+    def normalised(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
+        """x' and the scale by which the token's codes are multiplied."""
+        moved, rule = times(x - self.weights["shift"], self.weights["matrix"]), self.settings["token_scale"]
+        if rule is None:
+            return moved, 1.0
+        norm = torch.linalg.vector_norm(moved, dim=-1, keepdim=True) + rule["eps"]
+        scale = torch.where(norm > 0, norm, 1.0) * rule["factor"]
+        return moved / scale, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Codes [batch, F] of tokens [batch, D], in the units of the dictionary as trained, times the token's scale."""
+        inside, scale = self.normalised(x)
+        rows = self.weights["rows"]
+        exact = torch.promote_types(rows.dtype, torch.float32)  # half precision is too coarse
+        parts = (inside - self.weights["b_dec"]).detach().to(exact).split(max(1, MOST // len(rows)))
+        return torch.cat([self.pursued(part, rows.to(exact)) for part in parts]).to(rows.dtype) * scale
+
+    def pursued(self, x: Tensor, rows: Tensor) -> Tensor:
+        """The pursuit of some tokens."""
+        budget, screened, start = self.settings["budget"], self.settings["screened"], 0
+        picks = sum(budget[key] for key in BUDGETS[budget["rule"]])
+        threshold = self.weights["budget_threshold"].to(x.dtype) if budget["rule"] == "Threshold" else 0.0
+        chosen, opened = Chosen(x, picks), (self.parents < 0).repeat(len(x), 1)
+        for count in schedule(picks, screened["rounds"] if screened else 1):
+            competing = self.candidates(x, rows, chosen, opened) if screened else True
+            for t in range(start, start + count):
+                scores = torch.where(opened & competing & self.free(chosen), chosen.residual(x) @ rows.T, -math.inf)
+                best = scores.max(-1, keepdim=True).values
+                row, on = (scores == best).byte().argmax(-1), best[:, 0] > threshold  # of equals, the first
+                if not on.any():
+                    break
+                chosen.enter(t, row, rows[row], best[:, 0], on)
+                chosen.sweep(t + 1, on)
+                below = self.parents == row[:, None]
+                opened = torch.where(on[:, None], (opened | below).scatter(1, row[:, None], False), opened)
+            start += count
+        chosen.sweep(picks, times=self.settings["sweeps"])
+        if "k" in budget:
+            chosen.prune(budget["k"], self.parents)
+            chosen.sweep(picks, times=self.settings["sweeps"])
+        return x.new_zeros(len(x), len(rows)).scatter_add_(1, chosen.rows.clamp(min=0), chosen.values)
+
+    def candidates(self, x: Tensor, rows: Tensor, chosen: Chosen, opened: Tensor) -> Tensor:
+        """Which rows may compete in this round: the roots of the largest scores, and all that are below a root."""
+        roots = self.settings["levels"][0]
+        scores = torch.where(opened[:, :roots], chosen.residual(x) @ rows[:roots].T, -math.inf)
+        best = scores.topk(min(self.settings["screened"]["candidates"], roots), dim=-1).indices
+        return (self.parents >= 0).repeat(len(x), 1).scatter_(1, best, True)
+
+    def free(self, chosen: Chosen) -> Tensor | bool:
+        """Which rows have a parent with fewer children in than may be."""
+        most = self.settings["most_children"]
+        if most is None:
+            return True
+        above = torch.where(chosen.rows >= 0, self.parents[chosen.rows], -1) + 1  # 0 for none
+        counts = chosen.values.new_zeros(len(above), len(self.parents) + 1)
+        counts.scatter_add_(1, above, torch.ones_like(chosen.values))
+        return (self.parents < 0) | (counts[:, self.parents + 1] < most)
+
+    @torch.no_grad()
+    def flattened(self) -> dict[str, Tensor]:
+        """W_enc [D, F], b_enc [F], W_dec [F, D], b_dec [D] and norms [F], in the units of the language model.
+
+        f = `forward` times `norms`. ``x @ W_enc + b_enc`` is the score of every row with the token before anything is
+        in, times the norm; where inputs are scaled token by token, x is the scaled one. An empty slot has norm 1.
+        """
+        w = {name: tensor.float() for name, tensor in self.weights.items()}
+        rows, matrix = times(w["rows"], w["inverse"]), w["matrix"]
+        norms = torch.linalg.vector_norm(rows, dim=-1)
+        norms = torch.where(norms > 0, norms, 1.0)
+        reads = times(w["rows"], matrix.T if matrix.ndim == 2 else matrix)
+        flat = {
+            "W_enc": (reads * norms[:, None]).T.contiguous(),
+            "b_enc": -(w["rows"] @ w["b_dec"] + reads @ w["shift"]) * norms,
+            "W_dec": rows / norms[:, None],
+            "b_dec": times(w["b_dec"], w["inverse"]) + w["shift"],
+            "norms": norms,
+        }
+        return {name: tensor.to(self.weights["rows"].dtype) for name, tensor in flat.items()}
+
+
+class Config(SimpleNamespace):
+    """What the SAE reads and how large it is; SAEBench reads and sets its attributes."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes that go into a JSON file."""
+        return {name: value for name, value in vars(self).items() if name != "metadata"}
+
+
+class Pursuit(torch.nn.Module):
+    """`encode`, `decode`, `W_enc`, `W_dec`, `b_enc`, `b_dec`, `cfg`: what SAEBench asks of an SAE.
+
+    The weights are for inference: `encode` runs the pursuit, of whose first scores W_enc and b_enc are a flat view.
+    """
+
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+    norms: Tensor
+
+    def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Tensor]):
+        super().__init__()
+        settings = config.get("hsae")
+        self.structure = Structure(settings if isinstance(settings, dict) else {}, weights)
+        flat = self.structure.flattened()
+        self.register_buffer("norms", flat.pop("norms"))
+        for name, tensor in flat.items():
+            self.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=False))
+        for name, kind in (("metadata", dict), ("architecture", str)):
+            if not isinstance(config.get(name), kind):
+                raise ValueError(f"{CONFIG}: '{name}' is {str(config.get(name))[:100]}, expected a {kind.__name__}")
+        top = {name: value for name, value in config.items() if name not in ("metadata", "hsae")}
+        self.cfg = Config(**{**top, **config["metadata"], "architecture_str": config["architecture"]})
+        self._describe()
+
+    @classmethod
+    def load(cls, folder: str | Path, device: Any = "cpu", dtype: torch.dtype = torch.float32) -> "Pursuit":
+        """The SAE of an exported folder. ValueError: files that are damaged or do not belong together."""
+        verify(Path(folder), (CONFIG, WEIGHTS))
+        weights = read_safetensors(Path(folder) / WEIGHTS)
+        return cls(parsed(small(Path(folder) / CONFIG), CONFIG), weights).to(device=device, dtype=dtype)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Activations [..., D] -> dense codes [..., F]."""
+        codes = self.structure(x.reshape(-1, x.shape[-1]).to(self.dtype)) * self.norms
+        return codes.reshape(*x.shape[:-1], -1)
+
+    def decode(self, f: Tensor) -> Tensor:
+        """Codes [..., F] -> reconstructed activations [..., D]."""
+        return f @ self.W_dec + self.b_dec
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activations [..., D] -> their reconstruction."""
+        return self.decode(self.encode(x))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, in which `encode` computes."""
+        return self.W_dec.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.W_dec.device
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "Pursuit":
+        """Where torch changes dtype and device (`to`, `half`, `cuda`, ...): `cfg` follows."""
+        super()._apply(*args, **kwargs)
+        self._describe()
+        return self
+
+    def _describe(self) -> None:
+        self.cfg.dtype, self.cfg.device = str(self.dtype).removeprefix("torch."), str(self.device)

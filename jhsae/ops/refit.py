@@ -1,0 +1,146 @@
+"""The values of the rows that a pursuit has chosen: non-negative least squares by Gauss-Seidel on their products.
+
+Arrays have the tokens last: the picks of a token are few, and one after the other.
+"""
+
+from functools import reduce
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+WRITTEN_OUT = 64  # summands: a longer sum takes long to compile
+
+
+class Entry(NamedTuple):
+    """The best open row of each token.
+
+    Args:
+        row: its number.
+        score: its product with the residual.
+        on: whether it enters.
+        slot: the slot of its parent; -1 for a root.
+        place: where it stood among the open roots, or among the open children of all slots.
+    """
+
+    row: Int[Array, "tokens"]
+    score: Float[Array, "tokens"]
+    on: Bool[Array, "tokens"]
+    slot: Int[Array, "tokens"]
+    place: Int[Array, "tokens"]
+
+
+class Chosen(NamedTuple):
+    """The rows that are in, by slot.
+
+    Args:
+        rows: their numbers; 0 in an empty slot.
+        values: 0 in an empty slot.
+        left: the product of each with the residual.
+        products: of each with each.
+        there: whether the slot is in use.
+        parent: the slot of the parent; -1 for a root.
+        scores: the least score up to each pick; last, the score at which the token was left, 0 where it was not.
+    """
+
+    rows: Int[Array, "picks tokens"]
+    values: Float[Array, "picks tokens"]
+    left: Float[Array, "picks tokens"]
+    products: Float[Array, "picks picks tokens"]
+    there: Bool[Array, "picks tokens"]
+    parent: Int[Array, "picks tokens"]
+    scores: Float[Array, "scores tokens"]
+
+    @classmethod
+    def nothing(cls, picks: int, tokens: int) -> "Chosen":
+        """Before the first pick."""
+        none = jnp.zeros((picks, tokens))
+        slots = jnp.zeros((picks, tokens), jnp.int32)
+        scores = jnp.zeros((picks + 1, tokens))
+        return cls(slots, none, none, jnp.zeros((picks, picks, tokens)), none > 0, slots - 1, scores)
+
+
+def enter(chosen: Chosen, t: Int[Array, ""], entry: Entry, products: Float[Array, "picks tokens"]) -> Chosen:
+    """The row of `entry` in slot t, with its score as its value.
+
+    Args:
+        chosen: the rows before.
+        t: the slot.
+        entry: the row.
+        products: of the row with those that are in.
+    """
+    on, value = entry.on, jnp.where(entry.on, entry.score, 0.0)
+    products = jnp.where(chosen.there & on, products, 0.0)
+    whole = chosen.products.at[:, t].set(products).at[t].set(products).at[t, t].set(on.astype(value.dtype))
+    least = jnp.min(jnp.where(chosen.there, chosen.scores[:-1], jnp.inf), axis=0)
+    score = jnp.maximum(jnp.minimum(least, entry.score), 0.0)
+    return Chosen(
+        chosen.rows.at[t].set(jnp.where(on, entry.row, 0)),
+        chosen.values.at[t].set(value),
+        (chosen.left - value * products).at[t].set(0.0),
+        whole,
+        chosen.there.at[t].set(on),
+        chosen.parent.at[t].set(jnp.where(on, entry.slot, -1)),
+        chosen.scores.at[t].set(jnp.where(on, score, 0.0)).at[-1].set(jnp.where(on, 0.0, score)),
+    )
+
+
+def sweep(chosen: Chosen, end: Int[Array, ""] | int, moves: Bool[Array, "tokens"] | bool = True) -> Chosen:
+    """One sweep over the slots from before `end` down to the first, of the tokens that `moves` marks."""
+
+    def move(i: Int[Array, ""], state: tuple[Array, Array]) -> tuple[Array, Array]:
+        values, left = state
+        s = end - 1 - i
+        old = values[s]
+        change = jnp.where(chosen.there[s] & moves, jnp.maximum(old + left[s], 0.0) - old, 0.0)
+        return values.at[s].add(change), left - change * chosen.products[s]
+
+    values, left = jax.lax.fori_loop(0, end, move, (chosen.values, chosen.left))
+    return chosen._replace(values=values, left=left)
+
+
+def refit(chosen: Chosen, sweeps: int) -> Chosen:
+    """`sweeps` sweeps over all slots."""
+    return jax.lax.fori_loop(0, sweeps, lambda _, c: sweep(c, len(chosen.rows)), chosen)
+
+
+def prune(chosen: Chosen, keep: int) -> Chosen:
+    """Leaves of the smallest value leave until at most `keep` values of a token are above 0.
+
+    A leaf is a row none of whose children has a value. The values that stay are not moved.
+    """
+    slots = jnp.arange(len(chosen.rows), dtype=jnp.int32)[:, None]
+
+    def drop(_: Int[Array, ""], chosen: Chosen) -> Chosen:
+        live = chosen.values > 0
+        parent = jnp.any((chosen.parent[None] == slots[:, None]) & live, axis=1)
+        leaves = jnp.where(live & ~parent, chosen.values, jnp.inf)
+        gone = (slots == jnp.argmin(leaves, axis=0)) & (jnp.sum(live, axis=0) > keep) & live
+        lost = jnp.where(gone, chosen.values, 0.0)
+        left = chosen.left + weighted(lost, chosen.products)
+        return chosen._replace(values=chosen.values - lost, left=left, there=chosen.there & ~gone)
+
+    live = chosen._replace(there=chosen.values > 0)
+    return jax.lax.fori_loop(0, max(len(chosen.rows) - keep, 0), drop, live)
+
+
+def refit_some(chosen: Chosen, some: Bool[Array, "picks tokens"], sweeps: int) -> Float[Array, "picks tokens"]:
+    """The values, refitted, where only the slots of `some` that have a value are kept.
+
+    Args:
+        chosen: the rows with all of their values.
+        some: the slots that stay.
+        sweeps: how many.
+    """
+    stay = some & (chosen.values > 0)
+    lost = jnp.where(stay, 0.0, chosen.values)
+    left = chosen.left + weighted(lost, chosen.products)
+    return refit(chosen._replace(values=chosen.values - lost, left=left, there=stay), sweeps).values
+
+
+def weighted(values: Float[Array, "picks tokens"], products: Float[Array, "picks *rest tokens"]) -> Float[Array, "..."]:
+    """``sum_s values[s] products[s]``, each token by itself, as one loop over the numbers where it is not too long."""
+    if len(values) > WRITTEN_OUT:
+        return jnp.einsum("pt,p...t->...t", values, products)
+    return reduce(jnp.add, (value * product for value, product in zip(values, products, strict=True)))

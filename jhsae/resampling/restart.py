@@ -1,0 +1,122 @@
+"""New rows in the slots of a pursuit's forest: for dead ones, and for a level that starts empty."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jhsae.errors import UserError
+from jhsae.ranges import Count
+from jhsae.resampling.base import AbstractResampling, Marked
+from jhsae.resampling.dead import LEAST_NORM, bad_directions
+from jhsae.resampling.slots import Changed, changed
+from jhsae.sae import AbstractSAE, Forward, PursuitSAE, random_unit_rows
+
+
+class RestartDead(AbstractResampling):
+    """Every `every` steps until step `until`, each dead row of a pursuit starts again where the dictionary is bad.
+
+    A root becomes the direction of a token, drawn in proportion to its squared error squared, as in `Resample`. A child
+    becomes the direction of the residual of such a token, one whose code has its parent; siblings take different
+    tokens, and a child stays dead where there are too few. The optimizer forgets the row. An empty slot is not dead.
+
+    Args:
+        every: how many steps lie between two restarts.
+        until: the last step at which rows may restart.
+    """
+
+    every: Count = eqx.field(static=True)
+    until: Count = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        if self.until < self.every:
+            raise UserError(
+                f"RestartDead: every is {self.every} and until {self.until}; write an until that is not before every"
+            )
+
+    def __call__(
+        self,
+        sae: AbstractSAE,
+        opt_state: Any,
+        optimizer: optax.GradientTransformation,
+        forward: Forward,
+        step: Int[Array, ""],
+        key: Key[Array, ""],
+    ) -> tuple[AbstractSAE, Any, Marked]:
+        done = step + 1
+
+        def change(sae: PursuitSAE) -> Changed:
+            of_roots, of_children = jax.random.split(key)
+            roots = sae.forest.roots
+            below, found = _residuals(sae, forward, of_children)
+            rows = jnp.concatenate([bad_directions(roots, sae, forward, of_roots), below])
+            new = (forward.dead > 0) & sae.occupied & jnp.concatenate([jnp.ones(roots, bool), found])
+            return _with_new(sae, rows, new)
+
+        due = (done % self.every == 0) & (done <= self.until)
+        return changed(due, change, sae, opt_state, optimizer, "RestartDead")
+
+
+class GrowLevel(AbstractResampling):
+    """After step `step` the empty slots of the last level are filled, below every row of the level above.
+
+    A row becomes the direction of a token's residual, as in `RestartDead`, or a random one where too few tokens of the
+    batch have its parent. A level that competes from the start takes what belongs to the levels above it; so let it
+    start empty (``sae.filled``) and grow once those have settled.
+
+    Args:
+        step: after how many updates.
+    """
+
+    reads_dead = False
+    step: Count = eqx.field(static=True)
+
+    def __call__(
+        self,
+        sae: AbstractSAE,
+        opt_state: Any,
+        optimizer: optax.GradientTransformation,
+        forward: Forward,
+        step: Int[Array, ""],
+        key: Key[Array, ""],
+    ) -> tuple[AbstractSAE, Any, Marked]:
+        def change(sae: PursuitSAE) -> Changed:
+            of_residuals, of_random = jax.random.split(key)
+            roots, last = sae.forest.roots, len(sae.levels) - 1
+            below, found = _residuals(sae, forward, of_residuals)
+            below = jnp.where(found[:, None], below, random_unit_rows(of_random, (len(below), sae.embed)))
+            rows = jnp.concatenate([sae.rows[:roots], below])
+            under = sae.occupied[sae.forest.parents] & (sae.forest.level_of == last) & (sae.forest.parents >= 0)
+            return _with_new(sae, rows, under & ~sae.occupied)
+
+        return changed(step + 1 == self.step, change, sae, opt_state, optimizer, "GrowLevel")
+
+
+def _with_new(sae: PursuitSAE, rows: Float[Array, "features embed"], new: Bool[Array, "features"]) -> Changed:
+    return jnp.where(new[:, None], rows, sae.rows), jnp.where(new, -1, jnp.arange(sae.features))
+
+
+def _residuals(
+    sae: PursuitSAE, forward: Forward, key: Key[Array, ""]
+) -> tuple[Float[Array, "below embed"], Bool[Array, "below"]]:
+    """For every slot below the roots the direction of a residual under its parent, and whether there was one."""
+    residual = forward.target - forward.x_hat
+    error = jnp.sum(residual**2, axis=-1)
+    directions = residual / jnp.maximum(jnp.sqrt(error), LEAST_NORM)[:, None]
+    active = (forward.codes.flat().dense() > 0).T
+    rows, found = [jnp.zeros((0, sae.embed))], [jnp.zeros(0, bool)]
+    blocks = sae.forest.blocks
+    for level in range(1, len(blocks)):
+        above, each = active[blocks[level - 1].start : blocks[level - 1].end], blocks[level].each
+        # the largest of log weight + Gumbel noise are draws without replacement
+        noise = jax.random.gumbel(jax.random.fold_in(key, level), above.shape)
+        drawn, tokens = jax.lax.top_k(
+            jnp.where(above, 2 * jnp.log(error + LEAST_NORM) + noise, -jnp.inf), min(each, above.shape[1])
+        )
+        short = ((0, 0), (0, each - tokens.shape[1]))
+        rows.append(directions[jnp.pad(tokens, short).reshape(-1)])
+        found.append(jnp.pad(drawn > -jnp.inf, short).reshape(-1))
+    return jnp.concatenate(rows), jnp.concatenate(found)

@@ -1,0 +1,91 @@
+"""The candidate rule of a pursuit: which roots compete at a pick."""
+
+import abc
+
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from jhsae import ops
+from jhsae.errors import UserError
+from jhsae.ranges import Count, Ranged
+from jhsae.sae.macs import Pool
+from jhsae.schedule import Scalar
+
+
+class AbstractCandidates(Ranged, eqx.Module):
+    """``part(x, rows, threshold, search, chunk) -> ops.Pursued``."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        x: Float[Array, "batch embed"],
+        rows: Float[Array, "features embed"],
+        threshold: Scalar,
+        search: ops.Search,
+        chunk: int | None,
+    ) -> ops.Pursued:
+        """The codes of a centred batch; the arguments are those of `ops.pursue`."""
+
+    @abc.abstractmethod
+    def pool(self, roots: int) -> Pool:
+        """Which of so many roots are scored."""
+
+    def check(self, picks: int, roots: int) -> None:
+        """Raises `UserError` where so many picks are not to be had."""
+
+
+class AllRows(AbstractCandidates):
+    """All open rows compete at every pick, by a table of the products of all pairs: up to a few thousand rows."""
+
+    def __call__(
+        self,
+        x: Float[Array, "batch embed"],
+        rows: Float[Array, "features embed"],
+        threshold: Scalar,
+        search: ops.Search,
+        chunk: int | None,
+    ) -> ops.Pursued:
+        return ops.pursue(x, rows, threshold, search, chunk)
+
+    def pool(self, roots: int) -> Pool:
+        return Pool(roots, roots, 0)
+
+
+class Screened(AbstractCandidates):
+    """Of the roots, the `candidates` largest scores compete, chosen anew on the residual in each of `rounds` rounds.
+
+    For many roots: no array of features x features exists. More candidates are needed for more roots and a larger L0,
+    and more rounds with fewer candidates cost less memory traffic than the opposite.
+
+    Args:
+        rounds: how often candidates are chosen.
+        candidates: how many each time.
+    """
+
+    rounds: Count = eqx.field(static=True, default=3)
+    candidates: Count = eqx.field(static=True, default=64)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch embed"],
+        rows: Float[Array, "features embed"],
+        threshold: Scalar,
+        search: ops.Search,
+        chunk: int | None,
+    ) -> ops.Pursued:
+        return ops.screened(x, rows, threshold, search, self.rounds, self.candidates, chunk)
+
+    def pool(self, roots: int) -> Pool:
+        return Pool(roots, min(self.candidates, roots), self.rounds)
+
+    def check(self, picks: int, roots: int) -> None:
+        if self.rounds > picks:
+            raise UserError(
+                f"Screened: rounds is {self.rounds}, but a token has {picks} picks; write at most {picks} rounds"
+            )
+        largest = max(ops.schedule(picks, self.rounds))
+        if largest > (found := min(self.candidates, roots)):
+            raise UserError(
+                f"Screened: a round picks up to {largest} rows, but has {found} candidates among {roots} roots; write "
+                f"candidates={largest} or more, more rounds, or jhsae.sae.AllRows"
+            )

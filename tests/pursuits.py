@@ -1,0 +1,35 @@
+"""Small pursuits with random rows: flat, and forests of two and three levels, with empty slots in the last."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jhsae.constraint import AncestorsOut
+from jhsae.sae import AllRows, PursuitSAE, Screened
+from jhsae.sparsify import AbstractBudget, ExactL0, Threshold
+
+LEVELS = {"flat": (24,), "two": (8, 3), "three": (8, 3, 2)}
+EMPTY = 2  # slots of a forest's last level without a row
+BUDGETS: dict[str, AbstractBudget] = {"threshold": Threshold(0.3, 6), "exact": ExactL0(4, 2)}
+CANDIDATES = {"all": AllRows(), "screened": Screened(2, 4)}
+
+
+def pursuit(
+    levels: tuple[int, ...],
+    embed: int,
+    budget: AbstractBudget = BUDGETS["exact"],
+    candidates: AllRows | Screened = CANDIDATES["all"],
+    empty: int = EMPTY,
+    **parts: int,
+) -> PursuitSAE:
+    """Rows orthogonal to their ancestors, a bias, and empty slots at the end where there is more than one level."""
+    sae = PursuitSAE(embed, levels, budget, candidates=candidates, key=jax.random.key(0), **parts)
+    sae = AncestorsOut().retract(sae)
+    sae = eqx.tree_at(lambda s: s.b_dec, sae, 0.1 * jax.random.normal(jax.random.key(1), (embed,)))
+    return with_rows(sae, sae.rows.at[len(sae.rows) - empty :].set(0.0)) if len(levels) > 1 else sae
+
+
+def with_rows(sae: PursuitSAE, rows: Array) -> PursuitSAE:
+    """The same SAE with other rows."""
+    return eqx.tree_at(lambda s: s.rows, sae, jnp.asarray(rows))

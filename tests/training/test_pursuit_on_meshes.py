@@ -1,0 +1,34 @@
+"""A pursuit of any depth trains and encodes on eight devices as on one."""
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+import jhsae
+from jhsae.parallel.mesh import MeshShape
+from jhsae.sae import PursuitSAE, Screened
+from jhsae.sparsify import ExactL0, MeanL0
+
+SAES = {
+    "flat": ((24,), ExactL0(3, 1), {}, [(8, 1)]),
+    "two, screened": ((8, 3), MeanL0(3.0), {"candidates": Screened(2, 4)}, [(8, 1)]),
+    "three": ((8, 3, 2), MeanL0(3.0), {"most_children": 1}, [(8, 1), (4, 2)]),
+}
+
+
+@pytest.mark.parametrize("name", SAES)
+def test_three_steps_and_codes_are_equal_on_eight_devices(name):
+    levels, budget, parts, shapes = SAES[name]
+    x, rows = runs.activations(128), {}
+    for shape in (None, *shapes):
+        mesh = shape and MeshShape(*shape)
+        sae = PursuitSAE(runs.EMBED, levels, budget, key=jax.random.key(0), **parts)
+        trained, metrics = jhsae.fit(sae, x, steps=3, batch=64, log_every=1, mesh=mesh)
+        rows[shape] = metrics, np.asarray(trained.encode(x).dense()), np.asarray(trained.rows)
+    (want, codes, dictionary) = rows.pop(None)
+    for got, own, own_rows in rows.values():
+        for a, b in zip(got, want, strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-5) and a["l0"] == pytest.approx(b["l0"], rel=1e-6)
+        np.testing.assert_allclose(own_rows, dictionary, atol=1e-5)
+        np.testing.assert_allclose(own, codes, atol=1e-5 * codes.max())
