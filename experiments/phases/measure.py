@@ -123,7 +123,7 @@ def top_level(fired: Firings, sae: AbstractSAE) -> Firings:
     """The firings of the experts, or of all latents of a flat SAE: atoms come after experts."""
     if sae.tree is None:
         return fired
-    starts = fired.starts[: sae.tree.experts + 1]
+    starts = fired.starts[: sae.tree.roots + 1]
     return Firings(fired.rows[: starts[-1]], fired.values[: starts[-1]], starts, fired.measured)
 
 

@@ -83,7 +83,7 @@ def measure(path: Path, held: HeldOut, seed: int) -> dict[str, Any]:
 
 def chosen(sae: AbstractSAE, normalizer: Any, held: HeldOut) -> dict[int, int]:
     """Class -> latent of the top level, for the classes with most words to steer towards."""
-    top = slice(0, sae.features if sae.tree is None else sae.tree.experts)
+    top = slice(0, sae.features if sae.tree is None else sae.tree.roots)
     codes = code_matrix(firing_table(sae, normalizer, held.store, held.store.rows))[:, top].tocsr()
     tasks = class_tasks(held.labels, 0)
     words = concept_tokens(held, [c for c, task in enumerate(tasks) if task is not None])
