@@ -1,4 +1,4 @@
-"""How many features a token may have, by the rules of an SAE alone: what its encoder costs before it is trained."""
+"""The number of features that a token may have, by the rules of an SAE alone: its encoder is priced before training.
 
 import operator
 from itertools import accumulate
