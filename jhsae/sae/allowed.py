@@ -1,4 +1,4 @@
-"""The number of features that a token may have, by the rules of an SAE alone: its encoder is priced before training.
+"""The number of features that a token may have, by the rules of an SAE alone: the cost of encoding before training."""
 
 import operator
 from itertools import accumulate
