@@ -60,7 +60,10 @@ def simulated(planned, ev=lambda run: 0.5, l0=lambda train: 2.0 * train.sae["rou
 
 
 def test_flips_leave_out_the_poles_own_values_and_those_that_do_not_apply(place):
-    axes = AXES | {"temperature": {"one": {"set": ["sae.route.temperature=1.0"], "not_for": {"plain": "it has none"}}}}
+    axes = AXES | {
+        "default": {"token": ["sae.child_input={_target_: jhsae.sae.Token}"]},
+        "temperature": {"one": {"set": ["sae.route.temperature=1.0"], "not_for": {"plain": "it has none"}}},
+    }
     poles = {
         "noisy": {"train": str(place / "base.yaml")},
         "plain": {"train": str(place / "base.yaml"), "overrides": [TOPK]},
@@ -69,7 +72,8 @@ def test_flips_leave_out_the_poles_own_values_and_those_that_do_not_apply(place)
     assert [arm.name for arm in planned.arms[:3]] == ["noisy", "plain", "noisy: pick=two"]
     assert len(planned.arms) == 2 + 5 + 4
     assert [tuple(left) for left in planned.left_out] == [
-        ("noisy", "pick=one", OWN), ("plain", "pick=one", OWN), ("plain", "temperature=one", "it has none"),
+        ("noisy", "pick=one", OWN), ("noisy", "default=token", OWN), ("plain", "pick=one", OWN),
+        ("plain", "default=token", OWN), ("plain", "temperature=one", "it has none"),
     ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ with their reason, and no arm has them.
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -139,7 +139,6 @@ def arms_of(designs: Designs) -> tuple[list[Arm], list[LeftOut]]:
 
 def _options(designs: Designs, pole: str, used: list[str], left: list[LeftOut]) -> dict[str, list[str]]:
     """The values of the used axes that a pole can take and has not; the others are added to `left`."""
-    own = cfg.config_hash(designs.train(Arm(pole)))
     found: dict[str, list[str]] = {axis: [] for axis in used}
     for axis in used:
         for name, short in designs.config.axes[axis].items():
@@ -150,13 +149,26 @@ def _options(designs: Designs, pole: str, used: list[str], left: list[LeftOut]) 
                     f"axes.{axis}.{name} has no overrides at pole {pole}; write set, at.{pole}, or not_for.{pole} with "
                     "the reason why it does not apply"
                 )
-            if reason is None and cfg.config_hash(designs.train(Arm(pole, ((axis, name),)))) == own:
+            if reason is None and _is_own(designs.train(Arm(pole)), designs.train(Arm(pole, ((axis, name),)))):
                 reason = OWN
             if reason is None:
                 found[axis].append(name)
             else:
                 left.append(LeftOut(pole, f"{axis}={name}", reason))
     return found
+
+
+def _is_own(pole: Train, flipped: Train) -> bool:
+    """Whether a value changes nothing: no key, or keys of the SAE alone that say what its parts do by default."""
+    if cfg.config_hash(pole) == cfg.config_hash(flipped):
+        return True
+    if cfg.config_hash(replace(flipped, sae=pole.sae)) != cfg.config_hash(pole):
+        return False
+    try:
+        own, other = shapes_of(pole), shapes_of(flipped)
+    except UserError:  # which `check_builds` tells
+        return False
+    return bool(eqx.tree_equal(own, other))
 
 
 Options = dict[str, dict[str, list[str]]]  # pole -> axis -> values
