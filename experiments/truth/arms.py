@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, Int
 
 from jhsae import config as cfg
 from jhsae.sae import HierarchicalSAE
-from jhsae.sae.allowed import allowed
 from jhsae.schedule import AbstractSchedule
 from jhsae.training.config import Train
 from jhsae.training.recipe import build_sae
@@ -211,5 +210,4 @@ def started(arm: str, sae: HierarchicalSAE, world: World) -> HierarchicalSAE:
 
 def encoder_products(settings: Train) -> int:
     """Multiplications that encode one token when only the selected experts are computed."""
-    sae = eqx.filter_eval_shape(build_sae, settings, jax.random.key(0))
-    return round(sae.encoder_macs(allowed(sae)).tables)
+    return round(eqx.filter_eval_shape(build_sae, settings, jax.random.key(0)).encoder_macs().tables)

@@ -242,7 +242,12 @@ def parameters(sae: AbstractSAE) -> int:
     """The number of trained parameters; an empty slot of a forest, a row of zeros, has none.
 
     Args:
-        sae: any SAE.
+        sae: any SAE, or its shapes alone, with all slots in use.
     """
-    empty = sae.features - int(np.sum(np.asarray(sae.occupied)))
-    return sum(a.size for a in jax.tree.leaves(eqx.filter(sae, eqx.is_inexact_array))) - empty * sae.embed
+    empty = 0 if _abstract(sae) else sae.features - int(np.sum(np.asarray(sae.occupied)))
+    arrays = (a for a in jax.tree.leaves(sae) if isinstance(a, jax.Array | np.ndarray | jax.ShapeDtypeStruct))
+    return sum(a.size for a in arrays if jnp.issubdtype(a.dtype, jnp.inexact)) - empty * sae.embed
+
+
+def _abstract(sae: AbstractSAE) -> bool:
+    return any(isinstance(a, jax.ShapeDtypeStruct) for a in jax.tree.leaves(sae))

@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 
 from jhsae.data import AbstractNormalizer, Store, times
 from jhsae.errors import UserError
-from jhsae.evals.groups import code_matrix, divided, measured
+from jhsae.evals.groups import code_matrix, divided, groups, measured
 from jhsae.features.decoder import decoder_in_lm_units
 from jhsae.features.firings import firing_table
 from jhsae.ranges import Count, Seed, ranged
@@ -72,9 +72,10 @@ def stability(
         seed: of the nulls.
 
     Returns:
-        For two hierarchical SAEs ``parents``, ``atoms`` (of matched parents) and ``subspaces``, else ``latents``; each
-        with metrics in the form of `jhsae.evals.groups`, whose units are features of the first SAE, their `partners`
-        in the second, and the shares of cosines above 0.7 and 0.9.
+        For two `HierarchicalSAE` ``parents``, ``atoms`` (of matched parents) and ``subspaces``; for other trees of one
+        depth the features of each level (`groups.groups`), whatever their parents; else ``latents``. Each with metrics
+        in the form of `jhsae.evals.groups`, whose units are features of the first SAE, their `partners` in the second,
+        and the shares of cosines above 0.7 and 0.9.
 
     Raises:
         UserError: an SAE of another width than the store, or more features to match than `MOST`.
@@ -92,7 +93,10 @@ def stability(
     )
     rng = np.random.default_rng(seed)
     if not (isinstance(first, HierarchicalSAE) and isinstance(second, HierarchicalSAE)):
-        return {"latents": _features(a, b, slice(0, first.features), slice(0, second.features), rng)[0]}
+        own, others = groups(first.tree, first.features), groups(second.tree, second.features)
+        if own.keys() != others.keys():  # of another depth
+            own, others = groups(None, first.features), groups(None, second.features)
+        return {name: _features(a, b, group, others[name], rng)[0] for name, group in own.items()}
     parents, pairs = _features(a, b, slice(0, first.experts), slice(0, second.experts), rng)
     up, other_up = (_in_lm_units(sae.up, n) for sae, n in zip((first, second), normalizers, strict=True))
     return {

@@ -116,6 +116,9 @@ def _assumed(plan: Row) -> str:
     if expected:
         trips = ", ".join(sorted({f"{loop['trips']} of {loop['most']}" for loop in expected}))
         lines.append(f"{len(expected)} loops over tiles: {trips} trips, if all experts are chosen equally often.")
+    if early := [loop["trips"] for loop in plan["loops"] if loop["how"] == "most"]:
+        trips = ", ".join(map(str, sorted(set(early))))
+        lines.append(f"{len(early)} loops of {trips} trips may end before, and are counted whole.")
     if once:
         lines.append(f"{once} loops of unknown length are counted once.")
     if plan["kernels"]:

@@ -2,8 +2,9 @@
 
 XLA's own `cost_analysis` counts the body of a loop once. Here a loop counts by its trips: those that the compiler
 records (``known_trip_count``, CPU), else those of a condition ``i < constant`` whose counter starts at a constant and
-steps by one (TPU). A loop whose end depends on data is one over tiles of pairs (`jhsae.ops.tiles`): its maximum is
-read from the slices that it takes, the expected number is `TileLoad.expected`. Both branches of a conditional count.
+steps by one (TPU), also where the loop may end before (a pursuit that no token goes on with). A loop whose end depends
+on data is one over tiles of pairs (`jhsae.ops.tiles`): its maximum is read from the slices that it takes, the expected
+number is `TileLoad.expected`. Both branches of a conditional count.
 """
 
 import re
@@ -38,7 +39,7 @@ class Loop(NamedTuple):
     trips: int
     most: int
     how: str
-    """``known``, ``expected`` (of at most `most`) or ``once`` (its end is unknown)."""
+    """``known``, ``most`` (it may end before), ``expected`` (of at most `most`) or ``once`` (its end is unknown)."""
 
 
 class Executed(NamedTuple):
@@ -94,11 +95,12 @@ def _branches(instruction: Instruction) -> list[str]:
 
 
 def _loop(module: Module, outside: Computation, loop: Instruction, tiles: TileLoad | None) -> Loop:
-    known = KNOWN.search(loop.attributes)
-    trips = int(known[1]) if known else _counted(module, outside, loop)
+    body, known = _called(module, loop, "body"), KNOWN.search(loop.attributes)
+    compares, alone = _compares(module, _called(module, loop, "condition"))
+    bounds = [_counted(outside, loop, body, *sides) for sides in compares]
+    trips = int(known[1]) if known else min((bound for bound in bounds if bound is not None), default=None)
     if trips is not None:
-        return Loop(loop.label, trips, trips, "known")
-    body = _called(module, loop, "body")
+        return Loop(loop.label, trips, trips, "known" if known or alone else "most")
     slices = sorted(_slices(module, body))
     if tiles is None or not slices:
         return Loop(loop.label, 1, 1, "once")
@@ -106,24 +108,30 @@ def _loop(module: Module, outside: Computation, loop: Instruction, tiles: TileLo
     return Loop(loop.label, tiles.expected(group, most), most, "expected")
 
 
-def _counted(module: Module, outside: Computation, loop: Instruction) -> int | None:
+def _compares(module: Module, condition: Computation) -> tuple[list[tuple[Instruction, Instruction]], bool]:
+    """Both sides of each ``a < b`` that a condition needs, and whether it is one and nothing more."""
+    inner, root = condition, condition.root
+    if root.opcode == "fusion":  # the CPU compiler wraps it
+        inner, root = _called(module, condition.root, "calls"), _called(module, condition.root, "calls").root
+
+    def origin(name: str) -> Instruction:
+        found = inner.origin(name)
+        if inner is condition or found.opcode != "parameter":
+            return found
+        return condition.origin(condition.root.operands[int(found.literal)])
+
+    parts = [inner.origin(name) for name in root.operands] if root.opcode == "and" else [root]
+    less = [part for part in parts if part.opcode == "compare" and "direction=LT" in part.attributes]
+    return [(origin(part.operands[0]), origin(part.operands[1])) for part in less], root.opcode != "and"
+
+
+def _counted(
+    outside: Computation, loop: Instruction, body: Computation, counter: Instruction, limit: Instruction
+) -> int | None:
     """Trips of ``for i in range(start, stop)`` where both are constants."""
-    condition, body = _called(module, loop, "condition"), _called(module, loop, "body")
-    compare, sides = condition.root, list(condition.root.operands)
-    if compare.opcode == "fusion":  # the CPU compiler wraps it
-        inner = _called(module, compare, "calls")
-        compare = inner.root
-        order = [inner.origin(name) for name in compare.operands]
-        if any(i.opcode != "parameter" for i in order):
-            return None
-        sides = [sides[int(i.literal)] for i in order]
-    if compare.opcode != "compare" or "direction=LT" not in compare.attributes:
-        return None
-    counter = condition.origin(sides[0])
     if counter.opcode != "get-tuple-element":
         return None
     start = _initial(outside, loop, counter)
-    limit = condition.origin(sides[1])
     stop = _initial(outside, loop, limit) if limit.opcode == "get-tuple-element" else _constant(limit)
     if start is None or stop is None or not _by_one(body, counter):
         return None

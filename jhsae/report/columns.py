@@ -88,12 +88,12 @@ COLUMNS = (
     Column("parameters", "parameters", "Trained numbers in all, not only those that one token uses.", count),
     Column(
         "encoder_macs",
-        "encoder multiplications",
+        "encoder MACs",
         "Multiplications of the encoder per token, on average: those that the token needs, so that an expert that is "
         "not active costs its score alone. Of a pursuit, with the products of pairs of rows looked up in a table that "
         "is derived from the dictionary; below, with these computed from the rows instead.",
         count,
-        (("no tables", "encoder_macs_without_tables"),),
+        (("plain", "encoder_macs_without_tables"),),
     ),
     Column(
         "dead_experts",

@@ -21,6 +21,7 @@ from jhsae.sae.flat import FlatSAE as FlatSAE
 from jhsae.sae.flat import random_unit_rows as random_unit_rows
 from jhsae.sae.gated import GatedSAE as GatedSAE
 from jhsae.sae.hierarchical import HierarchicalSAE as HierarchicalSAE
+from jhsae.sae.macs import EncoderMacs as EncoderMacs
 from jhsae.sae.matching_pursuit import MatchingPursuitSAE as MatchingPursuitSAE
 from jhsae.sae.pursuit import PursuitCodes as PursuitCodes
 from jhsae.sae.pursuit import PursuitForward as PursuitForward

@@ -163,11 +163,12 @@ class AbstractSAE(Ranged, eqx.Module):
         """Whether each feature exists: a forest of a fixed shape may have empty slots, which are no dead features."""
         return jnp.ones(self.features, bool)
 
-    def encoder_macs(self, active: tuple[Number, ...]) -> EncoderMacs:
+    def encoder_macs(self, active: tuple[Number, ...] | None = None) -> EncoderMacs:
         """The multiplications of the encoder for a token; by default those of one matrix product.
 
         Args:
-            active: how many features of each level of the forest are active, numbers or one entry per token.
+            active: how many features of each level of the forest are active, numbers or one entry per token; None for
+                as many as the rule allows.
         """
         return EncoderMacs(self.features * self.embed, self.features * self.embed)
 

@@ -176,8 +176,11 @@ class HierarchicalSAE(AbstractSAE):
         known = {"x_hat_parents": x_hat_parents, "child_pre": child_pre, "l1": routed.l1}
         return TreeForward(x, x_hat, codes, routed.encoder, context, **known)
 
-    def encoder_macs(self, active: tuple[Number, ...]) -> EncoderMacs:
-        own = self.experts * self.embed + active[0] * self.sub * (self.embed + self.atoms)
+    def encoder_macs(self, active: tuple[Number, ...] | None = None) -> EncoderMacs:
+        """The router, and for each active expert its projector and its atoms; the parents where atoms need them."""
+        parents = self.route.most_active(self.experts) if active is None else active[0]
+        per_expert = self.sub * (self.embed + self.atoms) + self.embed * self.child_input.reads_residual
+        own = self.experts * self.embed + parents * per_expert
         return EncoderMacs(own, own)
 
     def from_upper_levels(self, forward: Forward) -> tuple[Float[Array, "batch embed"], ...]:

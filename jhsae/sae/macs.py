@@ -1,8 +1,8 @@
 """Multiplications of an encoder per token.
 
 Only those that the token needs count: an expert that is not active costs nothing beyond its score, and an
-implementation that computes more at once, because that is faster on its device, makes more. Decoding, the
-reconstruction that `child_input` may read, and training are not in it.
+implementation that computes more at once, because that is faster on its device, makes more. Decoding and training are
+not in it, but for the reconstruction from the parents that `child_input` may read.
 """
 
 from typing import Any, NamedTuple

@@ -21,6 +21,7 @@ from jhsae.ops.inputs import check_rows
 from jhsae.ranges import Count, NonNegative
 from jhsae.sae.base import AbstractSAE, Forward, TopLevel, check_codes
 from jhsae.sae.flat import random_unit_rows
+from jhsae.sae.macs import EncoderMacs, Number
 from jhsae.usage import Context
 
 
@@ -76,6 +77,12 @@ class MatchingPursuitSAE(AbstractSAE):
         check_codes(self, codes)
         x_hat = codes.flat().dense() @ self.W_dec
         return x_hat + self.b_dec if self.apply_b_dec_to_input else x_hat
+
+    def encoder_macs(self, active: tuple[Number, ...] | None = None) -> EncoderMacs:
+        """For every iteration all scores, the value of the chosen row, and the residual without it."""
+        iterations = self.max_iterations if active is None else active[0]
+        own = iterations * self.embed * (self.features + 2)
+        return EncoderMacs(own, own)
 
     def with_threshold(self, residual_threshold: float) -> "MatchingPursuitSAE":
         """The same SAE with another `residual_threshold`."""

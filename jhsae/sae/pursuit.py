@@ -166,7 +166,12 @@ class PursuitSAE(AbstractSAE):
         of_parent = indices[..., None, :] == parents[..., :, None]
         return jnp.sum(jnp.where(of_parent, flat.values[..., None, :], 0.0), axis=-1)
 
-    def encoder_macs(self, active: tuple[Number, ...]) -> EncoderMacs:
+    def encoder_macs(self, active: tuple[Number, ...] | None = None) -> EncoderMacs:
+        """Those of the pursuit (`pursuit_macs`); without `active` each level has an equal share of the budget."""
+        if active is None:
+            k = self.budget.batch_k
+            whole = self.budget.most_active(self.features) if k is None else k(0)
+            active = (whole / len(self.levels),) * len(self.levels)
         extra = self.budget.picks - (self.budget.keep or self.budget.picks)
         pool = self.candidates.pool(self.forest.roots)
         return pursuit_macs(self.embed, pool, (*self.levels[1:], 0), active, self.sweeps, extra)

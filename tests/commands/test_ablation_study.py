@@ -71,8 +71,10 @@ def test_a_study_that_is_stopped_goes_on_and_a_finished_one_is_left_alone(tmp_pa
         m = row["metrics"]
         assert {"commit", "config_hash", "seconds", "rate", "size"} <= row.keys() and m["tokens"] == 3 * 64
         assert np.mean(list(row["units"]["ev_r2"].values())) == pytest.approx(m["ev_r2"], abs=1e-4)
-        assert m["encoder_macs"] == pytest.approx(12 * 16 + m["l0_parents"] * 2 * (16 + 3), rel=1e-5)
-        assert m["encoder_macs"] == m["encoder_macs_without_tables"]
+        assert (
+            12 * 16 < m["encoder_macs"] <= 12 * 16 + 2 * 2 * (16 + 3)
+            and m["encoder_macs"] == m["encoder_macs_without_tables"]
+        )
         assert 0 <= m["sibling_cosine"] <= 1 and m["parameters"] > 0
     before = (tmp_path / "out" / "results.jsonl").read_bytes()
     (tmp_path / "out" / "table.md").unlink()

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 from labelled import firings
+from pursuits import pursuit, with_rows
 from runs import EMBED, store
 from scipy.linalg import subspace_angles
 
@@ -83,6 +84,21 @@ def test_flat_saes_of_two_sizes_and_a_dead_feature(rows):
     smaller = FlatSAE(EMBED, 6, TopK(2), key=jax.random.key(1))
     assert len(evals.stability(flat, smaller, none(), rows)["latents"]["partners"]) <= 6
     assert set(evals.stability(flat, tree(0), none(), rows)) == {"latents"}
+
+
+def test_levels_of_a_forest_are_matched_apart(rows):
+    sae = pursuit((EXPERTS, ATOMS, 2), EMBED)
+    roots = np.random.default_rng(0).permutation(EXPERTS)
+    level = sae.forest.split(sae.rows)
+    moved = [level[0][:, roots], *(a.reshape(EXPERTS, -1, EMBED)[roots] for a in level[1:])]
+    other = with_rows(sae, np.concatenate([a.reshape(-1, EMBED) for a in moved]))
+    found = evals.stability(sae, other, none(), rows)
+    assert set(found) == {"parents", "level_1", "level_2"}
+    for name, part in found.items():
+        assert part["cosine"]["mean"] == pytest.approx(1, abs=1e-5), name
+        assert part["f1"]["mean"] == pytest.approx(1, abs=1e-5) and np.mean(part["f1"]["null"]) < 0.9
+    assert found["parents"]["partners"] != found["parents"]["cosine"]["units"]
+    assert set(evals.stability(sae, tree(0), none(), rows)) == {"latents"}
 
 
 def test_normalisers_are_undone(rows):

@@ -167,6 +167,18 @@ def test_a_loop_of_unknown_length_counts_once_unless_it_goes_over_tiles():
     assert [(loop.trips, loop.how) for loop in program.loops] == [(1, "once")]
 
 
+def test_a_loop_that_may_end_before_its_bound_counts_whole():
+    def f(x):
+        def body(carry):
+            i, x = carry
+            return i + 1, x @ x
+
+        return jax.lax.while_loop(lambda c: (c[0] < 7) & jnp.any(c[1] > 0), body, (2, x))[1]
+
+    program = execution(Module.parse(jax.jit(f).lower(jnp.ones((8, 8))).compile().as_text()))
+    assert [(loop.trips, loop.how) for loop in program.loops] == [(5, "most")]
+
+
 def test_a_loop_over_tiles_makes_the_trips_that_even_use_of_experts_would():
     indices = jax.ShapeDtypeStruct((512, 4), jnp.int32)
 

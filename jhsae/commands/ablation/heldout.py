@@ -18,7 +18,6 @@ from jhsae.data import AbstractNormalizer, Store, special_ids
 from jhsae.errors import UserError
 from jhsae.evals.splice import Replace
 from jhsae.evals.truth import truth
-from jhsae.evals.truth.interference import siblings
 from jhsae.evals.world import NUMBERS, ROWS, draws
 from jhsae.features.origin import check_origin, language_model
 from jhsae.sae import AbstractSAE
@@ -46,12 +45,11 @@ class HeldOut(ABC):
         """
         sae, normalizer, about = load_sae(folder, trust=[*trust])
         self.check(sae, about, folder)
-        metrics, frequency = evals.fidelity(sae, normalizer, self.batches(kind), self.mean(kind))
+        metrics, _ = evals.fidelity(sae, normalizer, self.batches(kind), self.mean(kind))
         metrics.pop("density")
         if kind == "validation":
             return {"metrics": metrics}
-        rows = np.where(frequency[:, None] > 0, np.asarray(sae.dictionary()), 0.0)  # dead ones are no siblings
-        metrics["sibling_cosine"] = siblings(rows, sae.latent_parents())["mean"]
+        metrics["sibling_cosine"] = evals.likeness(sae)["sibling_cosine"]
         parts, more = self.more(sae, normalizer)
         units = evals.explained_by_unit(sae, normalizer, self.batches(kind), self.units(kind), self.mean(kind))
         return {"metrics": metrics | more, **parts, "units": {"ev_r2": units}}

@@ -8,13 +8,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from jhsae import config as cfg
 from jhsae.commands.ablation.arms import shapes_of
 from jhsae.errors import UserError
-from jhsae.sae.allowed import allowed
+from jhsae.evals import parameters
 from jhsae.training.config import Train
 
 LARGEST = 2**24  # of a size that is tried
@@ -26,17 +23,10 @@ FALLING = ("weights.", "stages.")  # keys of which more means a smaller L0: pena
 
 
 def budgets(config: Train) -> dict[str, float]:
-    """What a config costs, apart from its L0: parameters, encoder MACs as its rules allow, tokens.
-
-    Parameters are those of all arrays, the empty slots of a forest among them; MACs are with tables.
-    """
+    """What a config costs, apart from its L0: parameters, encoder MACs as its rules allow, tokens."""
     sae = shapes_of(config)
-    arrays = (a for a in jax.tree.leaves(sae) if isinstance(a, jax.ShapeDtypeStruct))
-    return {
-        "parameters": float(sum(a.size for a in arrays if jnp.issubdtype(a.dtype, jnp.inexact))),
-        "macs": float(sae.encoder_macs(allowed(sae)).tables),
-        "tokens": float(tokens(config)),
-    }
+    macs = sae.encoder_macs()
+    return {"parameters": float(parameters(sae)), "macs": float(macs.tables), "tokens": float(tokens(config))}
 
 
 def tokens(config: Train) -> int:
