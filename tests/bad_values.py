@@ -79,7 +79,7 @@ PARTS = {  # key -> parts whose arguments are out of their ranges
         part("sparsify.JumpReLU", gradient_to="both"),
         part("sparsify.GumbelTopK", k=3, temperature=part("schedule.Constant", value=-1)),
         part("sparsify.GumbelTopK", k=3, temperature=part("schedule.Linear", start=1, end=-1, steps=30)),
-        part("sparsify.GumbelTopK", k=3, temperature=1.5),
+        part("sparsify.GumbelTopK", k=3, temperature=-1.5),
     ],
     "stages.0.learning_rate": [
         part("schedule.Constant", value=-0.1),
@@ -168,7 +168,7 @@ TREE = {  # of the hierarchical SAE
     "sae.route.temperature": [
         part("schedule.Linear", start=1.5, end=-0.5, steps=40),
         part("schedule.Constant", value=".nan"),
-        "0.5",
+        "-0.5",
     ],
     "sae.route.temperature.steps": ["0", "-1"],
     "sae.pick": [part("sparsify.LeakyOffsetTopK", k=1, offset=0.1, slope=3), part("sparsify.OffsetTopK", k=1)],
@@ -208,6 +208,7 @@ LEGAL = {  # unusual, and a run all the same
         "sae.sparsifier=" + part("sparsify.BatchTopK", k=3, threshold_rate=1),
         "sae.sparsifier=" + part("sparsify.OffsetTopK", k=3, offset=0),
         "sae.sparsifier=" + part("sparsify.GumbelTopK", k=3, temperature=part("schedule.Constant", value=0)),
+        "sae.sparsifier=" + part("sparsify.GumbelTopK", k=3, temperature=0.5),
         "sae.sparsifier=" + part("sparsify.JumpReLU", initial=0),
         "data.normalize=" + part("data.UnitNorm", eps=0),
         "objective.more=" + part("losses.MatryoshkaAuxK", widths="[]"),

@@ -54,7 +54,14 @@ def test_every_value_builds_at_every_pole(designs):
     assert len(arms) > 400 and {one.pole for one in left} == set(POLES)
 
 
-@pytest.mark.parametrize(("axis", "name"), VALUES, ids=["-".join(value) for value in VALUES])
+BY_DEFAULT = 3  # of the values that the shorter lists of conftest leave, one in as many; the others are slow
+
+
+def trained(place, value):
+    return pytest.param(*value, id="-".join(value), marks=[pytest.mark.slow] if place % BY_DEFAULT else [])
+
+
+@pytest.mark.parametrize(("axis", "name"), [trained(place, value) for place, value in enumerate(VALUES)])
 def test_every_value_trains_and_is_saved(designs, tmp_path, axis, name):
     """Poles take turns, so that each sees a part of the values."""
     poles = poles_of(axis, name)

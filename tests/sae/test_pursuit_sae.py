@@ -62,7 +62,8 @@ def test_the_parents_are_a_forest_of_the_right_levels():
     np.testing.assert_array_equal(parents[:6], -1)
     np.testing.assert_array_equal(parents[6:24], np.repeat(np.arange(6), 3))
     np.testing.assert_array_equal(parents[24:], np.repeat(np.arange(6, 24), 2))
-    assert (latent_parents(sae(levels=(40,))) == -1).all() and made.tree is None
+    assert (latent_parents(sae(levels=(40,))) == -1).all()
+    assert made.tree.levels == made.levels and sae(levels=(40,)).tree is None
 
 
 def test_gradients_are_those_of_decoding_at_codes_that_are_held():
