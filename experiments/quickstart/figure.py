@@ -67,7 +67,9 @@ def scatter(axes: Axes, ours: list[dict], flat: list[dict]) -> None:
     """Held-out explained variance against L0; the parents of an H-SAE alone are joined to the whole."""
     for row in flat:
         axes.plot(row["metrics"]["l0"], row["metrics"]["ev_r2"], "s", ms=4, color="#999999", mec="none")
-    axes.plot([], [], "s", ms=4, color="#999999", mec="none", label="flat SAEs, 526 k parameters")
+    sizes = [row["metrics"]["parameters"] / 1e3 for row in flat]
+    label = f"flat SAEs, {min(sizes):.0f} to {max(sizes):.0f} k parameters"
+    axes.plot([], [], "s", ms=4, color="#999999", mec="none", label=label)
     for row in ours:
         m, colour = row["metrics"], COLOURS[row["name"]]
         axes.plot(
