@@ -52,6 +52,7 @@ def test_look_at_hsae(tiny):
     )
 
 
+@pytest.mark.slow
 def test_ablation(tiny):
     numbers, printed = tiny("ablation")
     assert numbers.keys() == {"base", "residual"}

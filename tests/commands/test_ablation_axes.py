@@ -41,9 +41,9 @@ def test_all_axes_of_the_originals_are_there():
     assert nowhere == [("data", "world"), ("data", "unembedding_rows")]
 
 
-def test_every_value_builds(designs):
-    """At one pole each; the other poles: the test below, which is slow."""
-    for axis, name in VALUES:
+def test_one_value_in_three_builds(designs):
+    """At one pole each; all values and poles: the test below, which is slow."""
+    for axis, name in VALUES[::3]:
         for pole in poles_of(axis, name)[:1]:
             check_builds(designs, Arm(pole, ((axis, name),)))
 
@@ -54,7 +54,7 @@ def test_every_value_builds_at_every_pole(designs):
     assert len(arms) > 400 and {one.pole for one in left} == set(POLES)
 
 
-BY_DEFAULT = 3  # of the values that the shorter lists of conftest leave, one in as many; the others are slow
+BY_DEFAULT = 6  # of the values that the shorter lists of conftest leave, one in as many; the others are slow
 
 
 def trained(place, value):

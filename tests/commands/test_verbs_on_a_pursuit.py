@@ -134,6 +134,7 @@ def test_a_plan_counts_its_parameters(place, capsys):
     assert found["fits"] is True and "data 2 x expert 1" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_budgets_and_candidates_are_axes_of_an_ablation(place, monkeypatch):
     runs_of = {
         "out": str(place / "ablation"),
