@@ -150,9 +150,8 @@ def _on_store(
         metrics |= _spliced(config, sae, normalizer, store, model)
     measured = {"metrics": metrics | _geometry(sae, model, frequency)}
     if labels is not None:
-        on, teacher = labels
-        args = (sae, normalizer, store)
-        found = evals.on_labels(*args, on, rows) if teacher is None else evals.on_teacher(*args, teacher, on, rows)
+        on, probes = labels
+        found = evals.on_labels(sae, normalizer, store, on, rows, probes=probes)
         measured |= {"metrics": measured["metrics"] | found.numbers, "labels": found.details}
     if model is not None and config.steer:
         latents = spread_features(_of_top_level(sae, frequency), config.steer)
@@ -176,8 +175,8 @@ def _spliced(
 
 def _labels(
     config: Evaluate, store: Store, model: lm.LanguageModel | None, rows: int
-) -> tuple[evals.RowLabels, Teacher | None] | None:
-    """The classes of the measured rows, from a file, a teacher or WordNet; and that teacher."""
+) -> tuple[evals.RowLabels, np.ndarray | None] | None:
+    """The classes of the measured rows, from a file, a teacher or WordNet; of a teacher also its readouts."""
     if config.labels is None:
         return None
     if config.labels == "wordnet":
@@ -190,7 +189,7 @@ def _labels(
         return evals.read_labels(config.labels).on(store.index(0, rows)), None
     teacher = Teacher.load(config.labels)
     teacher.check_origin(store.manifest, store.path, config.labels)
-    return evals.concept_labels(teacher.concepts).on(store.index(0, rows)), teacher
+    return evals.concept_labels(teacher.concepts).on(store.index(0, rows)), teacher.readouts
 
 
 def _of_top_level(sae: AbstractSAE, frequency: np.ndarray) -> np.ndarray:

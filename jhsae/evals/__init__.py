@@ -11,7 +11,6 @@ from jhsae.evals.geometry import orthogonality as orthogonality
 from jhsae.evals.geometry import orthogonality_units as orthogonality_units
 from jhsae.evals.labelled import OnLabels as OnLabels
 from jhsae.evals.labelled import on_labels as on_labels
-from jhsae.evals.labelled import on_teacher as on_teacher
 from jhsae.evals.labels import Labels as Labels
 from jhsae.evals.labels import RowLabels as RowLabels
 from jhsae.evals.labels import concept_labels as concept_labels

@@ -22,6 +22,7 @@ from jhsae.sae import AbstractSAE
 STRENGTH = 0.5  # as a share of the mean norm of the residual stream
 CONTROLS = 20  # random directions per latent: fewer have no p-value below 0.05
 PROMPT = 16  # tokens
+KINDS = ("target", "siblings", "unrelated", "selectivity")
 PREDICTED: dict[str, Alternative] = {"target": "greater", "selectivity": "greater"}
 
 
@@ -50,8 +51,10 @@ def steered(
 
     Returns:
         ``numbers`` (`steer_target`, `steer_siblings`, `steer_unrelated`, `steer_selectivity`, in nats of logit, each
-        with `_null`), `details` (those of `jhsae.evals.steering`) and ``sentences``.
+        with `_null`; None where there is no latent), ``sentences``, and ``details`` (those of `jhsae.evals.steering`).
     """
+    if not latents:
+        return {"numbers": {f"steer_{kind}{end}": None for kind in KINDS for end in ("", "_null")}, "sentences": []}
     rows = decoder_in_lm_units(sae, normalizer, store).astype(np.float32)
     targets = own_targets(rows, model.model.unembedding(), latents, sae.tree)
     tokens = store.tokens()[:prompts, :PROMPT].astype(np.int64)
@@ -70,7 +73,7 @@ def steered(
         batch=batch,
     )
     told = Told()
-    for name in ("target", "siblings", "unrelated", "selectivity"):
+    for name in KINDS:
         told.add(found[name], f"steer_{name}")
         if name in PREDICTED:
             told.compare(found[name], f"steering, {name}", PREDICTED[name], seed)

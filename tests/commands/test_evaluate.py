@@ -15,11 +15,12 @@ from small_worlds import config as world_config
 from small_worlds import world
 
 from jhsae import config as cfg
+from jhsae import lm
 from jhsae.commands import evaluate, report
 from jhsae.commands.evaluate import Evaluate
 from jhsae.data import AbstractNormalizer, Store
 from jhsae.errors import UserError
-from jhsae.evals import absorption, concept_labels
+from jhsae.evals import absorption, concept_labels, steered
 from jhsae.evals.world import draws
 from jhsae.features.decoder import decoder_in_lm_units
 from jhsae.features.firings import firing_table
@@ -212,6 +213,13 @@ def test_steering_in_the_language_model(real):
     assert all(sentence in page.text for sentence in row["steering"]["sentences"])
     with pytest.raises(UserError, match="steer is 3, but there is no language model to steer in"):
         Evaluate(str(real / "run"), str(real / "store"), steer=3)
+
+
+def test_where_nothing_fires_nothing_is_steered(real):
+    store, model = Store.open(real / "store"), lm.load(real / "lm")
+    sae, normalizer, _ = load_sae(real / "run")
+    found = steered(sae, normalizer, store, model, [])
+    assert found["sentences"] == [] and set(found["numbers"].values()) == {None} and len(found["numbers"]) == 8
 
 
 def test_labels_that_do_not_cover_the_store(real):
