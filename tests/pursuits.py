@@ -1,8 +1,11 @@
 """Small pursuits with random rows: flat, and forests of two and three levels, with empty slots in the last."""
 
+from itertools import combinations
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from jhsae.constraint import AncestorsOut
@@ -28,6 +31,19 @@ def pursuit(
     sae = AncestorsOut().retract(sae)
     sae = eqx.tree_at(lambda s: s.b_dec, sae, 0.1 * jax.random.normal(jax.random.key(1), (embed,)))
     return with_rows(sae, sae.rows.at[len(sae.rows) - empty :].set(0.0)) if len(levels) > 1 else sae
+
+
+def roots_left(sae: PursuitSAE, cosine: float) -> int:
+    """How many roots are left when the two most alike become their mean until none has a larger cosine."""
+    rows = [(row / np.linalg.norm(row), 1.0) for row in np.asarray(sae.rows[: sae.forest.roots]) if row.any()]
+    while len(rows) > 1:
+        i, j = max(combinations(range(len(rows)), 2), key=lambda pair: rows[pair[0]][0] @ rows[pair[1]][0])
+        (one, weight), (other, more) = rows[i], rows[j]
+        if one @ other <= cosine:
+            break
+        mean = weight * one + more * other
+        rows = [row for k, row in enumerate(rows) if k not in (i, j)] + [(mean / np.linalg.norm(mean), weight + more)]
+    return len(rows)
 
 
 def with_rows(sae: PursuitSAE, rows: Array) -> PursuitSAE:

@@ -9,6 +9,5 @@ from jhsae.resampling.base import NoResampling as NoResampling
 from jhsae.resampling.base import Several as Several
 from jhsae.resampling.dead import Resample as Resample
 from jhsae.resampling.merge import MergeAlike as MergeAlike
-from jhsae.resampling.merge import roots_after_merging as roots_after_merging
 from jhsae.resampling.restart import GrowLevel as GrowLevel
 from jhsae.resampling.restart import RestartDead as RestartDead

@@ -11,6 +11,7 @@ import optax
 from annotated_types import MinLen
 from jaxtyping import Array, Bool, Int, Key
 
+from jhsae.errors import UserError
 from jhsae.ranges import Ranged
 from jhsae.sae import AbstractSAE, Forward
 
@@ -45,6 +46,22 @@ class AbstractResampling(Ranged, eqx.Module):
         Returns:
             The SAE, the optimizer state, and which features of ``forward.pre`` were resampled.
         """
+
+
+def check_period(part: AbstractResampling, every: int, until: int, begin: int | None = None) -> None:
+    """Raises `UserError` for a part that would never be due (`is_due`)."""
+    if until < max(every, begin or 0):
+        after = "" if begin is None else f", begin {begin}"
+        raise UserError(
+            f"{type(part).__name__}: every is {every}{after} and until {until}; write an until that is not before "
+            f"{'every' if begin is None else 'them'}"
+        )
+
+
+def is_due(step: Int[Array, ""], every: int, until: int, begin: int = 0) -> Bool[Array, ""]:
+    """Whether the update of step `step` ends one of every `every` steps, from `begin` to `until` updates."""
+    done = step + 1
+    return (done % every == 0) & (done >= begin) & (done <= until)
 
 
 class NoResampling(AbstractResampling):

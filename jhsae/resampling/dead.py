@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jhsae.errors import UserError
 from jhsae.ranges import Count, Positive
-from jhsae.resampling.base import AbstractResampling, Marked
+from jhsae.resampling.base import AbstractResampling, Marked, check_period, is_due
 from jhsae.sae import AbstractSAE, Forward, TopLevel
 
 LEAST_NORM = 1e-12  # of a direction, and of a squared error whose logarithm is taken
@@ -36,10 +35,7 @@ class Resample(AbstractResampling):
     encoder_norm: Positive = eqx.field(static=True, default=0.2)
 
     def __check_init__(self) -> None:
-        if self.until < self.every:
-            raise UserError(
-                f"Resample: every is {self.every} and until {self.until}; write an until that is not before every"
-            )
+        check_period(self, self.every, self.until)
 
     def __call__(
         self,
@@ -51,8 +47,7 @@ class Resample(AbstractResampling):
         key: Key[Array, ""],
     ) -> tuple[AbstractSAE, Any, Marked]:
         params, static = eqx.partition(sae, eqx.is_inexact_array)
-        done = step + 1
-        due = (done % self.every == 0) & (done <= self.until)
+        due = is_due(step, self.every, self.until)
         dead = due & (forward.dead > 0)
 
         def again(params: Any, opt_state: Any) -> tuple[Any, Any]:

@@ -3,29 +3,27 @@
 With spare slots a root is split into several composites, one for each of its children, which a penalty on their
 likeness only pushes apart. Merged, they become one root, and what made them differ is learnt again one level down. That
 look-alike siblings are one thing is an assumption about the data: where rows are a continuum, merging costs explained
-variance, so it is no part of the recommended configs; `roots_after_merging` says how many roots it would leave.
+variance, so it is no part of the recommended configs; `jhsae.evals.likeness` says how many roots it would leave.
 """
 
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from annotated_types import Gt, Lt
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jhsae.errors import UserError
 from jhsae.ranges import Count, Natural
-from jhsae.resampling.base import AbstractResampling, Marked
-from jhsae.resampling.slots import Changed, changed
-from jhsae.sae import AbstractSAE, Forward, PursuitSAE
+from jhsae.resampling.base import check_period, is_due
+from jhsae.resampling.slots import AbstractForestChange, Changed
+from jhsae.sae import Forward, PursuitSAE
 
 Cosine = Annotated[float, Gt(0), Lt(1)]
 
 
-class MergeAlike(AbstractResampling):
+class MergeAlike(AbstractForestChange):
     """Every `every` steps siblings (roots are siblings) whose cosine exceeds `cosine` become one row.
 
     The most alike pair of a family first, until none is left: the mean of both, weighted by how many tokens of the
@@ -48,43 +46,14 @@ class MergeAlike(AbstractResampling):
     until: Count = eqx.field(static=True, kw_only=True)
 
     def __check_init__(self) -> None:
-        if self.until < max(self.every, self.begin):
-            raise UserError(
-                f"MergeAlike: every is {self.every}, begin {self.begin} and until {self.until}; write an until that is "
-                "not before them"
-            )
+        check_period(self, self.every, self.until, self.begin)
 
-    def __call__(
-        self,
-        sae: AbstractSAE,
-        opt_state: Any,
-        optimizer: optax.GradientTransformation,
-        forward: Forward,
-        step: Int[Array, ""],
-        key: Key[Array, ""],
-    ) -> tuple[AbstractSAE, Any, Marked]:
-        done = step + 1
-        due = (done % self.every == 0) & (done >= self.begin) & (done <= self.until)
+    def due(self, step: Int[Array, ""]) -> Bool[Array, ""]:
+        return is_due(step, self.every, self.until, self.begin)
 
-        def change(sae: PursuitSAE) -> Changed:
-            usage = forward.context.usage
-            fires = forward.codes.fired() + (0.0 if usage is None else usage.fires)
-            return _merged(sae, fires, self.cosine)
-
-        return changed(due, change, sae, opt_state, optimizer, "MergeAlike")
-
-
-def roots_after_merging(sae: PursuitSAE, cosine: Cosine = 0.4) -> int:
-    """How many roots `MergeAlike` would leave of a trained SAE, each counted alike.
-
-    Args:
-        sae: the SAE.
-        cosine: the least cosine of two roots that are merged.
-    """
-    rows = sae.rows[: sae.forest.roots]
-    family = _Family(rows, jnp.ones(len(rows)), jnp.zeros((len(rows), 0), jnp.int32), jnp.zeros((len(rows), 0)))
-    left = _merged_family(family, cosine)[0].rows
-    return int(jnp.sum(jnp.any(left != 0, axis=1)))
+    def change(self, sae: PursuitSAE, forward: Forward, key: Key[Array, ""]) -> Changed:
+        usage = forward.context.usage
+        return _merged(sae, forward.codes.fired() + (0.0 if usage is None else usage.fires), self.cosine)
 
 
 class _Family(NamedTuple):

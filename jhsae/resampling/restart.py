@@ -1,22 +1,18 @@
 """New rows in the slots of a pursuit's forest: for dead ones, and for a level that starts empty."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jhsae.errors import UserError
 from jhsae.ranges import Count
-from jhsae.resampling.base import AbstractResampling, Marked
+from jhsae.resampling.base import check_period, is_due
 from jhsae.resampling.dead import LEAST_NORM, bad_directions
-from jhsae.resampling.slots import Changed, changed
-from jhsae.sae import AbstractSAE, Forward, PursuitSAE, random_unit_rows
+from jhsae.resampling.slots import AbstractForestChange, Changed
+from jhsae.sae import Forward, PursuitSAE, random_unit_rows
 
 
-class RestartDead(AbstractResampling):
+class RestartDead(AbstractForestChange):
     """Every `every` steps until step `until`, each dead row of a pursuit starts again where the dictionary is bad.
 
     A root becomes the direction of a token, drawn in proportion to its squared error squared, as in `Resample`. A child
@@ -32,35 +28,21 @@ class RestartDead(AbstractResampling):
     until: Count = eqx.field(static=True)
 
     def __check_init__(self) -> None:
-        if self.until < self.every:
-            raise UserError(
-                f"RestartDead: every is {self.every} and until {self.until}; write an until that is not before every"
-            )
+        check_period(self, self.every, self.until)
 
-    def __call__(
-        self,
-        sae: AbstractSAE,
-        opt_state: Any,
-        optimizer: optax.GradientTransformation,
-        forward: Forward,
-        step: Int[Array, ""],
-        key: Key[Array, ""],
-    ) -> tuple[AbstractSAE, Any, Marked]:
-        done = step + 1
+    def due(self, step: Int[Array, ""]) -> Bool[Array, ""]:
+        return is_due(step, self.every, self.until)
 
-        def change(sae: PursuitSAE) -> Changed:
-            of_roots, of_children = jax.random.split(key)
-            roots = sae.forest.roots
-            below, found = _residuals(sae, forward, of_children)
-            rows = jnp.concatenate([bad_directions(roots, sae, forward, of_roots), below])
-            new = (forward.dead > 0) & sae.occupied & jnp.concatenate([jnp.ones(roots, bool), found])
-            return _with_new(sae, rows, new)
-
-        due = (done % self.every == 0) & (done <= self.until)
-        return changed(due, change, sae, opt_state, optimizer, "RestartDead")
+    def change(self, sae: PursuitSAE, forward: Forward, key: Key[Array, ""]) -> Changed:
+        of_roots, of_children = jax.random.split(key)
+        roots = sae.forest.roots
+        below, found = _residuals(sae, forward, of_children)
+        rows = jnp.concatenate([bad_directions(roots, sae, forward, of_roots), below])
+        new = (forward.dead > 0) & sae.occupied & jnp.concatenate([jnp.ones(roots, bool), found])
+        return _with_new(sae, rows, new)
 
 
-class GrowLevel(AbstractResampling):
+class GrowLevel(AbstractForestChange):
     """After step `step` the empty slots of the last level are filled, below every row of the level above.
 
     A row becomes the direction of a token's residual, as in `RestartDead`, or a random one where too few tokens of the
@@ -74,25 +56,17 @@ class GrowLevel(AbstractResampling):
     reads_dead = False
     step: Count = eqx.field(static=True)
 
-    def __call__(
-        self,
-        sae: AbstractSAE,
-        opt_state: Any,
-        optimizer: optax.GradientTransformation,
-        forward: Forward,
-        step: Int[Array, ""],
-        key: Key[Array, ""],
-    ) -> tuple[AbstractSAE, Any, Marked]:
-        def change(sae: PursuitSAE) -> Changed:
-            of_residuals, of_random = jax.random.split(key)
-            roots, last = sae.forest.roots, len(sae.levels) - 1
-            below, found = _residuals(sae, forward, of_residuals)
-            below = jnp.where(found[:, None], below, random_unit_rows(of_random, (len(below), sae.embed)))
-            rows = jnp.concatenate([sae.rows[:roots], below])
-            under = sae.occupied[sae.forest.parents] & (sae.forest.level_of == last) & (sae.forest.parents >= 0)
-            return _with_new(sae, rows, under & ~sae.occupied)
+    def due(self, step: Int[Array, ""]) -> Bool[Array, ""]:
+        return step + 1 == self.step
 
-        return changed(step + 1 == self.step, change, sae, opt_state, optimizer, "GrowLevel")
+    def change(self, sae: PursuitSAE, forward: Forward, key: Key[Array, ""]) -> Changed:
+        of_residuals, of_random = jax.random.split(key)
+        roots, last = sae.forest.roots, len(sae.levels) - 1
+        below, found = _residuals(sae, forward, of_residuals)
+        below = jnp.where(found[:, None], below, random_unit_rows(of_random, (len(below), sae.embed)))
+        rows = jnp.concatenate([sae.rows[:roots], below])
+        under = sae.occupied[sae.forest.parents] & (sae.forest.level_of == last) & (sae.forest.parents >= 0)
+        return _with_new(sae, rows, under & ~sae.occupied)
 
 
 def _with_new(sae: PursuitSAE, rows: Float[Array, "features embed"], new: Bool[Array, "features"]) -> Changed:

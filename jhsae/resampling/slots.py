@@ -1,43 +1,64 @@
 """Changes of the rows in the slots of a pursuit's forest, with the optimizer's memory of them."""
 
+import abc
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from jhsae.resampling.base import Marked
-from jhsae.sae import AbstractSAE, PursuitSAE, require
+from jhsae.resampling.base import AbstractResampling, Marked
+from jhsae.sae import AbstractSAE, Forward, PursuitSAE, require
 
 Changed = tuple[Float[Array, "features embed"], Int[Array, "features"]]
 
 
-def changed(
+class AbstractForestChange(AbstractResampling):
+    """A part that changes which row a slot of a pursuit's forest holds; elsewhere than where it is due, nothing."""
+
+    @abc.abstractmethod
+    def due(self, step: Int[Array, ""]) -> Bool[Array, ""]:
+        """Whether the forest changes after the update of step `step`, counted from 0."""
+
+    @abc.abstractmethod
+    def change(self, sae: PursuitSAE, forward: Forward, key: Key[Array, ""]) -> Changed:
+        """The new rows, and the slot in which each was before: the optimizer's moments move with it.
+
+        Args:
+            sae: the SAE after the update.
+            forward: the forward pass before the update.
+            key: for the draws.
+
+        Returns:
+            The rows, and where each was; -1 for a row that is new, whose moments are 0.
+        """
+
+    def __call__(
+        self,
+        sae: AbstractSAE,
+        opt_state: Any,
+        optimizer: optax.GradientTransformation,
+        forward: Forward,
+        step: Int[Array, ""],
+        key: Key[Array, ""],
+    ) -> tuple[AbstractSAE, Any, Marked]:
+        require(sae, PursuitSAE, type(self).__name__, "write jhsae.resampling.Resample")
+        change = partial(self.change, forward=forward, key=key)
+        return _changed(self.due(step), change, sae, opt_state, optimizer)
+
+
+def _changed(
     due: Bool[Array, ""],
     change: Callable[[PursuitSAE], Changed],
     sae: AbstractSAE,
     opt_state: Any,
     optimizer: optax.GradientTransformation,
-    part: str,
 ) -> tuple[AbstractSAE, Any, Marked]:
-    """Changes the rows where it is due; elsewhere nothing is computed.
-
-    Args:
-        due: whether.
-        change: gives the new rows, and the slot in which each was before: the optimizer's moments move with it. -1 for
-            a row that is new, whose moments are 0.
-        sae: the SAE, which must be a `PursuitSAE`.
-        opt_state: the state of the optimizer.
-        optimizer: the whole optax chain.
-        part: the name of the caller, for the message about another SAE.
-
-    Returns:
-        The SAE, the optimizer state, and the slots whose row is another one now.
-    """
-    require(sae, PursuitSAE, part, "write jhsae.resampling.Resample")
+    """The SAE, the state of the optimizer, and the slots whose row is another one now."""
     params, static = eqx.partition(sae, eqx.is_inexact_array)
     here = jnp.arange(sae.features)
 

@@ -5,14 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
-from pursuits import EMPTY, LEVELS, pursuit, with_rows
+from pursuits import EMPTY, LEVELS, pursuit, roots_left, with_rows
 
 from jhsae import evals
 from jhsae.data import Identity
 from jhsae.errors import UserError
 from jhsae.evals.groups import groups
 from jhsae.metric import Euclidean
-from jhsae.resampling import roots_after_merging
 from jhsae.sae import Forest, PursuitSAE
 from jhsae.usage import Context
 from jhsae.worlds import Hierarchy
@@ -99,7 +98,7 @@ def test_likeness_of_siblings_and_the_roots_that_merging_would_leave(found):
     alike = with_rows(sae, rows)
     like = evals.likeness(alike, 0.6)
     assert like["roots"] == len(rows[: sae.forest.roots]) - 1
-    assert like["roots_after_merging"] == roots_after_merging(alike, 0.6) < like["roots"]
+    assert like["roots_after_merging"] == roots_left(alike, 0.6) < like["roots"]
     assert evals.likeness(alike, 0.999)["roots_after_merging"] == like["roots"]
     if sae.tree is None:
         assert like["sibling_cosine"] is None

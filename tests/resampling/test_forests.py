@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from pursuits import roots_left
 
 from jhsae.constraint import AncestorsOut, Unconstrained
 from jhsae.errors import UserError
 from jhsae.optimizer import adam, chain
-from jhsae.resampling import GrowLevel, MergeAlike, Resample, RestartDead, Several, roots_after_merging
+from jhsae.resampling import GrowLevel, MergeAlike, Resample, RestartDead, Several
 from jhsae.sae import FlatSAE, PursuitSAE
 from jhsae.sparsify import Threshold, TopK
 from jhsae.usage import Context, FeatureStats
@@ -121,7 +122,7 @@ def test_alike_siblings_become_one_row_and_their_children_are_pooled():
     assert moments[0] == moments[2] == 0 and not np.any(new.rows[16:22])
     np.testing.assert_array_equal(new.rows[jnp.asarray([1, 3])], rows[jnp.asarray([1, 3])])
     assert marked[[0, 2, *range(4, 7), 10, 12]].all() and not marked[[1, 3, 7, 8, 9, 11, 13, 14, 15]].any()
-    assert roots_after_merging(sae, 0.9) == 3 and roots_after_merging(sae, 0.999) == 4
+    assert roots_left(sae, 0.9) == 3 and roots_left(sae, 0.999) == 4
 
 
 def test_merging_goes_on_within_every_family_until_no_two_are_alike():
@@ -132,7 +133,7 @@ def test_merging_goes_on_within_every_family_until_no_two_are_alike():
         cosines = np.triu(rows @ rows.T, 1)
         assert cosines.max() <= 0.1 + 1e-6
     left = np.any(np.asarray(new.rows) != 0, axis=1)
-    assert left[:5].sum() == roots_after_merging(sae, 0.1) < 5
+    assert left[:5].sum() == roots_left(sae, 0.1) < 5
     assert not left[5:][~np.repeat(left[:5], 4)].any()
 
 
