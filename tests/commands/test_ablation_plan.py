@@ -54,7 +54,7 @@ def simulated(planned, ev=lambda run: 0.5, l0=lambda train: 2.0 * train.sae["rou
         metrics = {"ev_r2": ev(run), "l0": float(l0(settings)), "dead": 0.1 * run.seed} | budgets(settings)
         rows[planned.key(run)] = {
             "config_hash": planned.key(run)[0], "seed": run.seed, "commit": "c", "metrics": metrics,
-            "units": {"ev_r2": {f"s{i}": ev(run) + 0.01 * i for i in range(20)}},
+            "units": {"ev_r2": {f"s{i}": (ev(run) or 0.0) + 0.01 * i for i in range(20)}},
         }  # fmt: skip
     return rows, order
 
@@ -147,6 +147,15 @@ def test_rates_are_chosen_on_validation_rows_and_seeds_then_run_on_test_rows(pla
     folders = {planned.settings(*run[:4]).out for run in pole}
     assert len(folders) == 5, "the first seed is not trained again for the test"
     assert {planned.settings(*run[:4]).data.seed for run in pole} == {0, 1, 2}
+
+
+def test_an_undefined_explained_variance_chooses_no_rate(place):
+    """As of validation rows that are all equal: the arm has no result, and the page says why."""
+    planned = Study(study(place, rates=[0.01, 0.02], axes={"pick": AXES["pick"]}))
+    rows, order = simulated(planned, lambda run: None if run.arm.picks and run.kind == "validation" else 0.5)
+    assert {run.kind for run in order if run.arm.picks} == {"validation"}
+    failures = [step.failure for arm, step in planned.steps(rows) if arm.picks]
+    assert failures and all("explained variance of its validation rows is undefined" in words for words in failures)
 
 
 @pytest.mark.parametrize("budget", ["parameters", "macs"])

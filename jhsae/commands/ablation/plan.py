@@ -205,4 +205,10 @@ class Study:
             raise _WantedError([run])
         if DIVERGED in row:
             return None
-        return row["metrics"]["ev_r2"], row["metrics"]["l0"]
+        ev, l0 = (row["metrics"].get(name) for name in ("ev_r2", "l0"))
+        if ev is None or l0 is None:
+            raise UserError(
+                f"{where(run.arm)}: the explained variance of its validation rows is undefined, as where all rows are "
+                "equal; write other rows, or rates=[] and no match"
+            )
+        return ev, l0

@@ -21,10 +21,10 @@ from jhsae.commands.ablation.config import Ablate
 from jhsae.commands.ablation.heldout import HeldOut, held_out
 from jhsae.commands.ablation.plan import DIVERGED, Rows, Run, Study
 from jhsae.commands.ablation.sizes import tokens
-from jhsae.errors import UserError, sentence
+from jhsae.errors import UserError, outcome
 from jhsae.files.bounded import read_lines, to_json
 from jhsae.files.folders import append_line, write_whole
-from jhsae.files.forms import NUMBER, OBJECT, TEXT, check
+from jhsae.files.forms import NUMBER, TEXT, check
 from jhsae.files.lease import BusyError
 from jhsae.files.lock import owned
 from jhsae.training.loop import DivergedError
@@ -33,7 +33,13 @@ from jhsae.training.run import train
 RESULTS, CONFIG, ARMS = "results.jsonl", "ablate.yaml", "arms.jsonl"
 WAIT = 1.0  # seconds between two looks at what other processes have made
 MEASURED = ("rows", "sequences", "validation", "lm")  # keys that decide what is measured
-FORM = {"config_hash": TEXT, "kind": TEXT, "evaluation": TEXT, "metrics": OBJECT, "seconds": NUMBER}
+FORM = {
+    "config_hash": TEXT,
+    "kind": TEXT,
+    "evaluation": TEXT,
+    "metrics": {"ev_r2?": NUMBER, "l0?": NUMBER},
+    "seconds": NUMBER,
+}
 
 
 def keep_programs(out: Path) -> None:
@@ -181,9 +187,11 @@ def main(arguments: list[str]) -> int:
             for row in read_lines(Path(arguments[0]) / ARMS)
         ]
         work(Study(config, arms), int(arguments[1]))
-    except UserError as error:
-        print(f"ablate: {sentence(error)}", file=sys.stderr, flush=True)
-        return error.exit_code
+    except Exception as error:
+        if (found := outcome(error)) is None:
+            raise
+        print(f"ablate: {found[0]}", file=sys.stderr, flush=True)
+        return found[1]
     return 0
 
 
