@@ -1,8 +1,9 @@
 """The parts that all folders of shipped torch modules share: weights, config, module and README.
 
 A folder holds ``sae_weights.safetensors``, the weights as they were trained, ``cfg.json``, the config under SAELens's
-names, and the module of jhsae/assets/torch that computes with them. Decoding is linear over all latents with unit
-decoder rows, in the units of the language model; where inputs are scaled token by token, the scale is in the codes.
+names, and the module of jhsae/assets/torch that computes with them, whole in one file. Decoding is linear over all
+latents with unit decoder rows, in the units of the language model; where inputs are scaled token by token, the scale is
+in the codes.
 """
 
 from importlib.resources import files
@@ -26,6 +27,8 @@ from jhsae.leaf import describe
 from jhsae.sae import AbstractSAE
 
 ASSETS = Path(str(files("jhsae"))) / "assets" / "torch"
+READING = "jhsae.assets.torch.reading"
+QUOTES = '"""'
 
 
 class Module(NamedTuple):
@@ -44,9 +47,24 @@ class Module(NamedTuple):
     what: str
 
     @property
-    def source(self) -> Path:
-        """The file that is copied into every folder."""
-        return ASSETS / f"{self.name}.py"
+    def file(self) -> str:
+        """The file in a folder."""
+        return f"{self.name}.py"
+
+    def text(self) -> str:
+        """The module with what it shares with others in place of the import, so that one file is whole."""
+        own, shared = ((ASSETS / name).read_text() for name in (self.file, "reading.py"))
+        before, _, rest = own.partition(f"from {READING} import (\n")
+        code = rest.partition("\n)\n")[2].strip()
+        assert code, f"{self.file} imports {READING} in parentheses"
+        _, about, before = before.split(QUOTES, 2)
+        lines = (before + shared.split(QUOTES, 2)[2]).splitlines()
+        imports = {line for line in lines if line.startswith(("import ", "from "))}
+        ordered = sorted(imports, key=lambda line: ("torch" in line, line.startswith("from "), line))
+        inside = "\n".join(line for line in lines if line not in imports).strip()
+        constants, definitions = zip(*(part.split("\n\n\n", 1) for part in (inside, code)), strict=True)
+        parts = ["\n".join(ordered), "\n".join(constants) + "\n", "\n\n\n".join(definitions) + "\n"]
+        return "\n\n".join([QUOTES + about + QUOTES, *parts])
 
 
 class Given(NamedTuple):
@@ -89,7 +107,7 @@ def write_module(
     with new_folder(Path(folder)) as new:
         new.write(WEIGHTS, save(tensors))
         new.write(CONFIG, to_json(config, indent=2) + "\n")
-        new.write(module.source.name, module.source.read_bytes())
+        new.write(module.file, module.text())
         new.write("README.md", _readme(module, config, latents))
 
 
