@@ -27,7 +27,7 @@ from jhsae.leaf import describe
 from jhsae.sae import AbstractSAE
 
 ASSETS = Path(str(files("jhsae"))) / "assets" / "torch"
-READING = "jhsae.assets.torch.reading"
+SHARED = "jhsae.assets.torch.shared"
 QUOTES = '"""'
 
 
@@ -53,10 +53,10 @@ class Module(NamedTuple):
 
     def text(self) -> str:
         """The module with what it shares with others in place of the import, so that one file is whole."""
-        own, shared = ((ASSETS / name).read_text() for name in (self.file, "reading.py"))
-        before, _, rest = own.partition(f"from {READING} import (\n")
+        own, shared = ((ASSETS / name).read_text() for name in (self.file, "shared.py"))
+        before, _, rest = own.partition(f"from {SHARED} import (\n")
         code = rest.partition("\n)\n")[2].strip()
-        assert code, f"{self.file} imports {READING} in parentheses"
+        assert code, f"{self.file} imports {SHARED} in parentheses"
         _, about, before = before.split(QUOTES, 2)
         lines = (before + shared.split(QUOTES, 2)[2]).splitlines()
         imports = {line for line in lines if line.startswith(("import ", "from "))}

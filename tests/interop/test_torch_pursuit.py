@@ -135,11 +135,11 @@ def test_the_written_folder_loads_with_torch_alone(tmp_path: Path):
     assert len((folder / "pursuit.py").read_text().splitlines()) <= 400
 
 
-def test_both_modules_read_files_by_the_same_code():
-    """Each is one file that needs no other, so the code of reading.py stands in both, and every name in it once."""
-    shared = ast.parse((ASSETS / "reading.py").read_text()).body
+def test_both_modules_have_what_they_share_once():
+    """Each is one file that needs no other, so the code of shared.py stands in both, and every name in it once."""
+    shared = ast.parse((ASSETS / "shared.py").read_text()).body
     code = {node.name: ast.dump(node) for node in shared if hasattr(node, "name")}
-    assert {"opened", "small", "parsed", "read_safetensors", "verify", "Config"} <= code.keys()
+    assert {"opened", "small", "parsed", "read_safetensors", "verify", "Config", "Exported"} <= code.keys()
     for module in (torch_pursuit.MODULE, torch_hsae.MODULE):
         nodes = [node for node in ast.parse(module.text()).body if hasattr(node, "name")]
         written = {node.name: ast.dump(node) for node in nodes}

@@ -13,23 +13,18 @@ normalised token by token, are in f. Muchane et al., arXiv 2506.01197.
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jhsae.assets.torch.reading import (
+from jhsae.assets.torch.shared import (
     CONFIG,
     THROUGH,
     WEIGHTS,
-    Config,
+    Exported,
     check_tensors,
-    parsed,
-    read_safetensors,
-    small,
     times,
-    verify,
 )
 
 # the axes of every tensor; those of a tied encoder are missing, and biases may be
@@ -41,11 +36,6 @@ RULES = {"ReLU": (), "JumpReLU": (), "TopK": ("k",), "GumbelTopK": ("k",), "Bina
 RULES |= {"OffsetTopK": ("k", "offset"), "LeakyOffsetTopK": ("k", "offset", "slope")}
 FLAT, FLAT_RATIO = 2**27, 1000  # numbers of the flat view: always fine, and how many for one of the weights
 GATHERED = 2**26  # numbers of `down` that one pass over the atoms may gather
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The settings of an exported SAE. ValueError: no regular file, a larger one, no JSON object."""
-    return parsed(small(path), str(path))
 
 
 def check(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
@@ -219,68 +209,7 @@ class Structure(torch.nn.Module):
         return {name: tensor.to(self.weights["router_dec"].dtype) for name, tensor in found.items()}
 
 
-class HSAE(torch.nn.Module):
-    """`encode`, `decode`, `W_enc`, `W_dec`, `b_enc`, `b_dec`, `cfg`: what SAEBench asks of an SAE.
+class HSAE(Exported):
+    """The H-SAE of an exported folder; W_enc and b_enc are a flat view of the weights that `encode` reads."""
 
-    The weights are for inference: `encode` reads the structured ones, of which W_enc and b_enc are a flat view.
-    """
-
-    W_enc: Tensor
-    b_enc: Tensor
-    W_dec: Tensor
-    b_dec: Tensor
-    norms: Tensor
-
-    def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Tensor]):
-        super().__init__()
-        settings = config.get("hsae")
-        self.structure = Structure(settings if isinstance(settings, dict) else {}, weights)
-        flat = self.structure.flattened()
-        self.register_buffer("norms", flat.pop("norms"))
-        for name, tensor in flat.items():
-            self.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=False))
-        for name, kind in (("metadata", dict), ("architecture", str)):
-            if not isinstance(config.get(name), kind):
-                raise ValueError(f"{CONFIG}: '{name}' is {str(config.get(name))[:100]}, expected a {kind.__name__}")
-        top = {name: value for name, value in config.items() if name not in ("metadata", "hsae")}
-        self.cfg = Config(**{**top, **config["metadata"], "architecture_str": config["architecture"]})
-        self._describe()
-
-    @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "HSAE":
-        """The SAE of an exported folder. ValueError: files that are damaged or do not belong together."""
-        verify(Path(folder), (CONFIG, WEIGHTS))
-        config = read_config(Path(folder) / CONFIG)
-        return cls(config, read_safetensors(Path(folder) / WEIGHTS)).to(device=device, dtype=dtype)
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Activations [..., D] -> dense codes [..., F]."""
-        codes = self.structure(x.reshape(-1, x.shape[-1]).to(self.dtype)) * self.norms
-        return codes.reshape(*x.shape[:-1], -1)
-
-    def decode(self, f: Tensor) -> Tensor:
-        """Codes [..., F] -> reconstructed activations [..., D]."""
-        return f @ self.W_dec + self.b_dec
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Activations [..., D] -> their reconstruction."""
-        return self.decode(self.encode(x))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weights, in which `encode` computes."""
-        return self.W_dec.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.W_dec.device
-
-    def _apply(self, *args: Any, **kwargs: Any) -> "HSAE":
-        """Where torch changes dtype and device (`to`, `half`, `cuda`, ...): `cfg` follows."""
-        super()._apply(*args, **kwargs)
-        self._describe()
-        return self
-
-    def _describe(self) -> None:
-        self.cfg.dtype, self.cfg.device = str(self.dtype).removeprefix("torch."), str(self.device)
+    computes = Structure

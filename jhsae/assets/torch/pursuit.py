@@ -15,24 +15,19 @@ token's scale where each was normalised by itself, are in f. An empty slot is a 
 import math
 from collections.abc import Mapping
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jhsae.assets.torch.reading import (
+from jhsae.assets.torch.shared import (
     CONFIG,
     DEPTH,
     THROUGH,
     WEIGHTS,
-    Config,
+    Exported,
     check_tensors,
-    parsed,
-    read_safetensors,
-    small,
     times,
-    verify,
 )
 
 BUDGETS = {"Threshold": ("most",), "ExactL0": ("k", "extra")}
@@ -132,10 +127,9 @@ class Chosen:
 class Structure(torch.nn.Module):
     """The dictionary as it was trained, and the pursuit that finds the codes."""
 
-    parents: Tensor
-
     def __init__(self, settings: Mapping[str, Any], weights: Mapping[str, Tensor]):
         super().__init__()
+        self.parents: Tensor
         check(settings, weights)
         self.settings = dict(settings)
         frozen = {name: torch.nn.Parameter(tensor, requires_grad=False) for name, tensor in weights.items()}
@@ -223,67 +217,7 @@ class Structure(torch.nn.Module):
         return {name: tensor.to(self.weights["rows"].dtype) for name, tensor in flat.items()}
 
 
-class Pursuit(torch.nn.Module):
-    """`encode`, `decode`, `W_enc`, `W_dec`, `b_enc`, `b_dec`, `cfg`: what SAEBench asks of an SAE.
+class Pursuit(Exported):
+    """The pursuit of an exported folder; W_enc and b_enc are a flat view of the first scores of `encode`."""
 
-    The weights are for inference: `encode` runs the pursuit, of whose first scores W_enc and b_enc are a flat view.
-    """
-
-    W_enc: Tensor
-    b_enc: Tensor
-    W_dec: Tensor
-    b_dec: Tensor
-    norms: Tensor
-
-    def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Tensor]):
-        super().__init__()
-        settings = config.get("hsae")
-        self.structure = Structure(settings if isinstance(settings, dict) else {}, weights)
-        flat = self.structure.flattened()
-        self.register_buffer("norms", flat.pop("norms"))
-        for name, tensor in flat.items():
-            self.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=False))
-        for name, kind in (("metadata", dict), ("architecture", str)):
-            if not isinstance(config.get(name), kind):
-                raise ValueError(f"{CONFIG}: '{name}' is {str(config.get(name))[:100]}, expected a {kind.__name__}")
-        top = {name: value for name, value in config.items() if name not in ("metadata", "hsae")}
-        self.cfg = Config(**{**top, **config["metadata"], "architecture_str": config["architecture"]})
-        self._describe()
-
-    @classmethod
-    def load(cls, folder: str | Path, device: Any = "cpu", dtype: torch.dtype = torch.float32) -> "Pursuit":
-        """The SAE of an exported folder. ValueError: files that are damaged or do not belong together."""
-        verify(Path(folder), (CONFIG, WEIGHTS))
-        weights = read_safetensors(Path(folder) / WEIGHTS)
-        return cls(parsed(small(Path(folder) / CONFIG), CONFIG), weights).to(device=device, dtype=dtype)
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Activations [..., D] -> dense codes [..., F]."""
-        return (self.structure(x.reshape(-1, x.shape[-1]).to(self.dtype)) * self.norms).reshape(*x.shape[:-1], -1)
-
-    def decode(self, f: Tensor) -> Tensor:
-        """Codes [..., F] -> reconstructed activations [..., D]."""
-        return f @ self.W_dec + self.b_dec
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Activations [..., D] -> their reconstruction."""
-        return self.decode(self.encode(x))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weights, in which `encode` computes."""
-        return self.W_dec.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.W_dec.device
-
-    def _apply(self, *args: Any, **kwargs: Any) -> "Pursuit":
-        """Where torch changes dtype and device (`to`, `half`, `cuda`, ...): `cfg` follows."""
-        super()._apply(*args, **kwargs)
-        self._describe()
-        return self
-
-    def _describe(self) -> None:
-        self.cfg.dtype, self.cfg.device = str(self.dtype).removeprefix("torch."), str(self.device)
+    computes = Structure

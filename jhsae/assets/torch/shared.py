@@ -1,4 +1,4 @@
-"""Reading of an exported folder, bounded and checked; written out inside each exported module (`torch_module`)."""
+"""The shared part of exported modules, written out inside each of them (`torch_module`): reading of a folder, the SAE."""
 
 import hashlib
 import json
@@ -134,3 +134,64 @@ def check_tensors(settings: Mapping[str, Any], weights: Mapping[str, Tensor], mo
             found = f"{WEIGHTS}: '{name}' has shape {got.get(name)}, but {CONFIG} describes {shapes.get(name)}"
             raise ValueError(f"{found}; the two files belong to different exports")
     return got
+
+
+class Exported(torch.nn.Module):
+    """`encode`, `decode`, `W_enc`, `W_dec`, `b_enc`, `b_dec`, `cfg`: what SAEBench asks of an SAE, for inference."""
+
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+    norms: Tensor
+    computes: Any  # with: the class of the structured weights
+
+    def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Tensor]):
+        super().__init__()
+        settings = config.get("hsae")
+        self.structure = self.computes(settings if isinstance(settings, dict) else {}, weights)
+        flat = self.structure.flattened()
+        self.register_buffer("norms", flat.pop("norms"))
+        for name, tensor in flat.items():
+            self.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=False))
+        for name, kind in (("metadata", dict), ("architecture", str)):
+            if not isinstance(config.get(name), kind):
+                raise ValueError(f"{CONFIG}: '{name}' is {str(config.get(name))[:100]}, expected a {kind.__name__}")
+        top = {name: value for name, value in config.items() if name not in ("metadata", "hsae")}
+        self.cfg = Config(**{**top, **config["metadata"], "architecture_str": config["architecture"]})
+        self._apply(lambda tensor: tensor)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: Any = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+        """The SAE of an exported folder. ValueError: files that are damaged or do not belong together."""
+        verify(folder := Path(folder), (CONFIG, WEIGHTS))
+        config = parsed(small(folder / CONFIG), str(folder / CONFIG))
+        return cls(config, read_safetensors(folder / WEIGHTS)).to(device=device, dtype=dtype)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Activations [..., D] -> dense codes [..., F]."""
+        return (self.structure(x.reshape(-1, x.shape[-1]).to(self.dtype)) * self.norms).reshape(*x.shape[:-1], -1)
+
+    def decode(self, f: Tensor) -> Tensor:
+        """Codes [..., F] -> reconstructed activations [..., D]."""
+        return f @ self.W_dec + self.b_dec
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activations [..., D] -> their reconstruction."""
+        return self.decode(self.encode(x))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, in which `encode` computes."""
+        return self.W_dec.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.W_dec.device
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Where torch changes dtype and device (`to`, `half`, `cuda`, ...): `cfg` follows."""
+        super()._apply(*args, **kwargs)
+        self.cfg.dtype, self.cfg.device = str(self.dtype).removeprefix("torch."), str(self.device)
+        return self
