@@ -1,4 +1,4 @@
-"""The shared part of exported modules, written out inside each of them (`torch_module`): reading of a folder, the SAE."""
+"""The shared part of exported modules, written out inside each of them (`torch_module`): reading a folder, the SAE."""
 
 import hashlib
 import json
