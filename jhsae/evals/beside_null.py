@@ -10,8 +10,8 @@ from jhsae.evals.nulls import Alternative, compare, sentence
 
 
 @dataclass
-class Told:
-    """What an evaluation says: numbers for a table, each with ``_null``, and a sentence for each prediction."""
+class Summary:
+    """Numbers of an evaluation for a table, each with ``_null``, and a sentence for each prediction."""
 
     numbers: dict[str, float | None] = field(default_factory=dict)
     sentences: list[str] = field(default_factory=list)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from jhsae.data import AbstractNormalizer, Store
 from jhsae.evals.absorption import absorption
-from jhsae.evals.beside_null import Told
+from jhsae.evals.beside_null import Summary
 from jhsae.evals.labels import RowLabels
 from jhsae.evals.nulls import Alternative
 from jhsae.evals.probing import sparse_probing
@@ -67,21 +67,21 @@ def on_labels(
     fired, activations = firing_table(sae, normalizer, store, rows), store.read(0, rows)
     pure = purity(fired, labels, sae.tree, seed)
     probing = sparse_probing(fired, activations, labels, sae.tree)
-    told = Told()
+    summary = Summary()
     for group, metrics in pure["groups"].items():
         for name, found in metrics.items():
-            told.add(found, f"{name}_{group}")
-            told.compare(found, f"{name} of {group}", PREDICTED[name], seed)
+            summary.add(found, f"{name}_{group}")
+            summary.compare(found, f"{name} of {group}", PREDICTED[name], seed)
     for probe, scores in probing["probes"].items():
-        told.add(scores["accuracy"], _key(probe))
-    details: dict[str, Any] = {"purity": pure, "probing": probing, "sentences": told.sentences}
+        summary.add(scores["accuracy"], _key(probe))
+    details: dict[str, Any] = {"purity": pure, "probing": probing, "sentences": summary.sentences}
     if probes is not None:
         dictionary = decoder_in_lm_units(sae, normalizer, store)
         details["absorption"] = absorption(fired, dictionary, activations, labels, probes, sae.tree, seed=seed)
         for group, metrics in details["absorption"]["groups"].items():
-            told.add(metrics["full"], f"absorption_{group}")
-            told.add(metrics["fraction"], f"absorption_fraction_{group}")
-    return OnLabels(told.numbers, details)
+            summary.add(metrics["full"], f"absorption_{group}")
+            summary.add(metrics["fraction"], f"absorption_fraction_{group}")
+    return OnLabels(summary.numbers, details)
 
 
 def _key(probe: str) -> str:

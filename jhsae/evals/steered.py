@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jhsae.data import AbstractNormalizer, Store, special_ids
-from jhsae.evals.beside_null import Told
+from jhsae.evals.beside_null import Summary
 from jhsae.evals.nulls import Alternative
 from jhsae.evals.splice import Spliced
 from jhsae.evals.steering import own_targets, steering
@@ -72,9 +72,9 @@ def steered(
         seed=seed,
         batch=batch,
     )
-    told = Told()
+    summary = Summary()
     for name in KINDS:
-        told.add(found[name], f"steer_{name}")
+        summary.add(found[name], f"steer_{name}")
         if name in PREDICTED:
-            told.compare(found[name], f"steering, {name}", PREDICTED[name], seed)
-    return {"numbers": told.numbers, "details": found, "sentences": told.sentences}
+            summary.compare(found[name], f"steering, {name}", PREDICTED[name], seed)
+    return {"numbers": summary.numbers, "details": found, "sentences": summary.sentences}

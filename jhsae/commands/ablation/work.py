@@ -24,7 +24,7 @@ from jhsae.commands.ablation.sizes import tokens
 from jhsae.errors import UserError, outcome
 from jhsae.files.bounded import read_lines, to_json
 from jhsae.files.folders import append_line, write_whole
-from jhsae.files.forms import NUMBER, TEXT, check
+from jhsae.files.forms import COUNT, NUMBER, TEXT, Each, check
 from jhsae.files.lease import BusyError
 from jhsae.files.lock import owned
 from jhsae.training.loop import DivergedError
@@ -39,6 +39,9 @@ FORM = {
     "evaluation": TEXT,
     "metrics": {"ev_r2?": NUMBER, "l0?": NUMBER},
     "seconds": NUMBER,
+    "seed": COUNT,
+    "commit": TEXT,
+    "units?": {"ev_r2?": Each(NUMBER)},
 }
 
 
