@@ -48,7 +48,11 @@ def summarised(study: Study, rows: Rows) -> Summary:
             "ablate on it, or change what failed"
         )
     shown = list(dict.fromkeys([*ALWAYS, *study.config.table]))
-    arms = [_arm(arm, steps[arm], own, found.get(Arm(arm.pole), []), shown) for arm, own in found.items() if own]
+    arms = [
+        compared(arm, steps[arm].size, steps[arm].rate, own, found.get(Arm(arm.pole), []), shown)
+        for arm, own in found.items()
+        if own
+    ]
     return {
         "metrics": {name: WORDS.get(name, name) for name in shown if name not in BUDGETS},
         "budgets": {name: WORDS[name] for name in BUDGETS},
@@ -72,7 +76,27 @@ def _test_rows(study: Study, arm: Arm, step: Step, rows: Rows) -> list[dict[str,
     return [row for run in runs if (row := rows.get(study.key(run))) is not None]
 
 
-def _arm(arm: Arm, step: Step, own: list[dict[str, Any]], pole: list[dict[str, Any]], shown: Sequence[str]) -> Summary:
+def compared(
+    arm: Arm,
+    size: Sequence[str],
+    rate: float | None,
+    own: list[dict[str, Any]],
+    pole: list[dict[str, Any]],
+    shown: Sequence[str],
+) -> Summary:
+    """One arm beside its pole, from their rows alone.
+
+    Args:
+        arm: whose rows these are.
+        size: overrides that were chosen for it.
+        rate: the peak of its learning rate; None for that of its config.
+        own: its test rows, by seed.
+        pole: those of its pole.
+        shown: metrics.
+
+    Returns:
+        Its numbers, and their paired differences to the pole's of the same seeds; none for the pole itself.
+    """
     numbers = {name: _spread([row["metrics"].get(name) for row in own]) for name in (*shown, *BUDGETS)}
     seeds = {row["seed"] for row in own} & {row["seed"] for row in pole}
     pairs = [[row for row in side if row["seed"] in seeds] for side in (own, pole)]
@@ -91,8 +115,8 @@ def _arm(arm: Arm, step: Step, own: list[dict[str, Any]], pole: list[dict[str, A
         "pole": arm.pole,
         "change": arm.change,
         "axes": [axis for axis, _ in arm.picks],
-        "size": list(step.size),
-        "rate": step.rate,
+        "size": list(size),
+        "rate": rate,
         "seeds": [row["seed"] for row in own],
         "hashes": [row["config_hash"] for row in own],
         "numbers": numbers,
