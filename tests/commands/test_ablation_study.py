@@ -46,6 +46,7 @@ def test_validation_and_test_rows_share_no_sequence(tmp_path):
         held_out(study(tmp_path, validation=1.0))
 
 
+@pytest.mark.slow
 def test_a_study_that_is_stopped_goes_on_and_a_finished_one_is_left_alone(tmp_path, monkeypatch, capsys):
     asked = study(tmp_path)
     real, calls = work.train, []

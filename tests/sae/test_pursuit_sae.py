@@ -136,6 +136,7 @@ def test_empty_slots_are_never_picked_never_dead_and_stay_empty():
     assert not np.any(trained.rows[24:]) and np.any(trained.rows[:24] != made.rows[:24])
 
 
+@pytest.mark.slow
 def test_it_trains_by_fit_to_its_l0_and_settles_at_a_threshold():
     rows = runs.activations(6144)
     made = PursuitSAE(runs.EMBED, [12, 2], MeanL0(3.0), key=jax.random.key(0))
