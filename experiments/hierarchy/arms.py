@@ -52,7 +52,8 @@ def _design(arm: str, layer: int, l0: int, size: Size) -> tuple[str, list[str]]:
     if arm in POLES:
         base, words = _pole(arm, layer, l0)
         return base, [*words, _solved(arm, base, words, "sae.experts", "parameters", _topk(size))]
-    budget = f"sae.budget={{_target_: jhsae.sparsify.{'ExactL0' if arm == 'recommended_exact' else 'MeanL0'}, k: {l0}}}"
+    rule = "jhsae.sparsify.ExactL0" if arm == "recommended_exact" else "jhsae.sparsify.MeanL0"
+    budget = f"sae.budget={{_target_: {rule}, k: {l0}}}"
     if arm in ("flat_macs", "flat_parameters"):
         base, words, what = "pursuit/flat.yaml", [budget], arm.removeprefix("flat_")
         target = _topk(size) if what == "parameters" else budgets(real("recommended", layer, l0, size))
@@ -83,7 +84,8 @@ def _pole(arm: str, layer: int, l0: int) -> tuple[str, list[str]]:
     """A pole of the ablation of both originals, with the number of experts that gives about this total L0."""
     pole = cfg.load(Ablate, cfg.find("ablate/axes.yaml")).poles[POLES[arm]]
     asked = l0 / 2 if arm == "teacher" else l0 * 11 / 16  # 11 experts, of which about 8 are active with an atom each
-    return pole.train, [*pole.overrides, f"teacher=teacher-{layer}", f"sae.route.k={max(1, round(asked))}"]
+    words = [*pole.overrides, f"sae.route.k={max(1, round(asked))}"]
+    return pole.train, [*words, f"teacher=teacher-{layer}"] if arm == "teacher" else words
 
 
 @cache

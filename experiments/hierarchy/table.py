@@ -298,8 +298,8 @@ def latents(rows: Rows) -> str:
                 names = [name for name in (found[0]["metrics"] if found else ()) if not name.endswith("_null")]
                 for name in names:
                     null = cell(found, metric(f"{name}_null")).split(" ")[0]
-                    lines.append([str(layer), arm, name, str(len(found)), cell(found, metric(name)), null])
-    return table(["layer", "arm", "measure", "rows", "value", "by chance"], lines)
+                    lines.append([part, str(layer), arm, name, str(len(found)), cell(found, metric(name)), null])
+    return table(["", "layer", "arm", "measure", "rows", "value", "by chance"], lines)
 
 
 def rates(rows: Rows) -> str:
