@@ -65,7 +65,8 @@ def done(job: Job, size: Size, provenance: dict[str, Any]) -> dict[str, Any]:
 def _trained(job: Job, size: Size) -> Path:
     """The folder of a finished run; its checkpoints are deleted."""
     folder = Path(train(settings(job, size)))
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if (folder / "checkpoints").exists():
+        shutil.rmtree(folder / "checkpoints")
     return folder
 
 

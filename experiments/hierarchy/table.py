@@ -15,7 +15,7 @@ from typing import Any
 
 from jobs import DIVERGED, Job, Row, rate_of
 from matplotlib.figure import Figure
-from settings import LABELLED, REAL, WORLD, Size
+from settings import LABELLED, REAL, WORLD, Arm, Size
 from study import read_rows
 
 from jhsae.commands.ablation.effects import as_data, over_seeds
@@ -110,7 +110,15 @@ def made(rows: Rows) -> dict[str, str]:
         "longer": longer(rows),
         "rates": rates(rows),
         "about": about(rows),
+        "arms": table(["arm", "config", "rates"], (line for arms in (REAL, WORLD) for line in _arms(arms))),
     }
+
+
+def _arms(arms: dict[str, Arm]) -> Iterator[list[str]]:
+    place = "language model" if arms is REAL else "worlds"
+    for name, arm in arms.items():
+        tried = f"that of {arm.like}" if arm.like else ", ".join(f"{rate:g}" for rate in arm.rates)
+        yield [f"{name} ({place})", arm.about, tried]
 
 
 def of(rows: Rows, part: str, place: str | int, arm: str, l0: int | None, times: int = 1) -> list[Row]:
