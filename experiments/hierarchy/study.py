@@ -154,6 +154,7 @@ def said(row: Row) -> str:
     )
     metrics = ", ".join(f"{name} {value:.4g}" for name in names if (value := row["metrics"].get(name)) is not None)
     about = f"{row['part']} {row['place']} {row['arm']} L0 {row['l0']} rate {row['rate']:g} seed {row['seed']}"
+    about += f" steps x {row['times']}" if row["times"] > 1 else ""
     return f"{about}: {metrics or row.get('diverged', 'no numbers')}; {row['seconds']:.0f} s"
 
 
