@@ -101,7 +101,7 @@ def test_a_row_is_appended_when_no_other_process_does(tmp_path, monkeypatch):
 
     monkeypatch.setattr(work, "owned", busy)
     monkeypatch.setattr(work.time, "sleep", waited.append)
-    work._append(path, "{}")
+    work.append_row(path, "{}")
     assert path.read_text() == "{}\n" and len(waited) == 2
 
 
