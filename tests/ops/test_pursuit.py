@@ -9,7 +9,7 @@ from reference.pursuit import pursuit, refitted
 
 from jhsae import ops
 from jhsae.codes import Codes
-from jhsae.ops.pursuit import first_largest
+from jhsae.ops.pool import first_largest
 
 TOKENS, EMBED, PICKS = 21, 12, 7
 SHAPES = [(30,), (6, 4), (5, 3, 2)]
@@ -71,6 +71,20 @@ def test_every_token_has_the_codes_of_the_plain_pursuit(kind):
                 scores = np.asarray(found.scores[token])
                 np.testing.assert_allclose(scores[:-1][scores[:-1] > 0], entered[token], rtol=1e-4)
             np.testing.assert_allclose(found.scores[:, -1], np.maximum(left, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("levels", [(40,), (10, 3)], ids=str)
+def test_tokens_of_many_picks_go_on_alone(levels, monkeypatch):
+    """In blocks of 8 of the 24 tokens; a block without a token that has made 8 picks is left out."""
+    monkeypatch.setattr("jhsae.ops.pursuit.BLOCK", 8)
+    assert ops.ends(14) == (8, 14) and ops.ends(32) == (8, 16, 24, 32) and ops.ends(7) == (7,)
+    forest, x, rows = draw(levels)
+    x = np.concatenate([x, x[:3]]) * np.linspace(0.1, 2, 24, dtype=np.float32)[:, None]
+    want, _, _ = pursuit(x.astype(float), rows.astype(float), forest.parents, 0.15, 14)
+    found = jax.jit(lambda x, rows: ops.pursue(x, rows, 0.15, ops.Search(forest, 14)))(x, rows)
+    used = np.asarray(found.scores[:, :-1] > 0).sum(1)
+    assert used.max() > 8 < np.sum(used >= 8) <= 16
+    np.testing.assert_allclose(dense(found, forest), want, atol=2e-5)
 
 
 def test_prefixes_are_refitted_without_what_lies_below():
