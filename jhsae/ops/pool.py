@@ -1,8 +1,8 @@
 """The open rows of a pursuit and their scores: the roots, or candidates among them, and the children of what is in.
 
 The score of an open row is its product with the residual, ``row . x - sum_s values[s] row . row_s``. Both products are
-kept for every open row, so that a pick reads no row of the dictionary but the one that enters. Arrays have the tokens
-last, but for scores of all roots: [tokens, roots].
+kept for every open row where they are looked up in a table (`TablePool`); a `VectorPool` computes scores from gathered
+rows. Arrays have the tokens last, but for scores of roots, [tokens, roots], and rows, [..., tokens, embed].
 """
 
 import abc
@@ -116,7 +116,8 @@ class TablePool(AbstractPool[TableState]):
         self.root_table = table[:, : forest.roots]
 
     def start(self, chosen: Chosen, picks: int) -> TableState:
-        return TableState(self.open_roots(chosen, picks), self._listed(self._children(chosen), chosen, picks))
+        children = self.listed(self._children(chosen), chosen, picks, picks * self.forest.widest)
+        return TableState(self.open_roots(chosen, picks), children)
 
     def best_child(self, state: TableState, chosen: Chosen, closed: Array | None) -> Best:
         below = None if closed is None else jnp.repeat(closed, self.forest.widest, axis=0)
@@ -144,6 +145,19 @@ class TablePool(AbstractPool[TableState]):
         """The products of all pairs of a token's rows."""
         return self.table.at[a[:, None], b[None]].get(mode="clip")
 
+    def lost(self, chosen: Chosen) -> Float[Array, "tokens roots"]:
+        """What the rows that are in take of the score of each root."""
+        table, values = self.root_table, chosen.values
+        if len(values) > WRITTEN_OUT:
+            return jnp.einsum("pt,ptn->tn", values, table[chosen.rows])
+        # one loop over the numbers, without gathered rows in between
+        return reduce(jnp.add, (value[:, None] * table[row] for value, row in zip(values, chosen.rows, strict=True)))
+
+    def untaken(self, chosen: Chosen) -> Float[Array, "tokens roots"]:
+        """The product of each root with the token; -inf for one that has entered."""
+        taken = jnp.where(chosen.there, chosen.rows, self.forest.roots).T
+        return self.of_roots.at[jnp.arange(len(taken))[:, None], taken].set(-jnp.inf, mode="drop")
+
     @abc.abstractmethod
     def open_roots(self, chosen: Chosen, picks: int) -> Any:
         """The roots that compete with what is in."""
@@ -162,16 +176,15 @@ class TablePool(AbstractPool[TableState]):
         scores = self.of_rows.at[self.tokens, rows].get(mode="clip")
         return jnp.where(rows < self.forest.size, scores, -jnp.inf)
 
-    def _listed(self, rows: Int[Array, "open tokens"], chosen: Chosen, picks: int) -> Listed:
-        """These rows, without those that are in, with places for the children of `picks` rows."""
-        have, widest = len(chosen.rows), self.forest.widest
+    def listed(self, rows: Int[Array, "open tokens"], chosen: Chosen, picks: int, size: int) -> Listed:
+        """A list of these rows, of which those that are in are not open, with `size` places."""
         is_in = jnp.any((rows[None] == chosen.rows[:, None]) & chosen.there[:, None], axis=0)
         of_token = jnp.where(is_in, -jnp.inf, self._of_token(rows))
-        more = (picks - have) * widest
+        more = ((0, size - len(rows)), (0, 0))
         return Listed(
-            jnp.pad(rows, ((0, more), (0, 0)), constant_values=self.forest.size),
-            jnp.pad(of_token, ((0, more), (0, 0)), constant_values=-jnp.inf),
-            grown(self.between(chosen.rows, rows), picks, len(rows) + more),
+            jnp.pad(rows, more, constant_values=self.forest.size),
+            jnp.pad(of_token, more, constant_values=-jnp.inf),
+            grown(self.between(chosen.rows, rows), picks, size),
         )
 
 
@@ -179,24 +192,37 @@ class AllRoots(TablePool):
     """All roots compete."""
 
     def open_roots(self, chosen: Chosen, picks: int) -> Array:
-        """The product of each with the token; -inf for one that has entered."""
-        scores = self.of_roots
-        taken = jnp.where(chosen.there, chosen.rows, self.forest.roots).T
-        return scores.at[jnp.arange(len(scores))[:, None], taken].set(-jnp.inf, mode="drop")
+        return self.untaken(chosen)
 
     def best_root(self, state: TableState, chosen: Chosen) -> Best:
-        table, values = self.root_table, chosen.values
-        if len(values) > WRITTEN_OUT:
-            lost = jnp.einsum("pt,ptn->tn", values, table[chosen.rows])
-        else:  # one loop over the numbers, without gathered rows in between
-            lost = reduce(
-                jnp.add, (value[:, None] * table[row] for value, row in zip(values, chosen.rows, strict=True))
-            )
-        place, score = first_largest(state.roots - lost)
+        place, score = first_largest(state.roots - self.lost(chosen))
         return score, place, place
 
     def without(self, roots: Array, t: Array, entry: Entry, place: Array) -> Array:
         return roots.at[jnp.arange(len(place)), place].set(-jnp.inf, mode="drop")
+
+
+class SomeRoots(TablePool):
+    """Candidates compete.
+
+    Args:
+        candidates: their numbers.
+        rest: the arguments of a `TablePool`.
+    """
+
+    def __init__(self, candidates: Int[Array, "candidates tokens"], *rest: Any):
+        super().__init__(*rest)
+        self.candidates = candidates
+
+    def open_roots(self, chosen: Chosen, picks: int) -> Listed:
+        return self.listed(self.candidates, chosen, picks, len(self.candidates))
+
+    def best_root(self, state: TableState, chosen: Chosen) -> Best:
+        return state.roots.best(chosen.values)
+
+    def without(self, roots: Listed, t: Array, entry: Entry, place: Array) -> Listed:
+        products = roots.products.at[t].set(self.between(entry.row[None], roots.rows)[0])
+        return roots.without(place)._replace(products=products)
 
 
 class VectorState(NamedTuple):

@@ -11,7 +11,8 @@ thousand rows. `screened` is for more: candidates among the roots are chosen a f
 """
 
 from collections.abc import Callable
-from itertools import pairwise
+from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -20,11 +21,13 @@ from jaxtyping import Array, Float, Int
 
 from jhsae.ops.chunks import chunk_size, map_chunks
 from jhsae.ops.forest import Forest
-from jhsae.ops.pool import AbstractPool, AllRoots, VectorPool
+from jhsae.ops.pool import AbstractPool, AllRoots, SomeRoots, VectorPool
 from jhsae.ops.precision import dot, operand
 from jhsae.ops.refit import Chosen, Entry, enter, kept, prune, refit, sweep
 from jhsae.ops.sharding import ShardingKind, shard_mapped
+from jhsae.ops.topk import METHODS
 
+TABLE = 4096  # rows: a screened pursuit of more has no table of the products of all pairs
 BLOCK = 128  # tokens that are pursued at a time once some of the chunk have ended
 
 
@@ -109,7 +112,8 @@ def screened(
 
     One choice by the scores of the token alone misses what matters after the first picks, so that it needs ever more
     candidates with the number of rows; a few choices on the residual do not. A round without a row above the threshold
-    does not end the token. No array of features x features exists, and none of batch x features outlives a chunk.
+    does not end the token. No array of batch x features outlives a chunk; one of features x features exists for up to
+    `TABLE` rows, where looking products up is many times as fast as computing them.
 
     Args:
         x: the input, centred.
@@ -122,6 +126,8 @@ def screened(
     """
     forest, picks = search.forest, search.picks
     candidates = min(candidates, forest.roots)
+    if forest.size <= TABLE:
+        return _on_devices(partial(_screened_by_table, search, rounds, candidates, chunk), x, rows, threshold)
     held = 2 * forest.roots + (candidates + picks * (1 + forest.widest)) * x.shape[1] + picks * picks
 
     def on_device(x: Array, rows: Array, threshold: Array) -> Pursued:
@@ -138,6 +144,27 @@ def screened(
         return map_chunks(of_chunk, chunk or chunk_size(len(x), 4 * held), x)
 
     return _on_devices(on_device, x, rows, threshold)
+
+
+def _screened_by_table(
+    search: Search, rounds: int, candidates: int, chunk: int | None, x: Array, rows: Array, threshold: Array
+) -> Pursued:
+    """`screened` on one device, with the products of all pairs of rows."""
+    forest, table = search.forest, dot("nd,md->nm", rows, rows)
+    held = forest.size + 2 * forest.roots
+
+    def of_chunk(x: Array) -> Pursued:
+        scores, chosen = dot("bd,nd->bn", x, rows), Chosen.nothing(len(x))
+        for end in accumulate(schedule(search.picks, rounds)):
+            start, every = len(chosen.rows), AllRoots(scores, None, table, forest)
+            now = every.untaken(chosen) - every.lost(chosen) if start else every.untaken(chosen)
+            near = METHODS["auto"](now, candidates).T  # not `topk`: this device has all rows
+            pool = SomeRoots(near, scores, None, table, forest)
+            state = pool.start(chosen, end)
+            chosen = _picked(pool, state, chosen.grown(end), start, end, threshold, search)[1]
+        return _finished(chosen, search)
+
+    return map_chunks(of_chunk, chunk or chunk_size(len(x), 4 * held, 2 * BLOCK), x)
 
 
 def ends(picks: int) -> tuple[int, ...]:

@@ -116,14 +116,17 @@ def sweep(chosen: Chosen, end: Int[Array, ""] | int, moves: Bool[Array, "tokens"
     A value becomes that of the best row of norm 1 with the others held: its product with the token less theirs.
     """
 
-    def move(i: Int[Array, ""], values: Array) -> Array:
-        s = end - 1 - i
+    def move(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        s, values = state
         old = values[s]
         of_others = jnp.sum(values * chosen.products[s], axis=0) - old
         new = jnp.maximum(chosen.of_token[s] - of_others, 0.0)
-        return values.at[s].set(jnp.where(chosen.there[s] & moves, new, old))
+        return s - 1, values.at[s].set(jnp.where(chosen.there[s] & moves, new, old))
 
-    return chosen._replace(values=jax.lax.fori_loop(0, end, move, chosen.values))
+    first = (
+        jnp.asarray(end, jnp.int32) - 1
+    )  # the TPU compiler aborts where a `fori_loop` to a changing end is in a loop
+    return chosen._replace(values=jax.lax.while_loop(lambda state: state[0] >= 0, move, (first, chosen.values))[1])
 
 
 def refit(chosen: Chosen, sweeps: int) -> Chosen:

@@ -51,9 +51,16 @@ def test_a_forest_is_arithmetic(levels):
     np.testing.assert_array_equal(np.concatenate([part.reshape(-1) for part in parts]), np.arange(forest.size))
 
 
+@pytest.fixture(params=["by table", "by rows"])
+def products(request, monkeypatch):
+    """How a screened pursuit has the products of rows."""
+    if request.param == "by rows":
+        monkeypatch.setattr("jhsae.ops.pursuit.TABLE", 0)
+
+
 @pytest.mark.parametrize("kind", SEARCHES)
-def test_every_token_has_the_codes_of_the_plain_pursuit(kind):
-    """By the table, and by vectors where the candidates are all roots; in chunks of which one is short."""
+def test_every_token_has_the_codes_of_the_plain_pursuit(kind, products):
+    """Where all roots compete, and where the candidates are all roots; in chunks of which one is short."""
     levels, most_children, keep, least = SEARCHES[kind]
     forest, x, rows = draw(levels)
     want, entered, left = pursuit(
@@ -100,7 +107,7 @@ def test_prefixes_are_refitted_without_what_lies_below():
         assert np.abs(got - kept).max() > 0.1
 
 
-def test_a_screened_pursuit_is_the_plain_one_of_the_candidates_of_each_round():
+def test_a_screened_pursuit_is_the_plain_one_of_the_candidates_of_each_round(products):
     """A round that picks nothing does not end the token, and no row enters twice."""
     forest, x, rows = draw((30,), empty=False)
     search, candidates, least = ops.Search(forest, PICKS, sweeps=0), 4, 0.4
@@ -148,7 +155,8 @@ def test_eight_devices_give_the_codes_of_one(levels):
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_no_array_of_all_pairs_of_rows_exists_where_candidates_are_screened():
+def test_no_array_of_all_pairs_of_rows_exists_where_candidates_of_many_rows_are_screened(monkeypatch):
+    monkeypatch.setattr("jhsae.ops.pursuit.TABLE", 29)
     forest, x, rows = draw((30,))
 
     def sizes(function):
