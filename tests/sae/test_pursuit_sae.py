@@ -164,6 +164,14 @@ def test_a_budget_that_is_not_met_is_reported_once_the_run_is_done(caplog):
     assert not caplog.text
 
 
+def test_a_threshold_that_collapses_for_want_of_rows_ends_the_run():
+    made = PursuitSAE(EMBED, [4], MeanL0(4.0, 4, threshold_rate=1.0), key=jax.random.key(0))
+    with pytest.raises(UserError, match="after 3 steps, though the threshold has fallen to 0: too few rows compete"):
+        jhsae.fit(made, tokens(64), steps=3, batch=64)
+    fed = eqx.tree_at(lambda s: s.budget, made, MeanL0(1.0, 2, threshold_rate=1.0))
+    assert jhsae.fit(fed, tokens(64), steps=3, batch=64)[1][-1]["l0"] > 0.9
+
+
 def part(name, **arguments):
     return {"_target_": f"jhsae.{name}", **arguments}
 
