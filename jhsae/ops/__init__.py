@@ -35,6 +35,7 @@ from jhsae.ops.pursuit import ends as ends
 from jhsae.ops.pursuit import pursue as pursue
 from jhsae.ops.pursuit import schedule as schedule
 from jhsae.ops.pursuit import screened as screened
+from jhsae.ops.pursuit import swept as swept
 from jhsae.ops.router import Routed as Routed
 from jhsae.ops.router import route as route
 from jhsae.ops.select import largest as largest

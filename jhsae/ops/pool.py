@@ -1,8 +1,9 @@
 """The open rows of a pursuit and their scores: the roots, or candidates among them, and the children of what is in.
 
-The score of an open row is its product with the residual, ``row . x - sum_s values[s] row . row_s``. Both products are
-kept for every open row where they are looked up in a table (`TablePool`); a `VectorPool` computes scores from gathered
-rows. Arrays have the tokens last, but for scores of roots, [tokens, roots], and rows, [..., tokens, embed].
+The score of an open row is its product with the residual, ``row . x - sum_s values[s] row . row_s``. A row that enters
+changes it by one product; where values have moved it is computed again. Products of rows are looked up in a table
+(`TablePool`) or taken of gathered rows (`VectorPool`). Arrays have the tokens last, but for scores of roots,
+[tokens, roots], and rows, [..., tokens, embed].
 """
 
 import abc
@@ -34,27 +35,42 @@ class Listed(NamedTuple):
         rows: their numbers.
         of_token: the product of each with the token; -inf where there is none, or where it has entered.
         products: of the rows that are in with each.
+        scores: the product of each with the residual.
     """
 
     rows: Int[Array, "open tokens"]
     of_token: Float[Array, "open tokens"]
     products: Float[Array, "picks open tokens"]
+    scores: Float[Array, "open tokens"]
 
-    def best(self, values: Float[Array, "picks tokens"], closed: Array | None = None) -> Best:
+    def best(self, closed: Array | None = None) -> Best:
         """The largest score of each token, the number of its row and its place in the list.
 
         Args:
-            values: of the rows that are in.
             closed: which places do not compete; None where all do.
         """
-        scores = self.of_token - weighted(values, self.products)
-        scores = scores if closed is None else jnp.where(closed, -jnp.inf, scores)
+        scores = self.scores if closed is None else jnp.where(closed, -jnp.inf, self.scores)
         return best_listed(scores, self.rows)
 
-    def without(self, place: Int[Array, "tokens"]) -> "Listed":
-        """The list after the row at this place has entered; a place beyond the list changes nothing."""
-        tokens = jnp.arange(len(place), dtype=jnp.int32)
-        return self._replace(of_token=self.of_token.at[place, tokens].set(-jnp.inf, mode="drop"))
+    def entered(
+        self, t: Int[Array, ""], value: Float[Array, "tokens"], products: Array, place: Int[Array, "tokens"]
+    ) -> "Listed":
+        """The list after a row has entered in slot t.
+
+        Args:
+            t: the slot.
+            value: of the row.
+            products: of the row with those that are listed.
+            place: where it stood in the list; a place beyond the list if it did not.
+        """
+        where = (place, jnp.arange(len(place), dtype=jnp.int32))
+        of_token = self.of_token.at[where].set(-jnp.inf, mode="drop")
+        scores = (self.scores - value * products).at[where].set(-jnp.inf, mode="drop")
+        return Listed(self.rows, of_token, self.products.at[t].set(products), scores)
+
+    def rescored(self, values: Float[Array, "picks tokens"]) -> "Listed":
+        """The list with the scores at these values of the rows that are in."""
+        return self._replace(scores=self.of_token - weighted(values, self.products))
 
 
 class AbstractPool(abc.ABC, Generic[S]):
@@ -78,7 +94,11 @@ class AbstractPool(abc.ABC, Generic[S]):
 
     @abc.abstractmethod
     def entered(self, state: S, chosen: Chosen, t: Int[Array, ""], entry: Entry) -> S:
-        """The state after the row of `entry` has entered in slot t; `chosen` has it already."""
+        """The state after the row of `entry` has entered in slot t; `chosen` has it already, no other value moved."""
+
+    @abc.abstractmethod
+    def rescored(self, state: S, chosen: Chosen) -> S:
+        """The state after values have moved."""
 
 
 class TableState(NamedTuple):
@@ -121,25 +141,30 @@ class TablePool(AbstractPool[TableState]):
 
     def best_child(self, state: TableState, chosen: Chosen, closed: Array | None) -> Best:
         below = None if closed is None else jnp.repeat(closed, self.forest.widest, axis=0)
-        return state.children.best(chosen.values, below)
+        return state.children.best(below)
 
     def products(self, state: TableState, chosen: Chosen, entry: Entry) -> Array:
         return self.between(chosen.rows, entry.row[None])[:, 0]
 
     def entered(self, state: TableState, chosen: Chosen, t: Array, entry: Entry) -> TableState:
-        is_root, widest = entry.slot < 0, self.forest.widest
-        roots = self.without(state.roots, t, entry, jnp.where(entry.on & is_root, entry.place, NOWHERE))
+        is_root, widest, value = entry.slot < 0, self.forest.widest, chosen.values[t]
+        place = jnp.where(entry.on & is_root, entry.place, NOWHERE)
+        roots = self.root_entered(state.roots, t, value, entry, place)
         if not widest:
             return TableState(roots, state.children)
-        old = state.children.without(jnp.where(entry.on & ~is_root, entry.place, NOWHERE))
-        new = self.forest.children(entry.row).T
-        new = jnp.where(entry.on, new, self.forest.size)
-        rows = jax.lax.dynamic_update_slice_in_dim(old.rows, new, t * widest, 0)
-        of_token = jax.lax.dynamic_update_slice_in_dim(old.of_token, self._of_token(new), t * widest, 0)
-        with_new = self.between(chosen.rows, new)
-        products = jax.lax.dynamic_update_slice_in_dim(old.products, with_new, t * widest, 1)
-        products = products.at[t].set(self.between(entry.row[None], rows)[0])
-        return TableState(roots, Listed(rows, of_token, products))
+        new = jnp.where(entry.on, self.forest.children(entry.row).T, self.forest.size)
+        of_token, products = self._of_token(new), self.between(chosen.rows, new)
+        child = jnp.where(entry.on & ~is_root, entry.place, NOWHERE)
+        old = state.children.entered(t, value, self.between(entry.row[None], state.children.rows)[0], child)
+        added = Listed(new, of_token, products, of_token - weighted(chosen.values, products))
+        axes = Listed(0, 0, 1, 0)
+        children = jax.tree.map(
+            lambda a, b, axis: jax.lax.dynamic_update_slice_in_dim(a, b, t * widest, axis), old, added, axes
+        )
+        return TableState(roots, children)
+
+    def rescored(self, state: TableState, chosen: Chosen) -> TableState:
+        return TableState(self.roots_rescored(state.roots, chosen), state.children.rescored(chosen.values))
 
     def between(self, a: Int[Array, "a tokens"], b: Int[Array, "b tokens"]) -> Float[Array, "a b tokens"]:
         """The products of all pairs of a token's rows."""
@@ -163,8 +188,14 @@ class TablePool(AbstractPool[TableState]):
         """The roots that compete with what is in."""
 
     @abc.abstractmethod
-    def without(self, roots: Any, t: Int[Array, ""], entry: Entry, place: Int[Array, "tokens"]) -> Any:
-        """The roots after `entry` has entered in slot t; it is a root if its `place` is one."""
+    def root_entered(
+        self, roots: Any, t: Int[Array, ""], value: Float[Array, "tokens"], entry: Entry, place: Int[Array, "tokens"]
+    ) -> Any:
+        """The roots after `entry` has entered in slot t at a value; it is a root if its `place` is one."""
+
+    @abc.abstractmethod
+    def roots_rescored(self, roots: Any, chosen: Chosen) -> Any:
+        """The roots after values have moved."""
 
     def _children(self, chosen: Chosen) -> Int[Array, "open tokens"]:
         """Of the rows that are in; `size` where there is none."""
@@ -180,26 +211,31 @@ class TablePool(AbstractPool[TableState]):
         """A list of these rows, of which those that are in are not open, with `size` places."""
         is_in = jnp.any((rows[None] == chosen.rows[:, None]) & chosen.there[:, None], axis=0)
         of_token = jnp.where(is_in, -jnp.inf, self._of_token(rows))
-        more = ((0, size - len(rows)), (0, 0))
+        more, products = ((0, size - len(rows)), (0, 0)), self.between(chosen.rows, rows)
         return Listed(
             jnp.pad(rows, more, constant_values=self.forest.size),
             jnp.pad(of_token, more, constant_values=-jnp.inf),
-            grown(self.between(chosen.rows, rows), picks, size),
+            grown(products, picks, size),
+            jnp.pad(of_token - weighted(chosen.values, products), more, constant_values=-jnp.inf),
         )
 
 
 class AllRoots(TablePool):
-    """All roots compete."""
+    """All roots compete; their scores are the state."""
 
     def open_roots(self, chosen: Chosen, picks: int) -> Array:
-        return self.untaken(chosen)
+        return self.untaken(chosen) - self.lost(chosen) if len(chosen.rows) else self.of_roots
 
     def best_root(self, state: TableState, chosen: Chosen) -> Best:
-        place, score = first_largest(state.roots - self.lost(chosen))
+        place, score = first_largest(state.roots)
         return score, place, place
 
-    def without(self, roots: Array, t: Array, entry: Entry, place: Array) -> Array:
-        return roots.at[jnp.arange(len(place)), place].set(-jnp.inf, mode="drop")
+    def root_entered(self, roots: Array, t: Array, value: Array, entry: Entry, place: Array) -> Array:
+        now = roots - value[:, None] * self.root_table[entry.row]
+        return now.at[jnp.arange(len(place)), place].set(-jnp.inf, mode="drop")
+
+    def roots_rescored(self, roots: Array, chosen: Chosen) -> Array:
+        return jnp.where(roots > -jnp.inf, self.of_roots - self.lost(chosen), -jnp.inf)
 
 
 class SomeRoots(TablePool):
@@ -218,11 +254,13 @@ class SomeRoots(TablePool):
         return self.listed(self.candidates, chosen, picks, len(self.candidates))
 
     def best_root(self, state: TableState, chosen: Chosen) -> Best:
-        return state.roots.best(chosen.values)
+        return state.roots.best()
 
-    def without(self, roots: Listed, t: Array, entry: Entry, place: Array) -> Listed:
-        products = roots.products.at[t].set(self.between(entry.row[None], roots.rows)[0])
-        return roots.without(place)._replace(products=products)
+    def root_entered(self, roots: Listed, t: Array, value: Array, entry: Entry, place: Array) -> Listed:
+        return roots.entered(t, value, self.between(entry.row[None], roots.rows)[0], place)
+
+    def roots_rescored(self, roots: Listed, chosen: Chosen) -> Listed:
+        return roots.rescored(chosen.values)
 
 
 class VectorState(NamedTuple):
@@ -233,12 +271,14 @@ class VectorState(NamedTuple):
         children: the numbers of the children of the rows that are in; `size` where there is none, or it has entered.
         entered: the rows that are in.
         of_children: the rows of their children.
+        residual: what the rows that are in leave of the token.
     """
 
     open: Bool[Array, "tokens candidates"]
     children: Int[Array, "open tokens"]
     entered: Float[Array, "picks tokens embed"]
     of_children: Float[Array, "open tokens embed"]
+    residual: Float[Array, "tokens embed"]
 
 
 class VectorPool(AbstractPool[VectorState]):
@@ -265,12 +305,13 @@ class VectorPool(AbstractPool[VectorState]):
             jnp.full((below, tokens), self.forest.size, jnp.int32),
             jnp.zeros((picks, tokens, embed), dtype),
             jnp.zeros((below, tokens, embed), dtype),
+            self.x,
         )
 
     def screen(self, state: VectorState, chosen: Chosen) -> VectorState:
         """The state at the start of a round, with new candidates."""
         roots = self.forest.roots
-        scores = dot("td,nd->tn", self._residual(state, chosen), self.vectors[:roots])
+        scores = dot("td,nd->tn", state.residual, self.vectors[:roots])
         taken = jnp.where(chosen.there & (chosen.parent < 0), chosen.rows, roots).T
         scores = scores.at[jnp.arange(len(scores))[:, None], taken].set(-jnp.inf, mode="drop")
         self.candidates = METHODS["auto"](scores, self.count)  # not `topk`: this device has all rows
@@ -278,12 +319,12 @@ class VectorPool(AbstractPool[VectorState]):
         return state._replace(open=jnp.take_along_axis(scores, self.candidates, axis=1) > -jnp.inf)
 
     def best_root(self, state: VectorState, chosen: Chosen) -> Best:
-        scores = dot("tcd,td->tc", self.near, self._residual(state, chosen))
+        scores = dot("tcd,td->tc", self.near, state.residual)
         place, score = first_largest(jnp.where(state.open, scores, -jnp.inf))
         return score, jnp.take_along_axis(self.candidates, place[:, None], axis=1)[:, 0], place
 
     def best_child(self, state: VectorState, chosen: Chosen, closed: Array | None) -> Best:
-        scores = dot("otd,td->ot", state.of_children, self._residual(state, chosen))
+        scores = dot("otd,td->ot", state.of_children, state.residual)
         there = state.children < self.forest.size
         there = there if closed is None else there & ~jnp.repeat(closed, self.forest.widest, axis=0)
         return best_listed(jnp.where(there, scores, -jnp.inf), state.children)
@@ -296,7 +337,8 @@ class VectorPool(AbstractPool[VectorState]):
         root = jnp.where(entry.on & is_root, entry.place, NOWHERE)
         is_open = state.open.at[tokens, root].set(False, mode="drop")
         row = jnp.where(entry.on[:, None], self.vectors[entry.row], 0)
-        state = state._replace(open=is_open, entered=state.entered.at[t].set(row))
+        left = state.residual - rounded(chosen.values[t])[:, None] * row.astype(jnp.float32)
+        state = state._replace(open=is_open, entered=state.entered.at[t].set(row), residual=left)
         if not widest:
             return state
         child = jnp.where(entry.on & ~is_root, entry.place, NOWHERE)
@@ -308,12 +350,12 @@ class VectorPool(AbstractPool[VectorState]):
             of_children=jax.lax.dynamic_update_slice_in_dim(state.of_children, below, t * widest, 0),
         )
 
-    def _residual(self, state: VectorState, chosen: Chosen) -> Float[Array, "tokens embed"]:
-        """What the rows that are in leave of the token."""
+    def rescored(self, state: VectorState, chosen: Chosen) -> VectorState:
         if len(chosen.values) > WRITTEN_OUT:
-            return self.x - dot("pt,ptd->td", chosen.values, state.entered)
+            return state._replace(residual=self.x - dot("pt,ptd->td", chosen.values, state.entered))
         pairs = zip(chosen.values, state.entered, strict=True)
-        return self.x - reduce(jnp.add, (rounded(v)[:, None] * row.astype(jnp.float32) for v, row in pairs))
+        taken = reduce(jnp.add, (rounded(v)[:, None] * row.astype(jnp.float32) for v, row in pairs))
+        return state._replace(residual=self.x - taken)
 
 
 def first_largest(scores: Float[Array, "tokens n"]) -> tuple[Int[Array, "tokens"], Float[Array, "tokens"]]:

@@ -2,9 +2,10 @@
 
 At every pick the roots and the children of rows that are in compete; the open row with the largest score, its product
 with the residual, enters while its score exceeds the threshold. Rows are of norm 1, so a row that enters explains the
-square of its score. After each pick one sweep of non-negative Gauss-Seidel moves the values of the rows that are in, at
-the end `sweeps` more; a sweep goes from the row that entered last to the first. Nothing is differentiated here: the
-gradient of the rows is that of decoding at the codes held fixed, which is exact where the values solve least squares.
+square of its score. After some picks (`swept`) one sweep of non-negative Gauss-Seidel moves the values of the rows that
+are in, at the end `sweeps` more; a sweep goes from the row that entered last to the first. Nothing is differentiated
+here: the gradient of the rows is that of decoding at the codes held fixed, which is exact where the values solve least
+squares.
 
 All open rows compete at every pick (`pursue`), with the products of all pairs of rows in a table: for up to a few
 thousand rows. `screened` is for more: candidates among the roots are chosen a few times.
@@ -52,6 +53,7 @@ class Search(NamedTuple):
         keep: how many of them stay: the smallest leaves leave again; None for all.
         sweeps: joint sweeps at the end.
         most_children: how many children of one row may enter; None for all.
+        growth: how far apart the picks are after which values are moved (`swept`); 1: after every pick.
     """
 
     forest: Forest
@@ -59,6 +61,7 @@ class Search(NamedTuple):
     keep: int | None = None
     sweeps: int = 3
     most_children: int | None = None
+    growth: float = 1.0
 
 
 def pursue(
@@ -183,6 +186,23 @@ def block_size(tokens: int) -> int:
     return divisor if 2 * divisor > BLOCK else tokens
 
 
+def swept(picks: int, growth: float) -> tuple[bool, ...]:
+    """Whether a sweep follows each pick: after picks whose numbers grow by a factor of at least `growth`.
+
+    A sweep moves all values, so that all scores are computed again; a pick alone changes them by one product each. The
+    first rows that enter take most of each other's values, hence sweeps are close together at first.
+
+    Args:
+        picks: how many rows may enter.
+        growth: 1 for every pick; 1.5 for 1, 2, 3, 5, 8, 12, 18, 27.
+    """
+    last, after = 0, [False] * picks
+    for pick in range(1, picks + 1):
+        if pick >= last * growth:
+            after[pick - 1], last = True, pick
+    return tuple(after)
+
+
 def schedule(picks: int, rounds: int) -> tuple[int, ...]:
     """The picks of each round, growing, because the first picks change the scores most: 32 in 3 rounds are 4, 10, 18.
 
@@ -239,12 +259,23 @@ def _picked(
     pool: AbstractPool, state: Any, chosen: Chosen, start: int, end: int, threshold: Array, search: Search
 ) -> tuple[Any, Chosen]:
     """The picks from `start` to before `end`; it ends early where no token picks any more."""
+    after = swept(search.picks, search.growth)
 
     def pick(carry: tuple[Array, Array, Any, Chosen]) -> tuple[Array, Array, Any, Chosen]:
         t, _, state, chosen = carry
         entry = _best(pool, state, chosen, threshold, search)
-        chosen = sweep(enter(chosen, t, entry, pool.products(state, chosen, entry)), t, entry.on)
-        return t + 1, jnp.any(entry.on), pool.entered(state, chosen, t, entry), chosen
+        chosen = enter(chosen, t, entry, pool.products(state, chosen, entry))
+        state = pool.entered(state, chosen, t, entry)
+
+        def moved(state: Any, chosen: Chosen) -> tuple[Any, Chosen]:
+            chosen = sweep(chosen, t, entry.on)
+            return pool.rescored(state, chosen), chosen
+
+        if search.growth == 1:
+            state, chosen = moved(state, chosen)
+        else:
+            state, chosen = jax.lax.cond(jnp.asarray(after)[t], moved, lambda *same: same, state, chosen)
+        return t + 1, jnp.any(entry.on), state, chosen
 
     def goes_on(carry: tuple[Array, Array, Any, Chosen]) -> Array:
         return (carry[0] < end) & carry[1]

@@ -123,9 +123,8 @@ def sweep(chosen: Chosen, end: Int[Array, ""] | int, moves: Bool[Array, "tokens"
         new = jnp.maximum(chosen.of_token[s] - of_others, 0.0)
         return s - 1, values.at[s].set(jnp.where(chosen.there[s] & moves, new, old))
 
-    first = (
-        jnp.asarray(end, jnp.int32) - 1
-    )  # the TPU compiler aborts where a `fori_loop` to a changing end is in a loop
+    # counted down: the TPU compiler aborts where a `fori_loop` to a changing end is inside of another loop
+    first = jnp.asarray(end, jnp.int32) - 1
     return chosen._replace(values=jax.lax.while_loop(lambda state: state[0] >= 0, move, (first, chosen.values))[1])
 
 
@@ -166,4 +165,5 @@ def weighted(values: Float[Array, "picks tokens"], products: Float[Array, "picks
     """``sum_s values[s] products[s]``, each token by itself, as one loop over the numbers where it is not too long."""
     if len(values) > WRITTEN_OUT:
         return jnp.einsum("pt,p...t->...t", values, products)
-    return reduce(jnp.add, (value * product for value, product in zip(values, products, strict=True)))
+    terms = (value * product for value, product in zip(values, products, strict=True))
+    return reduce(jnp.add, terms) if len(values) else jnp.zeros(products.shape[1:])

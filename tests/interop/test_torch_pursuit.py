@@ -74,7 +74,7 @@ def test_codes_equal_ours_for_every_depth_budget_and_candidate_rule(levels, budg
 
 
 def test_at_most_so_many_children_of_one_row(tmp_path: Path):
-    sae = pursuit(LEVELS["three"], EMBED, Threshold(0.01, 6), most_children=1, sweeps=0)
+    sae = pursuit(LEVELS["three"], EMBED, Threshold(0.01, 6), most_children=1, sweeps=0, growth=2.0)
     equals_ours(sae, data.CenterScale(), tmp_path / "sae")
 
 

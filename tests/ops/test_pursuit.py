@@ -13,12 +13,12 @@ from jhsae.ops.pool import first_largest
 
 TOKENS, EMBED, PICKS = 21, 12, 7
 SHAPES = [(30,), (6, 4), (5, 3, 2)]
-SEARCHES = {  # levels, most_children, keep and the score that a row must exceed
-    "flat, threshold": ((30,), None, None, 0.5),
-    "two levels, exact": ((6, 4), None, 4, 0.0),
-    "two levels, one child": ((6, 4), 1, None, 0.3),
-    "three levels, threshold": ((5, 3, 2), None, None, 0.3),
-    "three levels, exact": ((5, 3, 2), None, 4, 0.0),
+SEARCHES = {  # levels, most_children, keep, growth and the score that a row must exceed
+    "flat, threshold": ((30,), None, None, 1.0, 0.5),
+    "two levels, exact, few sweeps": ((6, 4), None, 4, 1.5, 0.0),
+    "two levels, one child": ((6, 4), 1, None, 1.0, 0.3),
+    "three levels, threshold, few sweeps": ((5, 3, 2), None, None, 2.0, 0.3),
+    "three levels, exact": ((5, 3, 2), None, 4, 1.0, 0.0),
 }
 
 
@@ -61,12 +61,13 @@ def products(request, monkeypatch):
 @pytest.mark.parametrize("kind", SEARCHES)
 def test_every_token_has_the_codes_of_the_plain_pursuit(kind, products):
     """Where all roots compete, and where the candidates are all roots; in chunks of which one is short."""
-    levels, most_children, keep, least = SEARCHES[kind]
+    levels, most_children, keep, growth, least = SEARCHES[kind]
     forest, x, rows = draw(levels)
+    after = ops.swept(PICKS, growth)
     want, entered, left = pursuit(
-        x.astype(float), rows.astype(float), forest.parents, least, PICKS, most_children, keep
+        x.astype(float), rows.astype(float), forest.parents, least, PICKS, most_children, keep, after=after
     )
-    search = ops.Search(forest, PICKS, keep, most_children=most_children)
+    search = ops.Search(forest, PICKS, keep, most_children=most_children, growth=growth)
     assert np.ptp((want > 0).sum(1)) > 0 or keep
     for found in (
         jax.jit(lambda x, rows: ops.pursue(x, rows, least, search, 8))(x, rows),
@@ -78,6 +79,11 @@ def test_every_token_has_the_codes_of_the_plain_pursuit(kind, products):
                 scores = np.asarray(found.scores[token])
                 np.testing.assert_allclose(scores[:-1][scores[:-1] > 0], entered[token], rtol=1e-4)
             np.testing.assert_allclose(found.scores[:, -1], np.maximum(left, 0), atol=1e-5)
+
+
+def test_sweeps_are_ever_further_apart():
+    after = {growth: [pick for pick, on in enumerate(ops.swept(32, growth), 1) if on] for growth in (1.0, 1.5)}
+    assert after[1.0] == list(range(1, 33)) and after[1.5] == [1, 2, 3, 5, 8, 12, 18, 27]
 
 
 @pytest.mark.parametrize("levels", [(40,), (10, 3)], ids=str)
