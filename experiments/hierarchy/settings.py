@@ -56,16 +56,16 @@ REAL = {
     "topk": Arm(FLAT_RATES, "`flat/topk.yaml`, unit rows"),
     "batchtopk": Arm(FLAT_RATES, "`flat/batchtopk.yaml`, unit rows"),
     "flat_macs": Arm(PURSUIT_RATES, "`pursuit/flat.yaml`, the encoder MACs of recommended"),
-    "recommended": Arm(PURSUIT_RATES, "`recommended.yaml`, the parameters of topk"),
-    "recommended_exact": Arm(PURSUIT_RATES, "recommended with `ExactL0`"),
+    "recommended": Arm((), "`recommended.yaml`, the parameters of topk", like="flat_macs"),
+    "recommended_exact": Arm((), "recommended with `ExactL0`", like="flat_macs"),
     "flat_parameters": Arm(PURSUIT_RATES, "`pursuit/flat.yaml`, the parameters of topk"),
     "matryoshka": Arm(FLAT_RATES, "`flat/matryoshka.yaml`, unit rows; prefixes 1/32 and 1/8 of the width"),
     "jumprelu": Arm(FLAT_RATES, "`flat/jumprelu_quadratic.yaml`, unit rows, thresholds start at 2"),
     "original": Arm(HSAE_RATES, "pole scale_as_published of `ablate/axes.yaml`, the parameters of topk"),
     "corrected": Arm(HSAE_RATES, "pole scale of `ablate/axes.yaml`, the parameters of topk"),
     "teacher": Arm(HSAE_RATES, "pole geometry of `ablate/axes.yaml`: starts from a teacher; the parameters of topk"),
-    "depth3": Arm(PURSUIT_RATES, "recommended with 4 children and 2 grandchildren, the parameters of topk"),
-    "one_level_more": Arm(PURSUIT_RATES, "recommended, 2 more slots below each row; the parameters of topk"),
+    "depth3": Arm((), "recommended with 4 children and 2 grandchildren, the parameters of topk", like="flat_macs"),
+    "one_level_more": Arm((), "recommended, 2 more slots below each row; the parameters of topk", like="flat_macs"),
 }
 LABELLED = ("topk", "flat_macs", "recommended")  # measured beside word classes, and for stability over seeds
 LONGER = ("topk", "flat_macs", "recommended")  # trained longer too
