@@ -57,12 +57,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Of a list longer than `LIST` one case in six stays. Of a product of more than `PRODUCT` cases those stay that
     bring a value of an axis which no case before has, and one in ten of the others: each value of each axis is tested.
+    Of a test marked ``few(n)``, whose cases are dear, the first n stay.
     """
     tests: dict[str, list[pytest.Function]] = {}
     for item in items:
         if isinstance(item, pytest.Function) and hasattr(item, "callspec") and "hostile" not in item.nodeid:
             tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for cases in tests.values():
+        if few := cases[0].get_closest_marker("few"):
+            for case in cases[few.args[0] :]:
+                case.add_marker(pytest.mark.slow)
+            continue
         columns = zip(*(case.callspec.indices.values() for case in cases), strict=True)
         axes = len({column for column in columns if len(set(column)) > 1})
         seen: set[tuple[str, int]] = set()

@@ -24,7 +24,7 @@ def pursuit(
     budget: AbstractBudget = BUDGETS["exact"],
     candidates: AllRows | Screened = CANDIDATES["all"],
     empty: int = EMPTY,
-    **parts: int,
+    **parts: float,
 ) -> PursuitSAE:
     """Rows orthogonal to their ancestors, a bias, and empty slots at the end where there is more than one level."""
     sae = PursuitSAE(embed, levels, budget, candidates=candidates, key=jax.random.key(0), **parts)

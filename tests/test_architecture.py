@@ -281,6 +281,7 @@ def bits(tree):
     return [np.asarray(a).tobytes() for a in jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))]
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_trains_resumes_settles_and_loads(name, tmp_path):
     slot, terms, settle_as = ARCHITECTURES[name]
@@ -323,6 +324,7 @@ def test_every_architecture_trains_resumes_settles_and_loads(name, tmp_path):
     np.testing.assert_array_equal(encode(x.at[1:].multiply(5.0))[0], codes[0])
 
 
+@pytest.mark.slow
 def test_a_hierarchical_sae_of_batch_topk_trains_by_the_verb_on_several_devices(tmp_path):
     runs.store(tmp_path / "store")
     path = runs.train_config(

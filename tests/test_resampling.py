@@ -185,6 +185,7 @@ def small():
     return eqx.tree_at(lambda s: (s.W_enc, s.W_dec, s.b_enc, s.b_dec), sae, (rows, rows, bias, jnp.zeros(EMBED)))
 
 
+@pytest.mark.slow
 def test_in_training_it_lowers_the_dead_fraction_and_twice_the_same_bit_for_bit():
     without, left = train(NoResampling(), 40)
     state, dead = train(Resample(5, 30), 40)

@@ -72,6 +72,7 @@ ON_MESHES = [
 ]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("name", "words"), ON_MESHES)
 def test_fifty_steps_are_the_same_on_every_mesh(name, words):
     want, end = alone(name)
@@ -84,6 +85,7 @@ def test_fifty_steps_are_the_same_on_every_mesh(name, words):
     np.testing.assert_array_equal(state.usage.fires, end.usage.fires)
 
 
+@pytest.mark.slow
 def test_fit_takes_a_mesh():
     x = np.random.default_rng(0).normal(size=(256, EMBED)).astype(np.float32)
     sae = filled(lambda: hierarchical(jax.random.key(0)), scale=0.5)

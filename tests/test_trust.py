@@ -195,6 +195,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 ROOT = str(Path(jhsae.__file__).parents[1])
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("how", "pythonpath", "found"),
     [

@@ -131,6 +131,7 @@ def test_terms_are_finite_where_nothing_varies(flat, term, rows):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("experts", [1, 3])
 def test_orthogonality_terms_are_finite_for_one_expert_and_for_rows_of_0(experts):
     sae = mixture_of_experts_v2(EMBED, experts, 2, 3, 1, key=jax.random.key(0))

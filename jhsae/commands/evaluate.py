@@ -117,7 +117,7 @@ def _run(
         measured = _on_world(config, sae, normalizer, about, config.truth)
     else:
         measured, contexts = _on_store(config, sae, normalizer, about, str(config.store))
-    measured["metrics"] |= _timing(folder)
+    measured["metrics"] |= timing(folder)
     if contexts is None:
         (folder / "contexts.json").unlink(missing_ok=True)  # those of an earlier evaluation, on other tokens
     else:
@@ -222,7 +222,7 @@ def _geometry(sae: AbstractSAE, model: lm.LanguageModel | None, frequency: np.nd
     return evals.orthogonality(sae, causal(np.asarray(model.model.unembedding())).residual, frequency) | found
 
 
-def _timing(folder: Path) -> dict[str, float]:
+def timing(folder: Path) -> dict[str, float]:
     """How long the run took; nothing for an imported SAE."""
     path = folder / "timing.jsonl"
     rows = read_lines(path) if path.exists() else []

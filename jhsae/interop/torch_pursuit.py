@@ -64,6 +64,7 @@ def write(
         "screened": screened or None,
         "most_children": sae.most_children,
         "sweeps": sae.sweeps,
+        "swept": [pick for pick, after in enumerate(sae.swept, 1) if after],
     }
     below = "".join(f", then {each} below each of them" for each in sae.levels[1:])
     latents = f"{sae.levels[0]} roots{below}, level by level"

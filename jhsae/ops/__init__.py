@@ -31,9 +31,11 @@ from jhsae.ops.precision import Precision as Precision
 from jhsae.ops.precision import compute_in as compute_in
 from jhsae.ops.pursuit import Pursued as Pursued
 from jhsae.ops.pursuit import Search as Search
+from jhsae.ops.pursuit import ends as ends
 from jhsae.ops.pursuit import pursue as pursue
 from jhsae.ops.pursuit import schedule as schedule
 from jhsae.ops.pursuit import screened as screened
+from jhsae.ops.pursuit import swept as swept
 from jhsae.ops.router import Routed as Routed
 from jhsae.ops.router import route as route
 from jhsae.ops.select import largest as largest

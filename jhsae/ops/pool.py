@@ -1,67 +1,92 @@
 """The open rows of a pursuit and their scores: the roots, or candidates among them, and the children of what is in.
 
-A pool holds what stays during the picks; its state, which `entered` changes, is a value of its own. Scores of roots
-have the tokens first, those of children last: [picks, slots below a row, tokens].
+The score of an open row is its product with the residual, ``row . x - sum_s values[s] row . row_s``. A row that enters
+changes it by one product; where values have moved it is computed again. Products of rows are looked up in a table
+(`TablePool`) or taken of gathered rows (`VectorPool`). Arrays have the tokens last, but for scores of roots,
+[tokens, roots], and rows, [..., tokens, embed].
 """
 
 import abc
 from functools import reduce
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jhsae.ops.forest import Forest
 from jhsae.ops.precision import dot, rounded
-from jhsae.ops.refit import WRITTEN_OUT, Chosen, Entry, weighted
+from jhsae.ops.refit import WRITTEN_OUT, Chosen, Entry, grown, weighted
 from jhsae.ops.topk import METHODS
 
 S = TypeVar("S")
+NOWHERE = jnp.iinfo(jnp.int32).max  # a place beyond every list
+BLOCK = 32  # entries of a row that are compared as one number each: XLA's argmax of a whole row is slow on a CPU
 
 
-class Children(NamedTuple):
-    """The children of the row in each slot.
+Best = tuple[Float[Array, "tokens"], Int[Array, "tokens"], Int[Array, "tokens"]]
+"""The largest score of each token, the number of its row, and its place."""
+
+
+class Listed(NamedTuple):
+    """Open rows that are listed for each token by itself.
 
     Args:
         rows: their numbers.
-        there: whether there is such a child, and it has not entered.
+        of_token: the product of each with the token; -inf where there is none, or where it has entered.
+        products: of the rows that are in with each.
+        scores: the product of each with the residual.
     """
 
-    rows: Int[Array, "picks widest tokens"]
-    there: Bool[Array, "picks widest tokens"]
+    rows: Int[Array, "open tokens"]
+    of_token: Float[Array, "open tokens"]
+    products: Float[Array, "picks open tokens"]
+    scores: Float[Array, "open tokens"]
 
-    @classmethod
-    def none(cls, forest: Forest, picks: int, tokens: int) -> "Children":
-        """Before the first pick."""
-        rows = jnp.zeros((picks, forest.widest, tokens), jnp.int32)
-        return cls(rows, rows > 0)
+    def best(self, closed: Array | None = None) -> Best:
+        """The largest score of each token, the number of its row and its place in the list.
 
-    def with_those_of(self, entry: Entry, t: Int[Array, ""], forest: Forest) -> "Children":
-        """Those of the row that entered in slot t too, without that row itself."""
-        picks, widest, _ = self.rows.shape
-        places = jnp.arange(picks * widest, dtype=jnp.int32).reshape(picks, widest, 1)
-        stay = self.there & ~((places == entry.place) & (entry.slot >= 0) & entry.on)
-        rows = forest.children(entry.row).T
-        there = (rows < forest.size) & entry.on
-        return Children(self.rows.at[t].set(jnp.where(there, rows, 0)), stay.at[t].set(there))
+        Args:
+            closed: which places do not compete; None where all do.
+        """
+        scores = self.scores if closed is None else jnp.where(closed, -jnp.inf, self.scores)
+        return best_listed(scores, self.rows)
+
+    def entered(
+        self, t: Int[Array, ""], value: Float[Array, "tokens"], products: Array, place: Int[Array, "tokens"]
+    ) -> "Listed":
+        """The list after a row has entered in slot t.
+
+        Args:
+            t: the slot.
+            value: of the row.
+            products: of the row with those that are listed.
+            place: where it stood in the list; a place beyond the list if it did not.
+        """
+        where = (place, jnp.arange(len(place), dtype=jnp.int32))
+        of_token = self.of_token.at[where].set(-jnp.inf, mode="drop")
+        scores = (self.scores - value * products).at[where].set(-jnp.inf, mode="drop")
+        return Listed(self.rows, of_token, self.products.at[t].set(products), scores)
+
+    def rescored(self, values: Float[Array, "picks tokens"]) -> "Listed":
+        """The list with the scores at these values of the rows that are in."""
+        return self._replace(scores=self.of_token - weighted(values, self.products))
 
 
 class AbstractPool(abc.ABC, Generic[S]):
-    """The open rows; see the module."""
+    """The open rows of some tokens; the state, which `entered` changes, is a value of its own."""
 
     @abc.abstractmethod
-    def scores(
-        self, state: S, chosen: Chosen
-    ) -> tuple[Float[Array, "tokens open"], Float[Array, "picks widest tokens"]]:
-        """The product of each open row with the residual, of roots and of children; -inf where there is none."""
+    def start(self, chosen: Chosen, picks: int) -> S:
+        """The state where the slots of `chosen` are filled and those up to `picks` will be."""
 
     @abc.abstractmethod
-    def rows(self, state: S, place: Int[Array, "tokens"]) -> Int[Array, "tokens"]:
-        """The numbers of the roots at these places."""
+    def best_root(self, state: S, chosen: Chosen) -> Best:
+        """The best open root."""
 
     @abc.abstractmethod
-    def children(self, state: S) -> Int[Array, "picks widest tokens"]:
-        """The numbers of the children."""
+    def best_child(self, state: S, chosen: Chosen, closed: Bool[Array, "picks tokens"] | None) -> Best:
+        """The best open child, none of the slots that are `closed`; its place is ``slot * widest`` and its number."""
 
     @abc.abstractmethod
     def products(self, state: S, chosen: Chosen, entry: Entry) -> Float[Array, "picks tokens"]:
@@ -69,79 +94,173 @@ class AbstractPool(abc.ABC, Generic[S]):
 
     @abc.abstractmethod
     def entered(self, state: S, chosen: Chosen, t: Int[Array, ""], entry: Entry) -> S:
-        """The state after the row of `entry` has entered in slot t; `chosen` has it already."""
+        """The state after the row of `entry` has entered in slot t; `chosen` has it already, no other value moved."""
+
+    @abc.abstractmethod
+    def rescored(self, state: S, chosen: Chosen) -> S:
+        """The state after values have moved."""
 
 
 class TableState(NamedTuple):
     """What changes in a `TablePool`.
 
     Args:
-        roots: the product of each open root with the token; -inf for one that has entered.
+        roots: the open roots.
         children: those of the rows that are in.
-        of_children: their products with the token; -inf where there is none.
-        products: of the rows that are in with those children, [picks, picks, widest, tokens].
     """
 
-    roots: Float[Array, "tokens roots"]
-    children: Children
-    of_children: Float[Array, "picks widest tokens"]
-    products: Float[Array, "picks picks widest tokens"]
+    roots: Any
+    children: Listed
 
 
 class TablePool(AbstractPool[TableState]):
-    """All roots, by a table of the products of all pairs of rows.
+    """Products are looked up in a table of all pairs of rows.
 
     Args:
-        scores: the product of each row with the token.
+        scores: the product of each row with each token of a chunk.
+        tokens: which of them these are; None for all.
         table: the products.
         forest: the shape of the rows.
-        picks: how many rows may enter.
     """
 
     def __init__(
-        self, scores: Float[Array, "tokens rows"], table: Float[Array, "rows rows"], forest: Forest, picks: int
+        self,
+        scores: Float[Array, "chunk rows"],
+        tokens: Int[Array, "tokens"] | None,
+        table: Float[Array, "rows rows"],
+        forest: Forest,
     ):
-        self.of_rows, self.table, self.forest, self.picks = scores, table, forest, picks
-        self.of_roots = table[:, : forest.roots]
+        self.of_rows, self.table, self.forest = scores, table, forest
+        self.tokens = jnp.arange(len(scores), dtype=jnp.int32) if tokens is None else tokens
+        self.of_roots = scores[:, : forest.roots] if tokens is None else scores[:, : forest.roots][tokens]
+        self.root_table = table[:, : forest.roots]
 
-    def start(self) -> TableState:
-        """The state before the first pick."""
-        tokens, picks, widest = len(self.of_rows), self.picks, self.forest.widest
-        children = Children.none(self.forest, picks, tokens)
-        none = jnp.zeros((picks, picks, widest, tokens))
-        return TableState(self.of_rows[:, : self.forest.roots], children, none[0] - jnp.inf, none)
+    def start(self, chosen: Chosen, picks: int) -> TableState:
+        children = self.listed(self._children(chosen), chosen, picks, picks * self.forest.widest)
+        return TableState(self.open_roots(chosen, picks), children)
 
-    def scores(self, state: TableState, chosen: Chosen) -> tuple[Array, Array]:
-        picks, values = len(chosen.rows), chosen.values
-        if picks > WRITTEN_OUT:
-            lost = jnp.einsum("pt,ptn->tn", values, self.of_roots[chosen.rows])
-        else:  # one loop over the numbers, without gathered rows in between
-            lost = reduce(jnp.add, (values[s, :, None] * self.of_roots[chosen.rows[s]] for s in range(picks)))
-        if not self.forest.widest:
-            return state.roots - lost, state.of_children
-        return state.roots - lost, state.of_children - weighted(values, state.products)
-
-    def rows(self, state: TableState, place: Array) -> Array:
-        return place
-
-    def children(self, state: TableState) -> Array:
-        return state.children.rows
+    def best_child(self, state: TableState, chosen: Chosen, closed: Array | None) -> Best:
+        below = None if closed is None else jnp.repeat(closed, self.forest.widest, axis=0)
+        return state.children.best(below)
 
     def products(self, state: TableState, chosen: Chosen, entry: Entry) -> Array:
-        return self.table[chosen.rows, entry.row]
+        return self.between(chosen.rows, entry.row[None])[:, 0]
 
     def entered(self, state: TableState, chosen: Chosen, t: Array, entry: Entry) -> TableState:
-        own = jnp.arange(self.forest.roots) == entry.place[:, None]
-        roots = jnp.where(own & (entry.on & (entry.slot < 0))[:, None], -jnp.inf, state.roots)
-        if not self.forest.widest:
-            return state._replace(roots=roots)
-        children = state.children.with_those_of(entry, t, self.forest)
-        new = children.rows[t]
-        of_new = jnp.take_along_axis(self.of_rows, new.T, axis=1).T
-        of_children = jnp.where(children.there, state.of_children.at[t].set(of_new), -jnp.inf)
-        with_new = self.table[chosen.rows[:, None], new]
-        products = state.products.at[:, t].set(with_new).at[t].set(self.table[entry.row, children.rows])
-        return TableState(roots, children, of_children, products)
+        is_root, widest, value = entry.slot < 0, self.forest.widest, chosen.values[t]
+        place = jnp.where(entry.on & is_root, entry.place, NOWHERE)
+        roots = self.root_entered(state.roots, t, value, entry, place)
+        if not widest:
+            return TableState(roots, state.children)
+        new = jnp.where(entry.on, self.forest.children(entry.row).T, self.forest.size)
+        of_token, products = self._of_token(new), self.between(chosen.rows, new)
+        child = jnp.where(entry.on & ~is_root, entry.place, NOWHERE)
+        old = state.children.entered(t, value, self.between(entry.row[None], state.children.rows)[0], child)
+        added = Listed(new, of_token, products, of_token - weighted(chosen.values, products))
+        axes = Listed(0, 0, 1, 0)
+        children = jax.tree.map(
+            lambda a, b, axis: jax.lax.dynamic_update_slice_in_dim(a, b, t * widest, axis), old, added, axes
+        )
+        return TableState(roots, children)
+
+    def rescored(self, state: TableState, chosen: Chosen) -> TableState:
+        return TableState(self.roots_rescored(state.roots, chosen), state.children.rescored(chosen.values))
+
+    def between(self, a: Int[Array, "a tokens"], b: Int[Array, "b tokens"]) -> Float[Array, "a b tokens"]:
+        """The products of all pairs of a token's rows."""
+        return self.table.at[a[:, None], b[None]].get(mode="clip")
+
+    def lost(self, chosen: Chosen) -> Float[Array, "tokens roots"]:
+        """What the rows that are in take of the score of each root."""
+        table, values = self.root_table, chosen.values
+        if len(values) > WRITTEN_OUT:
+            return jnp.einsum("pt,ptn->tn", values, table[chosen.rows])
+        # one loop over the numbers, without gathered rows in between
+        return reduce(jnp.add, (value[:, None] * table[row] for value, row in zip(values, chosen.rows, strict=True)))
+
+    def untaken(self, chosen: Chosen) -> Float[Array, "tokens roots"]:
+        """The product of each root with the token; -inf for one that has entered."""
+        taken = jnp.where(chosen.there, chosen.rows, self.forest.roots).T
+        return self.of_roots.at[jnp.arange(len(taken))[:, None], taken].set(-jnp.inf, mode="drop")
+
+    @abc.abstractmethod
+    def open_roots(self, chosen: Chosen, picks: int) -> Any:
+        """The roots that compete with what is in."""
+
+    @abc.abstractmethod
+    def root_entered(
+        self, roots: Any, t: Int[Array, ""], value: Float[Array, "tokens"], entry: Entry, place: Int[Array, "tokens"]
+    ) -> Any:
+        """The roots after `entry` has entered in slot t at a value; it is a root if its `place` is one."""
+
+    @abc.abstractmethod
+    def roots_rescored(self, roots: Any, chosen: Chosen) -> Any:
+        """The roots after values have moved."""
+
+    def _children(self, chosen: Chosen) -> Int[Array, "open tokens"]:
+        """Of the rows that are in; `size` where there is none."""
+        rows = jnp.where(chosen.there[..., None], self.forest.children(chosen.rows), self.forest.size)
+        return jnp.swapaxes(rows, 1, 2).reshape(-1, rows.shape[1])
+
+    def _of_token(self, rows: Int[Array, "some tokens"]) -> Float[Array, "some tokens"]:
+        """The product of each with the token; -inf where there is none."""
+        scores = self.of_rows.at[self.tokens, rows].get(mode="clip")
+        return jnp.where(rows < self.forest.size, scores, -jnp.inf)
+
+    def listed(self, rows: Int[Array, "open tokens"], chosen: Chosen, picks: int, size: int) -> Listed:
+        """A list of these rows, of which those that are in are not open, with `size` places."""
+        is_in = jnp.any((rows[None] == chosen.rows[:, None]) & chosen.there[:, None], axis=0)
+        of_token = jnp.where(is_in, -jnp.inf, self._of_token(rows))
+        more, products = ((0, size - len(rows)), (0, 0)), self.between(chosen.rows, rows)
+        return Listed(
+            jnp.pad(rows, more, constant_values=self.forest.size),
+            jnp.pad(of_token, more, constant_values=-jnp.inf),
+            grown(products, picks, size),
+            jnp.pad(of_token - weighted(chosen.values, products), more, constant_values=-jnp.inf),
+        )
+
+
+class AllRoots(TablePool):
+    """All roots compete; their scores are the state."""
+
+    def open_roots(self, chosen: Chosen, picks: int) -> Array:
+        return self.untaken(chosen) - self.lost(chosen) if len(chosen.rows) else self.of_roots
+
+    def best_root(self, state: TableState, chosen: Chosen) -> Best:
+        place, score = first_largest(state.roots)
+        return score, place, place
+
+    def root_entered(self, roots: Array, t: Array, value: Array, entry: Entry, place: Array) -> Array:
+        now = roots - value[:, None] * self.root_table[entry.row]
+        return now.at[jnp.arange(len(place)), place].set(-jnp.inf, mode="drop")
+
+    def roots_rescored(self, roots: Array, chosen: Chosen) -> Array:
+        return jnp.where(roots > -jnp.inf, self.of_roots - self.lost(chosen), -jnp.inf)
+
+
+class SomeRoots(TablePool):
+    """Candidates compete.
+
+    Args:
+        candidates: their numbers.
+        rest: the arguments of a `TablePool`.
+    """
+
+    def __init__(self, candidates: Int[Array, "candidates tokens"], *rest: Any):
+        super().__init__(*rest)
+        self.candidates = candidates
+
+    def open_roots(self, chosen: Chosen, picks: int) -> Listed:
+        return self.listed(self.candidates, chosen, picks, len(self.candidates))
+
+    def best_root(self, state: TableState, chosen: Chosen) -> Best:
+        return state.roots.best()
+
+    def root_entered(self, roots: Listed, t: Array, value: Array, entry: Entry, place: Array) -> Listed:
+        return roots.entered(t, value, self.between(entry.row[None], roots.rows)[0], place)
+
+    def roots_rescored(self, roots: Listed, chosen: Chosen) -> Listed:
+        return roots.rescored(chosen.values)
 
 
 class VectorState(NamedTuple):
@@ -149,15 +268,17 @@ class VectorState(NamedTuple):
 
     Args:
         open: whether each candidate has not entered.
-        children: those of the rows that are in.
+        children: the numbers of the children of the rows that are in; `size` where there is none, or it has entered.
         entered: the rows that are in.
         of_children: the rows of their children.
+        residual: what the rows that are in leave of the token.
     """
 
     open: Bool[Array, "tokens candidates"]
-    children: Children
+    children: Int[Array, "open tokens"]
     entered: Float[Array, "picks tokens embed"]
-    of_children: Float[Array, "picks tokens widest embed"]
+    of_children: Float[Array, "open tokens embed"]
+    residual: Float[Array, "tokens embed"]
 
 
 class VectorPool(AbstractPool[VectorState]):
@@ -167,61 +288,100 @@ class VectorPool(AbstractPool[VectorState]):
         x: the tokens, centred.
         vectors: all rows.
         forest: the shape of the rows.
-        picks: how many rows may enter.
+        candidates: how many roots compete.
     """
 
     def __init__(
-        self, x: Float[Array, "tokens embed"], vectors: Float[Array, "rows embed"], forest: Forest, picks: int
+        self, x: Float[Array, "tokens embed"], vectors: Float[Array, "rows embed"], forest: Forest, candidates: int
     ):
-        self.x, self.vectors, self.forest, self.picks = x, vectors, forest, picks
+        self.x, self.vectors, self.forest, self.count = x, vectors, forest, candidates
 
-    def start(self) -> VectorState:
+    def start(self, chosen: Chosen, picks: int) -> VectorState:
         """The state before the first round."""
-        (tokens, embed), picks, widest = self.x.shape, self.picks, self.forest.widest
-        entered = jnp.zeros((picks, tokens, embed), self.vectors.dtype)
-        below = jnp.zeros((picks, tokens, widest, embed), self.vectors.dtype)
-        return VectorState(jnp.ones((tokens, 0), bool), Children.none(self.forest, picks, tokens), entered, below)
+        (tokens, embed), dtype = self.x.shape, self.vectors.dtype
+        below = picks * self.forest.widest
+        return VectorState(
+            jnp.ones((tokens, 0), bool),
+            jnp.full((below, tokens), self.forest.size, jnp.int32),
+            jnp.zeros((picks, tokens, embed), dtype),
+            jnp.zeros((below, tokens, embed), dtype),
+            self.x,
+        )
 
-    def screen(self, state: VectorState, chosen: Chosen, count: int) -> VectorState:
-        """The state at the start of a round with `count` new candidates."""
+    def screen(self, state: VectorState, chosen: Chosen) -> VectorState:
+        """The state at the start of a round, with new candidates."""
         roots = self.forest.roots
-        scores = dot("td,nd->tn", self._residual(state, chosen), self.vectors[:roots])
+        scores = dot("td,nd->tn", state.residual, self.vectors[:roots])
         taken = jnp.where(chosen.there & (chosen.parent < 0), chosen.rows, roots).T
         scores = scores.at[jnp.arange(len(scores))[:, None], taken].set(-jnp.inf, mode="drop")
-        self.candidates = METHODS["auto"](scores, count)  # not `topk`: this device has all rows
+        self.candidates = METHODS["auto"](scores, self.count)  # not `topk`: this device has all rows
         self.near = self.vectors[self.candidates]
         return state._replace(open=jnp.take_along_axis(scores, self.candidates, axis=1) > -jnp.inf)
 
-    def scores(self, state: VectorState, chosen: Chosen) -> tuple[Array, Array]:
-        residual = self._residual(state, chosen)
-        of_roots = jnp.where(state.open, dot("tcd,td->tc", self.near, residual), -jnp.inf)
-        if not self.forest.widest:
-            return of_roots, jnp.zeros((self.picks, 0, len(residual)))
-        of_children = dot("ptcd,td->pct", state.of_children, residual)
-        return of_roots, jnp.where(state.children.there, of_children, -jnp.inf)
+    def best_root(self, state: VectorState, chosen: Chosen) -> Best:
+        scores = dot("tcd,td->tc", self.near, state.residual)
+        place, score = first_largest(jnp.where(state.open, scores, -jnp.inf))
+        return score, jnp.take_along_axis(self.candidates, place[:, None], axis=1)[:, 0], place
 
-    def rows(self, state: VectorState, place: Array) -> Array:
-        return jnp.take_along_axis(self.candidates, place[:, None], axis=1)[:, 0]
-
-    def children(self, state: VectorState) -> Array:
-        return state.children.rows
+    def best_child(self, state: VectorState, chosen: Chosen, closed: Array | None) -> Best:
+        scores = dot("otd,td->ot", state.of_children, state.residual)
+        there = state.children < self.forest.size
+        there = there if closed is None else there & ~jnp.repeat(closed, self.forest.widest, axis=0)
+        return best_listed(jnp.where(there, scores, -jnp.inf), state.children)
 
     def products(self, state: VectorState, chosen: Chosen, entry: Entry) -> Array:
         return dot("ptd,td->pt", state.entered, self.vectors[entry.row])
 
     def entered(self, state: VectorState, chosen: Chosen, t: Array, entry: Entry) -> VectorState:
-        own = jnp.arange(state.open.shape[1]) == entry.place[:, None]
-        is_open = state.open & ~(own & (entry.on & (entry.slot < 0))[:, None])
-        entered = state.entered.at[t].set(jnp.where(entry.on[:, None], self.vectors[entry.row], 0))
-        if not self.forest.widest:
-            return state._replace(open=is_open, entered=entered)
-        children = state.children.with_those_of(entry, t, self.forest)
-        below = state.of_children.at[t].set(self.vectors[children.rows[t].T])
-        return VectorState(is_open, children, entered, below)
+        is_root, widest, tokens = entry.slot < 0, self.forest.widest, jnp.arange(len(self.x), dtype=jnp.int32)
+        root = jnp.where(entry.on & is_root, entry.place, NOWHERE)
+        is_open = state.open.at[tokens, root].set(False, mode="drop")
+        row = jnp.where(entry.on[:, None], self.vectors[entry.row], 0)
+        left = state.residual - rounded(chosen.values[t])[:, None] * row.astype(jnp.float32)
+        state = state._replace(open=is_open, entered=state.entered.at[t].set(row), residual=left)
+        if not widest:
+            return state
+        child = jnp.where(entry.on & ~is_root, entry.place, NOWHERE)
+        children = state.children.at[child, tokens].set(self.forest.size, mode="drop")
+        new = jnp.where(entry.on, self.forest.children(entry.row).T, self.forest.size)
+        below = self.vectors.at[new].get(mode="clip")
+        return state._replace(
+            children=jax.lax.dynamic_update_slice_in_dim(children, new, t * widest, 0),
+            of_children=jax.lax.dynamic_update_slice_in_dim(state.of_children, below, t * widest, 0),
+        )
 
-    def _residual(self, state: VectorState, chosen: Chosen) -> Float[Array, "tokens embed"]:
-        """What the rows that are in leave of the token."""
-        if self.picks > WRITTEN_OUT:
-            return self.x - dot("pt,ptd->td", chosen.values, state.entered)
-        terms = (rounded(chosen.values[s])[:, None] * state.entered[s].astype(jnp.float32) for s in range(self.picks))
-        return self.x - reduce(jnp.add, terms)
+    def rescored(self, state: VectorState, chosen: Chosen) -> VectorState:
+        if len(chosen.values) > WRITTEN_OUT:
+            return state._replace(residual=self.x - dot("pt,ptd->td", chosen.values, state.entered))
+        pairs = zip(chosen.values, state.entered, strict=True)
+        taken = reduce(jnp.add, (rounded(v)[:, None] * row.astype(jnp.float32) for v, row in pairs))
+        return state._replace(residual=self.x - taken)
+
+
+def first_largest(scores: Float[Array, "tokens n"]) -> tuple[Int[Array, "tokens"], Float[Array, "tokens"]]:
+    """The place of the first largest entry of each row, and the entry.
+
+    Args:
+        scores: rows.
+    """
+    tokens, n = scores.shape
+    width = BLOCK if n >= 4 * BLOCK else n
+    padded = jnp.pad(scores, ((0, 0), (0, -n % width)), constant_values=-jnp.inf).reshape(tokens, -1, width)
+    highest = jnp.max(padded, axis=2)
+    block = jnp.argmax(highest, axis=1)
+    inside = jnp.take_along_axis(padded, block[:, None, None], axis=1)[:, 0]
+    place = (block * width + jnp.argmax(inside, axis=1)).astype(jnp.int32)
+    return place, jnp.max(highest, axis=1)
+
+
+def best_listed(scores: Float[Array, "open tokens"], rows: Int[Array, "open tokens"]) -> Best:
+    """The largest score of each token, the number of its row, and the first place where it stands.
+
+    Args:
+        scores: of listed rows.
+        rows: their numbers.
+    """
+    highest = jnp.max(scores, axis=0)
+    at = jnp.arange(len(scores), dtype=jnp.int32)[:, None]
+    place = jnp.min(jnp.where(scores == highest, at, len(scores) - 1), axis=0)
+    return highest, jnp.take_along_axis(rows, place[None], axis=0)[0], place

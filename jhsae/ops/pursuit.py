@@ -2,16 +2,18 @@
 
 At every pick the roots and the children of rows that are in compete; the open row with the largest score, its product
 with the residual, enters while its score exceeds the threshold. Rows are of norm 1, so a row that enters explains the
-square of its score. After each pick one sweep of non-negative Gauss-Seidel moves the values of the rows that are in, at
-the end `sweeps` more; a sweep goes from the row that entered last to the first. Nothing is differentiated here: the
-gradient of the rows is that of decoding at the codes held fixed, which is exact where the values solve least squares.
+square of its score. After some picks (`swept`) one sweep of non-negative Gauss-Seidel moves the values of the rows that
+are in, at the end `sweeps` more; a sweep goes from the row that entered last to the first. Nothing is differentiated
+here: the gradient of the rows is that of decoding at the codes held fixed, which is exact where the values solve least
+squares.
 
 All open rows compete at every pick (`pursue`), with the products of all pairs of rows in a table: for up to a few
 thousand rows. `screened` is for more: candidates among the roots are chosen a few times.
 """
 
 from collections.abc import Callable
-from itertools import pairwise
+from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -20,10 +22,14 @@ from jaxtyping import Array, Float, Int
 
 from jhsae.ops.chunks import chunk_size, map_chunks
 from jhsae.ops.forest import Forest
-from jhsae.ops.pool import AbstractPool, TablePool, VectorPool
+from jhsae.ops.pool import AbstractPool, AllRoots, SomeRoots, VectorPool
 from jhsae.ops.precision import dot, operand
-from jhsae.ops.refit import Chosen, Entry, enter, prune, refit, refit_some, sweep
+from jhsae.ops.refit import Chosen, Entry, enter, kept, prune, refit, sweep
 from jhsae.ops.sharding import ShardingKind, shard_mapped
+from jhsae.ops.topk import METHODS
+
+TABLE = 4096  # rows: a screened pursuit of more has no table of the products of all pairs
+BLOCK = 128  # tokens that are pursued at a time once some of the chunk have ended
 
 
 class Pursued(NamedTuple):
@@ -47,6 +53,7 @@ class Search(NamedTuple):
         keep: how many of them stay: the smallest leaves leave again; None for all.
         sweeps: joint sweeps at the end.
         most_children: how many children of one row may enter; None for all.
+        growth: how far apart the picks are after which values are moved (`swept`); 1: after every pick.
     """
 
     forest: Forest
@@ -54,6 +61,7 @@ class Search(NamedTuple):
     keep: int | None = None
     sweeps: int = 3
     most_children: int | None = None
+    growth: float = 1.0
 
 
 def pursue(
@@ -73,17 +81,23 @@ def pursue(
         chunk: how many tokens at a time; None for a size that suits the machine.
     """
     forest, picks = search.forest, search.picks
-    held = forest.size + 3 * forest.roots + picks * (picks * (forest.widest + 1) + 4 * forest.widest)
+    held = forest.size + 2 * forest.roots + ends(picks)[0] ** 2 * (forest.widest + 1)
 
     def on_device(x: Array, rows: Array, threshold: Array) -> Pursued:
         table = dot("nd,md->nm", rows, rows)
 
         def of_chunk(x: Array) -> Pursued:
-            pool = TablePool(dot("bd,nd->bn", x, rows), table, forest, picks)
-            state = pool.start(), Chosen.nothing(picks, len(x))
-            return _finished(_picked(pool, *state, 0, picks, threshold, search)[1], search)
+            scores = dot("bd,nd->bn", x, rows)
 
-        return map_chunks(of_chunk, chunk or chunk_size(len(x), 4 * held), x)
+            def picked(tokens: Array | None, chosen: Chosen, start: int) -> Chosen:
+                pool = AllRoots(scores, tokens, table, forest)
+                end = len(chosen.rows)
+                state = pool.start(chosen.first(start), end)
+                return _picked(pool, state, chosen, start, end, threshold, search)[1]
+
+            return _finished(_in_stages(picked, len(x), picks), search)
+
+        return map_chunks(of_chunk, chunk or chunk_size(len(x), 4 * held, 4 * BLOCK), x)
 
     return _on_devices(on_device, x, rows, threshold)
 
@@ -101,7 +115,8 @@ def screened(
 
     One choice by the scores of the token alone misses what matters after the first picks, so that it needs ever more
     candidates with the number of rows; a few choices on the residual do not. A round without a row above the threshold
-    does not end the token. No array of features x features exists, and none of batch x features outlives a chunk.
+    does not end the token. No array of batch x features outlives a chunk; one of features x features exists for up to
+    `TABLE` rows, where looking products up is many times as fast as computing them.
 
     Args:
         x: the input, centred.
@@ -114,14 +129,17 @@ def screened(
     """
     forest, picks = search.forest, search.picks
     candidates = min(candidates, forest.roots)
+    if forest.size <= TABLE:
+        return _on_devices(partial(_screened_by_table, search, rounds, candidates, chunk), x, rows, threshold)
     held = 2 * forest.roots + (candidates + picks * (1 + forest.widest)) * x.shape[1] + picks * picks
 
     def on_device(x: Array, rows: Array, threshold: Array) -> Pursued:
         def of_chunk(x: Array) -> Pursued:
-            pool = VectorPool(x, operand(rows), forest, picks)
-            state, chosen, start = pool.start(), Chosen.nothing(picks, len(x)), 0
+            pool = VectorPool(x, operand(rows), forest, candidates)
+            chosen, start = Chosen.nothing(len(x)).grown(picks), 0
+            state = pool.start(chosen, picks)
             for count in schedule(picks, rounds):
-                state = pool.screen(state, chosen, candidates)
+                state = pool.screen(state, chosen)
                 state, chosen = _picked(pool, state, chosen, start, start + count, threshold, search)
                 start += count
             return _finished(chosen, search)
@@ -129,6 +147,60 @@ def screened(
         return map_chunks(of_chunk, chunk or chunk_size(len(x), 4 * held), x)
 
     return _on_devices(on_device, x, rows, threshold)
+
+
+def _screened_by_table(
+    search: Search, rounds: int, candidates: int, chunk: int | None, x: Array, rows: Array, threshold: Array
+) -> Pursued:
+    """`screened` on one device, with the products of all pairs of rows."""
+    forest, table = search.forest, dot("nd,md->nm", rows, rows)
+    held = forest.size + 2 * forest.roots
+
+    def of_chunk(x: Array) -> Pursued:
+        scores, chosen = dot("bd,nd->bn", x, rows), Chosen.nothing(len(x))
+        for end in accumulate(schedule(search.picks, rounds)):
+            start, every = len(chosen.rows), AllRoots(scores, None, table, forest)
+            now = every.untaken(chosen) - every.lost(chosen) if start else every.untaken(chosen)
+            near = METHODS["auto"](now, candidates).T  # not `topk`: this device has all rows
+            pool = SomeRoots(near, scores, None, table, forest)
+            state = pool.start(chosen, end)
+            chosen = _picked(pool, state, chosen.grown(end), start, end, threshold, search)[1]
+        return _finished(chosen, search)
+
+    return map_chunks(of_chunk, chunk or chunk_size(len(x), 4 * held, 2 * BLOCK), x)
+
+
+def ends(picks: int) -> tuple[int, ...]:
+    """Where a pursuit stops to leave out the tokens that have ended, and to make room for the next picks: 32 in fours.
+
+    Args:
+        picks: how many rows may enter.
+    """
+    step = max(8, -(-picks // 4))
+    return (*range(step, picks, step), picks)
+
+
+def block_size(tokens: int) -> int:
+    """How many tokens of a chunk are pursued at a time once some have ended: a divisor, or all of them."""
+    divisor = next(size for size in range(min(BLOCK, tokens), 0, -1) if tokens % size == 0)
+    return divisor if 2 * divisor > BLOCK else tokens
+
+
+def swept(picks: int, growth: float) -> tuple[bool, ...]:
+    """Whether a sweep follows each pick: after picks whose numbers grow by a factor of at least `growth`.
+
+    A sweep moves all values, so that all scores are computed again; a pick alone changes them by one product each. The
+    first rows that enter take most of each other's values, hence sweeps are close together at first.
+
+    Args:
+        picks: how many rows may enter.
+        growth: 1 for every pick; 1.5 for 1, 2, 3, 5, 8, 12, 18, 27.
+    """
+    last, after = 0, [False] * picks
+    for pick in range(1, picks + 1):
+        if pick >= last * growth:
+            after[pick - 1], last = True, pick
+    return tuple(after)
 
 
 def schedule(picks: int, rounds: int) -> tuple[int, ...]:
@@ -149,16 +221,61 @@ def _on_devices(function: Callable[..., Pursued], x: Array, rows: Array, thresho
     return shard_mapped(function, (tokens, whole, whole), tokens, len(rows))(*fixed)
 
 
+def _in_stages(picked: Callable[[Array | None, Chosen, int], Chosen], tokens: int, picks: int) -> Chosen:
+    """The picks of a chunk, in stages: before each the tokens that picked to the end of the last one are sorted first.
+
+    Only blocks with such a token are pursued further. So the last picks, which few tokens make, cost little, and what
+    is held for a token grows with its picks.
+
+    Args:
+        picked: the picks from a slot on, of some tokens of the chunk, or, for None, of all.
+        tokens: how many the chunk has.
+        picks: how many rows may enter.
+    """
+    first, *later = ends(picks)
+    order, chosen = jnp.arange(tokens, dtype=jnp.int32), picked(None, Chosen.nothing(tokens).grown(first), 0)
+    for end in later:
+        order, chosen = _next_stage(picked, order, chosen, end)
+    return chosen.of(jnp.argsort(order)) if later else chosen
+
+
+def _next_stage(
+    picked: Callable[[Array | None, Chosen, int], Chosen], order: Array, chosen: Chosen, end: int
+) -> tuple[Array, Chosen]:
+    """The tokens in their new order, and what is chosen after the picks up to `end`."""
+    goes_on, start, block = chosen.there[-1], len(chosen.rows), block_size(len(order))
+    by_use = jnp.argsort(~goes_on)
+    order, chosen = order[by_use], chosen.of(by_use)
+
+    def of_block(i: Array, chosen: Chosen) -> Chosen:
+        tokens, part = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, i * block, block, -1), (order, chosen))
+        part = picked(tokens, part, start)
+        return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, i * block, -1), chosen, part)
+
+    return order, jax.lax.fori_loop(0, (jnp.sum(goes_on) + block - 1) // block, of_block, chosen.grown(end))
+
+
 def _picked(
     pool: AbstractPool, state: Any, chosen: Chosen, start: int, end: int, threshold: Array, search: Search
 ) -> tuple[Any, Chosen]:
     """The picks from `start` to before `end`; it ends early where no token picks any more."""
+    after = swept(search.picks, search.growth)
 
     def pick(carry: tuple[Array, Array, Any, Chosen]) -> tuple[Array, Array, Any, Chosen]:
         t, _, state, chosen = carry
-        entry = _best(pool, state, chosen, threshold, search.most_children)
-        chosen = sweep(enter(chosen, t, entry, pool.products(state, chosen, entry)), t, entry.on)
-        return t + 1, jnp.any(entry.on), pool.entered(state, chosen, t, entry), chosen
+        entry = _best(pool, state, chosen, threshold, search)
+        chosen = enter(chosen, t, entry, pool.products(state, chosen, entry))
+        state = pool.entered(state, chosen, t, entry)
+
+        def moved(state: Any, chosen: Chosen) -> tuple[Any, Chosen]:
+            chosen = sweep(chosen, t, entry.on)
+            return pool.rescored(state, chosen), chosen
+
+        if search.growth == 1:
+            state, chosen = moved(state, chosen)
+        else:
+            state, chosen = jax.lax.cond(jnp.asarray(after)[t], moved, lambda *same: same, state, chosen)
+        return t + 1, jnp.any(entry.on), state, chosen
 
     def goes_on(carry: tuple[Array, Array, Any, Chosen]) -> Array:
         return (carry[0] < end) & carry[1]
@@ -167,46 +284,21 @@ def _picked(
     return jax.lax.while_loop(goes_on, pick, first)[2:]
 
 
-def _best(pool: AbstractPool, state: Any, chosen: Chosen, threshold: Array, most_children: int | None) -> Entry:
+def _best(pool: AbstractPool, state: Any, chosen: Chosen, threshold: Array, search: Search) -> Entry:
     """The open row with the largest score of each token."""
-    of_roots, of_children = pool.scores(state, chosen)
-    place, best = first_largest(of_roots)
-    slot = jnp.full(best.shape, -1, jnp.int32)
-    row = pool.rows(state, place)
-    if of_children.size:
-        if most_children is not None:
-            slots = jnp.arange(chosen.rows.shape[0], dtype=jnp.int32)
+    score, row, place = pool.best_root(state, chosen)
+    slot = jnp.full(score.shape, -1, jnp.int32)
+    if search.forest.widest:
+        closed = None
+        if search.most_children is not None:
+            slots = jnp.arange(len(chosen.rows), dtype=jnp.int32)
             counts = jnp.sum((chosen.parent[None] == slots[:, None, None]) & chosen.there, axis=1)
-            of_children = jnp.where((counts >= most_children)[:, None], -jnp.inf, of_children)
-        widest = of_children.shape[1]
-        flat = of_children.reshape(-1, of_children.shape[2])
-        highest = jnp.max(flat, axis=0)
-        at = jnp.arange(len(flat), dtype=jnp.int32)[:, None]
-        child = jnp.min(jnp.where(flat == highest, at, len(flat) - 1), axis=0)
-        ids = jnp.take_along_axis(pool.children(state).reshape(flat.shape), child[None], axis=0)[0]
-        lower = highest > best
-        best, row = jnp.maximum(best, highest), jnp.where(lower, ids, row)
-        slot, place = jnp.where(lower, child // widest, -1), jnp.where(lower, child, place)
-    return Entry(row.astype(jnp.int32), best, best > threshold, slot, place)
-
-
-BLOCK = 32  # entries of a row that are compared as one number each: XLA's argmax of a whole row is slow on a CPU
-
-
-def first_largest(scores: Float[Array, "tokens n"]) -> tuple[Int[Array, "tokens"], Float[Array, "tokens"]]:
-    """The place of the first largest entry of each row, and the entry.
-
-    Args:
-        scores: rows.
-    """
-    tokens, n = scores.shape
-    width = BLOCK if n >= 4 * BLOCK else n
-    padded = jnp.pad(scores, ((0, 0), (0, -n % width)), constant_values=-jnp.inf).reshape(tokens, -1, width)
-    highest = jnp.max(padded, axis=2)
-    block = jnp.argmax(highest, axis=1)
-    inside = jnp.take_along_axis(padded, block[:, None, None], axis=1)[:, 0]
-    place = (block * width + jnp.argmax(inside, axis=1)).astype(jnp.int32)
-    return place, jnp.max(highest, axis=1)
+            closed = counts >= search.most_children
+        highest, child, at = pool.best_child(state, chosen, closed)
+        lower = highest > score
+        score, row, place = (jnp.where(lower, a, b) for a, b in ((highest, score), (child, row), (at, place)))
+        slot = jnp.where(lower, place // search.forest.widest, -1)
+    return Entry(row.astype(jnp.int32), score, score > threshold, slot, place)
 
 
 def _finished(chosen: Chosen, search: Search) -> Pursued:
@@ -215,7 +307,8 @@ def _finished(chosen: Chosen, search: Search) -> Pursued:
     if search.keep is not None:
         chosen = refit(prune(chosen, search.keep), search.sweeps)
     levels = jnp.asarray(search.forest.level_of)[chosen.rows]
-    prefixes = [refit_some(chosen, levels <= level, search.sweeps) for level in range(len(search.forest.levels) - 1)]
+    above = [kept(chosen, levels <= level) for level in range(len(search.forest.levels) - 1)]
+    prefixes = [refit(some, search.sweeps).values for some in above]
     stacked = jnp.stack(prefixes, axis=0) if prefixes else jnp.zeros((0, *chosen.values.shape))
-    scores = jnp.concatenate([jnp.where(chosen.values > 0, chosen.scores[:-1], 0.0), chosen.scores[-1:]])
+    scores = jnp.concatenate([jnp.where(chosen.values > 0, chosen.scores, 0.0), chosen.left_at[None]])
     return Pursued(chosen.rows.T, chosen.values.T, scores.T, jnp.moveaxis(stacked, -1, 0))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 WRITTEN_OUT = 64  # summands: a longer sum takes long to compile
 
@@ -37,28 +37,51 @@ class Chosen(NamedTuple):
     Args:
         rows: their numbers; 0 in an empty slot.
         values: 0 in an empty slot.
-        left: the product of each with the residual.
+        of_token: the product of each with the token.
         products: of each with each.
         there: whether the slot is in use.
         parent: the slot of the parent; -1 for a root.
-        scores: the least score up to each pick; last, the score at which the token was left, 0 where it was not.
+        scores: the least score up to each pick.
+        left_at: the score at which the token was left, 0 where it was not.
     """
 
     rows: Int[Array, "picks tokens"]
     values: Float[Array, "picks tokens"]
-    left: Float[Array, "picks tokens"]
+    of_token: Float[Array, "picks tokens"]
     products: Float[Array, "picks picks tokens"]
     there: Bool[Array, "picks tokens"]
     parent: Int[Array, "picks tokens"]
-    scores: Float[Array, "scores tokens"]
+    scores: Float[Array, "picks tokens"]
+    left_at: Float[Array, "tokens"]
 
     @classmethod
-    def nothing(cls, picks: int, tokens: int) -> "Chosen":
-        """Before the first pick."""
-        none = jnp.zeros((picks, tokens))
-        slots = jnp.zeros((picks, tokens), jnp.int32)
-        scores = jnp.zeros((picks + 1, tokens))
-        return cls(slots, none, none, jnp.zeros((picks, picks, tokens)), none > 0, slots - 1, scores)
+    def nothing(cls, tokens: int) -> "Chosen":
+        """Before the first pick, without a slot."""
+        none = jnp.zeros((0, tokens))
+        slots = jnp.zeros((0, tokens), jnp.int32)
+        return cls(slots, none, none, jnp.zeros((0, 0, tokens)), none > 0, slots, none, jnp.zeros(tokens))
+
+    def of(self, tokens: Int[Array, "some"]) -> "Chosen":
+        """The same of some tokens, in this order."""
+        return jax.tree.map(lambda a: a[..., tokens], self)
+
+    def first(self, picks: int) -> "Chosen":
+        """The first `picks` slots."""
+        return jax.tree.map(lambda a: a[(slice(picks),) * (a.ndim - 1)], self)
+
+    def grown(self, picks: int) -> "Chosen":
+        """The same with `picks` slots."""
+        return jax.tree.map(lambda a: grown(a, *(picks,) * (a.ndim - 1)), self)
+
+
+def grown(a: Shaped[Array, "*some tokens"], *sizes: int) -> Shaped[Array, "*sizes tokens"]:
+    """An array whose first axes have these sizes, with zeros behind what there is.
+
+    Args:
+        a: the array.
+        sizes: of its first axes.
+    """
+    return jnp.pad(a, [*((0, size - have) for size, have in zip(sizes, a.shape, strict=False)), (0, 0)])
 
 
 def enter(chosen: Chosen, t: Int[Array, ""], entry: Entry, products: Float[Array, "picks tokens"]) -> Chosen:
@@ -73,31 +96,36 @@ def enter(chosen: Chosen, t: Int[Array, ""], entry: Entry, products: Float[Array
     on, value = entry.on, jnp.where(entry.on, entry.score, 0.0)
     products = jnp.where(chosen.there & on, products, 0.0)
     whole = chosen.products.at[:, t].set(products).at[t].set(products).at[t, t].set(on.astype(value.dtype))
-    least = jnp.min(jnp.where(chosen.there, chosen.scores[:-1], jnp.inf), axis=0)
+    least = jnp.min(jnp.where(chosen.there, chosen.scores, jnp.inf), axis=0)
     score = jnp.maximum(jnp.minimum(least, entry.score), 0.0)
     return Chosen(
         chosen.rows.at[t].set(jnp.where(on, entry.row, 0)),
         chosen.values.at[t].set(value),
-        (chosen.left - value * products).at[t].set(0.0),
+        chosen.of_token.at[t].set(value + weighted(chosen.values, products)),
         whole,
         chosen.there.at[t].set(on),
         chosen.parent.at[t].set(jnp.where(on, entry.slot, -1)),
-        chosen.scores.at[t].set(jnp.where(on, score, 0.0)).at[-1].set(jnp.where(on, 0.0, score)),
+        chosen.scores.at[t].set(jnp.where(on, score, 0.0)),
+        jnp.where(on, 0.0, score),
     )
 
 
 def sweep(chosen: Chosen, end: Int[Array, ""] | int, moves: Bool[Array, "tokens"] | bool = True) -> Chosen:
-    """One sweep over the slots from before `end` down to the first, of the tokens that `moves` marks."""
+    """One sweep over the slots from before `end` down to the first, of the tokens that `moves` marks.
 
-    def move(i: Int[Array, ""], state: tuple[Array, Array]) -> tuple[Array, Array]:
-        values, left = state
-        s = end - 1 - i
+    A value becomes that of the best row of norm 1 with the others held: its product with the token less theirs.
+    """
+
+    def move(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        s, values = state
         old = values[s]
-        change = jnp.where(chosen.there[s] & moves, jnp.maximum(old + left[s], 0.0) - old, 0.0)
-        return values.at[s].add(change), left - change * chosen.products[s]
+        of_others = jnp.sum(values * chosen.products[s], axis=0) - old
+        new = jnp.maximum(chosen.of_token[s] - of_others, 0.0)
+        return s - 1, values.at[s].set(jnp.where(chosen.there[s] & moves, new, old))
 
-    values, left = jax.lax.fori_loop(0, end, move, (chosen.values, chosen.left))
-    return chosen._replace(values=values, left=left)
+    # counted down: the TPU compiler aborts where a `fori_loop` to a changing end is inside of another loop
+    first = jnp.asarray(end, jnp.int32) - 1
+    return chosen._replace(values=jax.lax.while_loop(lambda state: state[0] >= 0, move, (first, chosen.values))[1])
 
 
 def refit(chosen: Chosen, sweeps: int) -> Chosen:
@@ -117,30 +145,25 @@ def prune(chosen: Chosen, keep: int) -> Chosen:
         parent = jnp.any((chosen.parent[None] == slots[:, None]) & live, axis=1)
         leaves = jnp.where(live & ~parent, chosen.values, jnp.inf)
         gone = (slots == jnp.argmin(leaves, axis=0)) & (jnp.sum(live, axis=0) > keep) & live
-        lost = jnp.where(gone, chosen.values, 0.0)
-        left = chosen.left + weighted(lost, chosen.products)
-        return chosen._replace(values=chosen.values - lost, left=left, there=chosen.there & ~gone)
+        return kept(chosen, ~gone)
 
-    live = chosen._replace(there=chosen.values > 0)
-    return jax.lax.fori_loop(0, max(len(chosen.rows) - keep, 0), drop, live)
+    return jax.lax.fori_loop(0, max(len(chosen.rows) - keep, 0), drop, kept(chosen, chosen.values > 0))
 
 
-def refit_some(chosen: Chosen, some: Bool[Array, "picks tokens"], sweeps: int) -> Float[Array, "picks tokens"]:
-    """The values, refitted, where only the slots of `some` that have a value are kept.
+def kept(chosen: Chosen, some: Bool[Array, "picks tokens"]) -> Chosen:
+    """Only the slots of `some` that have a value; the values are not moved.
 
     Args:
         chosen: the rows with all of their values.
         some: the slots that stay.
-        sweeps: how many.
     """
     stay = some & (chosen.values > 0)
-    lost = jnp.where(stay, 0.0, chosen.values)
-    left = chosen.left + weighted(lost, chosen.products)
-    return refit(chosen._replace(values=chosen.values - lost, left=left, there=stay), sweeps).values
+    return chosen._replace(values=jnp.where(stay, chosen.values, 0.0), there=stay)
 
 
 def weighted(values: Float[Array, "picks tokens"], products: Float[Array, "picks *rest tokens"]) -> Float[Array, "..."]:
     """``sum_s values[s] products[s]``, each token by itself, as one loop over the numbers where it is not too long."""
     if len(values) > WRITTEN_OUT:
         return jnp.einsum("pt,p...t->...t", values, products)
-    return reduce(jnp.add, (value * product for value, product in zip(values, products, strict=True)))
+    terms = (value * product for value, product in zip(values, products, strict=True))
+    return reduce(jnp.add, terms) if len(values) else jnp.zeros(products.shape[1:])

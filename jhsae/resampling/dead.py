@@ -95,7 +95,8 @@ def bad_directions(count: int, sae: AbstractSAE, forward: Forward, key: Key[Arra
         key: for the draws.
     """
     error = jnp.sum((forward.target - forward.x_hat) ** 2, axis=-1)
-    chosen = jax.random.categorical(key, 2 * jnp.log(error + LEAST_NORM), shape=(count,))
+    share = jax.nn.softmax(2 * jnp.log(error + LEAST_NORM))
+    chosen = jax.random.choice(key, len(error), (count,), p=share)  # `categorical` would hold count x batch numbers
     bias = sae.decode(jax.tree.map(jnp.zeros_like, forward.codes))[chosen]
     rows = forward.target[chosen] - bias
     return rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), LEAST_NORM)

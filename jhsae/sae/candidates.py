@@ -54,8 +54,8 @@ class AllRows(AbstractCandidates):
 class Screened(AbstractCandidates):
     """Of the roots, the `candidates` largest scores compete, chosen anew on the residual in each of `rounds` rounds.
 
-    For many roots: no array of features x features exists. More candidates are needed for more roots and a larger L0,
-    and more rounds with fewer candidates cost less memory traffic than the opposite.
+    For many roots: no array of features x features exists for more than 4,096 rows. More candidates are needed for more
+    roots and a larger L0, and more rounds with fewer candidates cost less memory traffic than the opposite.
 
     Args:
         rounds: how often candidates are chosen.

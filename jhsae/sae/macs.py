@@ -7,6 +7,8 @@ not in it, but for the reconstruction from the parents that `child_input` may re
 
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 Number = Any  # a float, or an array of one entry per token
 
 
@@ -37,30 +39,48 @@ class Pool(NamedTuple):
 
 
 def pursuit_macs(
-    embed: int, pool: Pool, children: tuple[int, ...], active: tuple[Number, ...], sweeps: int, extra: int = 0
+    embed: int,
+    pool: Pool,
+    children: tuple[int, ...],
+    active: tuple[Number, ...],
+    sweeps: int,
+    after: tuple[bool, ...],
+    extra: int = 0,
 ) -> EncoderMacs:
     """The multiplications of `ops.pursue` and `ops.screened`.
 
     With t rows in, from none to all of them, the open rows are scored: the competing roots, and the children of those
-    rows. A score is the row's product with the token less ``sum_s values[s] products[s]``: t multiplications by table,
-    or else `embed`, with the residual, which takes ``t * embed``, as do the products of the next row with those in. A
-    sweep over t rows is ``t^2``: one after every pick, `sweeps` at the end, and again where `extra` rows leave.
+    rows. A score is the row's product with the token less ``sum_s values[s] products[s]``: by table t multiplications
+    after a sweep and one after a pick without a sweep; or else `embed`, with the residual, which takes ``t * embed`` or
+    `embed`. The products of the next row with those in take ``t * embed`` without a table. A sweep over t rows is
+    ``t^2``: after some picks, `sweeps` at the end, and again where `extra` rows leave.
 
     Args:
         embed: the size of the vectors.
         pool: the roots that are scored.
         children: the slots below a row of each level, 0 for the last.
-        active: how many rows of each level are in.
+        active: how many rows of each level are in; between two whole numbers the costs are interpolated.
         sweeps: at the end.
+        after: whether a sweep follows each pick (`ops.swept`).
         extra: how many rows more than `active` enter, counted as roots.
     """
     n = sum(active) + extra
     opened = sum(count * below for count, below in zip(active, children, strict=True))  # as evenly as rows enter
-    first, second = n * (n + 1) / 2, n * (n + 1) * (2 * n + 1) / 6  # sum t, sum t^2
-    at_looks, by_table = opened * (n + 1) / 2, opened * (n + 1) * (2 * n + 1) / 6  # opened * t / n are open
-    refit = second + sweeps * n**2 + (sweeps * sum(active) ** 2 if extra else 0)
+    picks = [(t, _between(0, n - t + 1, 1), t if swept else 1) for t, swept in enumerate(after, 1)]
+    first = sum(made * t for t, made, _ in picks)
+    terms = sum(made * new for _, made, new in picks)  # products that change a score, or rows that change the residual
+    each = opened / _between(1e-9, n, len(after))  # as many rows open with every pick
+    refit = sum(made * t**2 for (t, made, _), swept in zip(picks, after, strict=True) if swept) + sweeps * n**2
+    refit += sweeps * sum(active) ** 2 if extra else 0
     later = max(pool.screens - 1, 0)  # a screen after the first is a score of all roots on the residual
+    by_table = pool.competing * terms + each * sum(made * new * t for t, made, new in picks)
+    by_rows = pool.screens * pool.roots + (n + 1) * pool.competing + each * first
     return EncoderMacs(
-        embed * (pool.roots + opened) + later * pool.roots * n / 2 + pool.competing * first + by_table + refit,
-        embed * (pool.screens * pool.roots + (n + 1) * pool.competing + at_looks + 2 * first - n) + refit,
+        embed * (pool.roots + opened) + later * pool.roots * n / 2 + by_table + refit,
+        embed * (by_rows + terms + first - n) + refit,
     )
+
+
+def _between(least: Number, n: Number, most: Number) -> Number:
+    """The number, or the nearest of the two limits."""
+    return min(max(n, least), most) if isinstance(n, int | float) else jnp.clip(n, least, most)

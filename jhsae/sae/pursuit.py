@@ -12,7 +12,7 @@ from typing import Annotated
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from annotated_types import MinLen
+from annotated_types import Ge, MinLen
 from jaxtyping import Array, Bool, Float, Key
 
 from jhsae import ops
@@ -68,6 +68,8 @@ class PursuitSAE(AbstractSAE):
             None for all.
         most_children: how many children of one row may be in at once; None for all of them.
         sweeps: joint sweeps of non-negative least squares at the end of a pursuit.
+        growth: how far apart the picks are after which such a sweep follows too, from 1, after every pick
+            (`ops.swept`): a larger one is faster.
         kernel: how codes are decoded (`ops`).
         chunk: how many tokens are encoded at once; None for a size that suits the machine.
         key: for the starting values: rows drawn evenly from the sphere, biases 0.
@@ -83,6 +85,7 @@ class PursuitSAE(AbstractSAE):
     levels: tuple[int, ...] = eqx.field(static=True)
     most_children: int | None = eqx.field(static=True)
     sweeps: int = eqx.field(static=True)
+    growth: float = eqx.field(static=True)
     kernel: ops.Kernel = eqx.field(static=True)
     chunk: int | None = eqx.field(static=True)
 
@@ -96,12 +99,13 @@ class PursuitSAE(AbstractSAE):
         filled: Count | None = None,
         most_children: Count | None = None,
         sweeps: Natural = 3,
+        growth: Annotated[float, Ge(1)] = 1.0,
         kernel: ops.Kernel = "auto",
         chunk: Count | None = None,
         key: Key[Array, ""],
     ):
         self.levels, self.most_children, self.sweeps = tuple(levels), most_children, sweeps
-        self.kernel, self.chunk = kernel, chunk
+        self.growth, self.kernel, self.chunk = float(growth), kernel, chunk
         forest = self.forest
         if budget.picks > forest.size:
             raise UserError(
@@ -129,6 +133,11 @@ class PursuitSAE(AbstractSAE):
         return jnp.any(self.rows != 0, axis=1)
 
     @property
+    def swept(self) -> tuple[bool, ...]:
+        """Whether a sweep follows each pick."""
+        return ops.swept(self.budget.picks, self.growth)
+
+    @property
     def features(self) -> int:
         return self.rows.shape[0]
 
@@ -148,7 +157,7 @@ class PursuitSAE(AbstractSAE):
     def forward(self, x: Float[Array, "batch embed"], context: Context) -> PursuitForward:
         check_rows(x, self.embed)
         budget = self.budget
-        search = ops.Search(self.forest, budget.picks, budget.keep, self.sweeps, self.most_children)
+        search = ops.Search(self.forest, budget.picks, budget.keep, self.sweeps, self.most_children, self.growth)
         with jax.named_scope("pursuit"):
             found = self.candidates(x - self.b_dec, self.rows, budget.least(context), search, self.chunk)
         codes = PursuitCodes(found.values, found.indices, self.features, scores=found.scores)
@@ -174,7 +183,7 @@ class PursuitSAE(AbstractSAE):
             active = (whole / len(self.levels),) * len(self.levels)
         extra = self.budget.picks - (self.budget.keep or self.budget.picks)
         pool = self.candidates.pool(self.forest.roots)
-        return pursuit_macs(self.embed, pool, (*self.levels[1:], 0), active, self.sweeps, extra)
+        return pursuit_macs(self.embed, pool, (*self.levels[1:], 0), active, self.sweeps, self.swept, extra)
 
     def from_upper_levels(self, forward: Forward) -> tuple[Float[Array, "batch embed"], ...]:
         assert isinstance(forward, PursuitForward)

@@ -62,6 +62,16 @@ class AbstractRule(Ranged, eqx.Module):
         """A sentence where an L0 at the end of training is not the one that was asked for; None where all is well."""
         return None
 
+    def starved(self, threshold: float, l0: float, steps: int) -> str | None:
+        """A sentence where a threshold has collapsed, so that the rest of the run is of no use; None where it has not.
+
+        Args:
+            threshold: the running one, without the influence of its start.
+            l0: of the newest step.
+            steps: finished steps.
+        """
+        return None
+
 
 def without_start(threshold: Float[Array, ""], rate: float, steps: Int[Array, ""] | int) -> Float[Array, ""]:
     """A running mean that started at 0, without the influence of its start (the bias correction of Adam).

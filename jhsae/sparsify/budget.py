@@ -22,6 +22,9 @@ from jhsae.sparsify.base import AbstractRule, without_start
 from jhsae.usage import Context
 
 MISSED = 0.9  # of the L0 that was asked for: less is reported
+SETTLED = 3  # time constants of the running threshold
+COLLAPSED = 1e-3  # in units of the input after its normaliser: what enters below explains a millionth of a unit vector
+MORE = "too few rows compete; write more candidates or rounds, more rows, a larger most or a smaller k"
 
 
 class AbstractBudget(AbstractRule):
@@ -118,10 +121,22 @@ class MeanL0(AbstractBudget):
     def unmet(self, l0: float) -> str | None:
         if l0 >= MISSED * self.k:
             return None
-        return (
-            f"MeanL0 was asked for {self.k:g} active features per token and the last batch has {l0:.1f}, at any "
-            "threshold: too few rows compete; write more candidates or rounds, more rows, a larger most or a smaller k"
-        )
+        return f"{self._missed(l0)}, at any threshold: {MORE}"
+
+    def starved(self, threshold: float, l0: float, steps: int) -> str | None:
+        """Of too few candidates the threshold falls towards 0 without ever letting in k rows.
+
+        Judged from ``3 / threshold_rate`` steps on, when 95 % of the running threshold is of the steps since the start:
+        before, a dictionary that is not trained yet may have too few rows of a positive score. A threshold of at most
+        `COLLAPSED` lets in every candidate.
+        """
+        settled = steps >= SETTLED / self.threshold_rate
+        if not settled or threshold > COLLAPSED or l0 >= MISSED * self.k:
+            return None
+        return f"{self._missed(l0)} after {steps} steps, though the threshold has fallen to {threshold:.2g}: {MORE}"
+
+    def _missed(self, l0: float) -> str:
+        return f"MeanL0 was asked for {self.k:g} active features per token and the last batch has {l0:.1f}"
 
 
 class ExactL0(AbstractBudget):

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 
-from jhsae.errors import DIVERGED
+from jhsae.errors import DIVERGED, UserError
 from jhsae.losses.base import UNDEFINED
 from jhsae.parallel.mesh import shard_batch
 from jhsae.parallel.progress import Progress
@@ -114,6 +114,7 @@ def run_stages(
 
     Raises:
         DivergedError: The loss or, before a save, a parameter is not finite.
+        UserError: Before a save, a running threshold has collapsed (`AbstractRule.starved`).
     """
     total = sum(stage.steps for stage in stages)
     done, end, stopped = int(jax.device_get(state.step)), 0, False
@@ -136,6 +137,7 @@ def run_stages(
                 if stopped or done == total or (checkpoint_every and done % checkpoint_every == 0):
                     reader.flush()
                     _check_finite(state, done, stage.name, kept)
+                    _check_fed(state, done, reader.l0, kept)
                     hooks.save(state)
         reader.flush()
     if done == total and reader.l0 is not None:
@@ -175,6 +177,15 @@ def _check_finite(state: TrainState, step: int, stage: str, kept: str) -> None:
             f"rate, or look for a term whose gradient is infinite{kept}",
             step,
         )
+
+
+def _check_fed(state: TrainState, step: int, l0: float | None, kept: str) -> None:
+    """A threshold that has collapsed for want of candidates lets in whatever there is."""
+    if l0 is None:
+        return
+    for part, running in zip(state.sae.sparsifiers, state.usage.thresholds, strict=True):
+        if (note := part.starved(float(part.corrected(running, step)), l0, step)) is not None:
+            raise UserError(f"{note}{kept}")
 
 
 class _Reader:

@@ -16,6 +16,7 @@ SHAPE = Shape(embed=8, experts=16, batch=12, sub=3, atoms=4, k=4)
 FLAGS = ["--embed", "8", "--experts", "16", "--batch", "12", "--sub", "3", "--atoms", "4", "--k", "4", "--repeats", "1"]
 
 
+@pytest.mark.slow
 def test_every_alternative_has_a_row_and_is_equal(tmp_path, capsys):
     file = tmp_path / "ops.json"
     assert main(["bench", "ops", *FLAGS, "--json", str(file)]) == 0

@@ -34,6 +34,7 @@ FLAGS = [
 SPREAD = {"median", "min", "max"}
 
 
+@pytest.mark.slow
 def test_the_verb_writes_its_numbers(tmp_path, capsys):
     file = tmp_path / "step.json"
     assert main(["bench", "step", *FLAGS, "--variants", "--json", str(file)]) == 0

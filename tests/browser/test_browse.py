@@ -177,6 +177,7 @@ def test_densities_leave_empty_slots_out(made):
     assert found == expected
 
 
+@pytest.mark.few(1)
 def test_the_search_index_is_search_by_token(made):
     sae, shown, dense, store = made
     data, model = shown.data, load_lm("embedded")
@@ -258,6 +259,7 @@ def test_the_script_reads_only_what_the_data_has(made):
     assert set(re.findall(r"\blatent\.(\w+)", script)) <= fields
 
 
+@pytest.mark.slow
 def test_the_same_files_give_the_same_bytes_and_fewer_latents_when_asked(place):
     out = browse.run(config(place, "scale"))
     before = out.read_bytes()

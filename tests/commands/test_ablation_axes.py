@@ -41,9 +41,9 @@ def test_all_axes_of_the_originals_are_there():
     assert nowhere == [("data", "world"), ("data", "unembedding_rows")]
 
 
-def test_one_value_in_three_builds(designs):
+def test_one_value_in_six_builds(designs):
     """At one pole each; all values and poles: the test below, which is slow."""
-    for axis, name in VALUES[::3]:
+    for axis, name in VALUES[::6]:
         for pole in poles_of(axis, name)[:1]:
             check_builds(designs, Arm(pole, ((axis, name),)))
 
@@ -61,6 +61,7 @@ def trained(place, value):
     return pytest.param(*value, id="-".join(value), marks=[pytest.mark.slow] if place % BY_DEFAULT else [])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("axis", "name"), [trained(place, value) for place, value in enumerate(VALUES)])
 def test_every_value_trains_and_is_saved(designs, tmp_path, axis, name):
     """Poles take turns, so that each sees a part of the values."""

@@ -83,6 +83,7 @@ def test_a_grid_crosses_values_with_the_poles_own(place):
     assert Arm("noisy", (("pick", "two"), ("experts", "many"))) in planned.arms
 
 
+@pytest.mark.slow
 def test_random_search_draws_different_arms_from_its_seed_alone(place):
     drawn = [Study(study(place, flips=[], search={"count": 4, "seed": seed})).arms for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2] and [len(set(arms)) for arms in drawn] == [5, 5, 5]
@@ -158,6 +159,7 @@ def test_an_undefined_explained_variance_chooses_no_rate(place):
     assert failures and all("explained variance of its validation rows is undefined" in words for words in failures)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("budget", ["parameters", "macs"])
 def test_a_size_gives_every_arm_the_budget_of_its_pole(place, budget):
     planned = Study(study(place, match=budget, solve=["sae.experts"], off_l0=0.2, flips=["input", "pick"]))
@@ -177,6 +179,7 @@ def test_tokens_are_matched_by_steps(place):
     assert steps["noisy: batch=half"].stages[0].steps == 2 * steps["noisy"].stages[0].steps
 
 
+@pytest.mark.slow
 def test_an_l0_is_matched_by_pilots_and_one_that_cannot_be_is_told(place):
     poles = {
         "noisy": {"train": str(place / "base.yaml")},

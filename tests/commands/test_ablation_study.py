@@ -46,6 +46,7 @@ def test_validation_and_test_rows_share_no_sequence(tmp_path):
         held_out(study(tmp_path, validation=1.0))
 
 
+@pytest.mark.slow
 def test_a_study_that_is_stopped_goes_on_and_a_finished_one_is_left_alone(tmp_path, monkeypatch, capsys):
     asked = study(tmp_path)
     real, calls = work.train, []
@@ -100,7 +101,7 @@ def test_a_row_is_appended_when_no_other_process_does(tmp_path, monkeypatch):
 
     monkeypatch.setattr(work, "owned", busy)
     monkeypatch.setattr(work.time, "sleep", waited.append)
-    work._append(path, "{}")
+    work.append_row(path, "{}")
     assert path.read_text() == "{}\n" and len(waited) == 2
 
 

@@ -44,6 +44,7 @@ def begin(verb: str, place: Path, out: Path) -> None:
         quickstart.run(quickstart.Quickstart(**default | {"out": str(out)}))
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     "verb", ["train", "harvest", "world", "teach", "evaluate", "export", "import", "ablate", "quickstart"]
 )

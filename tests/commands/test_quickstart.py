@@ -92,6 +92,7 @@ def test_contexts_show_the_token_that_fired(out):
     assert any(entry["name"] for entry in geometry)
 
 
+@pytest.mark.slow
 def test_a_second_call_reuses_what_is_finished(place, out, capsys):
     before = {f: f.stat().st_mtime_ns for f in out.rglob("*.safetensors")}
     assert main(["quickstart", str(place / "quickstart.yaml")]) == 0

@@ -74,6 +74,7 @@ def _ended_at(step):
     return write
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_undisturbed_one_and_loads_with_its_threshold(place):
     one, other = ((place / name / "sae" / "sae.safetensors").read_bytes() for name in ("run", "resumed"))
     assert one == other
@@ -97,6 +98,7 @@ def test_it_is_evaluated_and_reported_by_level(place):
             assert repr(metrics[column.key]) in html, column.key
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_on_a_known_world(place):
     world.run(small_worlds.config(str(place / "world")))
     changes = FOREST | {
@@ -126,6 +128,7 @@ def test_saelens_has_no_place_for_it(place):
         export.run(export.Export(str(place / "run"), "saelens", str(place / "out_saelens")))
 
 
+@pytest.mark.slow
 def test_a_plan_counts_its_parameters(place, capsys):
     words = ["--topology", "cpu:2", "--mesh", "data=2,expert=1", "--json", str(place / "plan.json")]
     assert main(["plan", str(place / "run.yaml"), *words]) == 0
@@ -157,6 +160,7 @@ def test_budgets_and_candidates_are_axes_of_an_ablation(place, monkeypatch):
     assert "| budget | exact | 1 |" in table and "| depth | one level | 1 |" in table
 
 
+@pytest.mark.slow
 def test_bfloat16_products_give_nearly_the_same_run():
     x = runs.activations(128)
     saes = [

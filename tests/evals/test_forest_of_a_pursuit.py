@@ -25,6 +25,7 @@ def found(request):
     return sae, metrics, frequency, x
 
 
+@pytest.mark.few(2)
 def test_numbers_by_level_are_those_of_the_dense_codes(found):
     sae, metrics, frequency, x = found
     forward = sae.forward(jnp.asarray(x), Context())

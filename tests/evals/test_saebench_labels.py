@@ -83,6 +83,7 @@ def test_splits_are_those_of_saebench():
     assert ours == [len(f) for f in frame["split_feats"]] and len(set(ours)) > 2
 
 
+@pytest.mark.slow
 def test_kl_divergence_and_its_score_are_those_of_saebench(tmp_path):
     """SAEBench averages over every position, the last one included, where ours does over the predicted ones."""
     save_language_model(tmp_path)

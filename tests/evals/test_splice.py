@@ -83,6 +83,7 @@ def test_kl_is_that_of_the_two_distributions(embedded):
     assert results["half"]["kl"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_original_divergence_is_the_other_one_and_its_hook_changes_another_axis(embedded):
     """PolytopeSAE: ``kl_div(log base, changed)`` is KL(changed || base); ``output[0][:, -1]`` is no last token."""
     model, tokens = embedded

@@ -45,6 +45,7 @@ def steer(model, prompts, sae=None, targets=None, layer=LAYER, alpha=3.0, replac
     return evals.steering(model, layer, replace, own, targets, prompts, SPECIAL, alpha, **options)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("positions", ["all", "last"])
 def test_the_effect_equals_the_plain_computation(model, prompts, positions):
     sae = saes()["tree"]

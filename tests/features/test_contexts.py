@@ -18,6 +18,7 @@ def store(tmp_path_factory):
     return harvested(tmp_path_factory.mktemp("held_out"))[0]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("rows_at_once", [4096, 31])
 @pytest.mark.parametrize("name", ["tree", "jump"])
 def test_contexts_are_the_largest_codes_with_the_tokens_around(store, name, rows_at_once, monkeypatch):

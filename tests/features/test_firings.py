@@ -22,6 +22,7 @@ def records(sae, normalizer, selection, edges, folder):
     return list(spill.spilled(sae, normalizer, selection, edges, folder).parts("reading"))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", saes())
 def test_every_code_is_there_once_in_order(store, name, tmp_path):
     sae = saes()[name]

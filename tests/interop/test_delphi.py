@@ -43,6 +43,7 @@ def read(folder):
     return latents, tokens, dtypes
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("normalizer", [Identity(), UnitNorm(), Standardize()], ids=lambda n: type(n).__name__)
 @pytest.mark.parametrize("name", saes())
 def test_the_cache_holds_every_code_once_at_its_token(store, name, normalizer, tmp_path):

@@ -24,6 +24,7 @@ def test_every_row_passes(name, tmp_path, capsys):
     assert all(row["name"] in printed for row in rows) and f"{len(rows)} of {len(rows)} pass" in printed
 
 
+@pytest.mark.slow
 def test_every_computed_array_of_the_files_is_compared():
     inputs = ("init/", "meta/", "batches", "model/", "geometry/unembedding", "geometry/a", "geometry/b", "x")
     inputs += ("lda/pos", "lda/neg", "lda/child_pos")

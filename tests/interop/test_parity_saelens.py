@@ -77,6 +77,7 @@ def test_every_row_of_the_golden_file_passes(golden):
     assert {row.name for row in rows} == computed and len(rows) == 84
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", FILES)
 def test_files_of_other_sizes_and_settings_pass(lens, name):
     """Sizes, coefficients, widths, k and what the list leaves open are drawn, the same in every run."""

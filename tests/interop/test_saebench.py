@@ -52,6 +52,7 @@ def tokens() -> np.ndarray:
     return drawn
 
 
+@pytest.mark.slow
 def test_the_language_model_is_the_same_in_transformerlens(core, model, tokens):
     torch = pytest.importorskip("torch")
     folder, ours = model

@@ -48,6 +48,7 @@ def agrees(sae, made: Case, torch) -> None:
     np.testing.assert_allclose(got, x_hat, rtol=1e-5, atol=1e-5 * np.abs(x_hat).max())
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", CASES)
 def test_it_loads_and_computes_what_ours_computes(name: str, tmp_path: Path, sae_lens, torch):
     sae = sae_lens.SAE.load_from_disk(CASES[name].write(tmp_path / "sae"))
@@ -100,6 +101,7 @@ def test_hooks_and_precision(tmp_path: Path, sae_lens, torch):
     assert torch.equal(cache["hook_sae_recons"], sae.decode(cache["hook_sae_acts_post"]))
 
 
+@pytest.mark.slow
 def test_a_pursuit_is_its_torch_module_bit_for_bit_and_survives_saving(tmp_path: Path, sae_lens, torch):
     from jhsae.assets.torch.pursuit import Pursuit
 

@@ -46,6 +46,7 @@ def equal(got, expected, scale=1.0):
     np.testing.assert_array_equal(np.count_nonzero(got[0], axis=1), np.count_nonzero(expected[0], axis=1))
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("normalizer", [Identity(), Scale(), ConstantNorm(), LayerNorm(), UnitNorm()], ids=repr)
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_what_is_trained_here_saelens_computes_the_same(sae_lens, tmp_path, kind, normalizer):

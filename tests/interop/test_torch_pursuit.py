@@ -66,6 +66,7 @@ def equals_ours(sae, normalizer, folder: Path) -> None:
     assert not f.numpy()[:, ~live].any() and 2 < (expected != 0).sum(1).mean() < 6
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("levels", "budget", "candidates"), CASES)
 def test_codes_equal_ours_for_every_depth_budget_and_candidate_rule(levels, budget, candidates, tmp_path: Path):
     sae = pursuit(LEVELS[levels], EMBED, BUDGETS[budget], CANDIDATES[candidates])
@@ -73,7 +74,7 @@ def test_codes_equal_ours_for_every_depth_budget_and_candidate_rule(levels, budg
 
 
 def test_at_most_so_many_children_of_one_row(tmp_path: Path):
-    sae = pursuit(LEVELS["three"], EMBED, Threshold(0.01, 6), most_children=1, sweeps=0)
+    sae = pursuit(LEVELS["three"], EMBED, Threshold(0.01, 6), most_children=1, sweeps=0, growth=2.0)
     equals_ours(sae, data.CenterScale(), tmp_path / "sae")
 
 
@@ -85,6 +86,7 @@ def test_normalisers(normalizer, tmp_path: Path):
     equals_ours(sae, normalizer, tmp_path / "sae")
 
 
+@pytest.mark.slow
 def test_any_leading_shape_chunk_and_precision_will_do(tmp_path: Path, monkeypatch):
     import jhsae.assets.torch.pursuit as module
 

@@ -72,6 +72,7 @@ def head_of(kind):
     return ("embed_out" if kind == "GPTNeoX" else "lm_head") + ".weight"
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_head_that_is_there_beats_the_flag(kind, tied, tmp_path):

@@ -79,6 +79,7 @@ def test_slices_are_read_once_and_are_those_of_the_shards(case, monkeypatch):
         assert {size for name, _, size in read if name in names} == {shard}, leaf.path
 
 
+@pytest.mark.slow
 def test_two_processes_read_half_each_and_agree(tmp_path):
     settings = {"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48}
     settings |= {"num_attention_heads": 8, "num_hidden_layers": 2, "rms_norm_eps": 1e-5}

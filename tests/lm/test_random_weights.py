@@ -16,6 +16,7 @@ def embedded():
     return lm.load("embedded", layers=1)
 
 
+@pytest.mark.slow
 def test_shapes_and_scales_stay_and_values_go(embedded):
     null, again, other = (lm.with_random_weights(embedded, seed) for seed in (0, 0, 1))
     assert eqx.tree_equal(null.model, again.model) and not eqx.tree_equal(null.model, other.model)

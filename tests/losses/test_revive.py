@@ -53,6 +53,7 @@ def mask(kind, size=FEATURES, seed=0):
     return jnp.asarray(saelens.dead_mask(np.random.default_rng(seed), kind, EMBED, size), jnp.float32)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("unit", [True, False], ids=["rescaled", "plain"])
 @pytest.mark.parametrize("architecture", ["topk", "matryoshka_batchtopk"])
 def test_equals_saelens_in_value_and_gradients(lens, architecture, unit):

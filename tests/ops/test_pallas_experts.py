@@ -71,6 +71,7 @@ def kernel(op, interpret=True, **options):
     return on_arrays(op, experts_tpu, interpret=interpret, **options)
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients_equal_those_of_expert_major(case, op):
@@ -80,6 +81,7 @@ def test_values_and_gradients_equal_those_of_expert_major(case, op):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("op", OPS)
 def test_rows_that_arrive_as_late_as_they_may_are_waited_for(op):
     """The plain interpreter copies at once; this one when a copy is waited for, into memory that holds NaN."""

@@ -9,16 +9,16 @@ from reference.pursuit import pursuit, refitted
 
 from jhsae import ops
 from jhsae.codes import Codes
-from jhsae.ops.pursuit import first_largest
+from jhsae.ops.pool import first_largest
 
 TOKENS, EMBED, PICKS = 21, 12, 7
 SHAPES = [(30,), (6, 4), (5, 3, 2)]
-SEARCHES = {  # levels, most_children, keep and the score that a row must exceed
-    "flat, threshold": ((30,), None, None, 0.5),
-    "two levels, exact": ((6, 4), None, 4, 0.0),
-    "two levels, one child": ((6, 4), 1, None, 0.3),
-    "three levels, threshold": ((5, 3, 2), None, None, 0.3),
-    "three levels, exact": ((5, 3, 2), None, 4, 0.0),
+SEARCHES = {  # levels, most_children, keep, growth and the score that a row must exceed
+    "flat, threshold": ((30,), None, None, 1.0, 0.5),
+    "two levels, exact, few sweeps": ((6, 4), None, 4, 1.5, 0.0),
+    "two levels, one child": ((6, 4), 1, None, 1.0, 0.3),
+    "three levels, threshold, few sweeps": ((5, 3, 2), None, None, 2.0, 0.3),
+    "three levels, exact": ((5, 3, 2), None, 4, 1.0, 0.0),
 }
 
 
@@ -51,15 +51,23 @@ def test_a_forest_is_arithmetic(levels):
     np.testing.assert_array_equal(np.concatenate([part.reshape(-1) for part in parts]), np.arange(forest.size))
 
 
+@pytest.fixture(params=["by table", "by rows"])
+def products(request, monkeypatch):
+    """How a screened pursuit has the products of rows."""
+    if request.param == "by rows":
+        monkeypatch.setattr("jhsae.ops.pursuit.TABLE", 0)
+
+
 @pytest.mark.parametrize("kind", SEARCHES)
-def test_every_token_has_the_codes_of_the_plain_pursuit(kind):
-    """By the table, and by vectors where the candidates are all roots; in chunks of which one is short."""
-    levels, most_children, keep, least = SEARCHES[kind]
+def test_every_token_has_the_codes_of_the_plain_pursuit(kind, products):
+    """Where all roots compete, and where the candidates are all roots; in chunks of which one is short."""
+    levels, most_children, keep, growth, least = SEARCHES[kind]
     forest, x, rows = draw(levels)
+    after = ops.swept(PICKS, growth)
     want, entered, left = pursuit(
-        x.astype(float), rows.astype(float), forest.parents, least, PICKS, most_children, keep
+        x.astype(float), rows.astype(float), forest.parents, least, PICKS, most_children, keep, after=after
     )
-    search = ops.Search(forest, PICKS, keep, most_children=most_children)
+    search = ops.Search(forest, PICKS, keep, most_children=most_children, growth=growth)
     assert np.ptp((want > 0).sum(1)) > 0 or keep
     for found in (
         jax.jit(lambda x, rows: ops.pursue(x, rows, least, search, 8))(x, rows),
@@ -71,6 +79,25 @@ def test_every_token_has_the_codes_of_the_plain_pursuit(kind):
                 scores = np.asarray(found.scores[token])
                 np.testing.assert_allclose(scores[:-1][scores[:-1] > 0], entered[token], rtol=1e-4)
             np.testing.assert_allclose(found.scores[:, -1], np.maximum(left, 0), atol=1e-5)
+
+
+def test_sweeps_are_ever_further_apart():
+    after = {growth: [pick for pick, on in enumerate(ops.swept(32, growth), 1) if on] for growth in (1.0, 1.5)}
+    assert after[1.0] == list(range(1, 33)) and after[1.5] == [1, 2, 3, 5, 8, 12, 18, 27]
+
+
+@pytest.mark.parametrize("levels", [(40,), (10, 3)], ids=str)
+def test_tokens_of_many_picks_go_on_alone(levels, monkeypatch):
+    """In blocks of 8 of the 24 tokens; a block without a token that has made 8 picks is left out."""
+    monkeypatch.setattr("jhsae.ops.pursuit.BLOCK", 8)
+    assert ops.ends(14) == (8, 14) and ops.ends(32) == (8, 16, 24, 32) and ops.ends(7) == (7,)
+    forest, x, rows = draw(levels)
+    x = np.concatenate([x, x[:3]]) * np.linspace(0.1, 2, 24, dtype=np.float32)[:, None]
+    want, _, _ = pursuit(x.astype(float), rows.astype(float), forest.parents, 0.15, 14)
+    found = jax.jit(lambda x, rows: ops.pursue(x, rows, 0.15, ops.Search(forest, 14)))(x, rows)
+    used = np.asarray(found.scores[:, :-1] > 0).sum(1)
+    assert used.max() > 8 < np.sum(used >= 8) <= 16
+    np.testing.assert_allclose(dense(found, forest), want, atol=2e-5)
 
 
 def test_prefixes_are_refitted_without_what_lies_below():
@@ -86,7 +113,7 @@ def test_prefixes_are_refitted_without_what_lies_below():
         assert np.abs(got - kept).max() > 0.1
 
 
-def test_a_screened_pursuit_is_the_plain_one_of_the_candidates_of_each_round():
+def test_a_screened_pursuit_is_the_plain_one_of_the_candidates_of_each_round(products):
     """A round that picks nothing does not end the token, and no row enters twice."""
     forest, x, rows = draw((30,), empty=False)
     search, candidates, least = ops.Search(forest, PICKS, sweeps=0), 4, 0.4
@@ -134,7 +161,8 @@ def test_eight_devices_give_the_codes_of_one(levels):
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_no_array_of_all_pairs_of_rows_exists_where_candidates_are_screened():
+def test_no_array_of_all_pairs_of_rows_exists_where_candidates_of_many_rows_are_screened(monkeypatch):
+    monkeypatch.setattr("jhsae.ops.pursuit.TABLE", 29)
     forest, x, rows = draw((30,))
 
     def sizes(function):

@@ -58,6 +58,7 @@ def test_loops_run_over_the_tiles_in_use_alone():
     assert int(groups) == -(-int(tiles.used) // 4) < tiles.expert.shape[0] // 4
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("group", [2, 1000], ids=["groups of two", "one group"])
 def test_expert_major_equals_one_token_after_the_other(case, group, monkeypatch):

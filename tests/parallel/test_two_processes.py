@@ -142,6 +142,7 @@ def story(tmp_path_factory):
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", list(SAES))
 def test_two_processes_compute_what_one_does(story, name):
     """The tree was begun in two processes, went on in one on four devices, and ended in two."""

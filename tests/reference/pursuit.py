@@ -3,8 +3,11 @@
 import numpy as np
 
 
-def pursuit(x, rows, parents, least, picks, most_children=None, keep=None, sweeps=3):
-    """The codes, [tokens, rows], the scores of what entered, and of the first that did not; see `jhsae.ops.pursuit`."""
+def pursuit(x, rows, parents, least, picks, most_children=None, keep=None, sweeps=3, after=None):
+    """The codes, [tokens, rows], the scores of what entered, and of the first that did not; see `jhsae.ops.pursuit`.
+
+    `after`: whether a sweep follows each pick; None: after every pick.
+    """
     codes, entered, left = np.zeros((len(x), len(rows))), [], np.zeros(len(x))
     for token, z in enumerate(codes):
         inside, scores = [], []
@@ -21,7 +24,8 @@ def pursuit(x, rows, parents, least, picks, most_children=None, keep=None, sweep
                 left[token] = min([score.max(), *scores])
                 break
             z[score.argmax()] = score.max()
-            sweep(inside)
+            if after is None or after[len(inside)]:
+                sweep(inside)
             inside.append(score.argmax())
             scores.append(min([score.max(), *scores]))
         for _ in range(sweeps):

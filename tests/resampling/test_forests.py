@@ -78,6 +78,7 @@ def test_a_child_whose_parent_is_in_no_code_stays_dead():
     assert not marked.any() and np.array_equal(new.rows, sae.rows)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("part", [RestartDead(4, 8), MergeAlike(0.01, 4, 4, until=8), GrowLevel(4)])
 def test_nothing_happens_at_other_steps(part):
     sae = forest(filled=2)

@@ -4,13 +4,14 @@ import jax
 import pytest
 from pursuits import pursuit
 
+from jhsae.ops import swept
 from jhsae.sae import FlatSAE, Screened, mixture_of_experts_v2
 from jhsae.sparsify import ExactL0, Threshold, TopK
 
 EMBED = 8
 
 
-def counted(levels, entered, sweeps, extra=0, candidates=None, rounds=(), tables=True):
+def counted(levels, entered, sweeps, extra=0, candidates=None, rounds=(), tables=True, after=None):
     """A pursuit in which rows of these levels enter, one by one; a multiplication is added where it is made."""
     roots, each = levels[0], [*levels[1:], 0]
     competing, macs, opened = min(candidates or roots, roots), 0, 0
@@ -18,14 +19,16 @@ def counted(levels, entered, sweeps, extra=0, candidates=None, rounds=(), tables
         macs += EMBED * roots  # the roots with the token
     screens = {sum(rounds[:i]) for i in range(len(rounds))}
     for t in range(len(entered) + 1):
+        moved = t == 0 or after is None or after[t - 1]
         if t in screens:
             macs += (t * roots if t else 0) if tables else EMBED * roots
-        macs += t * (competing + opened) if tables else EMBED * (competing + opened + t)  # and the residual
+        terms = t if moved else 1
+        macs += terms * (competing + opened) if tables else EMBED * (competing + opened + terms)  # and the residual
         if t < len(entered):
             macs += 0 if tables else t * EMBED  # the products of the new row
             opened += each[entered[t]]
             macs += EMBED * each[entered[t]] if tables else 0  # the new children with the token
-            macs += (t + 1) ** 2  # a sweep
+            macs += (t + 1) ** 2 if after is None or after[t] else 0  # a sweep
     macs += sweeps * len(entered) ** 2
     return macs + (sweeps * (len(entered) - extra) ** 2 if extra else 0)
 
@@ -42,6 +45,13 @@ def test_a_flat_pursuit_is_counted_exactly(tables):
     sae = pursuit((24,), EMBED, Threshold(0.1, 6))
     macs = sae.encoder_macs((5.0,))
     assert (macs.tables if tables else macs.plain) == counted((24,), [0] * 5, 3, tables=tables)
+
+
+@pytest.mark.parametrize("tables", [True, False])
+def test_fewer_sweeps_are_counted_exactly(tables):
+    sae = pursuit((24,), EMBED, Threshold(0.1, 9), growth=1.5)
+    macs, after = sae.encoder_macs((7.0,)), swept(9, 1.5)
+    assert (macs.tables if tables else macs.plain) == counted((24,), [0] * 7, 3, tables=tables, after=after)
 
 
 @pytest.mark.parametrize("tables", [True, False])

@@ -136,6 +136,7 @@ def test_empty_slots_are_never_picked_never_dead_and_stay_empty():
     assert not np.any(trained.rows[24:]) and np.any(trained.rows[:24] != made.rows[:24])
 
 
+@pytest.mark.slow
 def test_it_trains_by_fit_to_its_l0_and_settles_at_a_threshold():
     rows = runs.activations(6144)
     made = PursuitSAE(runs.EMBED, [12, 2], MeanL0(3.0), key=jax.random.key(0))
@@ -161,6 +162,14 @@ def test_a_budget_that_is_not_met_is_reported_once_the_run_is_done(caplog):
     caplog.clear()
     jhsae.fit(eqx.tree_at(lambda s: s.budget, made, MeanL0(1.0, 2)), tokens(64), steps=3, batch=64)
     assert not caplog.text
+
+
+def test_a_threshold_that_collapses_for_want_of_rows_ends_the_run():
+    made = PursuitSAE(EMBED, [4], MeanL0(4.0, 4, threshold_rate=1.0), key=jax.random.key(0))
+    with pytest.raises(UserError, match="after 3 steps, though the threshold has fallen to 0: too few rows compete"):
+        jhsae.fit(made, tokens(64), steps=3, batch=64)
+    fed = eqx.tree_at(lambda s: s.budget, made, MeanL0(1.0, 2, threshold_rate=1.0))
+    assert jhsae.fit(fed, tokens(64), steps=3, batch=64)[1][-1]["l0"] > 0.9
 
 
 def part(name, **arguments):

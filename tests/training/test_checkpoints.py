@@ -250,6 +250,7 @@ def fails_on_a_full_disk(folder) -> None:
         checkpoints.save(at(state, 2), {})
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_no_complete_checkpoint(tmp_path):
     in_own_process(fails_on_a_full_disk, tmp_path / "c")
     again, _ = resumed(tmp_path / "c", ONE, big)

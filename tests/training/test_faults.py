@@ -123,6 +123,7 @@ def fails_on_a_full_disk(place) -> None:
             train(load(place, 4096))
 
 
+@pytest.mark.slow
 def test_a_full_disk_during_a_save(place):
     """Files that may not grow beyond 64 KiB stand for a disk that is full."""
     in_own_process(fails_on_a_full_disk, place)
@@ -178,6 +179,7 @@ def test_not_a_number_in_the_store_names_the_step_and_the_rows(place, monkeypatc
     assert checkpoints(place) == [step for step in (4, 8, 12, 16) if step < first][-2:]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_mesh(place, whole, monkeypatch):
     """Begun on 8 devices that share the batch, finished on 2 x 4 that share the experts too."""
     with monkeypatch.context() as patch:

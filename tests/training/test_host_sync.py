@@ -107,6 +107,7 @@ def guarded(tmp_path, monkeypatch, devices, spoil=lambda step: step):
     return transfers.reads, log.rows
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("devices", [1, 8])
 def test_the_host_waits_for_no_step_before_the_next_has_begun(tmp_path, monkeypatch, devices):
     """No transfer is implicit, and metrics are read when the following step is under way."""

@@ -16,6 +16,7 @@ def load(place, out, *overrides):
     return config.load(Train, path, overrides)
 
 
+@pytest.mark.slow
 def test_a_trace_of_the_steps_appears_and_no_number_changes(tmp_path, monkeypatch):
     runs.store(tmp_path / "store")
     asked = []

@@ -17,6 +17,7 @@ SAES = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", SAES)
 def test_three_steps_and_codes_are_equal_on_eight_devices(name):
     levels, budget, parts, shapes = SAES[name]

@@ -197,6 +197,7 @@ def test_torchs_numbers_without_torch(torch, seed, count):
     np.testing.assert_allclose(torch_random.normal(seed, count), normal, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_largest_cosine_is_their_superposition_statistic(synthetic, ours):
     from sae_lens.synthetic.stats import compute_superposition_stats
 

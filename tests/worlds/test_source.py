@@ -54,6 +54,7 @@ def test_resuming_is_exact(folder, stream):
     assert fresh.get_state() == {"next_index": 6}
 
 
+@pytest.mark.slow
 def test_other_meshes_give_the_same_batches_and_another_seed_others(folder, stream):
     found = next(live(folder, 2).batches(BATCH, 0))
     np.testing.assert_allclose(found, stream[0], rtol=1e-5, atol=1e-5)
@@ -103,6 +104,7 @@ def test_the_identity_is_that_of_all_that_determines_activations(folder, tmp_pat
     assert len({source.identity(w) for w in others}) == len(others)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(folder, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     given = ["data.store=null", "data.live._target_=jhsae.worlds.WorldActivations", f"data.live.path={folder}"]

@@ -43,8 +43,8 @@ def check(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
     size, rows = sum(accumulate(levels, lambda above, each: above * each)) if listed else 0, got.get("rows", [])
     rule = str(budget.get("rule"))
     known = rule in BUDGETS and all(_count(budget.get(key), 0) for key in BUDGETS[rule])
-    picks = sum(budget[key] for key in BUDGETS[rule]) if known else 0
-    scale, most, rounds = settings.get("token_scale"), settings.get("most_children"), screened.get("rounds", 0)
+    picks, rounds = sum(budget[key] for key in BUDGETS[rule]) if known else 0, screened.get("rounds", 0)
+    scale, most, swept = (settings.get(name) for name in ("token_scale", "most_children", "swept"))
     numbers: list[Any] = [scale.get(key) for key in ("eps", "factor")] if isinstance(scale, dict) else [-1]
     scaled = all(type(one) in (int, float) and 0 <= one < 1e30 for one in numbers)
     for name, right in (
@@ -52,6 +52,7 @@ def check(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         ("budget", 1 <= picks <= size and ("budget_threshold" in got) == (rule == "Threshold")),
         ("screened", not screened or (_count(screened.get("candidates")) and _count(rounds) and rounds <= picks)),
         ("sweeps", _count(settings.get("sweeps"), 0)),
+        ("swept", swept is None or (isinstance(swept, list) and len(swept) <= size and all(map(_count, swept)))),
         ("most_children", most is None or _count(most)),
         ("token_scale", scale is None or (scaled and numbers[1] > 0)),
     ):
@@ -147,8 +148,7 @@ class Structure(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Codes [batch, F] of tokens [batch, D], in the units of the dictionary as trained, times the token's scale."""
-        inside, scale = self.normalised(x)
-        rows = self.weights["rows"]
+        (inside, scale), rows = self.normalised(x), self.weights["rows"]
         exact = torch.promote_types(rows.dtype, torch.float32)  # half precision is too coarse
         parts = (inside - self.weights["b_dec"]).detach().to(exact).split(max(1, MOST // len(rows)))
         return torch.cat([self.pursued(part, rows.to(exact)) for part in parts]).to(rows.dtype) * scale
@@ -157,6 +157,7 @@ class Structure(torch.nn.Module):
         """The pursuit of some tokens."""
         budget, screened, start = self.settings["budget"], self.settings["screened"], 0
         picks = sum(budget[key] for key in BUDGETS[budget["rule"]])
+        swept = self.settings.get("swept") or range(1, picks + 1)  # the picks that a sweep follows
         threshold = self.weights["budget_threshold"].to(x.dtype) if budget["rule"] == "Threshold" else 0.0
         chosen, opened = Chosen(x, picks), (self.parents < 0).repeat(len(x), 1)
         for count in schedule(picks, screened["rounds"] if screened else 1):
@@ -168,7 +169,7 @@ class Structure(torch.nn.Module):
                 if not on.any():
                     break
                 chosen.enter(t, row, rows[row], best[:, 0], on)
-                chosen.sweep(t + 1, on)
+                chosen.sweep(t + 1 if t + 1 in swept else 0, on)
                 below = self.parents == row[:, None]
                 opened = torch.where(on[:, None], (opened | below).scatter(1, row[:, None], False), opened)
             start += count
@@ -204,8 +205,7 @@ class Structure(torch.nn.Module):
         """
         w = {name: tensor.float() for name, tensor in self.weights.items()}
         rows, matrix = times(w["rows"], w["inverse"]), w["matrix"]
-        norms = torch.linalg.vector_norm(rows, dim=-1)
-        norms = torch.where(norms > 0, norms, 1.0)
+        norms = torch.where(rows.any(-1), torch.linalg.vector_norm(rows, dim=-1), 1.0)
         reads = times(w["rows"], matrix.T if matrix.ndim == 2 else matrix)
         flat = {
             "W_enc": (reads * norms[:, None]).T.contiguous(),

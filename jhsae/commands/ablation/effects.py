@@ -97,7 +97,7 @@ def compared(
     Returns:
         Its numbers, and their paired differences to the pole's of the same seeds; none for the pole itself.
     """
-    numbers = {name: _spread([row["metrics"].get(name) for row in own]) for name in (*shown, *BUDGETS)}
+    numbers = {name: over_seeds([row["metrics"].get(name) for row in own]) for name in (*shown, *BUDGETS)}
     seeds = {row["seed"] for row in own} & {row["seed"] for row in pole}
     pairs = [[row for row in side if row["seed"] in seeds] for side in (own, pole)]
     differs: dict[str, Any] = {}
@@ -105,10 +105,10 @@ def compared(
     if arm.picks and seeds:
         for name in shown:
             ours, poles = ([_of_seed(row, name) for row in side] for side in pairs)
-            differs[name] = _plain(paired(ours, poles))
+            differs[name] = as_data(paired(ours, poles))
         ours, poles = ([row["units"]["ev_r2"] for row in side] for side in pairs)
         units = paired(ours, poles)
-        differs["ev_r2_units"] = _plain(units)
+        differs["ev_r2_units"] = as_data(units)
         if units is not None:
             sentences.append(sentence(units, f"EV of {arm.name}, less that of {arm.pole}"))
     return {
@@ -134,13 +134,13 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _spread(values: Sequence[Any]) -> Summary | None:
+def over_seeds(values: Sequence[Any]) -> Summary | None:
     """Mean, smallest and largest of the values that there are."""
     known = [number for value in values if (number := _number(value)) is not None]
     return {"mean": sum(known) / len(known), "least": min(known), "most": max(known)} if known else None
 
 
-def _plain(result: Comparison | None) -> Summary | None:
+def as_data(result: Comparison | None) -> Summary | None:
     """A difference with its interval, which one group alone has not."""
     if result is None:
         return None

@@ -29,7 +29,7 @@ Kind = Literal["validation", "test"]
 BATCH = 4096
 BLOCK = 256  # rows of a world that stand for a sequence
 DRAWS = {"test": 0, "validation": 1}  # seeds; that of the test rows is the default of jhsae evaluate
-PARTS = ("roots", "tree", "edges", "absorption")  # of `truth`, kept whole in a row
+PARTS = ("levels", "roots", "tree", "edges", "absorption")  # of `truth`, kept whole in a row
 
 
 class HeldOut(ABC):
@@ -45,6 +45,10 @@ class HeldOut(ABC):
         """
         sae, normalizer, about = load_sae(folder, trust=[*trust])
         self.check(sae, about, folder)
+        return self.numbers(sae, normalizer, kind)
+
+    def numbers(self, sae: AbstractSAE, normalizer: AbstractNormalizer, kind: Kind) -> dict[str, Any]:
+        """What `measure` gives, of an SAE in memory."""
         metrics, _ = evals.fidelity(sae, normalizer, self.batches(kind), self.mean(kind))
         metrics.pop("density")
         if kind == "validation":

@@ -92,7 +92,7 @@ def _taken(study: Study, run: Run, rows_of: HeldOut, evaluation: str) -> bool:
             if study.key(run) in read_rows(study.config, evaluation):
                 return False  # made since
             row = _row(study, run, rows_of, evaluation)
-            _append(Path(study.config.out) / RESULTS, to_json(row))
+            append_row(Path(study.config.out) / RESULTS, to_json(row))
             return True
     except BusyError:
         return False
@@ -123,7 +123,7 @@ def _row(study: Study, run: Run, rows_of: HeldOut, evaluation: str) -> dict[str,
     return row | measured | {"seconds": time.perf_counter() - start}
 
 
-def _append(path: Path, line: str) -> None:
+def append_row(path: Path, line: str) -> None:
     """Appends a line when no other process does."""
     while True:
         try:
