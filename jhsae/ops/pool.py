@@ -157,10 +157,9 @@ class TablePool(AbstractPool[TableState]):
         child = jnp.where(entry.on & ~is_root, entry.place, NOWHERE)
         old = state.children.entered(t, value, self.between(entry.row[None], state.children.rows)[0], child)
         added = Listed(new, of_token, products, of_token - weighted(chosen.values, products))
-        axes = Listed(0, 0, 1, 0)
-        children = jax.tree.map(
-            lambda a, b, axis: jax.lax.dynamic_update_slice_in_dim(a, b, t * widest, axis), old, added, axes
-        )
+        put = jax.lax.dynamic_update_slice_in_dim
+        parts = zip(old, added, (0, 0, 1, 0), strict=True)  # the axis of the open rows
+        children = Listed(*(put(all_rows, own, t * widest, axis) for all_rows, own, axis in parts))
         return TableState(roots, children)
 
     def rescored(self, state: TableState, chosen: Chosen) -> TableState:
