@@ -71,9 +71,14 @@ def sums_of(sae: AbstractSAE, made: Reconstruction, x: Array, mean: Array) -> di
         "squares": jnp.sum(x**2, axis=0),
         "active": jnp.sum(active, axis=1),
         "upper_error": jnp.stack([jnp.zeros(()), *(jnp.sum((x - part) ** 2) for part in upper)])[1:],
-        "macs": jnp.sum(jnp.broadcast_to(macs.tables, len(x))),
-        "macs_without_tables": jnp.sum(jnp.broadcast_to(macs.plain, len(x))),
+        "macs": _sum_over(macs.tables, len(x)),
+        "macs_without_tables": _sum_over(macs.plain, len(x)),
     }
+
+
+def _sum_over(number: Any, tokens: int) -> Float[Array, ""]:
+    """The sum of a number of each token, or of one number for all of them; of integers it would overflow."""
+    return jnp.sum(jnp.broadcast_to(jnp.asarray(number, jnp.float32), tokens))
 
 
 def _active_by_level(sae: AbstractSAE, codes: Codes) -> Float[Array, "levels tokens"]:

@@ -12,6 +12,7 @@ import runs
 from jhsae import evals
 from jhsae.data import ArrayRows, CenterScale, Identity, LayerNorm, UnitNorm
 from jhsae.sae import FlatSAE, mixture_of_experts_v2
+from jhsae.sae.macs import EncoderMacs
 from jhsae.sparsify import ReLU
 from jhsae.usage import Context
 
@@ -99,6 +100,15 @@ ALL_OF_IT = {
     "model_kwargs": {},
 }
 NORMALIZERS = [Identity(), CenterScale(), LayerNorm()]
+
+
+def test_multiplications_of_a_large_encoder_do_not_overflow(monkeypatch):
+    """4,096 tokens of 2^20 each are more than an int32 holds."""
+    sae = FlatSAE(runs.EMBED, 8, ReLU(), key=jax.random.key(0))
+    monkeypatch.setattr(FlatSAE, "encoder_macs", lambda self, active=None: EncoderMacs(2**20, 2**20))
+    x = runs.activations(4096)
+    metrics, _ = evals.fidelity(sae, Identity(), [x], x.mean(axis=0, dtype=np.float64))
+    assert metrics["encoder_macs"] == metrics["encoder_macs_without_tables"] == 2**20
 
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS, ids=lambda part: type(part).__name__)
