@@ -184,7 +184,7 @@ def _check_fed(state: TrainState, step: int, l0: float | None, kept: str) -> Non
     if l0 is None:
         return
     for part, running in zip(state.sae.sparsifiers, state.usage.thresholds, strict=True):
-        if (note := part.starved(float(part.corrected(running, step)), l0, step)) is not None:
+        if (note := part.starved(float(jax.device_get(part.corrected(running, step))), l0, step)) is not None:
             raise UserError(f"{note}{kept}")
 
 

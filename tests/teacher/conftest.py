@@ -67,7 +67,7 @@ def world():
     g = rng.normal(size=(VOCAB, EMBED))
     for p, parent in enumerate(parents):
         for c, delta in enumerate(deltas[p]):
-            for word in ontology.hyponym_words(f"p{p}c{c}"):
+            for word in sorted(ontology.hyponym_words(f"p{p}c{c}")):  # a set: its order differs by process
                 g[vocabulary.ids[word][0]] = parent + delta + 0.5 * rng.normal(size=EMBED)
     mixing = np.diag(np.geomspace(0.3, 3.0, EMBED)) @ np.linalg.qr(rng.normal(size=(EMBED, EMBED)))[0]
     unembedding = (g @ mixing + 5.0).astype(np.float32)
