@@ -61,7 +61,7 @@ def test_a_planted_hierarchy_is_orthogonal_and_its_nulls_are_not(tested):
         assert tested[name]["random_parent"]["median"] < -0.4
         # Of samples without a hierarchy a parent and a category that it has not seen are independent vectors w, p with
         # cos(w - p, p) = -|p| / sqrt(|w|^2 + |p|^2); with one, only what the other siblings add is between them.
-        assert tested[name]["unseen_shuffled"]["median"] < tested[name]["unseen"]["median"] - 0.05
+        assert tested[name]["unseen_shuffled"]["median"] < tested[name]["unseen"]["median"] - 0.1
     # Two of three siblings, all of length 4: cos((P + a) - (P + (b + c) / 2), P + (b + c) / 2) = -8 / 24.
     assert tested["hierarchy"]["unseen"]["median"] == pytest.approx(-1 / 3, abs=0.1)
 
