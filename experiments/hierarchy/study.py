@@ -69,23 +69,25 @@ def work_on(found: list[Job], size: Size, results: Path, provenance: dict[str, A
     """Runs until nothing is wanted; waits for what other processes run."""
     while True:
         row_of = partial(current, rows=read_rows(results), size=size)
-        busy = False
-        for job in wanted(iter(found), size, row_of):
-            config = settings(job, size)
-            try:
-                with owned(config.out if job.part not in EXTRAS else f"{config.out}-{job.part}", "study"):
-                    if current(job, rows=read_rows(results), size=size) is None:  # not made since
-                        row = done(job, size, provenance)
-                        append_row(results, to_json(row))
-                        print(said(row), flush=True)
-            except BusyError:
-                busy = True
-                continue
-            break
-        else:
-            if not busy:
-                return
+        jobs = [*wanted(iter(found), size, row_of)]
+        if not jobs:
+            return
+        if not any(taken(job, size, results, provenance) for job in jobs):
             time.sleep(WAIT)
+
+
+def taken(job: Job, size: Size, results: Path, provenance: dict[str, Any]) -> bool:
+    """Runs one job and appends its row; False where another process runs it."""
+    out = settings(job, size).out
+    try:
+        with owned(out if job.part not in EXTRAS else f"{out}-{job.part}", "study"):
+            if current(job, rows=read_rows(results), size=size) is None:  # not made since
+                row = done(job, size, provenance)
+                append_row(results, to_json(row))
+                print(said(row), flush=True)
+    except BusyError:
+        return False
+    return True
 
 
 def prepare(size: Size, parts: list[str], worlds: tuple[str, ...], stores: Path | None, only: list[str] | None) -> None:
@@ -149,9 +151,7 @@ def read_rows(file: Path) -> dict[Job, Row]:
 
 def said(row: Row) -> str:
     """A row in one line."""
-    names: Iterator[str] = iter(
-        ("ev_r2", "ce_recovered", "l0", "dead", "sibling_cosine", "cosine_latents", "f1_parents")
-    )
+    names = ("ev_r2", "ce_recovered", "l0", "dead", "sibling_cosine", "cosine_latents", "f1_parents")
     metrics = ", ".join(f"{name} {value:.4g}" for name in names if (value := row["metrics"].get(name)) is not None)
     about = f"{row['part']} {row['place']} {row['arm']} L0 {row['l0']} rate {row['rate']:g} seed {row['seed']}"
     about += f" steps x {row['times']}" if row["times"] > 1 else ""

@@ -8,6 +8,7 @@ not in it, but for the reconstruction from the parents that `child_input` may re
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 Number = Any  # a float, or an array of one entry per token
 
@@ -66,21 +67,17 @@ def pursuit_macs(
     """
     n = sum(active) + extra
     opened = sum(count * below for count, below in zip(active, children, strict=True))  # as evenly as rows enter
-    picks = [(t, _between(0, n - t + 1, 1), t if swept else 1) for t, swept in enumerate(after, 1)]
-    first = sum(made * t for t, made, _ in picks)
-    terms = sum(made * new for _, made, new in picks)  # products that change a score, or rows that change the residual
-    each = opened / _between(1e-9, n, len(after))  # as many rows open with every pick
-    refit = sum(made * t**2 for (t, made, _), swept in zip(picks, after, strict=True) if swept) + sweeps * n**2
-    refit += sweeps * sum(active) ** 2 if extra else 0
+    array = np if isinstance(n, int | float) else jnp
+    pick, swept = np.arange(1, len(after) + 1), np.asarray(after)
+    made = array.clip(array.asarray(n)[..., None] - pick + 1, 0, 1)  # the share of each pick that a token makes
+    terms = np.where(swept, pick, 1)  # products that change a score after a pick, or rows that change the residual
+    first, new, second = (array.sum(made * times, axis=-1) for times in (pick, terms, np.where(swept, pick**2, 0)))
+    each = opened / array.maximum(n, 1e-9)  # as many rows open with every pick
+    refit = second + sweeps * n**2 + (sweeps * sum(active) ** 2 if extra else 0)
     later = max(pool.screens - 1, 0)  # a screen after the first is a score of all roots on the residual
-    by_table = pool.competing * terms + each * sum(made * new * t for t, made, new in picks)
+    by_table = pool.competing * new + each * array.sum(made * terms * pick, axis=-1)
     by_rows = pool.screens * pool.roots + (n + 1) * pool.competing + each * first
     return EncoderMacs(
         embed * (pool.roots + opened) + later * pool.roots * n / 2 + by_table + refit,
-        embed * (by_rows + terms + first - n) + refit,
+        embed * (by_rows + new + first - n) + refit,
     )
-
-
-def _between(least: Number, n: Number, most: Number) -> Number:
-    """The number, or the nearest of the two limits."""
-    return min(max(n, least), most) if isinstance(n, int | float) else jnp.clip(n, least, most)
