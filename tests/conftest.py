@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Of a list longer than `LIST` one case in six stays. Of a product of more than `PRODUCT` cases those stay that
     bring a value of an axis which no case before has, and one in ten of the others: each value of each axis is tested.
-    Of a test marked ``few(n)``, whose cases are dear, the first n stay.
+    Of a test marked ``few(n)``, whose cases take long, the first n stay.
     """
     tests: dict[str, list[pytest.Function]] = {}
     for item in items:

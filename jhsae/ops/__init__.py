@@ -31,7 +31,6 @@ from jhsae.ops.precision import Precision as Precision
 from jhsae.ops.precision import compute_in as compute_in
 from jhsae.ops.pursuit import Pursued as Pursued
 from jhsae.ops.pursuit import Search as Search
-from jhsae.ops.pursuit import ends as ends
 from jhsae.ops.pursuit import pursue as pursue
 from jhsae.ops.pursuit import schedule as schedule
 from jhsae.ops.pursuit import screened as screened

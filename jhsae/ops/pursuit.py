@@ -81,7 +81,7 @@ def pursue(
         chunk: how many tokens at a time; None for a size that suits the machine.
     """
     forest, picks = search.forest, search.picks
-    held = forest.size + 2 * forest.roots + ends(picks)[0] ** 2 * (forest.widest + 1)
+    held = forest.size + 2 * forest.roots + stage_ends(picks)[0] ** 2 * (forest.widest + 1)
 
     def on_device(x: Array, rows: Array, threshold: Array) -> Pursued:
         table = dot("nd,md->nm", rows, rows)
@@ -116,7 +116,7 @@ def screened(
     One choice by the scores of the token alone misses what matters after the first picks, so that it needs ever more
     candidates with the number of rows; a few choices on the residual do not. A round without a row above the threshold
     does not end the token. No array of batch x features outlives a chunk; one of features x features exists for up to
-    `TABLE` rows, where looking products up is many times as fast as computing them.
+    `TABLE` rows, where looking products up is faster than computing them.
 
     Args:
         x: the input, centred.
@@ -170,8 +170,8 @@ def _screened_by_table(
     return map_chunks(of_chunk, chunk or chunk_size(len(x), 4 * held, 2 * BLOCK), x)
 
 
-def ends(picks: int) -> tuple[int, ...]:
-    """Where a pursuit stops to leave out the tokens that have ended, and to make room for the next picks: 32 in fours.
+def stage_ends(picks: int) -> tuple[int, ...]:
+    """The picks after which a pursuit leaves out the tokens that have ended: 8, 16, 24 and 32 of 32.
 
     Args:
         picks: how many rows may enter.
@@ -232,7 +232,7 @@ def _in_stages(picked: Callable[[Array | None, Chosen, int], Chosen], tokens: in
         tokens: how many the chunk has.
         picks: how many rows may enter.
     """
-    first, *later = ends(picks)
+    first, *later = stage_ends(picks)
     order, chosen = jnp.arange(tokens, dtype=jnp.int32), picked(None, Chosen.nothing(tokens).grown(first), 0)
     for end in later:
         order, chosen = _next_stage(picked, order, chosen, end)
@@ -271,7 +271,7 @@ def _picked(
             chosen = sweep(chosen, t, entry.on)
             return pool.rescored(state, chosen), chosen
 
-        if search.growth == 1:
+        if all(after):  # no branch in the loop
             state, chosen = moved(state, chosen)
         else:
             state, chosen = jax.lax.cond(jnp.asarray(after)[t], moved, lambda *same: same, state, chosen)

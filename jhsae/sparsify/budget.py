@@ -24,7 +24,7 @@ from jhsae.usage import Context
 MISSED = 0.9  # of the L0 that was asked for: less is reported
 SETTLED = 3  # time constants of the running threshold
 COLLAPSED = 1e-3  # in units of the input after its normaliser: what enters below explains a millionth of a unit vector
-MORE = "too few rows compete; write more candidates or rounds, more rows, a larger most or a smaller k"
+TOO_FEW = "too few rows compete; write more candidates or rounds, more rows, a larger most or a smaller k"
 
 
 class AbstractBudget(AbstractRule):
@@ -121,7 +121,7 @@ class MeanL0(AbstractBudget):
     def unmet(self, l0: float) -> str | None:
         if l0 >= MISSED * self.k:
             return None
-        return f"{self._missed(l0)}, at any threshold: {MORE}"
+        return f"{self._missed(l0)}, at any threshold: {TOO_FEW}"
 
     def starved(self, threshold: float, l0: float, steps: int) -> str | None:
         """Of too few candidates the threshold falls towards 0 without ever letting in k rows.
@@ -133,7 +133,7 @@ class MeanL0(AbstractBudget):
         settled = steps >= SETTLED / self.threshold_rate
         if not settled or threshold > COLLAPSED or l0 >= MISSED * self.k:
             return None
-        return f"{self._missed(l0)} after {steps} steps, though the threshold has fallen to {threshold:.2g}: {MORE}"
+        return f"{self._missed(l0)} after {steps} steps, though the threshold has fallen to {threshold:.2g}: {TOO_FEW}"
 
     def _missed(self, l0: float) -> str:
         return f"MeanL0 was asked for {self.k:g} active features per token and the last batch has {l0:.1f}"

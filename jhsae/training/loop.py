@@ -137,7 +137,7 @@ def run_stages(
                 if stopped or done == total or (checkpoint_every and done % checkpoint_every == 0):
                     reader.flush()
                     _check_finite(state, done, stage.name, kept)
-                    _check_fed(state, done, reader.l0, kept)
+                    _check_thresholds(state, done, reader.l0, kept)
                     hooks.save(state)
         reader.flush()
     if done == total and reader.l0 is not None:
@@ -179,8 +179,8 @@ def _check_finite(state: TrainState, step: int, stage: str, kept: str) -> None:
         )
 
 
-def _check_fed(state: TrainState, step: int, l0: float | None, kept: str) -> None:
-    """A threshold that has collapsed for want of candidates lets in whatever there is."""
+def _check_thresholds(state: TrainState, step: int, l0: float | None, kept: str) -> None:
+    """A threshold that has collapsed selects every candidate; such a run must not go on."""
     if l0 is None:
         return
     for part, running in zip(state.sae.sparsifiers, state.usage.thresholds, strict=True):

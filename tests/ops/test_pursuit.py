@@ -10,6 +10,7 @@ from reference.pursuit import pursuit, refitted
 from jhsae import ops
 from jhsae.codes import Codes
 from jhsae.ops.pool import first_largest
+from jhsae.ops.pursuit import stage_ends
 
 TOKENS, EMBED, PICKS = 21, 12, 7
 SHAPES = [(30,), (6, 4), (5, 3, 2)]
@@ -90,7 +91,7 @@ def test_sweeps_are_ever_further_apart():
 def test_tokens_of_many_picks_go_on_alone(levels, monkeypatch):
     """In blocks of 8 of the 24 tokens; a block without a token that has made 8 picks is left out."""
     monkeypatch.setattr("jhsae.ops.pursuit.BLOCK", 8)
-    assert ops.ends(14) == (8, 14) and ops.ends(32) == (8, 16, 24, 32) and ops.ends(7) == (7,)
+    assert stage_ends(14) == (8, 14) and stage_ends(32) == (8, 16, 24, 32) and stage_ends(7) == (7,)
     forest, x, rows = draw(levels)
     x = np.concatenate([x, x[:3]]) * np.linspace(0.1, 2, 24, dtype=np.float32)[:, None]
     want, _, _ = pursuit(x.astype(float), rows.astype(float), forest.parents, 0.15, 14)
