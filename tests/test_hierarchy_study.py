@@ -35,6 +35,8 @@ def test_arms_build_and_are_matched(load):
             assert cost["parameters"] == pytest.approx(costs["topk"]["parameters"], rel=arms.OFF), arm
     assert costs["flat_macs"]["macs"] == pytest.approx(costs["recommended"]["macs"], rel=arms.OFF)
     assert costs["flat_macs"]["parameters"] < costs["recommended"]["parameters"] / 2
+    for l0 in size.l0s:  # a claim of configs/recommended.yaml
+        assert budgets(arms.real("recommended", 2, l0, size))["macs"] < costs["topk"]["macs"] / 3
 
 
 def test_a_longer_run_has_longer_schedules(load):

@@ -72,7 +72,7 @@ def _trained(job: Job, size: Size) -> Path:
 
 def _run(job: Job, size: Size) -> dict[str, Any]:
     """What a run is measured by: on validation rows what its rate is chosen by, on test rows everything."""
-    folder, held, config = _trained(job, size), _held_out(job.part, job.place, size), settings(job, size)
+    folder, held, config = _trained(job, size), held_out_of(job.part, job.place, size), settings(job, size)
     trained, normalizer, about = load_sae(folder)
     held.check(trained, about, folder)
     sae, before = matched(trained, normalizer, held, job.l0)
@@ -146,7 +146,7 @@ def _extra(job: Job, size: Size) -> dict[str, Any]:
 
 
 @cache
-def _held_out(part: str, place: str, size: Size) -> HeldOut:
+def held_out_of(part: str, place: str, size: Size) -> HeldOut:
     """The rows of a place, those for validation and those for the test apart."""
     poles = {"arm": Pole("flat/topk.yaml")}  # an ablation's held-out rows do not depend on its arms
     if part == "worlds":

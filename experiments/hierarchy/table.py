@@ -21,6 +21,7 @@ from study import read_rows
 from jhsae.commands.ablation.effects import as_data, over_seeds
 from jhsae.commands.ablation.markdown import difference, spread
 from jhsae.evals.nulls import paired
+from jhsae.files.bounded import read_lines
 
 HERE = Path(__file__).parent
 SIZE = Size()
@@ -108,6 +109,7 @@ def made(rows: Rows) -> dict[str, str]:
         "worlds": "\n\n".join(_world(rows, name) for name in SIZE.worlds),
         "latents": latents(rows),
         "longer": longer(rows),
+        "sweeps": sweeps(),
         "rates": rates(rows),
         "about": about(rows),
         "arms": table(["arm", "config", "rates"], (line for arms in (REAL, WORLD) for line in _arms(arms))),
@@ -185,6 +187,20 @@ def longer(rows: Rows) -> str:
         for times in (1, SIZE.longer)
     )
     return table(["arm", "steps", "seeds", *QUALITY], _lines(found, QUALITY))
+
+
+def sweeps() -> str:
+    """Trained trees with fewer sweeps, from sweeps.jsonl."""
+    file = HERE / "sweeps.jsonl"
+    rows = read_lines(file) if file.exists() else []
+    lines = []
+    for growth in rows[0]["growth"] if rows else ():
+        own, every = ([{"metrics": row["growth"][name]} for row in rows] for name in (growth, "1"))
+        ev = metric("ev_r2")
+        less_ev = over_seeds([ev(one) - ev(other) for one, other in zip(own, every, strict=True)])
+        cells = [cell(own, metric(name)) for name in ("l0", "ev_r2", "encoder_macs")]
+        lines.append([growth, str(len(rows)), *cells, "-" if less_ev is None else spread(less_ev)])
+    return table(["growth", "seeds", "L0", "EV", "encoder MACs", "EV less that of a sweep after every pick"], lines)
 
 
 def _same_seeds(rows: list[Row], others: list[Row]) -> list[Row]:
