@@ -3,8 +3,7 @@
     python experiments/hierarchy/sweeps.py --results experiments/hierarchy/sweeps.jsonl [--work runs/hierarchy]
 
 Each trained tree (recommended, first layer and L0) is measured on the held-out rows at several values of `growth`, its
-threshold set again for each so that the L0 on validation rows stays. A row has all values of one tree; trees that have a
-row are not measured again.
+threshold set again for each so that the L0 on validation rows stays. Trees that have a row are not measured again.
 """
 
 import argparse
