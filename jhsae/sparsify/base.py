@@ -11,6 +11,7 @@ may encode a few tokens at a time and never holds an array of batch x features (
 """
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -62,13 +63,14 @@ class AbstractRule(Ranged, eqx.Module):
         """A sentence where an L0 at the end of training is not the one that was asked for; None where all is well."""
         return None
 
-    def starved(self, threshold: float, l0: float, steps: int) -> str | None:
+    def starved(self, threshold: float, l0: float, steps: int, distance: Callable[[], float]) -> str | None:
         """A sentence where a threshold has collapsed, so that the rest of the run is of no use; None where it has not.
 
         Args:
             threshold: the running one, without the influence of its start.
             l0: of the newest step.
             steps: finished steps.
+            distance: gives the root mean squared distance of the newest inputs from their mean.
         """
         return None
 

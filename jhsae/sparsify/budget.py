@@ -6,6 +6,7 @@ sparsifier is `AbstractRule`. Nothing here is differentiated.
 
 import abc
 import math
+from collections.abc import Callable
 from typing import Annotated
 
 import equinox as eqx
@@ -23,7 +24,7 @@ from jhsae.usage import Context
 
 MISSED = 0.9  # of the L0 that was asked for: less is reported
 SETTLED = 3  # time constants of the running threshold
-COLLAPSED = 1e-3  # in units of the input after its normaliser: what enters below explains a millionth of a unit vector
+COLLAPSED = 1e-3  # of the inputs' distance from their mean: what enters below explains a millionth of its square
 TOO_FEW = "too few rows compete; write more candidates or rounds, more rows, a larger most or a smaller k"
 
 
@@ -123,15 +124,14 @@ class MeanL0(AbstractBudget):
             return None
         return f"{self._missed(l0)}, at any threshold: {TOO_FEW}"
 
-    def starved(self, threshold: float, l0: float, steps: int) -> str | None:
+    def starved(self, threshold: float, l0: float, steps: int, distance: Callable[[], float]) -> str | None:
         """Of too few candidates the threshold falls towards 0 without ever letting in k rows.
 
         Judged from ``3 / threshold_rate`` steps on, when 95 % of the running threshold is of the steps since the start:
         before, a dictionary that is not trained yet may have too few rows of a positive score. A threshold of at most
         `COLLAPSED` lets in every candidate.
         """
-        settled = steps >= SETTLED / self.threshold_rate
-        if not settled or threshold > COLLAPSED or l0 >= MISSED * self.k:
+        if steps < SETTLED / self.threshold_rate or l0 >= MISSED * self.k or threshold > COLLAPSED * distance():
             return None
         return f"{self._missed(l0)} after {steps} steps, though the threshold has fallen to {threshold:.2g}: {TOO_FEW}"
 

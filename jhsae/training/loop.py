@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from jhsae.errors import DIVERGED, UserError
 from jhsae.losses.base import UNDEFINED
@@ -137,7 +137,7 @@ def run_stages(
                 if stopped or done == total or (checkpoint_every and done % checkpoint_every == 0):
                     reader.flush()
                     _check_finite(state, done, stage.name, kept)
-                    _check_thresholds(state, done, reader.l0, kept)
+                    _check_thresholds(state, inputs, done, reader.l0, kept)
                     hooks.save(state)
         reader.flush()
     if done == total and reader.l0 is not None:
@@ -179,12 +179,23 @@ def _check_finite(state: TrainState, step: int, stage: str, kept: str) -> None:
         )
 
 
-def _check_thresholds(state: TrainState, step: int, l0: float | None, kept: str) -> None:
+@eqx.filter_jit
+def _distance(modules: StageModules, batch: Array) -> Float[Array, ""]:
+    """The root mean squared distance of the inputs of the SAE from their mean."""
+    x, _ = modules.normalizer(batch.astype(jnp.float32))
+    return jnp.sqrt(jnp.mean(jnp.sum((x - jnp.mean(x, axis=0)) ** 2, axis=-1)))
+
+
+def _check_thresholds(
+    state: TrainState, inputs: tuple[StageModules, Array], step: int, l0: float | None, kept: str
+) -> None:
     """A threshold that has collapsed selects every candidate; such a run must not go on."""
     if l0 is None:
         return
+    distance: Callable[[], float] = lambda: float(jax.device_get(_distance(*inputs)))  # noqa: E731
     for part, running in zip(state.sae.sparsifiers, state.usage.thresholds, strict=True):
-        if (note := part.starved(float(jax.device_get(part.corrected(running, step))), l0, step)) is not None:
+        threshold = float(jax.device_get(part.corrected(running, step)))
+        if (note := part.starved(threshold, l0, step, distance)) is not None:
             raise UserError(f"{note}{kept}")
 
 

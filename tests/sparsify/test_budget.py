@@ -41,9 +41,11 @@ def test_a_batch_that_has_fewer_rows_than_were_asked_for_lowers_the_threshold_to
     assert budget.track(jnp.asarray(1.0), Codes(few, None, 11)) == pytest.approx(0.95)
     assert budget.unmet(4.6) is None and "asked for 5 active features" in budget.unmet(3.0)
     assert ExactL0(3).unmet(0.0) is None
-    assert "though the threshold has fallen to 0.0001" in budget.starved(1e-4, 4.4, 60)
-    fed = [(1e-4, 4.4, 59), (1e-4, 4.6, 60), (1e-2, 4.4, 60)]  # too early, met, on its way
-    assert all(budget.starved(*case) is None for case in fed) and ExactL0(3).starved(0.0, 0.0, 999) is None
+    assert "though the threshold has fallen to 0.0001" in budget.starved(1e-4, 4.4, 60, lambda: 1.0)
+    fed = [(1e-4, 4.4, 59, 1.0), (1e-4, 4.6, 60, 1.0), (1e-2, 4.4, 60, 1.0), (1e-4, 4.4, 60, 1e-3)]
+    # too early, met, on its way, of small inputs
+    assert all(budget.starved(*case, lambda size=size: size) is None for *case, size in fed)
+    assert ExactL0(3).starved(0.0, 0.0, 999, lambda: 1.0) is None
 
 
 def test_picks_and_what_stays_of_them():
