@@ -87,15 +87,16 @@ def test_sweeps_are_ever_further_apart():
     assert after[1.0] == list(range(1, 33)) and after[1.5] == [1, 2, 3, 5, 8, 12, 18, 27]
 
 
-@pytest.mark.parametrize("levels", [(40,), (10, 3)], ids=str)
-def test_tokens_of_many_picks_go_on_alone(levels, monkeypatch):
+@pytest.mark.parametrize(("levels", "growth"), [((40,), 1.0), ((10, 3), 1.0), ((10, 3), 1.5)], ids=str)
+def test_tokens_of_many_picks_go_on_alone(levels, growth, monkeypatch):
     """In blocks of 8 of the 24 tokens; a block without a token that has made 8 picks is left out."""
     monkeypatch.setattr("jhsae.ops.pursuit.BLOCK", 8)
     assert stage_ends(14) == (8, 14) and stage_ends(32) == (8, 16, 24, 32) and stage_ends(7) == (7,)
     forest, x, rows = draw(levels)
     x = np.concatenate([x, x[:3]]) * np.linspace(0.1, 2, 24, dtype=np.float32)[:, None]
-    want, _, _ = pursuit(x.astype(float), rows.astype(float), forest.parents, 0.15, 14)
-    found = jax.jit(lambda x, rows: ops.pursue(x, rows, 0.15, ops.Search(forest, 14)))(x, rows)
+    want, _, _ = pursuit(x.astype(float), rows.astype(float), forest.parents, 0.15, 14, after=ops.swept(14, growth))
+    search = ops.Search(forest, 14, growth=growth)
+    found = jax.jit(lambda x, rows: ops.pursue(x, rows, 0.15, search))(x, rows)
     used = np.asarray(found.scores[:, :-1] > 0).sum(1)
     assert used.max() > 8 < np.sum(used >= 8) <= 16
     np.testing.assert_allclose(dense(found, forest), want, atol=2e-5)
