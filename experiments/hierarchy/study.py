@@ -25,7 +25,7 @@ from settings import QUICK, REAL, WORLD, Size
 from jhsae import config as cfg
 from jhsae.activations.config import Harvest
 from jhsae.commands import world as world_verb
-from jhsae.commands.ablation.work import WAIT, append_row, keep_programs
+from jhsae.commands.ablation.work import WAIT, append_row, forget_programs, keep_programs
 from jhsae.commands.harvest import harvest
 from jhsae.commands.teach import Teach, teach
 from jhsae.errors import UserError
@@ -85,6 +85,7 @@ def taken(job: Job, size: Size, results: Path, provenance: dict[str, Any]) -> bo
                 row = done(job, size, provenance)
                 append_row(results, to_json(row))
                 print(said(row), flush=True)
+                forget_programs()
     except BusyError:
         return False
     return True

@@ -25,7 +25,7 @@ from jhsae.ops.forest import Forest
 from jhsae.ops.pool import AbstractPool, AllRoots, SomeRoots, VectorPool
 from jhsae.ops.precision import dot, operand
 from jhsae.ops.refit import Chosen, Entry, enter, kept, prune, refit, sweep
-from jhsae.ops.sharding import ShardingKind, shard_mapped
+from jhsae.ops.sharding import ShardingKind, shard_mapped, token_kind
 from jhsae.ops.topk import METHODS
 
 TABLE = 4096  # rows: a screened pursuit of more has no table of the products of all pairs
@@ -215,8 +215,11 @@ def schedule(picks: int, rounds: int) -> tuple[int, ...]:
 
 
 def _on_devices(function: Callable[..., Pursued], x: Array, rows: Array, threshold: Array | float) -> Pursued:
-    """Every device pursues its tokens among all rows."""
-    tokens, whole = ShardingKind.TOKENS, ShardingKind.WHOLE
+    """Every device has all rows and tokens of its own: those that share the experts of a token share its tokens too.
+
+    Splitting the roots instead would exchange candidates and their rows in every round, for the same number of products.
+    """
+    tokens, whole = token_kind(len(x)), ShardingKind.WHOLE
     fixed = jax.lax.stop_gradient((x, rows, jnp.asarray(threshold, x.dtype)))
     return shard_mapped(function, (tokens, whole, whole), tokens, len(rows))(*fixed)
 

@@ -29,6 +29,7 @@ class ShardingKind(Enum):
     """How an argument or a result is split; the last three are results of which each device has a part to be added."""
 
     TOKENS = "the first axis counts tokens"
+    ALL_TOKENS = "as TOKENS, and then over the devices that share the experts: for what needs no expert of its own"
     EXPERTS = "the first axis counts experts, or features"
     BOTH = "tokens, then features"
     SHARE = "as EXPERTS, and then over the devices that share the batch: the layout of moments and gradients"
@@ -128,6 +129,16 @@ def shard_rows(size: int, mesh: Mesh) -> str | tuple[str, ...] | None:
     return (EXPERT, DATA, HOST) if size % mesh.size == 0 else EXPERT
 
 
+def token_kind(tokens: int) -> ShardingKind:
+    """How tokens are split for work that needs all experts: over all devices, where those divide their number.
+
+    Args:
+        tokens: of the batch.
+    """
+    mesh = MESH.get()
+    return ShardingKind.TOKENS if mesh is None or tokens % mesh.size else ShardingKind.ALL_TOKENS
+
+
 def shards() -> int:
     """Among how many devices the experts of a token are split, inside `shard_mapped`; else 1."""
     here = HERE.get()
@@ -194,6 +205,8 @@ def _spec(kind: ShardingKind, shard: Shard, experts: int) -> PartitionSpec:
     match kind:
         case ShardingKind.TOKENS | ShardingKind.TOKEN_SUM:
             return PartitionSpec(ROWS)
+        case ShardingKind.ALL_TOKENS:
+            return PartitionSpec(SHARDS)
         case ShardingKind.EXPERTS:
             return PartitionSpec(expert)
         case ShardingKind.BOTH:

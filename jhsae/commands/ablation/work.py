@@ -52,6 +52,14 @@ def keep_programs(out: Path) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+def forget_programs() -> None:
+    """Drops compiled programs after a run: Linux ends a process that has 65,530 memory maps, and each takes some.
+
+    A run of the same shape loads its programs from the folder of `keep_programs`.
+    """
+    jax.clear_caches()
+
+
 def work(study: Study, parent: int | None = None) -> None:
     """Runs until no run is wanted; waits for those that other processes own.
 
@@ -71,6 +79,7 @@ def work(study: Study, parent: int | None = None) -> None:
             time.sleep(WAIT)
             continue
         print(progress(study, read_rows(config, evaluation)), flush=True)
+        forget_programs()
 
 
 def _next(study: Study, rows: Rows, rows_of: HeldOut, evaluation: str) -> bool | None:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import sparse
 
-from jhsae.evals.truth.counts import Firing, row_maxima
+from jhsae.evals.truth.counts import Firing, at, row_maxima
 from jhsae.evals.truth.matching import Matching
 from jhsae.worlds import Hierarchy
 
@@ -27,8 +27,9 @@ def by_level(
 
     `mcc` and `f1` compare it with the same level of the SAE, `any_mcc` and `any_f1` with all latents; None where that
     level of the SAE, or the SAE, is empty. F1 is that of each latent as a detector of its best feature *in this level*,
-    the mean over latents as in SAELens; `feature_f1` is turned round, the best F1 that any latent has for a feature,
-    the mean over the level's features.
+    the mean over latents as in SAELens, so that a superfluous latent counts; `matched_f1` is the mean over the level's
+    features of the F1 of the latent that the matching of the MCC gives each, 0 for a feature without one, so that a
+    missing feature counts; `feature_f1` is the best F1 that any latent has for a feature, the mean over features.
     """
     best = row_maxima(firing.f1())
     return [
@@ -47,15 +48,20 @@ def by_level(
 def _scores(
     cosines: np.ndarray, firing: Firing, features: np.ndarray, latents: np.ndarray, prefix: str
 ) -> dict[str, float | None]:
-    """MCC and mean F1 of some latents against some features."""
+    """MCC and mean F1 of some latents against some features, and of these features' latents."""
     table = cosines[np.ix_(features, latents)]
     if not table.size:
-        return {f"{prefix}mcc": None, f"{prefix}f1": None}
+        return {f"{prefix}mcc": None, f"{prefix}f1": None, f"{prefix}matched_f1": None}
     matching = Matching(table)
     best = np.zeros(len(latents), np.int64)
     best[latents] = np.flatnonzero(features)[matching.best]
     scores = firing.classification(best)["f1"]
-    return {f"{prefix}mcc": matching.mcc, f"{prefix}f1": float(scores[latents].mean())}
+    own, matched = (np.flatnonzero(some)[places] for some, places in zip((features, latents), matching.pairs, strict=True))
+    return {
+        f"{prefix}mcc": matching.mcc,
+        f"{prefix}f1": float(scores[latents].mean()),
+        f"{prefix}matched_f1": float(at(firing.f1(), own, matched).sum() / features.sum()),
+    }
 
 
 def roots_found(
