@@ -5,7 +5,6 @@ language model has the parameters of `topk`, but `flat_macs`, which has the enco
 A run of `size.steps` steps has the schedules, periods and windows of its config, scaled to that length.
 """
 
-import math
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -133,7 +132,7 @@ def world(arm: str, name: str, size: Size) -> Train:
     ]
     below = [max(len(own) for own in hierarchy.below) + 1] * (len(counts) - 1)  # a slot more than there are children
     if arm in FLAT:
-        base, own = f"flat/{FLAT[arm]}.yaml", [f"sae.features={counts[-1]}", *UNIT_ROWS, f"sae.sparsifier.k={k}"]
+        base, own = f"flat/{FLAT[arm]}.yaml", [f"sae.features={counts[-1]}", *UNIT_ROWS, f"sae.sparsifier.k={round(k)}"]
         own += [f"objective.prefixes.widths={counts[:-1]}"] if arm == "matryoshka" else []
     elif arm == "flat":
         base, own = "pursuit/flat.yaml", [f"sae.levels={counts[-1:]}", f"sae.budget.k={k}"]
@@ -145,9 +144,9 @@ def world(arm: str, name: str, size: Size) -> Train:
 
 
 @cache
-def world_l0(name: str) -> int:
-    """The L0 that arms are set to: the true one, rounded up, as a lower one costs a tree the most."""
-    return math.ceil(summary(load_world(f"worlds/{name}")).l0)
+def world_l0(name: str) -> float:
+    """The L0 that arms are set to: the true one, to one decimal."""
+    return round(float(summary(load_world(f"worlds/{name}")).l0), 1)
 
 
 def _fitted(base: str, words: list[str], steps: int, size: Size, same_schedule: bool) -> Train:

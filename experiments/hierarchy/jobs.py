@@ -35,7 +35,7 @@ class Job(NamedTuple):
     part: str
     place: str
     arm: str
-    l0: int
+    l0: float
     rate: float
     seed: int
     times: int = 1
@@ -44,7 +44,7 @@ class Job(NamedTuple):
 RowOf = Callable[[Job], Row | None]
 
 
-def finals(size: Size, world_l0: Callable[[str], int]) -> Iterator[Job]:
+def finals(size: Size, world_l0: Callable[[str], float]) -> Iterator[Job]:
     """Every run that is reported, without its rate, the most important first.
 
     Args:

@@ -41,7 +41,7 @@ def settings(job: Job, size: Size) -> Train:
     """The config of the run of a job."""
     if job.part == "worlds":
         return arms.at(arms.world(job.arm, job.place, size), job.rate, job.seed)
-    return arms.at(arms.real(job.arm, int(job.place), job.l0, size, job.times), job.rate, job.seed)
+    return arms.at(arms.real(job.arm, int(job.place), int(job.l0), size, job.times), job.rate, job.seed)
 
 
 def done(job: Job, size: Size, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def _run(job: Job, size: Size) -> dict[str, Any]:
     return test | {"validation": {name: validation[name] for name in ("ev_r2", "l0")}, "steps": steps}
 
 
-def matched(sae: AbstractSAE, normalizer: AbstractNormalizer, held: HeldOut, l0: int) -> tuple[AbstractSAE, float]:
+def matched(sae: AbstractSAE, normalizer: AbstractNormalizer, held: HeldOut, l0: float) -> tuple[AbstractSAE, float]:
     """The SAE with the threshold that gives it an L0 on validation rows, and the L0 that it had there before.
 
     A running threshold of training misses the L0 that it is set to by some per cent on held-out rows. Thresholds of

@@ -74,7 +74,7 @@ WORLD = {
     "topk": Arm(FLAT_RATES, "as many latents as true features"),
     "matryoshka": Arm(FLAT_RATES, "the same; prefixes are the true numbers down to each level"),
     "flat": Arm(PURSUIT_RATES, "`pursuit/flat.yaml`, as many rows as true features"),
-    "tree_2x": Arm(PURSUIT_RATES, "`pursuit/world.yaml`, twice as many roots as there are"),
+    "tree_2x": Arm((4e-3,), "`pursuit/world.yaml`, twice as many roots as there are"),
     "tree_4x": Arm((), "four times as many", like="tree_2x"),
     "tree_1x": Arm((), "as many", like="tree_2x"),
     "tree_one_level_more": Arm((), "twice as many, one level more than there is", like="tree_2x"),

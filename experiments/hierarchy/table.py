@@ -49,9 +49,9 @@ def truth(*path: str | int) -> Value:
     return value
 
 
-def of_tree(level: int) -> Value:
-    """F1 of a level of the SAE's tree as detectors of that level of the truth."""
-    own = truth("levels", level, "f1")
+def of_tree(level: int, name: str = "matched_f1") -> Value:
+    """F1 of a level of the truth by the latents of that level of the SAE's tree."""
+    own = truth("levels", level, name)
     return lambda row: None if row["truth"]["edges"] is None else own(row)
 
 
@@ -76,6 +76,8 @@ WORLDS: dict[str, Value] = {
     "level 1 F1": of_tree(1),
     "level 2 F1": of_tree(2),
     "level 3 F1": of_tree(3),
+    "roots, F1 of latents": of_tree(0, "f1"),
+    "roots": of_tree(0, "latents"),
     "edges": truth("edges", "share"),
     "tree": truth("tree", "share"),
     "roots, any latent": truth("levels", 0, "feature_f1"),
@@ -123,7 +125,7 @@ def _arms(arms: dict[str, Arm]) -> Iterator[list[str]]:
         yield [f"{name} ({place})", arm.about, tried]
 
 
-def of(rows: Rows, part: str, place: str | int, arm: str, l0: int | None, times: int = 1) -> list[Row]:
+def of(rows: Rows, part: str, place: str | int, arm: str, l0: float | None, times: int = 1) -> list[Row]:
     """The rows of the seeds of an arm at its best rate, in their order; none where that is not known yet."""
     found = []
     for seed in SIZE.seeds:

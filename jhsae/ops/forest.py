@@ -61,6 +61,12 @@ class Forest:
         return np.concatenate([np.full(self.roots, -1), *below]).astype(np.int32)
 
     @cached_property
+    def tops(self) -> Int[np.ndarray, "rows"]:
+        """The root above each row, itself for a root."""
+        tops = [np.repeat(np.arange(self.roots), (b.end - b.start) // self.roots) for b in self.blocks]
+        return np.concatenate(tops).astype(np.int32)
+
+    @cached_property
     def level_of(self) -> Int[np.ndarray, "rows"]:
         """The level of each row, 0 for a root."""
         return np.repeat(np.arange(len(self.blocks)), [b.end - b.start for b in self.blocks]).astype(np.int32)

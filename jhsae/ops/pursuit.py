@@ -217,7 +217,7 @@ def schedule(picks: int, rounds: int) -> tuple[int, ...]:
 def _on_devices(function: Callable[..., Pursued], x: Array, rows: Array, threshold: Array | float) -> Pursued:
     """Every device has all rows and tokens of its own: those that share the experts of a token share its tokens too.
 
-    Splitting the roots instead would exchange candidates and their rows in every round, for the same number of products.
+    Splitting the roots instead would exchange candidates and their rows in every round, for as many products.
     """
     tokens, whole = token_kind(len(x)), ShardingKind.WHOLE
     fixed = jax.lax.stop_gradient((x, rows, jnp.asarray(threshold, x.dtype)))

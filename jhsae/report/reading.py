@@ -23,7 +23,7 @@ METRIC = Kind(
 DENSITY = {"density?": {"log10_edges": [NUMBER], "counts": [COUNT]}}
 ROOTS = {"roots": COUNT, "found": NUMBER, "best_f1": NUMBER}
 SHARE = {"share": NUMBER, "features": COUNT, "chance": NUMBER, "chance_p95": NUMBER, "p": NUMBER, "sentence?": TEXT}
-SCORES = ("mcc", "f1", "any_mcc", "any_f1", "feature_f1")
+SCORES = ("mcc", "f1", "matched_f1", "any_mcc", "any_f1", "feature_f1")
 TRUTH = {
     "levels?": [{"level": COUNT, "features": COUNT, "latents": COUNT, **{f"{name}?": NUMBER for name in SCORES}}],
     "roots?": {"any?": ROOTS, "parents?": ROOTS, "prefix?": ROOTS},

@@ -54,7 +54,9 @@ ROWS = (
     Row("truth.siblings.largest", "siblings", "Largest |cosine| between two latents of a parent; median over parents."),
     Row("metrics.true_l0", "true L0", "Features of the world that are on, per token.", significant),
 )
-LEVEL_HEAD = ("level", "features", "latents", "MCC", "F1", "MCC, any latent", "F1, any latent", "F1 of features")
+LEVEL_HEAD = (
+    "level", "features", "latents", "MCC", "F1", "F1, matched", "MCC, any latent", "F1, any latent", "F1 of features"
+)  # fmt: skip
 
 
 class Section(NamedTuple):

@@ -9,5 +9,8 @@ from jhsae.resampling.base import NoResampling as NoResampling
 from jhsae.resampling.base import Several as Several
 from jhsae.resampling.dead import Resample as Resample
 from jhsae.resampling.merge import MergeAlike as MergeAlike
+from jhsae.resampling.restart import FillEmpty as FillEmpty
 from jhsae.resampling.restart import GrowLevel as GrowLevel
 from jhsae.resampling.restart import RestartDead as RestartDead
+from jhsae.resampling.roots import PromoteAlike as PromoteAlike
+from jhsae.resampling.roots import RemoveContained as RemoveContained

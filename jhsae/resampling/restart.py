@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jhsae.ranges import Count
+from jhsae.ranges import Count, Natural
 from jhsae.resampling.base import check_period, is_due
 from jhsae.resampling.dead import LEAST_NORM, bad_directions
 from jhsae.resampling.slots import AbstractForestChange, Changed
@@ -60,13 +60,48 @@ class GrowLevel(AbstractForestChange):
         return step + 1 == self.step
 
     def change(self, sae: PursuitSAE, forward: Forward, key: Key[Array, ""]) -> Changed:
-        of_residuals, of_random = jax.random.split(key)
-        roots, last = sae.forest.roots, len(sae.levels) - 1
-        below, found = _residuals(sae, forward, of_residuals)
-        below = jnp.where(found[:, None], below, random_unit_rows(of_random, (len(below), sae.embed)))
-        rows = jnp.concatenate([sae.rows[:roots], below])
-        under = sae.occupied[sae.forest.parents] & (sae.forest.level_of == last) & (sae.forest.parents >= 0)
-        return _with_new(sae, rows, under & ~sae.occupied)
+        last = sae.forest.level_of == len(sae.levels) - 1
+        return _filled(sae, forward, key, sae.occupied[sae.forest.parents] & last)
+
+
+class FillEmpty(AbstractForestChange):
+    """Every `every` steps the empty slots below rows are filled, level by level, as in `GrowLevel`.
+
+    Merging leaves a row with fewer children than it may have (`MergeAlike`): here it tries others. In `Several`, write
+    it before `MergeAlike`, which takes away again what is like a sibling.
+
+    Args:
+        every: how many steps lie between two times.
+        begin: the first step at which slots may be filled.
+        until: the last one.
+    """
+
+    reads_dead = False
+    every: Count = eqx.field(static=True, default=50)
+    begin: Natural = eqx.field(static=True, default=0)
+    until: Count = eqx.field(static=True, kw_only=True)
+
+    def __check_init__(self) -> None:
+        check_period(self, self.every, self.until, self.begin)
+
+    def due(self, step: Int[Array, ""]) -> Bool[Array, ""]:
+        return is_due(step, self.every, self.until, self.begin)
+
+    def change(self, sae: PursuitSAE, forward: Forward, key: Key[Array, ""]) -> Changed:
+        return _filled(sae, forward, key, sae.occupied[sae.forest.tops])  # a child of an empty row is filled with it
+
+
+def rows_below(sae: PursuitSAE, forward: Forward, key: Key[Array, ""]) -> Float[Array, "below embed"]:
+    """A row for every slot below the roots: a token's residual, as in `RestartDead`, or a random one without any."""
+    of_residuals, of_random = jax.random.split(key)
+    below, found = _residuals(sae, forward, of_residuals)
+    return jnp.where(found[:, None], below, random_unit_rows(of_random, (len(below), sae.embed)))
+
+
+def _filled(sae: PursuitSAE, forward: Forward, key: Key[Array, ""], slots: Bool[Array, "features"]) -> Changed:
+    """New rows in those of these slots below the roots that are empty."""
+    rows = jnp.concatenate([sae.rows[: sae.forest.roots], rows_below(sae, forward, key)])
+    return _with_new(sae, rows, slots & ~sae.occupied & (sae.forest.parents >= 0))
 
 
 def _with_new(sae: PursuitSAE, rows: Float[Array, "features embed"], new: Bool[Array, "features"]) -> Changed:
@@ -80,7 +115,7 @@ def _residuals(
     residual = forward.target - forward.x_hat
     error = jnp.sum(residual**2, axis=-1)
     directions = residual / jnp.maximum(jnp.sqrt(error), LEAST_NORM)[:, None]
-    active = (forward.codes.flat().dense() > 0).T
+    active = (forward.codes.flat().dense() > 0).T & (error > LEAST_NORM)  # where nothing is left there is no direction
     rows, found = [jnp.zeros((0, sae.embed))], [jnp.zeros(0, bool)]
     blocks = sae.forest.blocks
     for level in range(1, len(blocks)):

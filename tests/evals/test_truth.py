@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 from trees import DEPTH3, EMBED, by_hand, cut, magnitudes, orthonormal
 
 from jhsae import evals
@@ -166,6 +167,10 @@ def test_classification_equals_loops_with_dead_latents_and_rows_of_zeros():
     assert found["dead_latents"] == np.sum(~latents.any(axis=0)) >= 1
     every = [max(loops(CODES, latents[:, [i]], [f])["f1"] for i in range(9)) for f in range(len(FEATURES))]
     assert found["feature_f1"] == pytest.approx(np.mean(every))
+    matched = linear_sum_assignment(np.abs(FEATURES @ rows.T / np.maximum(np.linalg.norm(rows, axis=1), 1e-9)), True)
+    own = [loops(CODES, latents[:, [i]], [f])["f1"] for f, i in zip(*matched, strict=True)]
+    (flat,) = [level for level in measured(sae, hierarchy=Hierarchy(len(FEATURES)))["levels"] if level["features"]]
+    assert flat["matched_f1"] == pytest.approx(sum(own) / len(FEATURES)) and len(own) < len(FEATURES)
     assert found["roots"]["any"]["best_f1"] == pytest.approx(np.mean(every[:2]))
     prefix = [max(loops(CODES, latents[:, [i]], [f])["f1"] for i in range(2)) for f in range(2)]
     assert found["roots"]["prefix"]["best_f1"] == pytest.approx(np.mean(prefix))

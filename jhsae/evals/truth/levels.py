@@ -56,7 +56,7 @@ def _scores(
     best = np.zeros(len(latents), np.int64)
     best[latents] = np.flatnonzero(features)[matching.best]
     scores = firing.classification(best)["f1"]
-    own, matched = (np.flatnonzero(some)[places] for some, places in zip((features, latents), matching.pairs, strict=True))
+    own, matched = (np.flatnonzero(some)[pair] for some, pair in zip((features, latents), matching.pairs, strict=True))
     return {
         f"{prefix}mcc": matching.mcc,
         f"{prefix}f1": float(scores[latents].mean()),

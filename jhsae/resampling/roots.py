@@ -1,0 +1,147 @@
+"""Roots that a pursuit's forest lacks, and rows that are no roots, told apart by which rows fire together.
+
+A feature that has no root of its own is learnt several times, below roots that it happens to fire with; a feature that
+is a child of another one may have taken a root's slot. Both are assumptions about the data, as merging is
+(`MergeAlike`): they are for data with a hierarchy, and no part of the recommended configs.
+"""
+
+from typing import Annotated
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from annotated_types import Gt, Le, Lt
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jhsae.ranges import Count, Natural
+from jhsae.resampling.base import check_period, is_due
+from jhsae.resampling.restart import rows_below
+from jhsae.resampling.slots import AbstractForestChange, Changed
+from jhsae.sae import Forward, PursuitSAE
+
+Share = Annotated[float, Gt(0), Le(1)]
+Cosine = Annotated[float, Gt(0), Lt(1)]
+ERRORS = 3  # standard errors above chance from which a root counts as contained
+AT_ONCE = 256  # rows that are compared with all others at a time
+FEW = 8  # tokens of a batch with fewer of which nothing is concluded
+
+
+class RemoveContained(AbstractForestChange):
+    """Every `every` steps a root is emptied, with all below it, that fires almost only where a more common one does.
+
+    It is a child of the other: `FillEmpty` and `RestartDead` find it there again. `share` or more of its tokens in the
+    batch must be the other's, and more than the other has of all tokens, by three standard errors.
+
+    Args:
+        share: of a root's tokens.
+        every: how many steps lie between two times.
+        begin: the first step at which roots may be emptied.
+        until: the last one.
+    """
+
+    reads_dead = False
+    share: Share = eqx.field(static=True, default=0.6)
+    every: Count = eqx.field(static=True, default=50)
+    begin: Natural = eqx.field(static=True, default=0)
+    until: Count = eqx.field(static=True, kw_only=True)
+
+    def __check_init__(self) -> None:
+        check_period(self, self.every, self.until, self.begin)
+
+    def due(self, step: Int[Array, ""]) -> Bool[Array, ""]:
+        return is_due(step, self.every, self.until, self.begin)
+
+    def change(self, sae: PursuitSAE, forward: Forward, key: Key[Array, ""]) -> Changed:
+        on = _on(sae, forward)
+        tokens = jnp.sum(on, axis=0)
+        common = tokens / len(on)
+        by_chance = common + ERRORS * jnp.sqrt(common * (1 - common) / jnp.maximum(tokens, 1.0)[:, None])
+        within = on.T @ on / jnp.maximum(tokens, 1.0)[:, None]
+        contained = (within >= self.share) & (within > by_chance) & (common > common[:, None])
+        gone = (jnp.any(contained, axis=1) & (tokens >= FEW))[sae.forest.tops]
+        return jnp.where(gone[:, None], 0.0, sae.rows), jnp.where(gone, -1, jnp.arange(sae.features))
+
+
+class PromoteAlike(AbstractForestChange):
+    """Every `every` steps rows that are alike below different roots become one root, the most alike pair first.
+
+    The new root is their mean, weighted by firings, and takes an empty slot; the alike rows, and all below the new
+    root, start again (`rows_below`). Nothing happens where no root's slot is empty, or where a root fires on `share` or
+    more of the tokens that have the direction, in what is left of them and in these rows' own part: then it belongs
+    below that root, and the alike rows alone start again. In `Several`, write it before `MergeAlike`.
+
+    Args:
+        cosine: the least cosine of two rows that are alike.
+        share: of the tokens.
+        every: how many steps lie between two times.
+        begin: the first step at which rows may become roots.
+        until: the last one.
+    """
+
+    reads_dead = False
+    cosine: Cosine = eqx.field(static=True, default=0.6)
+    share: Share = eqx.field(static=True, default=0.6)
+    every: Count = eqx.field(static=True, default=50)
+    begin: Natural = eqx.field(static=True, default=0)
+    until: Count = eqx.field(static=True, kw_only=True)
+
+    def __check_init__(self) -> None:
+        check_period(self, self.every, self.until, self.begin)
+
+    def due(self, step: Int[Array, ""]) -> Bool[Array, ""]:
+        return is_due(step, self.every, self.until, self.begin)
+
+    def change(self, sae: PursuitSAE, forward: Forward, key: Key[Array, ""]) -> Changed:
+        forest, codes, roots = sae.forest, forward.codes.flat().dense(), _on(sae, forward)
+        tops, left = jnp.asarray(forest.tops), forward.target - forward.x_hat
+        is_child = jnp.arange(forest.size) >= forest.roots
+        cosines, nearest = _nearest(sae)
+        fires = jnp.sum(codes > 0, axis=0) + 1e-6  # two rows that did not fire count alike
+
+        def most_alike(seen: Array) -> Array:
+            return jnp.where(seen | seen[nearest], 0.0, cosines)
+
+        def some(state: tuple[Array, Array, Array]) -> Array:
+            return jnp.max(most_alike(state[2])) > self.cosine
+
+        def promote(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            rows, again, seen = state
+            one = jnp.argmax(most_alike(seen))
+            row = fires[one] * rows[one] + fires[nearest[one]] * rows[nearest[one]]
+            row = row / jnp.linalg.norm(row)
+            alike = (is_child & (rows @ row > self.cosine)).at[jnp.stack([one, nearest[one]])].set(True)
+            own = codes * alike
+            height = jnp.sum(own) / jnp.maximum(jnp.sum(own > 0), 1)
+            there = ((left + own @ rows) @ row > height / 2).astype(jnp.float32)
+            enough = jnp.sum(there) >= FEW
+            contained = jnp.any(there @ roots >= self.share * jnp.sum(there))
+            empty = ~jnp.any(rows[: forest.roots] != 0, axis=1)
+            slot, up = jnp.argmax(empty), enough & ~contained & jnp.any(empty)
+            below = up & is_child & (tops == slot)
+            start = (alike & enough & (contained | up)) | below
+            rows = jnp.where(start[:, None], 0.0, rows).at[slot].set(jnp.where(up, row, rows[slot]))
+            return rows, (again | start).at[slot].set(again[slot] | up), seen | alike | below
+
+        nothing = jnp.zeros(forest.size, bool)
+        rows, again, _ = jax.lax.while_loop(some, promote, (sae.rows, nothing, nothing))
+        fresh = jnp.concatenate([rows[: forest.roots], rows_below(sae, forward, key)])
+        rows = jnp.where((again & is_child)[:, None], fresh, rows)
+        return rows, jnp.where(again, -1, jnp.arange(forest.size))
+
+
+def _on(sae: PursuitSAE, forward: Forward) -> Float[Array, "tokens roots"]:
+    """Where each root that is still there fired."""
+    roots = sae.forest.roots
+    return ((forward.codes.flat().dense()[:, :roots] > 0) & sae.occupied[:roots]).astype(jnp.float32)
+
+
+def _nearest(sae: PursuitSAE) -> tuple[Float[Array, "features"], Int[Array, "features"]]:
+    """The largest cosine of each row below a root with one below another root, and that row; 0 for a root."""
+    tops, rows = jnp.asarray(sae.forest.tops), sae.rows
+    is_child = jnp.arange(len(rows)) >= sae.forest.roots
+
+    def of_one(row: Array, own: Array, child: Array) -> tuple[Array, Array]:
+        cosines = jnp.where((own != tops) & is_child & child, rows @ row, 0.0)
+        return jnp.max(cosines), jnp.argmax(cosines).astype(jnp.int32)
+
+    return jax.lax.map(lambda one: of_one(*one), (rows, tops, is_child), batch_size=AT_ONCE)
