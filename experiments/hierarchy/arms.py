@@ -5,11 +5,12 @@ language model has the parameters of `topk`, but `flat_macs`, which has the enco
 A run of `size.steps` steps has the schedules, periods and windows of its config, scaled to that length.
 """
 
+import json
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from settings import FLAT, POLES, TIMES, Size
+from settings import FLAT, LEFT_OUT, POLES, TIMES, Size
 
 from jhsae import config as cfg
 from jhsae.commands.ablation.config import Ablate
@@ -140,6 +141,10 @@ def world(arm: str, name: str, size: Size) -> Train:
         more = [2] if arm == "tree_one_level_more" else []
         base = "pursuit/world.yaml"
         own = [f"sae.levels={[TIMES[arm] * counts[0], *below, *more]}", f"sae.budget.k={k}"]
+        if gone := LEFT_OUT.get(arm):
+            parts = cfg.load(Train, cfg.find(base)).resampling["parts"]
+            stay = [part for part in parts if part["_target_"].rpartition(".")[2] not in gone]
+            own.append(f"resampling.parts={json.dumps(stay)}")
     return _fitted(base, [*words, *own], size.world_steps, size, arm not in TIMES)
 
 

@@ -7,7 +7,7 @@ layer and L0, for all others; of arms on a world there.
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from settings import LABELLED, LONGER, MAIN, REAL, WORLD, Size
+from settings import LABELLED, LEFT_OUT, LONGER, MAIN, REAL, WORLD, Size
 
 from jhsae.commands.ablation.rates import best_rate, next_rates
 
@@ -66,7 +66,13 @@ def finals(size: Size, world_l0: Callable[[str], float]) -> Iterator[Job]:
     yield from real(main, layers, [l0])
     for place in size.worlds:
         for seed in size.seeds:
-            yield from (Job("worlds", place, arm, world_l0(place), 0.0, seed) for arm in WORLD if _is_run(arm, size))
+            everywhere = (arm for arm in WORLD if arm not in LEFT_OUT and _is_run(arm, size))
+            yield from (Job("worlds", place, arm, world_l0(place), 0.0, seed) for arm in everywhere)
+    for arm in LEFT_OUT:
+        found = (
+            Job("worlds", place, arm, world_l0(place), 0.0, seed) for place in size.worlds[:1] for seed in size.seeds
+        )
+        yield from (job for job in found if _is_run(arm, size))
     yield from real(main, [first, *layers], other_l0s)
     yield from real(others, [first, *layers], [l0])
     for part in EXTRAS:

@@ -78,7 +78,17 @@ WORLD = {
     "tree_4x": Arm((), "four times as many", like="tree_2x"),
     "tree_1x": Arm((), "as many", like="tree_2x"),
     "tree_one_level_more": Arm((), "twice as many, one level more than there is", like="tree_2x"),
+    "tree_merging_alone": Arm((), "twice as many; no part but `RestartDead` and `MergeAlike`", like="tree_2x"),
+    "tree_no_removal": Arm((), "twice as many, without `RemoveContained`", like="tree_2x"),
+    "tree_no_promotion": Arm((), "twice as many, without `PromoteAlike`", like="tree_2x"),
+    "tree_no_filling": Arm((), "twice as many, without `FillEmpty`", like="tree_2x"),
+}
+LEFT_OUT = {  # the parts of resampling that an arm does without; in the first of the worlds that are asked for
+    "tree_merging_alone": ("RemoveContained", "PromoteAlike", "FillEmpty"),
+    "tree_no_removal": ("RemoveContained",),
+    "tree_no_promotion": ("PromoteAlike",),
+    "tree_no_filling": ("FillEmpty",),
 }
 POLES = {"original": "scale_as_published", "corrected": "scale", "teacher": "geometry"}
 FLAT = {"topk": "topk", "batchtopk": "batchtopk", "matryoshka": "matryoshka", "jumprelu": "jumprelu_quadratic"}
-TIMES = {"tree_1x": 1, "tree_2x": 2, "tree_4x": 4, "tree_one_level_more": 2}
+TIMES = {"tree_1x": 1, "tree_2x": 2, "tree_4x": 4, "tree_one_level_more": 2, **dict.fromkeys(LEFT_OUT, 2)}
