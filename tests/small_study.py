@@ -1,4 +1,4 @@
-"""The stores and teachers that configs/ablate/axes.yaml reads, tiny: 256 dimensions, as its values are written for."""
+"""The stores and teachers that axes.yaml and pursuit.yaml of configs/ablate read, tiny but for their 256 dimensions."""
 
 from pathlib import Path
 
@@ -43,10 +43,11 @@ def teacher(rng: np.random.Generator) -> Teacher:
     )  # fmt: skip
 
 
-def axes(*words: str) -> Ablate:
-    """The study of all axes, tiny."""
-    loaded = config.load(Ablate, config.find("ablate/axes.yaml"), list(words))
-    return config.load(Ablate, config.find("ablate/axes.yaml"), [f"overrides={[*loaded.overrides, *TINY]}", *words])
+def axes(*words: str, name: str = "axes", tiny: list[str] = TINY) -> Ablate:
+    """The study of all axes, or that of another config, tiny."""
+    file = config.find(f"ablate/{name}.yaml")
+    loaded = config.load(Ablate, file, list(words))
+    return config.load(Ablate, file, [f"overrides={[*loaded.overrides, *tiny]}", *words])
 
 
 def three_steps(designs: Designs, arm: Arm, out: Path) -> Train:

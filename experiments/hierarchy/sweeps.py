@@ -2,8 +2,9 @@
 
     python experiments/hierarchy/sweeps.py --results experiments/hierarchy/sweeps.jsonl [--work runs/hierarchy]
 
-Each trained tree (recommended, first layer and L0) is measured on the held-out rows at several values of `growth`, its
-threshold set again for each so that the L0 on validation rows stays. Trees that have a row are not measured again.
+Each trained tree (recommended, first layer, the largest L0, at which its encoder multiplies most) is measured on the
+held-out rows at several values of `growth`, its threshold set again for each so that the L0 on validation rows stays.
+Trees that have a row are not measured again.
 """
 
 import argparse
@@ -25,8 +26,9 @@ from jhsae.sae import PursuitSAE
 from jhsae.training.checkpoint import load_sae
 
 GROWTH = (1.0, 1.25, 1.5, 2.0)
-SHOWN = ("ev_r2", "l0", "encoder_macs")
+SHOWN = ("ev_r2", "ce_recovered", "l0", "encoder_macs")
 HERE, SIZE = Path(__file__).parent, Size()
+L0 = max(SIZE.l0s)
 
 
 def main() -> None:
@@ -39,7 +41,7 @@ def main() -> None:
     os.chdir(given.work)
     known = {row["config_hash"] for row in read_lines(results)} if results.exists() else set()
     for seed in SIZE.seeds:
-        job = Job("real", str(SIZE.layers[0]), "recommended", SIZE.l0s[0], 0.0, seed)
+        job = Job("real", str(SIZE.layers[0]), "recommended", L0, 0.0, seed)
         _, rate = rate_of(job, SIZE, rows.get)
         config = settings(job._replace(rate=rate), SIZE)
         if (name := cfg.config_hash(config)) not in known:
@@ -54,7 +56,7 @@ def measured(folder: str) -> dict[str, dict[str, Any]]:
     held = held_out_of("real", str(SIZE.layers[0]), SIZE)
     found = {}
     for growth in GROWTH:
-        one, _ = matched(at_growth(sae, growth), normalizer, held, SIZE.l0s[0])
+        one, _ = matched(at_growth(sae, growth), normalizer, held, L0)
         metrics = held.numbers(one, normalizer, "test")["metrics"]
         found[f"{growth:g}"] = {name: metrics[name] for name in SHOWN}
     return found

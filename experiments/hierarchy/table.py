@@ -200,9 +200,10 @@ def sweeps() -> str:
         own, every = ([{"metrics": row["growth"][name]} for row in rows] for name in (growth, "1"))
         ev = metric("ev_r2")
         less_ev = over_seeds([ev(one) - ev(other) for one, other in zip(own, every, strict=True)])
-        cells = [cell(own, metric(name)) for name in ("l0", "ev_r2", "encoder_macs")]
+        cells = [cell(own, metric(name)) for name in ("l0", "ev_r2", "ce_recovered", "encoder_macs")]
         lines.append([growth, str(len(rows)), *cells, "-" if less_ev is None else spread(less_ev)])
-    return table(["growth", "seeds", "L0", "EV", "encoder MACs", "EV less that of a sweep after every pick"], lines)
+    less_each = "EV less that of a sweep after every pick"
+    return table(["growth", "seeds", "L0", "EV", "CE recovered", "encoder MACs", less_each], lines)
 
 
 def _same_seeds(rows: list[Row], others: list[Row]) -> list[Row]:

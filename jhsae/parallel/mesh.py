@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
@@ -54,8 +55,15 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | int | None = None) -> M
     hosts = len(groups) if data % len(groups) == 0 and len({len(g) for g in groups}) == 1 else 1
     groups = groups if hosts > 1 else [found]
     sizes = (1, data // hosts, shape.expert)
-    parts = [jax.make_mesh(sizes, SHARDS, axis_types=(AxisType.Auto,) * 3, devices=group).devices for group in groups]
-    return Mesh(np.concatenate(parts), SHARDS, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(np.concatenate([_arranged(sizes, group) for group in groups]), SHARDS, axis_types=(AxisType.Auto,) * 3)
+
+
+def _arranged(sizes: tuple[int, int, int], devices: list[Any]) -> np.ndarray:
+    """Devices with a fast network as an array of this shape, neighbours close together."""
+    try:
+        return mesh_utils.create_device_mesh(sizes, devices)
+    except NotImplementedError:  # no whole axes of the torus have these sizes, as 8 of 4 x 4 x 4
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
 def check_batch(batch: int, mesh: Mesh) -> None:

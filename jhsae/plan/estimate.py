@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jhsae.errors import UserError
 from jhsae.plan.collectives import Groups, on_dcn, transfer_seconds
 from jhsae.plan.cost import Operation, Work, work_of
 from jhsae.plan.loops import TileLoad
@@ -165,10 +166,25 @@ def _memory(lowered: Lowered, compiled: Compiled) -> dict[str, float | None]:
     return known | {"batch_and_outputs": rest, "temporaries": temporaries}
 
 
+def _text(compiled: jax.stages.Compiled) -> str:
+    """The compiled program, in words.
+
+    Raises:
+        UserError: it was compiled by a libtpu of another release than jaxlib, which cannot read it.
+    """
+    try:
+        return compiled.as_text() or ""
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"the installed jax {jax.__version__} cannot read what the installed libtpu compiled; write pip install "
+            f"'jax[tpu]=={jax.__version__}' for the libtpu of that release"
+        ) from error
+
+
 def _estimated(
     compiled: jax.stages.Compiled, topology: Topology, mesh: Mesh, tokens: int, tiles: TileLoad | None
 ) -> Row:
-    work = work_of(compiled.as_text() or "", mesh.size, tiles, compiled.cost_analysis())
+    work = work_of(_text(compiled), mesh.size, tiles, compiled.cost_analysis())
     places = topology.places(list(mesh.devices.flat))
     times = step_time(work, topology.chip, places) if topology.chip else None
     step = times.step if times else None

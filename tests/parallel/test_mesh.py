@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from reference.filled import filled
 
@@ -177,3 +178,18 @@ def test_a_batch_that_can_be_shared_passes():
     for batch in (8, 64):
         check_batch(batch, make_mesh(MeshShape()))
     check_batch(12, make_mesh(MeshShape(4, 2)))
+
+
+def test_axes_that_no_side_of_a_torus_has_are_split_over_several(monkeypatch):
+    """As 8 x 8 of 4 x 4 x 4 TPU chips, for which JAX raises unless it may split a side."""
+    whole, asked = mesh_utils.create_device_mesh, []
+
+    def torus(sizes, devices, **words):
+        asked.append(words)
+        if not words:
+            raise NotImplementedError("Failed to find assignment")
+        return whole(sizes, devices)
+
+    monkeypatch.setattr(mesh_utils, "create_device_mesh", torus)
+    assert make_mesh(MeshShape(2, 4)).shape == {"host": 1, "data": 2, "expert": 4}
+    assert asked == [{}, {"allow_split_physical_axes": True}]

@@ -1,9 +1,11 @@
 """Seconds from work, by hand."""
 
+import jax
 import numpy as np
 import pytest
 
 from jhsae.errors import UserError
+from jhsae.plan import estimate
 from jhsae.plan.collectives import Collective, on_dcn, rate
 from jhsae.plan.cost import Operation, Product, Work
 from jhsae.plan.estimate import step_time
@@ -92,3 +94,13 @@ def test_the_table_of_chips():
         # bidirectional bandwidth of all links, as the pages give it: 600, 400, 1200, 800 GB/s
         assert 2 * chip.ici * 2 * chip.axes in (400e9, 600e9, 800e9, 1200e9)
         assert 100e12 < chip.flops < 1e15 and 15 * 2**30 < chip.hbm < 96 * 2**30
+
+
+def test_a_libtpu_of_another_release_is_one_sentence(monkeypatch):
+    def unreadable(self):
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+    compiled = jax.jit(lambda x: x).lower(1.0).compile()
+    monkeypatch.setattr(type(compiled), "as_text", unreadable)
+    with pytest.raises(UserError, match=r"libtpu.*pip install 'jax\[tpu\]=="):
+        estimate._text(compiled)
