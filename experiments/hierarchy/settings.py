@@ -22,7 +22,7 @@ class Size:
     heldout: int = 50_000
     measured: int = 20_000  # of those, half of them for validation
     sequences: int = 64
-    worlds: tuple[str, ...] = ("tree_336", "tree_1360", "irregular_335")
+    worlds: tuple[str, ...] = ("tree_336", "tree_1360", "irregular_335", "dag_336")
     world_steps: int = 1200
     world_rows: int = 2**15
     label_rows: int = 24_000

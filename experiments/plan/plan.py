@@ -1,7 +1,7 @@
-"""The headline config and its larger sibling on three slices of TPUs, planned; one row of results.jsonl each.
+"""The headline config and its larger sibling on three slices of TPUs, a pursuit on one; a row of results.jsonl each.
 
     pip install -e '.[tpu]'
-    python experiments/plan/plan.py [--only v5p] [--experts 16384] [--mesh data=64,expert=1]
+    python experiments/plan/plan.py [--only v5p] [--experts 16384] [--mesh data=64,expert=1] [--pursuit]
     python experiments/plan/plan.py --table      # writes the table of README.md from results.jsonl, compiles nothing
 
 A program takes some minutes to compile; rows that exist already (slice, config, libtpu, commit) are not made again.
@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results.jsonl", HERE / "README.md"
 TOPOLOGIES = {"v5e:16x16": 256, "v5p:4x4x4": 64, "v6e:16x16": 256}
 EXPERTS = (16_384, 65_536)
+SCALE, PURSUIT = "scale.yaml", "pursuit/scale.yaml"
 TOKENS = 32_512  # per chip
 SEQUENCES = 32  # of the harvest, per chip
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->"
@@ -36,33 +37,39 @@ def main() -> int:
     top.add_argument("--only", help="slices whose name begins so")
     top.add_argument("--experts", type=int, choices=EXPERTS, help="this number of experts alone")
     top.add_argument("--mesh", action="append", default=[], help="of jhsae plan; repeated, these (default: its own)")
+    top.add_argument("--pursuit", action="store_true", help=f"{PURSUIT} alone")
     top.add_argument("--table", action="store_true", help="only write the table")
     arguments = top.parse_args()
-    for topology, experts in [] if arguments.table else cases(arguments):
-        if code := plan(topology, experts, arguments.mesh):
+    for topology, config, experts in [] if arguments.table else cases(arguments):
+        if code := plan(topology, config, experts, arguments.mesh):
             return code
     PAGE.write_text(with_table(PAGE.read_text(), [*rows()]))
     return 0
 
 
-def cases(arguments: argparse.Namespace) -> Iterator[tuple[str, int]]:
-    """What was asked for and has no row yet."""
+def cases(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
+    """What was asked for and has no row yet: a slice, a config and its number of experts, or of a pursuit's roots."""
     use_libtpu()
     done = {key(row) for row in rows()}
-    for topology in TOPOLOGIES:
-        for experts in EXPERTS:
-            wanted = topology.startswith(arguments.only or "") and arguments.experts in (None, experts)
-            config = cfg.load(Train, cfg.find("scale.yaml"), [f"sae.experts={experts}"])
-            about = {"topology": topology, "config_hash": cfg.config_hash(config), "libtpu": version("libtpu")}
-            if wanted and key(about | cfg.provenance()) not in done:
-                yield topology, experts
+    every = [(topology, SCALE, experts) for topology in TOPOLOGIES for experts in EXPERTS]
+    for topology, config, experts in [*every, ("v5p:4x4x4", PURSUIT, EXPERTS[0])]:
+        wanted = topology.startswith(arguments.only or "") and arguments.experts in (None, experts)
+        settings = cfg.load(Train, cfg.find(config), overrides(config, experts))
+        about = {"topology": topology, "config_hash": cfg.config_hash(settings), "libtpu": version("libtpu")}
+        if wanted and (config == PURSUIT or not arguments.pursuit) and key(about | cfg.provenance()) not in done:
+            yield topology, config, experts
 
 
-def plan(topology: str, experts: int, meshes: list[str]) -> int:
+def overrides(config: str, experts: int) -> list[str]:
+    """What gives a config this number of experts."""
+    return [f"sae.experts={experts}"] if config == SCALE else []
+
+
+def plan(topology: str, config: str, experts: int, meshes: list[str]) -> int:
     """One row; the exit code of `jhsae plan` where it could not plan at all."""
-    words = ["plan", "scale.yaml", "--topology", topology, "--tokens-per-chip", str(TOKENS), f"sae.experts={experts}"]
+    words = ["plan", config, "--topology", topology, "--tokens-per-chip", str(TOKENS), *overrides(config, experts)]
     words += [word for mesh in meshes for word in ("--mesh", mesh)]
-    if experts == EXPERTS[0]:
+    if (config, experts) == (SCALE, EXPERTS[0]):
         words += ["--harvest", "harvest/gemma2_2b.yaml", f"harvest.lm.path={HERE / 'gemma-2-2b'}"]
         words += [f"harvest.batch={SEQUENCES * TOPOLOGIES[topology]}"]
     with TemporaryDirectory() as folder:
@@ -85,13 +92,25 @@ def key(row: dict) -> tuple:
 
 def with_table(text: str, found: list[dict]) -> str:
     """The page with the table of the newest row of each slice and number of experts."""
-    newest = {(row["topology"], row["experts"]): row for row in found}
-    head = "| slice | experts | mesh | GiB a chip, of | products | HBM | exchange | step | tokens/s | minutes | input |"
-    lines = [head, "|---" * 11 + "|"]
-    for topology, experts in sorted(newest):
-        best = newest[topology, experts]
+    newest = {(row["topology"], row["config"], row["experts"]): row for row in found}
+    columns = [
+        "slice",
+        "config",
+        "experts",
+        "mesh",
+        "GiB a chip, of",
+        "products",
+        "HBM",
+        "exchange",
+        "step",
+        "tokens/s",
+    ]
+    columns += ["minutes", "input"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for topology, config, experts in sorted(newest):
+        best = newest[topology, config, experts]
         for row in best["meshes"]:
-            lines.append(f"| {topology} | {experts:,} | {cells(row, best)} |")
+            lines.append(f"| {topology} | {config} | {experts:,} | {cells(row, best)} |")
     before, rest = text.split(BEGIN)
     table = "\n".join([*lines, "", *harvests(newest), *provenance(newest)])
     return f"{before}{BEGIN}{table}\n{END}{rest.split(END)[1]}"
@@ -111,7 +130,7 @@ def cells(row: dict, best: dict) -> str:
 
 
 def harvests(newest: dict) -> Iterator[str]:
-    for (topology, _), row in sorted(newest.items()):
+    for (topology, *_), row in sorted(newest.items()):
         if (harvest := row.get("harvest")) and (rate := harvest["tokens_per_second"]):
             yield (
                 f"- harvest of Gemma-2-2B to layer 20 on {topology}, {SEQUENCES} sequences of 256 a chip: "
@@ -122,7 +141,7 @@ def harvests(newest: dict) -> Iterator[str]:
 
 def provenance(newest: dict) -> list[str]:
     """Which programs and compilers these numbers are of."""
-    hashes = {f"{experts:,} experts: {row['config_hash']}" for (_, experts), row in newest.items()}
+    hashes = {f"{config}, {experts:,} experts: {row['config_hash']}" for (_, config, experts), row in newest.items()}
     tools = {f"jax {row['versions']['jax']}, libtpu {row['libtpu']}, commit {row['commit']}" for row in newest.values()}
     return ["", f"Config {'; '.join(sorted(hashes))}. {'; '.join(sorted(tools))}."] if newest else []
 
