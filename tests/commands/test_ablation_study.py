@@ -49,7 +49,7 @@ def test_validation_and_test_rows_share_no_sequence(tmp_path):
 @pytest.mark.slow
 def test_a_study_that_is_stopped_goes_on_and_a_finished_one_is_left_alone(tmp_path, monkeypatch, capsys):
     asked = study(tmp_path)
-    real, calls = work.train, []
+    real, calls, freed = work.train, [], []
 
     def train(settings):
         if len(calls) == 2:
@@ -58,8 +58,10 @@ def test_a_study_that_is_stopped_goes_on_and_a_finished_one_is_left_alone(tmp_pa
         return real(settings)
 
     monkeypatch.setattr(work, "train", train)
+    monkeypatch.setattr(work, "forget_programs", lambda: freed.append(len(calls)))
     with pytest.raises(KeyboardInterrupt):
         ablate.run(asked)
+    assert freed == [1, 2]  # the compiled programs of each run, after it
     assert len(rows_of(tmp_path)) == 2 and "ablate: 2 of about 4 runs" in capsys.readouterr().out
     monkeypatch.setattr(work, "train", real)
     with owned(Study(asked).settings(Study(asked).arms[0], (), None, 5).out):
