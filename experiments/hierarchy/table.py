@@ -68,6 +68,7 @@ QUALITY: dict[str, Value] = {
     "dead": metric("dead"),
     "sibling cosine": metric("sibling_cosine"),
 }
+TRAINED = {"growth": "1.25", "extra": "4"}
 WORLDS: dict[str, Value] = {
     "L0": metric("l0"),
     "EV": metric("ev_r2"),
@@ -111,7 +112,7 @@ def made(rows: Rows) -> dict[str, str]:
         "worlds": "\n\n".join(_world(rows, name) for name in SIZE.worlds),
         "latents": latents(rows),
         "longer": longer(rows),
-        "sweeps": sweeps(),
+        "inference": inference(),
         "rates": rates(rows),
         "about": about(rows),
         "arms": table(["arm", "config", "rates"], (line for arms in (REAL, WORLD) for line in _arms(arms))),
@@ -191,19 +192,32 @@ def longer(rows: Rows) -> str:
     return table(["arm", "steps", "seeds", *QUALITY], _lines(found, QUALITY))
 
 
-def sweeps() -> str:
-    """Trained trees with fewer sweeps, from sweeps.jsonl."""
-    file = HERE / "sweeps.jsonl"
+def inference() -> str:
+    """Trained trees with another encoder, from inference.jsonl; differences are to what they were trained with."""
+    file = HERE / "inference.jsonl"
     rows = read_lines(file) if file.exists() else []
     lines = []
-    for growth in rows[0]["growth"] if rows else ():
-        own, every = ([{"metrics": row["growth"][name]} for row in rows] for name in (growth, "1"))
-        ev = metric("ev_r2")
-        less_ev = over_seeds([ev(one) - ev(other) for one, other in zip(own, every, strict=True)])
-        cells = [cell(own, metric(name)) for name in ("l0", "ev_r2", "ce_recovered", "encoder_macs")]
-        lines.append([growth, str(len(rows)), *cells, "-" if less_ev is None else spread(less_ev)])
-    less_each = "EV less that of a sweep after every pick"
-    return table(["growth", "seeds", "L0", "EV", "CE recovered", "encoder MACs", less_each], lines)
+    for key, trained in TRAINED.items():
+        own = [row for row in rows if row["key"] == key]
+        for value in own[0]["values"] if own else ():
+            here, there = ([{"metrics": row["values"][name]} for row in own] for name in (value, trained))
+            ev = metric("ev_r2")
+            less_ev = over_seeds([ev(one) - ev(other) for one, other in zip(here, there, strict=True)])
+            cells = [cell(here, metric(name)) for name in ("l0", "ev_r2", "ce_recovered", "encoder_macs")]
+            about = [own[0]["arm"], key, value + (" (trained)" if value == trained else ""), str(len(own))]
+            lines.append([*about, *cells, "-" if less_ev is None else spread(less_ev)])
+    head = [
+        "arm",
+        "key",
+        "value",
+        "seeds",
+        "L0",
+        "EV",
+        "CE recovered",
+        "encoder MACs",
+        "EV less that of the trained one",
+    ]
+    return table(head, lines)
 
 
 def _same_seeds(rows: list[Row], others: list[Row]) -> list[Row]:
