@@ -3,8 +3,8 @@
     python experiments/hierarchy/inference.py --results experiments/hierarchy/inference.jsonl [--work runs/hierarchy]
 
 On the first layer: `growth` of recommended at the largest L0, where its encoder multiplies most; `extra` of
-recommended_exact at the first L0. A threshold is set again for each, so that the L0 on validation rows stays. A tree that
-has a row is not measured again, one without a run is left out.
+recommended_exact at the first L0. A threshold is set again for each, so that the L0 on validation rows stays. A tree
+that has a row is not measured again, one without a run is left out.
 """
 
 import argparse

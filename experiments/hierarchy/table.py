@@ -215,7 +215,7 @@ def inference() -> str:
         "EV",
         "CE recovered",
         "encoder MACs",
-        "EV less that of the trained one",
+        "EV less that as trained",
     ]
     return table(head, lines)
 
