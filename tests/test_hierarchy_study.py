@@ -12,7 +12,7 @@ import pytest
 from jhsae.commands.ablation.sizes import budgets
 
 STUDY = Path(__file__).parents[1] / "experiments" / "hierarchy"
-MODULES = ("arms", "jobs", "measure", "settings", "study", "table")
+MODULES = ("arms", "columns", "jobs", "measure", "settings", "study", "table")
 
 
 @pytest.fixture
