@@ -68,11 +68,9 @@ def finals(size: Size, world_l0: Callable[[str], float]) -> Iterator[Job]:
         for seed in size.seeds:
             everywhere = (arm for arm in WORLD if arm not in LEFT_OUT and _is_run(arm, size))
             yield from (Job("worlds", place, arm, world_l0(place), 0.0, seed) for arm in everywhere)
-    for arm in LEFT_OUT:
-        found = (
-            Job("worlds", place, arm, world_l0(place), 0.0, seed) for place in size.worlds[:1] for seed in size.seeds
-        )
-        yield from (job for job in found if _is_run(arm, size))
+    for place in size.worlds[:1]:
+        for arm in (arm for arm in LEFT_OUT if _is_run(arm, size)):
+            yield from (Job("worlds", place, arm, world_l0(place), 0.0, seed) for seed in size.seeds)
     yield from real(main, [first, *layers], other_l0s)
     yield from real(others, [first, *layers], [l0])
     for part in EXTRAS:

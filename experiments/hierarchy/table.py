@@ -149,17 +149,7 @@ def inference() -> str:
             cells = [cell(here, metric(name)) for name in ("l0", "ev_r2", "ce_recovered", "encoder_macs")]
             about = [own[0]["arm"], key, value + (" (trained)" if value == trained else ""), str(len(own))]
             lines.append([*about, *cells, "-" if less_ev is None else spread(less_ev)])
-    head = [
-        "arm",
-        "key",
-        "value",
-        "seeds",
-        "L0",
-        "EV",
-        "CE recovered",
-        "encoder MACs",
-        "EV less that as trained",
-    ]
+    head = ["arm", "key", "value", "seeds", "L0", "EV", "CE recovered", "encoder MACs", "EV less that as trained"]
     return table(head, lines)
 
 

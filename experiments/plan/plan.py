@@ -1,7 +1,7 @@
 """The headline config and its larger sibling on three slices of TPUs, a pursuit on one; a row of results.jsonl each.
 
     pip install -e '.[tpu]'
-    python experiments/plan/plan.py [--only v5p] [--experts 16384] [--mesh data=64,expert=1] [--pursuit]
+    python experiments/plan/plan.py [--only v5p] [--experts 16384] [--mesh data=64,expert=1] [--config scale.yaml]
     python experiments/plan/plan.py --table      # writes the table of README.md from results.jsonl, compiles nothing
 
 A program takes some minutes to compile; rows that exist already (slice, config, libtpu, commit) are not made again.
@@ -37,7 +37,7 @@ def main() -> int:
     top.add_argument("--only", help="slices whose name begins so")
     top.add_argument("--experts", type=int, choices=EXPERTS, help="this number of experts alone")
     top.add_argument("--mesh", action="append", default=[], help="of jhsae plan; repeated, these (default: its own)")
-    top.add_argument("--pursuit", action="store_true", help=f"{PURSUIT} alone")
+    top.add_argument("--config", choices=(SCALE, PURSUIT), help="this config alone")
     top.add_argument("--table", action="store_true", help="only write the table")
     arguments = top.parse_args()
     for topology, config, experts in [] if arguments.table else cases(arguments):
@@ -54,9 +54,10 @@ def cases(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
     every = [(topology, SCALE, experts) for topology in TOPOLOGIES for experts in EXPERTS]
     for topology, config, experts in [*every, ("v5p:4x4x4", PURSUIT, EXPERTS[0])]:
         wanted = topology.startswith(arguments.only or "") and arguments.experts in (None, experts)
+        wanted = wanted and arguments.config in (None, config)
         settings = cfg.load(Train, cfg.find(config), overrides(config, experts))
         about = {"topology": topology, "config_hash": cfg.config_hash(settings), "libtpu": version("libtpu")}
-        if wanted and (config == PURSUIT or not arguments.pursuit) and key(about | cfg.provenance()) not in done:
+        if wanted and key(about | cfg.provenance()) not in done:
             yield topology, config, experts
 
 
@@ -93,19 +94,8 @@ def key(row: dict) -> tuple:
 def with_table(text: str, found: list[dict]) -> str:
     """The page with the table of the newest row of each slice and number of experts."""
     newest = {(row["topology"], row["config"], row["experts"]): row for row in found}
-    columns = [
-        "slice",
-        "config",
-        "experts",
-        "mesh",
-        "GiB a chip, of",
-        "products",
-        "HBM",
-        "exchange",
-        "step",
-        "tokens/s",
-    ]
-    columns += ["minutes", "input"]
+    columns = ["slice", "config", "experts", "mesh", "GiB a chip, of", "products", "HBM", "exchange", "step"]
+    columns += ["tokens/s", "minutes", "input"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for topology, config, experts in sorted(newest):
         best = newest[topology, config, experts]

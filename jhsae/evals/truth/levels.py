@@ -29,16 +29,17 @@ def by_level(
     level of the SAE, or the SAE, is empty. F1 is that of each latent as a detector of its best feature *in this level*,
     the mean over latents as in SAELens, so that a superfluous latent counts; `matched_f1` is the mean over the level's
     features of the F1 of the latent that the matching of the MCC gives each, 0 for a feature without one, so that a
-    missing feature counts; `feature_f1` is the best F1 that any latent has for a feature, the mean over features.
+    missing feature counts (a lower bound where not all pairs are counted); `feature_f1` is the best F1 that any latent has for a feature, the mean over features.
     """
-    best = row_maxima(firing.f1())
+    f1 = firing.f1()
+    best = row_maxima(f1)
     return [
         {
             "level": int(level),
             "features": int(np.sum(levels == level)),
             "latents": int(np.sum(latent_levels == level)),
-            **_scores(cosines, firing, levels == level, latent_levels == level, ""),
-            **_scores(cosines, firing, levels == level, np.ones(len(latent_levels), bool), "any_"),
+            **_scores(cosines, firing, f1, levels == level, latent_levels == level, ""),
+            **_scores(cosines, firing, f1, levels == level, np.ones(len(latent_levels), bool), "any_"),
             "feature_f1": float(best[levels == level].mean()),
         }
         for level in range(levels.max(initial=-1) + 1)
@@ -46,7 +47,12 @@ def by_level(
 
 
 def _scores(
-    cosines: np.ndarray, firing: Firing, features: np.ndarray, latents: np.ndarray, prefix: str
+    cosines: np.ndarray,
+    firing: Firing,
+    f1: sparse.csr_array,
+    features: np.ndarray,
+    latents: np.ndarray,
+    prefix: str,
 ) -> dict[str, float | None]:
     """MCC and mean F1 of some latents against some features, and of these features' latents."""
     table = cosines[np.ix_(features, latents)]
@@ -60,7 +66,7 @@ def _scores(
     return {
         f"{prefix}mcc": matching.mcc,
         f"{prefix}f1": float(scores[latents].mean()),
-        f"{prefix}matched_f1": float(at(firing.f1(), own, matched).sum() / features.sum()),
+        f"{prefix}matched_f1": float(at(f1, own, matched).sum() / features.sum()),
     }
 
 
