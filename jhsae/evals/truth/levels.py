@@ -29,7 +29,8 @@ def by_level(
     level of the SAE, or the SAE, is empty. F1 is that of each latent as a detector of its best feature *in this level*,
     the mean over latents as in SAELens, so that a superfluous latent counts; `matched_f1` is the mean over the level's
     features of the F1 of the latent that the matching of the MCC gives each, 0 for a feature without one, so that a
-    missing feature counts (a lower bound where not all pairs are counted); `feature_f1` is the best F1 that any latent has for a feature, the mean over features.
+    missing feature counts; `feature_f1` is the best F1 that any latent has for a feature, the mean over features. Both
+    are lower bounds where not all pairs are counted.
     """
     f1 = firing.f1()
     best = row_maxima(f1)
