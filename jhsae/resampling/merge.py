@@ -15,15 +15,13 @@ import jax.numpy as jnp
 from annotated_types import Gt, Lt
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jhsae.ranges import Count, Natural
-from jhsae.resampling.base import check_period, is_due
-from jhsae.resampling.slots import AbstractForestChange, Changed
+from jhsae.resampling.slots import AbstractPeriodicChange, Changed
 from jhsae.sae import Forward, PursuitSAE
 
 Cosine = Annotated[float, Gt(0), Lt(1)]
 
 
-class MergeAlike(AbstractForestChange):
+class MergeAlike(AbstractPeriodicChange):
     """Every `every` steps siblings (roots are siblings) whose cosine exceeds `cosine` become one row.
 
     The most alike pair of a family first, until none is left: the mean of both, weighted by how many tokens of the
@@ -39,17 +37,7 @@ class MergeAlike(AbstractForestChange):
         until: the last one.
     """
 
-    reads_dead = False
     cosine: Cosine = eqx.field(static=True, default=0.4)
-    every: Count = eqx.field(static=True, default=50)
-    begin: Natural = eqx.field(static=True, default=0)
-    until: Count = eqx.field(static=True, kw_only=True)
-
-    def __check_init__(self) -> None:
-        check_period(self, self.every, self.until, self.begin)
-
-    def due(self, step: Int[Array, ""]) -> Bool[Array, ""]:
-        return is_due(step, self.every, self.until, self.begin)
 
     def change(self, sae: PursuitSAE, forward: Forward, key: Key[Array, ""]) -> Changed:
         usage = forward.context.usage

@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jhsae.ranges import Count, Natural
+from jhsae.ranges import Count
 from jhsae.resampling.base import check_period, is_due
 from jhsae.resampling.dead import LEAST_NORM, bad_directions
-from jhsae.resampling.slots import AbstractForestChange, Changed
+from jhsae.resampling.slots import AbstractForestChange, AbstractPeriodicChange, Changed
 from jhsae.sae import Forward, PursuitSAE, random_unit_rows
 
 
@@ -64,7 +64,7 @@ class GrowLevel(AbstractForestChange):
         return _filled(sae, forward, key, sae.occupied[sae.forest.parents] & last)
 
 
-class FillEmpty(AbstractForestChange):
+class FillEmpty(AbstractPeriodicChange):
     """Every `every` steps the empty slots below rows are filled, level by level, as in `GrowLevel`.
 
     Merging leaves a row with fewer children than it may have (`MergeAlike`): here it tries others. In `Several`, write
@@ -75,17 +75,6 @@ class FillEmpty(AbstractForestChange):
         begin: the first step at which slots may be filled.
         until: the last one.
     """
-
-    reads_dead = False
-    every: Count = eqx.field(static=True, default=50)
-    begin: Natural = eqx.field(static=True, default=0)
-    until: Count = eqx.field(static=True, kw_only=True)
-
-    def __check_init__(self) -> None:
-        check_period(self, self.every, self.until, self.begin)
-
-    def due(self, step: Int[Array, ""]) -> Bool[Array, ""]:
-        return is_due(step, self.every, self.until, self.begin)
 
     def change(self, sae: PursuitSAE, forward: Forward, key: Key[Array, ""]) -> Changed:
         return _filled(sae, forward, key, sae.occupied[sae.forest.tops])  # a child of an empty row is filled with it

@@ -10,23 +10,21 @@ from typing import Annotated
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from annotated_types import Gt, Le, Lt
-from jaxtyping import Array, Bool, Float, Int, Key
+from annotated_types import Gt, Le
+from jaxtyping import Array, Float, Int, Key
 
-from jhsae.ranges import Count, Natural
-from jhsae.resampling.base import check_period, is_due
+from jhsae.resampling.merge import Cosine
 from jhsae.resampling.restart import rows_below
-from jhsae.resampling.slots import AbstractForestChange, Changed
+from jhsae.resampling.slots import AbstractPeriodicChange, Changed
 from jhsae.sae import Forward, PursuitSAE
 
 Share = Annotated[float, Gt(0), Le(1)]
-Cosine = Annotated[float, Gt(0), Lt(1)]
 ERRORS = 3  # standard errors above chance from which a root counts as contained
 AT_ONCE = 256  # rows that are compared with all others at a time
 FEW = 8  # tokens of a batch with fewer of which nothing is concluded
 
 
-class RemoveContained(AbstractForestChange):
+class RemoveContained(AbstractPeriodicChange):
     """Every `every` steps a root is emptied, with all below it, that fires almost only where a more common one does.
 
     It is a child of the other: `FillEmpty` and `RestartDead` find it there again. `share` or more of its tokens in the
@@ -39,17 +37,7 @@ class RemoveContained(AbstractForestChange):
         until: the last one.
     """
 
-    reads_dead = False
     share: Share = eqx.field(static=True, default=0.6)
-    every: Count = eqx.field(static=True, default=50)
-    begin: Natural = eqx.field(static=True, default=0)
-    until: Count = eqx.field(static=True, kw_only=True)
-
-    def __check_init__(self) -> None:
-        check_period(self, self.every, self.until, self.begin)
-
-    def due(self, step: Int[Array, ""]) -> Bool[Array, ""]:
-        return is_due(step, self.every, self.until, self.begin)
 
     def change(self, sae: PursuitSAE, forward: Forward, key: Key[Array, ""]) -> Changed:
         on = _on(sae, forward)
@@ -62,7 +50,7 @@ class RemoveContained(AbstractForestChange):
         return jnp.where(gone[:, None], 0.0, sae.rows), jnp.where(gone, -1, jnp.arange(sae.features))
 
 
-class PromoteAlike(AbstractForestChange):
+class PromoteAlike(AbstractPeriodicChange):
     """Every `every` steps rows that are alike below different roots become one root, the most alike pair first.
 
     The new root is their mean, weighted by firings, and takes an empty slot; the alike rows, and all below the new
@@ -78,18 +66,8 @@ class PromoteAlike(AbstractForestChange):
         until: the last one.
     """
 
-    reads_dead = False
     cosine: Cosine = eqx.field(static=True, default=0.6)
     share: Share = eqx.field(static=True, default=0.6)
-    every: Count = eqx.field(static=True, default=50)
-    begin: Natural = eqx.field(static=True, default=0)
-    until: Count = eqx.field(static=True, kw_only=True)
-
-    def __check_init__(self) -> None:
-        check_period(self, self.every, self.until, self.begin)
-
-    def due(self, step: Int[Array, ""]) -> Bool[Array, ""]:
-        return is_due(step, self.every, self.until, self.begin)
 
     def change(self, sae: PursuitSAE, forward: Forward, key: Key[Array, ""]) -> Changed:
         forest, codes, roots = sae.forest, forward.codes.flat().dense(), _on(sae, forward)

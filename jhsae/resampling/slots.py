@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from jhsae.resampling.base import AbstractResampling, Marked
+from jhsae.ranges import Count, Natural
+from jhsae.resampling.base import AbstractResampling, Marked, check_period, is_due
 from jhsae.sae import AbstractSAE, Forward, PursuitSAE, require
 
 Changed = tuple[Float[Array, "features embed"], Int[Array, "features"]]
@@ -49,6 +50,27 @@ class AbstractForestChange(AbstractResampling):
         require(sae, PursuitSAE, type(self).__name__, "write jhsae.resampling.Resample")
         change = partial(self.change, forward=forward, key=key)
         return _changed(self.due(step), change, sae, opt_state, optimizer)
+
+
+class AbstractPeriodicChange(AbstractForestChange):
+    """A part that changes the forest every so many steps, from a first one to a last; it does not read who is dead.
+
+    Args:
+        every: how many steps lie between two changes.
+        begin: the first step at which the forest may change.
+        until: the last one.
+    """
+
+    reads_dead = False
+    every: Count = eqx.field(static=True, default=50, kw_only=True)
+    begin: Natural = eqx.field(static=True, default=0, kw_only=True)
+    until: Count = eqx.field(static=True, kw_only=True)
+
+    def __check_init__(self) -> None:
+        check_period(self, self.every, self.until, self.begin)
+
+    def due(self, step: Int[Array, ""]) -> Bool[Array, ""]:
+        return is_due(step, self.every, self.until, self.begin)
 
 
 def _changed(

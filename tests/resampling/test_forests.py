@@ -79,7 +79,7 @@ def test_a_child_whose_parent_is_in_no_code_stays_dead():
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize("part", [RestartDead(4, 8), MergeAlike(0.01, 4, 4, until=8), GrowLevel(4)])
+@pytest.mark.parametrize("part", [RestartDead(4, 8), MergeAlike(0.01, every=4, begin=4, until=8), GrowLevel(4)])
 def test_nothing_happens_at_other_steps(part):
     sae = forest(filled=2)
     for step in (0, 4, 11):
@@ -110,7 +110,7 @@ def test_alike_siblings_become_one_row_and_their_children_are_pooled():
     fires[[0, 2]] = 1000, 3000
     fires[4:7], fires[10:13] = [500, 100, 700], [200, 600, 300]  # of 0: 4 and 6 stay; of 2: 11
     quiet = jnp.zeros((64, EMBED))  # no token that fires
-    new, moments, marked, _ = run(MergeAlike(0.9, 4, until=8), sae, fires=fires, x=quiet)
+    new, moments, marked, _ = run(MergeAlike(0.9, every=4, until=8), sae, fires=fires, x=quiet)
     mean = unit(1000 * np.asarray(rows[0]) + 3000 * np.asarray(rows[2]))
     np.testing.assert_allclose(new.rows[2], mean, atol=1e-5)
     assert not np.any(new.rows[0]) and not np.any(new.rows[4:7])
@@ -128,7 +128,7 @@ def test_alike_siblings_become_one_row_and_their_children_are_pooled():
 
 def test_merging_goes_on_within_every_family_until_no_two_are_alike():
     sae = forest((5, 4))
-    new, _, _, _ = run(MergeAlike(0.1, 4, until=8), sae)
+    new, _, _, _ = run(MergeAlike(0.1, every=4, until=8), sae)
     for family in (range(5), *(range(5 + 4 * i, 9 + 4 * i) for i in range(5))):
         rows = np.asarray(new.rows)[list(family)]
         cosines = np.triu(rows @ rows.T, 1)
@@ -159,8 +159,8 @@ def test_resample_restarts_every_row_of_a_pursuit():
 
 @pytest.mark.parametrize("make, words", [
     (lambda: RestartDead(5, 4), "every is 5 and until 4"),
-    (lambda: MergeAlike(0.4, 5, until=4), "every is 5, begin 0 and until 4"),
-    (lambda: MergeAlike(1.0, 5, until=9), "cosine is 1.0, expected"),
+    (lambda: MergeAlike(0.4, every=5, until=4), "every is 5, begin 0 and until 4"),
+    (lambda: MergeAlike(1.0, every=5, until=9), "cosine is 1.0, expected"),
     (lambda: Several([]), "parts is .*at least one entry"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused(make, words):

@@ -15,7 +15,7 @@ from jhsae.sparsify import Threshold
 
 AXES = np.eye(EMBED, dtype=np.float32)
 TOKENS = np.arange(64)
-REMOVE, PROMOTE = RemoveContained(0.6, 4, until=8), PromoteAlike(0.6, 0.6, 4, until=8)
+REMOVE, PROMOTE = RemoveContained(0.6, every=4, until=8), PromoteAlike(0.6, 0.6, every=4, until=8)
 
 
 def by_hand(levels, axes):
@@ -102,7 +102,7 @@ def test_the_nearest_row_below_another_root_is_that_of_a_loop():
 def test_empty_slots_below_rows_are_filled_on_every_level_and_none_below_an_empty_root():
     sae = PursuitSAE(EMBED, (3, 2, 2), Threshold(0.05, 6), key=jax.random.key(1))
     sae = eqx.tree_at(lambda s: s.rows, sae, sae.rows.at[jnp.asarray([1, 5, 6, 13, 14, 15, 16, 4, 11])].set(0.0))
-    new, moments, marked, _ = run(FillEmpty(4, until=8), sae)
+    new, moments, marked, _ = run(FillEmpty(every=4, until=8), sae)
     np.testing.assert_array_equal(np.flatnonzero(marked), [4, 11])
     np.testing.assert_allclose(np.linalg.norm(np.asarray(new.rows)[marked], axis=1), 1, rtol=1e-5)
     assert not moments[marked].any() and not np.any(new.rows[jnp.asarray([1, 5, 6, 13])])

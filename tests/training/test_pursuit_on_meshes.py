@@ -42,10 +42,10 @@ def test_parts_that_change_the_forest_do_so_on_eight_devices_as_on_one():
     x, rows = runs.activations(128), {}
     parts = [
         RestartDead(1, 3),
-        RemoveContained(0.3, 1, until=3),
-        PromoteAlike(0.3, 0.9, 1, until=3),
-        FillEmpty(1, until=3),
-        MergeAlike(0.6, 1, until=3),
+        RemoveContained(0.3, every=1, until=3),
+        PromoteAlike(0.3, 0.9, every=1, until=3),
+        FillEmpty(every=1, until=3),
+        MergeAlike(0.6, every=1, until=3),
     ]
     for shape in (None, (4, 2)):
         sae = PursuitSAE(runs.EMBED, (8, 3, 2), MeanL0(6.0), filled=2, key=jax.random.key(0))
