@@ -18,6 +18,7 @@ from jhsae.commands import evaluate
 from jhsae.commands.ablation.config import Ablate as Ablate
 from jhsae.commands.ablation.config import as_value
 from jhsae.commands.ablation.study import run_study
+from jhsae.commands.ablation.work import forget_programs
 from jhsae.commands.last_line import command, last_line
 from jhsae.errors import UserError
 from jhsae.files.bounded import to_json
@@ -57,8 +58,10 @@ def _run(config: Ablate, out: Path) -> Path:
     plan = [(variant, seed, _train_config(config, variant, seed)) for variant, seed in _grid(config)]
     for _, _, run_config in plan:
         check_owner(Path(run_config.out), run_config)  # every clash is found before anything is trained
-    rows = []
+    rows: list[dict[str, Any]] = []
     for variant, seed, run_config in plan:
+        if rows and rows[-1]["seed"] == config.seeds[-1]:  # another variant: another program
+            forget_programs()
         folder = train(run_config)
         row = evaluate.run(
             evaluate.Evaluate(

@@ -54,9 +54,11 @@ class PromoteAlike(AbstractPeriodicChange):
     """Every `every` steps rows that are alike below different roots become one root, the most alike pair first.
 
     The new root is their mean, weighted by firings, and takes an empty slot; the alike rows, and all below the new
-    root, start again (`rows_below`). Nothing happens where no root's slot is empty, or where a root fires on `share` or
-    more of the tokens that have the direction, in what is left of them and in these rows' own part: then it belongs
-    below that root, and the alike rows alone start again. In `Several`, write it before `MergeAlike`.
+    root, start again (`rows_below`). Where no slot of a root is empty, nothing changes. Where a root fires on `share` or
+    more of the tokens that have the direction, it belongs below that root: then the alike rows start again, and there
+    is no new root. A token has the direction if its residual and the alike rows' own part exceed half of their mean
+    value along it. Compares all pairs of rows, and holds codes of tokens x rows. In `Several`, write it before
+    `MergeAlike`.
 
     Args:
         cosine: the least cosine of two rows that are alike.
