@@ -54,11 +54,10 @@ class PromoteAlike(AbstractPeriodicChange):
     """Every `every` steps rows that are alike below different roots become one root, the most alike pair first.
 
     The new root is their mean, weighted by firings, and takes an empty slot; the alike rows, and all below the new
-    root, start again (`rows_below`). Where no slot of a root is empty, nothing changes. Where a root fires on `share` or
-    more of the tokens that have the direction, it belongs below that root: then the alike rows start again, and there
-    is no new root. A token has the direction if its residual and the alike rows' own part exceed half of their mean
-    value along it. Compares all pairs of rows, and holds codes of tokens x rows. In `Several`, write it before
-    `MergeAlike`.
+    root, start again (`rows_below`). Without an empty slot there is no new root. Where a root fires on `share` or more
+    of the tokens that have the direction, it belongs below that root: the alike rows start again, and there is no new
+    root either. A token has the direction if its residual and the alike rows' own part exceed half of their mean value
+    along it. Compares all pairs of rows, and holds codes of tokens x rows. In `Several`, write it before `MergeAlike`.
 
     Args:
         cosine: the least cosine of two rows that are alike.
