@@ -1,14 +1,22 @@
 """The stores and teachers that axes.yaml and pursuit.yaml of configs/ablate read, tiny but for their 256 dimensions."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jhsae import config
 from jhsae.commands.ablation.arms import Arm, Designs
 from jhsae.commands.ablation.config import Ablate
 from jhsae.data import write_array
+from jhsae.parallel.mesh import MeshShape, make_mesh
+from jhsae.sae.apply import reconstruct
 from jhsae.teacher import Concept, Teacher
+from jhsae.training import run
+from jhsae.training.checkpoint import load_sae
 from jhsae.training.config import Train
 
 EMBED, PARENTS, CHILDREN, SUB = 256, 3, 4, 22
@@ -55,3 +63,20 @@ def three_steps(designs: Designs, arm: Arm, out: Path) -> Train:
     stages = designs.train(arm).stages
     steps = [3] if len(stages) == 1 else [1, 2]
     return designs.train(arm, (*(f"stages.{i}.steps={n}" for i, n in enumerate(steps)), f"out={out}"))
+
+
+@contextmanager
+def designs_in(folder: Path, study: Ablate) -> Iterator[Designs]:
+    """The study in a folder that has what its config reads, on one device: eight compile for much longer."""
+    make(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(run, "make_mesh", lambda shape: make_mesh(MeshShape(data=1), devices=1))
+        yield Designs(study)
+
+
+def check_trains(designs: Designs, arm: Arm, out: Path) -> None:
+    """Three steps of an arm, saved, loaded again, and finite on new rows."""
+    sae, normalizer, _ = load_sae(run.train(three_steps(designs, arm, out)))
+    x = np.random.default_rng(0).normal(size=(4, EMBED)).astype(np.float32)
+    assert np.isfinite(reconstruct(sae, normalizer, jnp.asarray(x)).x_hat).all()

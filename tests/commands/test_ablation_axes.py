@@ -1,16 +1,10 @@
 """Every value of every axis of configs/ablate/axes.yaml builds, trains three steps and is saved, on tiny sizes."""
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 import small_study
 
-from jhsae.commands.ablation.arms import Arm, Designs, arms_of, check_builds
+from jhsae.commands.ablation.arms import Arm, arms_of, check_builds
 from jhsae.commands.ablation.config import ALL, as_value
-from jhsae.parallel.mesh import MeshShape, make_mesh
-from jhsae.sae.apply import reconstruct
-from jhsae.training import run
-from jhsae.training.checkpoint import load_sae
 
 AXES = small_study.axes().axes
 POLES = list(small_study.axes().poles)
@@ -25,13 +19,8 @@ def poles_of(axis, name):
 
 @pytest.fixture(scope="module")
 def designs(tmp_path_factory):
-    """The study in a folder that has what its config reads, on one device: eight compile for much longer."""
-    folder = tmp_path_factory.mktemp("study")
-    small_study.make(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(run, "make_mesh", lambda shape: make_mesh(MeshShape(data=1), devices=1))
-        yield Designs(small_study.axes())
+    with small_study.designs_in(tmp_path_factory.mktemp("study"), small_study.axes()) as designs:
+        yield designs
 
 
 def test_all_axes_of_the_originals_are_there():
@@ -69,7 +58,4 @@ def test_every_value_trains_and_is_saved(designs, tmp_path, axis, name):
     if not poles:
         return  # which the axis explains
     arm = Arm(poles[VALUES.index((axis, name)) % len(poles)], ((axis, name),))
-    config = small_study.three_steps(designs, arm, tmp_path / "run")
-    sae, normalizer, _ = load_sae(run.train(config))
-    x = np.random.default_rng(0).normal(size=(4, small_study.EMBED)).astype(np.float32)
-    assert np.isfinite(reconstruct(sae, normalizer, jnp.asarray(x)).x_hat).all()
+    small_study.check_trains(designs, arm, tmp_path / "run")
