@@ -44,6 +44,7 @@ QUALITY: dict[str, Value] = {
     "EV": metric("ev_r2"),
     "CE recovered": metric("ce_recovered"),
     "dead": metric("dead"),
+    "dead, training rows": metric("dead_in_training_rows"),
     "sibling cosine": metric("sibling_cosine"),
 }
 WORLDS: dict[str, Value] = {

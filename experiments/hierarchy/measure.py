@@ -33,6 +33,7 @@ from jhsae.training.run import train
 
 MATCHED = ("cosine", "f1", "correlation")  # of the features that two seeds have in common
 LM = "embedded"
+AT_ONCE = 4096  # rows that are encoded at a time
 NEAR = 0.002  # part by which a threshold may miss its L0 on validation rows
 
 
@@ -84,6 +85,8 @@ def _run(job: Job, size: Size) -> dict[str, Any]:
         "threshold": None if threshold is None else float(np.mean(threshold)),
         "l0_as_trained": before,
     }
+    if job.part == "real":
+        test["metrics"]["dead_in_training_rows"] = dead_of(sae, normalizer, job.place, size)
     steps = sum(stage.steps for stage in config.stages)
     return test | {"validation": {name: validation[name] for name in ("ev_r2", "l0")}, "steps": steps}
 
@@ -116,6 +119,13 @@ def matched(sae: AbstractSAE, normalizer: AbstractNormalizer, held: HeldOut, l0:
             break
         tried.append((factor, l0_at(float(factor))))
     return scaled(float(nearest(tried, l0)[0])), tried[0][1]
+
+
+def dead_of(sae: AbstractSAE, normalizer: AbstractNormalizer, layer: str, size: Size) -> float:
+    """The part of the features that are on none of the first `size.dead_rows` rows that an SAE was trained on."""
+    store = Store.open(f"stores/train-{layer}")
+    batches = (store.read(at, min(at + AT_ONCE, size.dead_rows)) for at in range(0, size.dead_rows, AT_ONCE))
+    return fidelity(sae, normalizer, batches, np.zeros(store.embed))[0]["dead"]
 
 
 def thresholds(sae: AbstractSAE) -> Array | None:

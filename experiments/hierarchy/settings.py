@@ -21,6 +21,7 @@ class Size:
     rows: int = 250_000
     heldout: int = 50_000
     measured: int = 20_000  # of those, half of them for validation
+    dead_rows: int = 100_000  # of the training store, beside the test rows: a rare feature is not a dead one
     sequences: int = 64
     worlds: tuple[str, ...] = ("tree_336", "tree_1360", "irregular_335", "dag_336")
     world_steps: int = 1200
@@ -31,7 +32,7 @@ class Size:
 
 
 QUICK = Size(
-    12, 64, 2, 0.3, 4, 256, (2,), (4,), (0, 1), 2, 4000, 3000, 2000, 2, ("tiny",), 12, 512, 2000, 1,
+    12, 64, 2, 0.3, 4, 256, (2,), (4,), (0, 1), 2, 4000, 3000, 2000, 1000, 2, ("tiny",), 12, 512, 2000, 1,
     ("topk", "flat_macs", "recommended", "recommended_exact", "tree_2x"),
 )  # fmt: skip
 

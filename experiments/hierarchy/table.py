@@ -214,7 +214,8 @@ def reached(rows: Rows) -> str:
         return value
 
     def own(name: str) -> Callable[[int, int], list[float]]:
-        return lambda layer, l0: [row["metrics"][name] for row in of(rows, "real", layer, OURS, l0)]
+        found = metric(name)
+        return lambda layer, l0: [n for row in of(rows, "real", layer, OURS, l0) if (n := found(row)) is not None]
 
     def ratio(layer: int, l0: int) -> list[float]:
         pair = [
@@ -232,7 +233,8 @@ def reached(rows: Rows) -> str:
         ("CE recovered less that of flat pursuit at equal MACs", 0.0, gain("flat_macs", "ce_recovered"), True),
         ("encoder MACs over topk's", 1 / 3, ratio, False),
         ("sibling cosine", 0.3, own("sibling_cosine"), False),
-        ("dead", 0.02, own("dead"), False),
+        ("dead, of 10,000 test rows", 0.02, own("dead"), False),
+        (f"dead, of {SIZE.dead_rows:,} training rows", 0.02, own("dead_in_training_rows"), False),
         ("EV less that of the exact-L0 form", 0.01, gain("recommended_exact", "ev_r2"), False),
     ]
     lines = []

@@ -3,8 +3,10 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jhsae.codes import Codes
 from jhsae.ranges import Count
 from jhsae.resampling.base import check_period, is_due
 from jhsae.resampling.dead import LEAST_NORM, bad_directions
@@ -101,20 +103,39 @@ def _residuals(
     sae: PursuitSAE, forward: Forward, key: Key[Array, ""]
 ) -> tuple[Float[Array, "below embed"], Bool[Array, "below"]]:
     """For every slot below the roots the direction of a residual under its parent, and whether there was one."""
-    residual = forward.target - forward.x_hat
-    error = jnp.sum(residual**2, axis=-1)
-    directions = residual / jnp.maximum(jnp.sqrt(error), LEAST_NORM)[:, None]
-    active = (forward.codes.flat().dense() > 0).T & (error > LEAST_NORM)  # where nothing is left there is no direction
-    rows, found = [jnp.zeros((0, sae.embed))], [jnp.zeros(0, bool)]
-    blocks = sae.forest.blocks
-    for level in range(1, len(blocks)):
-        above, each = active[blocks[level - 1].start : blocks[level - 1].end], blocks[level].each
-        # the largest of log weight + Gumbel noise are draws without replacement
-        noise = jax.random.gumbel(jax.random.fold_in(key, level), above.shape)
-        drawn, tokens = jax.lax.top_k(
-            jnp.where(above, 2 * jnp.log(error + LEAST_NORM) + noise, -jnp.inf), min(each, above.shape[1])
-        )
-        short = ((0, 0), (0, each - tokens.shape[1]))
-        rows.append(directions[jnp.pad(tokens, short).reshape(-1)])
-        found.append(jnp.pad(drawn > -jnp.inf, short).reshape(-1))
-    return jnp.concatenate(rows), jnp.concatenate(found)
+    forest, residual = sae.forest, forward.target - forward.x_hat
+    tokens, found = _drawn(forward.codes.flat(), jnp.sum(residual**2, axis=-1), key, forest.widest)
+    place = np.concatenate([np.arange(block.end - block.start) % block.each for block in forest.blocks])
+    slots = place[forest.roots :], forest.parents[forest.roots :]
+    rows = residual[tokens[slots]] if len(slots[0]) else jnp.zeros((0, sae.embed))
+    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), LEAST_NORM), found[slots]
+
+
+def _drawn(
+    codes: Codes, error: Float[Array, "batch"], key: Key[Array, ""], most: int
+) -> tuple[Int[Array, "most features"], Bool[Array, "most features"]]:
+    """For every feature up to `most` different tokens that have it, drawn in proportion to their error squared.
+
+    The largest of log weight + Gumbel noise are draws without replacement. One per feature is taken at a time, from the
+    slots of the codes: tokens x features are never held, and devices that share the tokens exchange numbers of
+    features.
+
+    Args:
+        codes: of the batch.
+        error: squared error of each token; one without any is not drawn, since nothing is left that has a direction.
+        key: for the noise.
+        most: how many.
+    """
+    features, token = codes.slot_indices(), jnp.arange(len(error), dtype=jnp.int32)[:, None]
+    noise = jax.random.gumbel(key, codes.values.shape)
+    weight = 2 * jnp.log(error + LEAST_NORM)[:, None] + noise
+    weight = jnp.where((codes.values > 0) & (error > LEAST_NORM)[:, None], weight, -jnp.inf)
+
+    def one(left: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
+        best = jnp.full(codes.size, -jnp.inf).at[features].max(left)
+        is_best = (left == best[features]) & (left > -jnp.inf)
+        drawn = jnp.full(codes.size, len(error), jnp.int32).at[features].min(jnp.where(is_best, token, len(error)))
+        return jnp.where(token == drawn[features], -jnp.inf, left), (drawn, best > -jnp.inf)
+
+    _, (drawn, found) = jax.lax.scan(one, weight, None, length=most)
+    return jnp.where(found, drawn, 0), found

@@ -8,10 +8,12 @@ import optax
 import pytest
 from pursuits import roots_left
 
+from jhsae.codes import Codes
 from jhsae.constraint import AncestorsOut, Unconstrained
 from jhsae.errors import UserError
 from jhsae.optimizer import adam, chain
 from jhsae.resampling import GrowLevel, MergeAlike, Resample, RestartDead, Several
+from jhsae.resampling.restart import _drawn
 from jhsae.sae import FlatSAE, PursuitSAE
 from jhsae.sparsify import Threshold, TopK
 from jhsae.usage import Context, FeatureStats
@@ -175,3 +177,27 @@ def test_another_sae_is_refused():
         UserError, match=r"GrowLevel needs a PursuitSAE, got a FlatSAE; write jhsae.resampling.Resample"
     ):
         GrowLevel(4)(flat, None, OPTIMIZER, forward, jnp.asarray(3), jax.random.key(0))
+
+
+def test_tokens_are_drawn_like_the_largest_of_all_weights_with_noise():
+    """The oracle holds tokens x features; its draws for a feature are its `most` largest, in order."""
+    batch, slots, size, most = 40, 5, 9, 6
+    indices = jax.vmap(lambda key: jax.random.permutation(key, size)[:slots])(
+        jax.random.split(jax.random.key(0), batch)
+    )
+    values = jax.random.uniform(jax.random.key(1), (batch, slots)) * jax.random.bernoulli(
+        jax.random.key(2), 0.6, (batch, slots)
+    )
+    values = jnp.where(indices == 3, 0.0, values)  # on no token
+    values = jnp.where((indices == 4) & (jnp.arange(batch)[:, None] > 5), 0.0, values)  # on few
+    error = jax.random.uniform(jax.random.key(3), (batch,)).at[::7].set(0.0)
+    tokens, found = _drawn(Codes(values, indices, size), error, jax.random.key(4), most)
+
+    noise = np.asarray(jax.random.gumbel(jax.random.key(4), (batch, slots)))
+    weights = np.full((batch, size), -np.inf)
+    for token, slot in np.argwhere((np.asarray(values) > 0) & (np.asarray(error) > 0)[:, None]):
+        weights[token, indices[token, slot]] = 2 * np.log(error[token] + 1e-12) + noise[token, slot]
+    order = np.argsort(-weights, axis=0)[:most]
+    np.testing.assert_array_equal(found, np.take_along_axis(weights, order, 0) > -np.inf)
+    np.testing.assert_array_equal(np.where(found, tokens, -1), np.where(found, order, -1))
+    assert not found[:, 3].any() and 0 < found[:, 4].sum() < most
