@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from jhsae.errors import UserError
 from jhsae.leaf import Leaf, describe
 from jhsae.metric import AbstractMetric, Euclidean
-from jhsae.ranges import Ranged
+from jhsae.ranges import Count, Ranged
 
 LEAST_NORM = 1e-12  # what rows are divided by at least: a zero row stays zero instead of becoming NaN
 
@@ -70,19 +71,56 @@ class ProjectAndRenormalize(AbstractConstraint):
         return _map_unit(_retract, self.metric, params)
 
 
+class NearOrthonormal(AbstractConstraint):
+    """`ProjectAndRenormalize`, and the subspace of every expert of a `HierarchicalSAE` near orthonormal.
+
+    After each update one Newton-Schulz step, ``up <- 1.5 up - 0.5 (up up^T) up``, moves the rows of an expert's
+    projector towards orthonormal ones; then the direction of the expert itself is projected out of them, so that what
+    its atoms add is no part of it. Rows that are far from orthonormal are made shorter first, for the step to converge.
+    """
+
+    def tangent(self, grads: PyTree, params: PyTree) -> PyTree:
+        return ProjectAndRenormalize().tangent(grads, params)
+
+    def retract(self, params: PyTree) -> PyTree:
+        if not {"up", "router_dec"} <= set(vars(params)):
+            raise UserError(
+                f"NearOrthonormal is about the subspaces of experts, and {type(params).__name__} has none; write "
+                "jhsae.constraint.ProjectAndRenormalize, or AncestorsOut for a pursuit"
+            )
+        params = ProjectAndRenormalize().retract(params)
+        up, parent = params.up, params.router_dec
+        gram = jnp.einsum("esd,etd->est", up, up)
+        largest = jnp.max(jnp.sum(jnp.abs(gram), axis=-1), axis=-1)  # at least the largest singular value, squared
+        shorter = 1 / jnp.maximum(largest, 1.0)
+        step = 1.5 * up - 0.5 * jnp.einsum("est,etd->esd", gram * shorter[:, None, None], up)
+        up = step * jnp.sqrt(shorter)[:, None, None]
+        up = up - jnp.einsum("esd,ed->es", up, parent)[..., None] * parent[:, None]
+        return eqx.tree_at(lambda p: p.up, params, up)
+
+
 class AncestorsOut(AbstractConstraint):
     """Unit norm, and in a forest (`jhsae.sae.PursuitSAE`) every row orthogonal to all of its ancestors; top-down.
 
     Gradients are left alone: at codes that solve least squares the residual is orthogonal to the active rows, so that
     little of a gradient lies along the row or its ancestors. An empty row stays empty.
+
+    Args:
+        subspace: the dimensions that the rows below one row may span, as the atoms of a `HierarchicalSAE` do: after
+            each update they are projected onto their largest principal directions. None for any number.
     """
+
+    subspace: Count | None = eqx.field(static=True, default=None)
 
     def tangent(self, grads: PyTree, params: PyTree) -> PyTree:
         return grads
 
     def retract(self, params: PyTree) -> PyTree:
         unit = _map_unit(_retract, Euclidean(), params)
-        orthogonal = lambda leaf, a: a if leaf.levels is None else _without_ancestors(a, leaf.levels)  # noqa: E731
+
+        def orthogonal(leaf: Leaf, rows: Array) -> Array:
+            return rows if leaf.levels is None else _without_ancestors(rows, leaf.levels, self.subspace)
+
         return jax.tree.map(orthogonal, describe(params), unit)
 
 
@@ -102,8 +140,10 @@ def _retract(metric: AbstractMetric, rows: Float[Array, "*n d"]) -> Float[Array,
     return rows / jnp.maximum(metric.norm(rows)[..., None], LEAST_NORM)
 
 
-def _without_ancestors(rows: Float[Array, "features embed"], levels: tuple[int, ...]) -> Float[Array, "features embed"]:
-    """Unit rows of a forest, orthogonal to their ancestors, from unit rows."""
+def _without_ancestors(
+    rows: Float[Array, "features embed"], levels: tuple[int, ...], subspace: int | None
+) -> Float[Array, "features embed"]:
+    """Unit rows of a forest, orthogonal to their ancestors and in subspaces, from unit rows."""
     done: list[Array] = []
     ancestors: list[Array] = []
     start, count = 0, 1
@@ -113,10 +153,21 @@ def _without_ancestors(rows: Float[Array, "features embed"], levels: tuple[int, 
             for above in ancestors:  # orthogonal to each other
                 block = block - jnp.einsum("aed,ad->ae", block, above)[..., None] * above[:, None]
             block = _retract(Euclidean(), block)
+        if subspace is not None and start and subspace < each:
+            block = _retract(Euclidean(), _principal(block, subspace))  # in the span of the rows, so orthogonal as they
         start, count = start + count * each, count * each
         done.append(block.reshape(count, -1))
         ancestors = [jnp.repeat(a, each, axis=0) for a in ancestors] + [done[-1]]
     return jnp.concatenate(done)
+
+
+def _principal(block: Float[Array, "above each embed"], most: int) -> Float[Array, "above each embed"]:
+    """The part of the rows below each row that lies along the `most` largest principal directions of those rows."""
+    there = jnp.any(block != 0, axis=-1, keepdims=True)
+    _, vectors = jnp.linalg.eigh(jnp.einsum("aed,afd->aef", block, block))  # ascending
+    largest = vectors[..., -most:]
+    parts = jnp.einsum("aem,afm,afd->aed", largest, largest, block)
+    return jnp.where(there, parts, 0.0)  # an empty row stays one: its part is a rounding error, not 0
 
 
 def _tangent(metric: AbstractMetric, rows: Float[Array, "*n d"], grads: Float[Array, "*n d"]) -> Float[Array, "*n d"]:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from reference.filled import filled
 
-from jhsae.constraint import AncestorsOut, ProjectAndRenormalize, Renormalize, Unconstrained
+from jhsae.constraint import AncestorsOut, NearOrthonormal, ProjectAndRenormalize, Renormalize, Unconstrained
+from jhsae.errors import UserError
 from jhsae.metric import Euclidean, Whitened
 from jhsae.sae import FlatSAE, HierarchicalSAE, PursuitSAE
 from jhsae.sparsify import Threshold, TopK
@@ -163,3 +164,62 @@ def test_a_child_that_is_almost_its_parent_is_orthogonal_to_it():
     close = eqx.tree_at(lambda s: s.rows, sae, sae.rows.at[4].set(sae.rows[0] + 1e-4 * sae.rows[9]))
     rows = AncestorsOut().retract(close).rows
     assert abs(float(rows[4] @ rows[0])) < 1e-6 and abs(float(jnp.linalg.norm(rows[4])) - 1) < 1e-5
+
+
+@pytest.mark.parametrize("levels, subspace", [((4, 5), 2), ((3, 4, 6), 3), ((4, 5), 1)])
+def test_the_rows_below_a_row_lie_in_a_subspace_and_are_the_best_in_it(levels, subspace):
+    """Against the singular value decomposition of each row's children; who has no more than that stays as it was."""
+    sae = forest(levels)
+    free, got = (np.asarray(AncestorsOut(s).retract(sae).rows, np.float64) for s in (None, subspace))
+    start = 0
+    for above, block in zip([None, *sae.forest.blocks[:-1]], sae.forest.blocks, strict=True):
+        for first in range(block.start, block.end, block.each):
+            rows = slice(first, first + block.each)
+            if above is None or block.each <= subspace:
+                np.testing.assert_allclose(got[rows], free[rows], atol=1e-5)
+                continue
+            directions = np.linalg.svd(free[rows], full_matrices=False)[2][:subspace]
+            want = free[rows] @ directions.T @ directions
+            want /= np.maximum(np.linalg.norm(want, axis=1, keepdims=True), 1e-12)
+            np.testing.assert_allclose(got[rows], want, atol=1e-4)
+            assert np.linalg.matrix_rank(got[rows], tol=1e-4) <= subspace
+            np.testing.assert_allclose(got[rows] @ got[sae.forest.parents[first]], 0, atol=1e-5)
+        if above is not None and len(levels) > 2:
+            break  # the ancestors of a third level differ with the second
+        start = block.end
+    assert start and not got[5].any()
+    np.testing.assert_allclose(AncestorsOut(subspace).retract(AncestorsOut(subspace).retract(sae)).rows, got, atol=1e-4)
+
+
+def test_subspaces_of_experts_become_orthonormal_apart_from_the_expert():
+    """From any start, also far from orthonormal; the fixed point is Loewdin's, without the expert's direction."""
+    rows = jax.random.normal(jax.random.key(0), (5, 4, 16)).at[1].multiply(30.0)
+    rows = rows.at[2].set(rows[2, :1] + 0.1 * rows[2])  # nearly the same direction four times
+    sae = HierarchicalSAE(16, 5, 4, 3, TopK(2), TopK(1), tie=("projectors",), key=jax.random.key(1))
+    sae = eqx.tree_at(lambda s: s.up, sae, rows)
+    step = jax.jit(NearOrthonormal().retract)
+    for _ in range(60):
+        sae = step(sae)
+    gram = jnp.einsum("esd,etd->est", sae.up, sae.up)
+    np.testing.assert_allclose(gram, np.broadcast_to(np.eye(4), (5, 4, 4)), atol=1e-3)
+    np.testing.assert_allclose(jnp.einsum("esd,ed->es", sae.up, sae.router_dec), 0, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(sae.router_dec, axis=1), 1, rtol=1e-5)
+    start = np.asarray(rows[0] - (rows[0] @ sae.router_dec[0])[:, None] * sae.router_dec[0], np.float64)
+    both = np.concatenate([start, np.asarray(sae.up[0], np.float64)])
+    assert np.linalg.matrix_rank(both, tol=1e-2) == 4, "the subspace moved"
+
+
+def test_one_step_of_a_projector_that_is_nearly_orthonormal_is_newton_schulz():
+    sae = HierarchicalSAE(16, 3, 4, 2, TopK(1), TopK(1), key=jax.random.key(0))
+    rows = jnp.linalg.qr(jax.random.normal(jax.random.key(1), (3, 16, 4)))[0].swapaxes(1, 2) * 0.98
+    sae = eqx.tree_at(lambda s: s.up, sae, rows)
+    got = NearOrthonormal().retract(sae)
+    for up, new, parent in zip(np.asarray(rows, float), got.up, np.asarray(got.router_dec, float), strict=True):
+        want = 1.5 * up - 0.5 * up @ up.T @ up
+        np.testing.assert_allclose(new, want - np.outer(want @ parent, parent), atol=1e-5)
+    np.testing.assert_array_equal(got.down, sae.down)
+
+
+def test_near_orthonormal_is_refused_without_experts():
+    with pytest.raises(UserError, match=r"FlatSAE has none; write jhsae\.constraint"):
+        NearOrthonormal().retract(FlatSAE(EMBED, 5, TopK(1), key=jax.random.key(0)))

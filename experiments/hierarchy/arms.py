@@ -52,6 +52,10 @@ def _design(arm: str, layer: int, l0: int, size: Size) -> tuple[str, list[str]]:
     if arm in POLES:
         base, words = _pole(arm, layer, l0)
         return base, [*words, _solved(arm, base, words, "sae.experts", "parameters", _topk(size))]
+    if arm == "recipe":
+        parents = round(l0 * 10 / 16)
+        base, words = "recipe.yaml", [f"sae.route.k={parents}", f"sae.pick.keep={l0 - parents}"]
+        return base, [*words, _solved(arm, base, words, "sae.experts", "parameters", _topk(size))]
     rule = "jhsae.sparsify.ExactL0" if arm == "recommended_exact" else "jhsae.sparsify.MeanL0"
     budget = f"sae.budget={{_target_: {rule}, k: {l0}}}"
     if arm in ("flat_macs", "flat_parameters"):

@@ -64,6 +64,9 @@ REAL = {
     "jumprelu": Arm(FLAT_RATES, "`flat/jumprelu_quadratic.yaml`, unit rows, thresholds start at 2"),
     "original": Arm(HSAE_RATES, "pole scale_as_published of `ablate/axes.yaml`, the parameters of topk"),
     "corrected": Arm(HSAE_RATES, "pole scale of `ablate/axes.yaml`, the parameters of topk"),
+    "recipe": Arm(
+        PURSUIT_RATES, "`recipe.yaml`: one pass, 10/16 of the L0 experts, the rest atoms; the parameters of topk"
+    ),
     "teacher": Arm(HSAE_RATES, "pole geometry of `ablate/axes.yaml`: starts from a teacher; the parameters of topk"),
     "depth3": Arm((), "recommended with 4 children and 2 grandchildren, the parameters of topk", like="flat_macs"),
     "one_level_more": Arm((), "recommended, 2 more slots below each row; the parameters of topk", like="flat_macs"),

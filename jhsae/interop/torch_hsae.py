@@ -12,6 +12,7 @@ from jhsae.interop.torch_module import Given, Module, write_module
 from jhsae.sae import AbstractSAE, HierarchicalSAE, Residual, ScaledByParent, Token, Unscaled
 from jhsae.sparsify import (
     AbstractSparsifier,
+    BestAtoms,
     BinaryGumbelTopK,
     GumbelTopK,
     JumpReLU,
@@ -31,6 +32,7 @@ RULES: dict[type[AbstractSparsifier], tuple[str, ...]] = {
     LeakyOffsetTopK: ("k", "offset", "slope"),
     GumbelTopK: ("k",),
     BinaryGumbelTopK: ("k",),
+    BestAtoms: ("keep",),
 }
 
 

@@ -312,7 +312,9 @@ def _is_whole(codes: Codes) -> bool:
 
 
 def check_selects(slot: str, part: AbstractSparsifier, size: int, what: str) -> None:
-    """Raises `UserError` when the sparsifier of `slot` selects more than there is."""
+    """Raises `UserError` when the sparsifier of `slot` selects more than there is, or is for atoms alone."""
+    if part.across_experts and slot != "pick":
+        raise UserError(f"{slot}: {type(part).__name__} is a rule for the atoms of experts; write it as sae.pick")
     most = part.most_active(size)
     if most > size:
         raise UserError(f"{slot}: k is {most} but there are {size} {what}; write a k of at most {size}")

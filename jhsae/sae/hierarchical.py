@@ -233,6 +233,8 @@ class HierarchicalSAE(AbstractSAE):
 
     def _pick(self, child_pre: Float[Array, "batch k atoms"], parents: Codes, context: Context) -> Codes:
         """``children = pick(child_pre)``, scaled as `child_scale` says."""
+        if self.pick.across_experts:
+            child_pre = jnp.where((parents.values != 0)[..., None], child_pre, 0.0)
         children = self.pick(child_pre, _for_children(context))
         return Codes(self.child_scale(children.values, parents.values), children.indices, children.size)
 

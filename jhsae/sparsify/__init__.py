@@ -12,6 +12,7 @@ from jhsae.sparsify.gumbel import BinaryGumbelTopK as BinaryGumbelTopK
 from jhsae.sparsify.gumbel import GumbelTopK as GumbelTopK
 from jhsae.sparsify.jump import JumpReLU as JumpReLU
 from jhsae.sparsify.topk import AnnealedTopK as AnnealedTopK
+from jhsae.sparsify.topk import BestAtoms as BestAtoms
 from jhsae.sparsify.topk import LeakyOffsetTopK as LeakyOffsetTopK
 from jhsae.sparsify.topk import OffsetTopK as OffsetTopK
 from jhsae.sparsify.topk import ReLU as ReLU

@@ -12,7 +12,7 @@ may encode a few tokens at a time and never holds an array of batch x features (
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -88,6 +88,9 @@ def without_start(threshold: Float[Array, ""], rate: float, steps: Int[Array, ""
 
 class AbstractSparsifier(AbstractRule):
     """``sparsifier(pre [*batch, n], context) -> Codes`` over n features. Every feature has a slot; see the module."""
+
+    across_experts: ClassVar[bool] = False
+    """Whether, among atoms, it compares the experts of a token; inactive ones have pre-activations of 0 then."""
 
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         """The elementwise activation before any selection: ``max(pre, 0)``."""

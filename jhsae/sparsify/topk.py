@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Le
 from jaxtyping import Array, Float
@@ -86,6 +87,34 @@ class OffsetTopK(AbstractTopK):
 
     def activate(self, pre: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         return jnp.where(pre >= self.offset, pre, 0.0)
+
+
+class BestAtoms(AbstractTopK):
+    """Of every active expert the atom with the largest ``max(pre, 0)``; then a token keeps its `keep` largest atoms.
+
+    For ``pick`` of `HierarchicalSAE`: with k experts a token has k parents and `keep` atoms.
+
+    Args:
+        keep: atoms per token, at least 1; those of all active experts where there are no more.
+        topk: how the largest are found (`jhsae.ops.Method`); "auto" for what suits the machine.
+    """
+
+    across_experts = True
+    keep: Count = eqx.field(static=True)
+    topk: ops.Method = eqx.field(static=True, default="auto")
+
+    @property
+    def k(self) -> int:  # type: ignore[override]
+        """Atoms per expert."""
+        return 1
+
+    def value(self, pre: Float[Array, "*batch experts 1"], context: Context) -> Float[Array, "*batch experts 1"]:
+        values = self.activate(pre)
+        if pre.ndim < 2 or pre.shape[-2] <= self.keep:
+            return values
+        best = jax.lax.stop_gradient(values[..., 0])
+        kept = ops.topk(best, self.keep, self.topk)[1]
+        return jnp.where(jnp.any(kept[..., None] == jnp.arange(best.shape[-1]), axis=-2)[..., None], values, 0.0)
 
 
 class LeakyOffsetTopK(AbstractTopK):

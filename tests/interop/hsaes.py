@@ -16,6 +16,7 @@ from jhsae.interop import torch_hsae
 from jhsae.sae import HierarchicalSAE, Residual, ScaledByParent, Token, Unscaled
 from jhsae.schedule import Constant
 from jhsae.sparsify import (
+    BestAtoms,
     BinaryGumbelTopK,
     GumbelTopK,
     JumpReLU,
@@ -43,6 +44,7 @@ PICKS = (
     TopK(1),
     OffsetTopK(2, 0.3),
     LeakyOffsetTopK(1, 0.3),
+    BestAtoms(2),
     GumbelTopK(3, ONE),
     BinaryGumbelTopK(1, ONE),
 )

@@ -33,7 +33,7 @@ AXES |= {"b_enc": "E", "b_atom": "EA", "b_dec": "D"}
 NEEDED = ("router_dec", "up", "atom_dec")
 THRESHOLDS = {"route_threshold": ("1", "E"), "pick_threshold": ("1", "A", "EA")}
 RULES = {"ReLU": (), "JumpReLU": (), "TopK": ("k",), "GumbelTopK": ("k",), "BinaryGumbelTopK": ("k",)}
-RULES |= {"OffsetTopK": ("k", "offset"), "LeakyOffsetTopK": ("k", "offset", "slope")}
+RULES |= {"BestAtoms": ("keep",), "OffsetTopK": ("k", "offset"), "LeakyOffsetTopK": ("k", "offset", "slope")}
 FLAT, FLAT_RATIO = 2**27, 1000  # numbers of the flat view: always fine, and how many for one of the weights
 GATHERED = 2**26  # numbers of `down` that one pass over the atoms may gather
 
@@ -84,11 +84,12 @@ def _sizes(shapes: Mapping[str, list[int]]) -> dict[str, int]:
 def _check_rule(settings: Mapping[str, Any], slot: str, features: int, shapes: Mapping[str, Any]) -> None:
     rule: dict[str, Any] = settings[slot] if isinstance(settings.get(slot), dict) else {}
     name = rule.get("rule")
-    if not isinstance(name, str) or name not in RULES:
+    if not isinstance(name, str) or name not in RULES or (name == "BestAtoms" and slot != "pick"):
         raise ValueError(f"unknown sparsifier {str(name)[:99]!r}; take the hsae.py that was written beside the weights")
     for key in RULES[name]:
         value = rule.get(key)
-        if not _number(value) or (key == "k" and (type(value) is not int or not 1 <= value <= features)):
+        is_count = type(value) is int and 1 <= value <= (features if key == "k" else 2**31)
+        if not _number(value) or (key in ("k", "keep") and not is_count):
             raise ValueError(f"{CONFIG}: '{slot}.{key}' is {str(value)[:100]}, expected a number that fits {features}")
     if name == "JumpReLU" and f"{slot}_threshold" not in shapes:
         raise ValueError(f"{WEIGHTS}: no tensor '{slot}_threshold'; the two files belong to different exports")
@@ -140,6 +141,8 @@ class Structure(torch.nn.Module):
                 return torch.where(pre > self.weights[f"{slot}_threshold"], pre, 0.0)
             case "TopK":
                 return kept(pre.relu(), pre.relu(), rule["k"])
+            case "BestAtoms":  # of one expert; `forward` compares those of a token
+                return kept(pre.relu(), pre.relu(), 1)
             case "OffsetTopK":
                 active = torch.where(pre >= rule["offset"], pre, 0.0)
                 return kept(active, active, rule["k"])
@@ -172,9 +175,13 @@ class Structure(torch.nn.Module):
             hidden = torch.einsum("nd,nsd->ns", child_in[t], down[e])
             child_pre = torch.einsum("ns,nas->na", hidden, atom_enc[e])
             child_pre = child_pre if b_atom is None else child_pre + b_atom[e]
-            values = self.sparsified("pick", child_pre)
-            scaled = self.settings["child_scale"] == "ScaledByParent"
-            children[t, e] = values * parents[t, e, None] if scaled else values
+            children[t, e] = self.sparsified("pick", child_pre)
+        if self.settings["pick"]["rule"] == "BestAtoms":
+            best = children.amax(-1)
+            keep = min(self.settings["pick"]["keep"], best.shape[-1])
+            children = torch.where((kept(best, best, keep) > 0)[..., None], children, 0.0)
+        if self.settings["child_scale"] == "ScaledByParent":
+            children = children * parents[..., None]
         return torch.cat([parents, children.flatten(-2)], dim=-1) * scale
 
     @torch.no_grad()
