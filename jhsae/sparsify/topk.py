@@ -102,11 +102,7 @@ class BestAtoms(AbstractTopK):
     across_experts = True
     keep: Count = eqx.field(static=True)
     topk: ops.Method = eqx.field(static=True, default="auto")
-
-    @property
-    def k(self) -> int:  # type: ignore[override]
-        """Atoms per expert."""
-        return 1
+    k: int = eqx.field(static=True, default=1, init=False)  # atoms per expert
 
     def value(self, pre: Float[Array, "*batch experts 1"], context: Context) -> Float[Array, "*batch experts 1"]:
         values = self.activate(pre)
