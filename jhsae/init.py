@@ -21,7 +21,7 @@ from jhsae.constraint import Renormalize
 from jhsae.errors import UserError
 from jhsae.metric import AbstractMetric, Diagonal, Euclidean, Shrinkage, Whitened
 from jhsae.ranges import Count, Positive, Ranged, Seed, Words, ranged
-from jhsae.sae import AbstractSAE, HierarchicalSAE, require
+from jhsae.sae import AbstractSAE, HierarchicalSAE, PursuitSAE, require
 from jhsae.teacher import Teacher
 from jhsae.teacher.geometry import ROWS, Sampled, activation_geometry
 
@@ -161,6 +161,41 @@ class DecodersFromTeacher(AbstractInit):
 
     def __call__(self, sae: AbstractSAE, key: Key[Array, ""]) -> AbstractSAE:
         return FromTeacher(self.path, encoders=False)(require(sae, HierarchicalSAE, "DecodersFromTeacher", DROP), key)
+
+
+class RowsFromTeacher(AbstractInit):
+    """The first roots of a pursuit start from the concepts of the teacher in folder `path`, rows below from children.
+
+    Rows are the teacher's residual vectors, of norm 1; every other slot stays as it was. Of a teacher with more
+    concepts or children than there are slots, the first ones are taken, in its order.
+
+    Args:
+        path: Folder of the teacher.
+        children: Whether rows below the roots start from children, as atoms in their parent's subspace.
+        permuted: Seed with which the children are dealt to other parents, as in `FromTeacher`.
+    """
+
+    path: Words = eqx.field(static=True)
+    children: bool = eqx.field(static=True, default=True)
+    permuted: Seed | None = eqx.field(static=True, default=None)
+
+    def __call__(self, sae: AbstractSAE, key: Key[Array, ""]) -> PursuitSAE:
+        sae = require(sae, PursuitSAE, "RowsFromTeacher", "write jhsae.init.FromTeacher")
+        teacher = Teacher.load(self.path)
+        _check_width("sae.embed", sae.embed, teacher.parents.shape[1], self.path)
+        if self.permuted is not None:
+            teacher = permuted_teacher(teacher, self.permuted, sae.forest.roots)
+        roots, *below = sae.forest.split(sae.rows)
+        count = min(roots.shape[1], len(teacher.parents))
+        _say_larger(self.path, "sae.levels.0", sae.forest.roots, len(teacher.parents), "concepts")
+        levels = [roots.at[0, :count].set(_unit(jnp.asarray(teacher.parents[:count]))), *below]
+        if self.children and below:
+            _say_larger(self.path, "sae.levels.1", sae.levels[1], teacher.atoms.shape[1], "children per concept")
+            own = min(below[0].shape[1], teacher.atoms.shape[1])
+            rows = _unit(jnp.einsum("pas,psd->pad", teacher.atoms[:count, :own], teacher.up[:count]))
+            exists = (np.arange(own) < teacher.counts[:count, None])[..., None]
+            levels[1] = below[0].at[:count, :own].set(jnp.where(exists, rows, below[0][:count, :own]))
+        return eqx.tree_at(lambda s: s.rows, sae, jnp.concatenate([a.reshape(-1, sae.embed) for a in levels]))
 
 
 @ranged
@@ -318,22 +353,28 @@ def _atoms(sae: HierarchicalSAE, teacher: Teacher, jitter: float, key: Key[Array
     return new if sae.atom_enc is None else new | {"atom_enc": with_atoms(sae.atom_enc)}
 
 
+def _unit(rows: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
+    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), jnp.finfo(rows.dtype).tiny)
+
+
+def _check_width(key: str, have: int, need: int, path: str) -> None:
+    if have != need:
+        raise UserError(f"{key} is {have}, but the teacher {path} has {need}; write {key}={need}")
+
+
 def _check_fits(sae: HierarchicalSAE, teacher: Teacher, init: FromTeacher) -> None:
     """Raises `UserError` for widths that differ; logs how much of a larger teacher is taken."""
     parents, children, sub = teacher.atoms.shape
-    embed = teacher.parents.shape[1]
-    for key, have, need, used in (
-        ("sae.embed", sae.embed, embed, True),
-        ("sae.sub", sae.sub, sub, init.projectors or init.children),
-    ):
-        if used and have != need:
-            raise UserError(f"{key} is {have}, but the teacher {init.path} has {need}; write {key}={need}")
-    for key, have, given, what in (
-        ("sae.experts", sae.experts, parents, "concepts"),
-        ("sae.atoms", sae.atoms, children, "children per concept"),
-    ):
-        if have < given:
-            _say(f"{key} is {have}: of the teacher {init.path}, which has {given} {what}, the first {have} are used")
+    _check_width("sae.embed", sae.embed, teacher.parents.shape[1], init.path)
+    if init.projectors or init.children:
+        _check_width("sae.sub", sae.sub, sub, init.path)
+    _say_larger(init.path, "sae.experts", sae.experts, parents, "concepts")
+    _say_larger(init.path, "sae.atoms", sae.atoms, children, "children per concept")
+
+
+def _say_larger(path: str, key: str, have: int, given: int, what: str) -> None:
+    if have < given:
+        _say(f"{key} is {have}: of the teacher {path}, which has {given} {what}, the first {have} are used")
 
 
 @cache

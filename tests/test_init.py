@@ -15,6 +15,7 @@ from jhsae.init import (
     DecodersFromTeacher,
     FromTeacher,
     IndependentStart,
+    RowsFromTeacher,
     ScaleEncoder,
     UnitDecoder,
     activation_diagonal_metric,
@@ -26,8 +27,8 @@ from jhsae.init import (
 )
 from jhsae.metric import AbstractMetric, Diagonal, Euclidean, Whitened, causal, from_covariance
 from jhsae.plan.lowering import with_abstract_metric
-from jhsae.sae import FlatSAE, HierarchicalSAE
-from jhsae.sparsify import TopK
+from jhsae.sae import FlatSAE, HierarchicalSAE, PursuitSAE
+from jhsae.sparsify import MeanL0, TopK
 from jhsae.teacher import Concept, Directions, Teacher, build
 from jhsae.training.config import Train
 
@@ -124,6 +125,36 @@ def test_of_a_larger_teacher_the_first_concepts_and_children_are_taken_and_a_lin
     assert np.array_equal(after.atom_dec[0], teacher.atoms[0, :3])
     assert np.array_equal(after.atom_enc[1, :2], teacher.atoms[1, :2])
     assert np.array_equal(after.atom_dec[1, 2], before.atom_dec[1, 2])  # the second concept has two children
+
+
+def pursuit(levels):
+    return PursuitSAE(EMBED, levels, MeanL0(2.0), key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("levels", [(5, 6), (2, 3, 2), (7,)])
+@pytest.mark.parametrize("children", [True, False])
+def test_the_first_rows_of_a_pursuit_are_the_teachers_directions(folder, levels, children):
+    """Row by row: concept p at root p, its child j at slot j below, and nothing else moved."""
+    before, teacher = pursuit(levels), Teacher.load(folder)
+    after, want = RowsFromTeacher(folder, children)(before, KEY), np.array(before.rows)
+    for p in range(min(levels[0], PARENTS)):
+        want[p] = teacher.parents[p] / np.linalg.norm(teacher.parents[p])
+        for j in range(min(levels[1], teacher.counts[p]) if children and len(levels) > 1 else 0):
+            row = teacher.atoms[p, j] @ teacher.up[p]
+            want[levels[0] + p * levels[1] + j] = row / np.linalg.norm(row)
+    np.testing.assert_allclose(after.rows, want, atol=1e-6)
+    assert np.array_equal(after.b_dec, before.b_dec)
+
+
+def test_a_pursuit_takes_permuted_families_and_says_what_it_leaves(folder, caplog):
+    with caplog.at_level("INFO", "jhsae"):
+        rows = [RowsFromTeacher(folder, permuted=seed)(pursuit((2, 2)), KEY).rows for seed in (None, 0)]
+    assert "sae.levels.1 is 2: of the teacher" in caplog.text and "4 children per concept" in caplog.text
+    assert np.array_equal(rows[0][:2], rows[1][:2]) and np.array_equal(rows[0][2:4], rows[1][4:6])
+    with pytest.raises(UserError, match=r"sae.embed is 4, but the teacher .* has 10"):
+        RowsFromTeacher(folder)(PursuitSAE(4, (5,), MeanL0(2.0), key=KEY), KEY)
+    with pytest.raises(UserError, match=r"write jhsae.init.FromTeacher"):
+        RowsFromTeacher(folder)(hierarchical(), KEY)
 
 
 PARTS = {

@@ -19,16 +19,17 @@ from jhsae.resampling.slots import AbstractPeriodicChange, Changed
 from jhsae.sae import Forward, PursuitSAE
 
 Share = Annotated[float, Gt(0), Le(1)]
-ERRORS = 3  # standard errors above chance from which a root counts as contained
+LEVEL = 0.001  # probability that a root that fires apart from all others counts as contained in one of them
 AT_ONCE = 256  # rows that are compared with all others at a time
-FEW = 8  # tokens of a batch with fewer of which nothing is concluded
+FEW = 8  # tokens of a batch with fewer of which no direction is concluded to be there
 
 
 class RemoveContained(AbstractPeriodicChange):
     """Every `every` steps a root is emptied, with all below it, that fires almost only where a more common one does.
 
-    It is a child of the other: `FillEmpty` and `RestartDead` find it there again. `share` or more of its tokens in the
-    batch must be the other's, and more than the other has of all tokens, by three standard errors.
+    It is a child of the other, or a child and a grandchild in one: `FillEmpty` and `RestartDead` find it there again.
+    `share` or more of its tokens in the batch must be the other's, and so many that a root which fires apart from all
+    others would have them with a probability below 0.001 (binomial, for any of the others).
 
     Args:
         share: of a root's tokens.
@@ -42,11 +43,10 @@ class RemoveContained(AbstractPeriodicChange):
     def change(self, sae: PursuitSAE, forward: Forward, key: Key[Array, ""]) -> Changed:
         on = _on(sae, forward)
         tokens = jnp.sum(on, axis=0)
-        common = tokens / len(on)
-        by_chance = common + ERRORS * jnp.sqrt(common * (1 - common) / jnp.maximum(tokens, 1.0)[:, None])
-        within = on.T @ on / jnp.maximum(tokens, 1.0)[:, None]
-        contained = (within >= self.share) & (within > by_chance) & (common > common[:, None])
-        gone = (jnp.any(contained, axis=1) & (tokens >= FEW))[sae.forest.tops]
+        both, common = on.T @ on, tokens / len(on)
+        contained = (both >= self.share * tokens[:, None]) & (common > common[:, None])
+        contained &= _at_least(*jnp.broadcast_arrays(both, tokens[:, None], common)) < LEVEL / len(common)
+        gone = jnp.any(contained, axis=1)[sae.forest.tops]
         return jnp.where(gone[:, None], 0.0, sae.rows), jnp.where(gone, -1, jnp.arange(sae.features))
 
 
@@ -112,6 +112,12 @@ def _on(sae: PursuitSAE, forward: Forward) -> Float[Array, "tokens roots"]:
     """Where each root that is still there fired."""
     roots = sae.forest.roots
     return ((forward.codes.flat().dense()[:, :roots] > 0) & sae.occupied[:roots]).astype(jnp.float32)
+
+
+def _at_least(hits: Float[Array, "*n"], trials: Float[Array, "*n"], p: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """The probability that a binomial variable is `hits` or more; 1 for no hits."""
+    tail = jax.scipy.special.betainc(jnp.maximum(hits, 1.0), jnp.maximum(trials - hits, 0.0) + 1, p)
+    return jnp.where(hits > 0, tail, 1.0)
 
 
 def _nearest(sae: PursuitSAE) -> tuple[Float[Array, "features"], Int[Array, "features"]]:

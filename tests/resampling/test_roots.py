@@ -5,11 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import binom
 from test_forests import EMBED, run
 
 from jhsae.errors import UserError
 from jhsae.resampling import FillEmpty, PromoteAlike, RemoveContained
-from jhsae.resampling.roots import _nearest
+from jhsae.resampling.roots import _at_least, _nearest
 from jhsae.sae import PursuitSAE
 from jhsae.sparsify import Threshold
 
@@ -44,13 +45,26 @@ def test_a_root_that_fires_only_where_a_more_common_one_does_is_removed_with_all
     np.testing.assert_array_equal(new.rows[~marked], sae.rows[~marked])
 
 
-@pytest.mark.parametrize("few", [True, False])
-def test_by_chance_or_on_few_tokens_no_root_is_removed(few):
-    """7 tokens of which all are the other's; and 8 of which 7 are those of a root on two thirds of all tokens."""
-    both = (TOKENS < 30, TOKENS < 7) if few else (TOKENS < 43, (TOKENS < 7) | (TOKENS == 60))
+@pytest.mark.parametrize("other, own, removed", [(12, 4, False), (12, 5, True), (30, 10, False), (30, 11, True)])
+def test_by_chance_no_root_is_removed(other, own, removed):
+    """All of its tokens are those of a root on 12 or 30 of 64: four roots, (12 / 64)^5 < 0.001 / 4 < (12 / 64)^4."""
     sae = by_hand((4, 2), {0: 0, 1: 1})
-    assert not run(REMOVE, sae, x=tokens(*both))[2].any()
-    assert run(REMOVE, sae, x=tokens(TOKENS < 30, TOKENS < 8))[2].any()
+    assert run(REMOVE, sae, x=tokens(other > TOKENS, own > TOKENS))[2].any() == removed
+
+
+def test_a_root_with_more_tokens_apart_than_its_share_allows_stays():
+    sae, part = by_hand((4, 2), {0: 0, 1: 1}), RemoveContained(0.9, every=4, until=8)
+    for last, removed in ((13, True), (14, False)):  # 12 of 13 or of 14, and neither by chance
+        both = tokens((TOKENS < 12) | (TOKENS > 55), last > TOKENS)
+        assert run(part, sae, x=both)[2].any() == removed
+
+
+def test_the_probability_of_so_many_hits_is_that_of_the_binomial_distribution():
+    hits, trials = np.meshgrid(np.arange(9.0), np.arange(9.0))
+    inside = hits <= trials
+    for p in (0.1, 0.6):
+        got = np.asarray(_at_least(*map(jnp.float32, (hits, trials, np.full_like(hits, p)))))
+        np.testing.assert_allclose(got[inside], binom.sf(hits - 1, trials, p)[inside], rtol=1e-4)
 
 
 def alone(where):
