@@ -27,8 +27,9 @@ def load(monkeypatch):
 
 def test_arms_build_and_are_matched(load):
     arms, settings = load("arms"), load("settings")
-    size, teacher = settings.Size(), "teacher"  # whose folder is needed for its config
-    costs = {arm: budgets(arms.real(arm, 3, 8, size)) for arm in settings.REAL if arm != teacher}
+    size = settings.Size()
+    others = [arm for arm in settings.REAL if arm not in settings.TAUGHT]  # whose configs need a folder
+    costs = {arm: budgets(arms.real(arm, 3, 8, size)) for arm in others}
     for arm, cost in costs.items():
         assert cost["tokens"] == size.steps * size.batch
         if arm != "flat_macs":

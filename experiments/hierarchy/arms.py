@@ -67,6 +67,8 @@ def _design(arm: str, layer: int, l0: int, size: Size) -> tuple[str, list[str]]:
     if arm in ("depth3", "one_level_more"):
         below = [4, 2] if arm == "depth3" else [*levels[1:], 2]
         words.append(f"sae.levels={[levels[0], *below]}")
+    if arm == "seeded":
+        words.append(f"init=[{{_target_: jhsae.init.RowsFromTeacher, path: teacher-{layer}}}]")
     return base, [*words, _solved(arm, base, words, "sae.levels.0", "parameters", _topk(size))]
 
 

@@ -59,7 +59,7 @@ REAL = {
     "flat_macs": Arm(PURSUIT_RATES, "`pursuit/flat.yaml`, the encoder MACs of recommended"),
     "recommended": Arm((), "`recommended.yaml`, the parameters of topk", like="flat_macs"),
     "recommended_exact": Arm((), "recommended with `ExactL0`", like="flat_macs"),
-    "flat_parameters": Arm(PURSUIT_RATES, "`pursuit/flat.yaml`, the parameters of topk"),
+    "flat_parameters": Arm((), "`pursuit/flat.yaml`, the parameters of topk", like="flat_macs"),
     "matryoshka": Arm(FLAT_RATES, "`flat/matryoshka.yaml`, unit rows; prefixes 1/32 and 1/8 of the width"),
     "jumprelu": Arm(FLAT_RATES, "`flat/jumprelu_quadratic.yaml`, unit rows, thresholds start at 2"),
     "original": Arm(HSAE_RATES, "pole scale_as_published of `ablate/axes.yaml`, the parameters of topk"),
@@ -69,9 +69,11 @@ REAL = {
     ),
     "teacher": Arm(HSAE_RATES, "pole geometry of `ablate/axes.yaml`: starts from a teacher; the parameters of topk"),
     "depth3": Arm((), "recommended with 4 children and 2 grandchildren, the parameters of topk", like="flat_macs"),
+    "seeded": Arm((), "recommended, whose first roots and children start from the teacher", like="flat_macs"),
     "one_level_more": Arm((), "recommended, 2 more slots below each row; the parameters of topk", like="flat_macs"),
 }
-LABELLED = ("topk", "flat_macs", "recommended")  # measured beside word classes, and for stability over seeds
+TAUGHT = ("teacher", "seeded")  # read the teacher of their layer
+LABELLED = ("topk", "flat_macs", "recommended", "seeded")  # measured beside word classes, and for stability over seeds
 LONGER = ("topk", "flat_macs", "recommended")  # trained longer too
 MAIN = ("topk", "batchtopk", "flat_macs", "recommended", "recommended_exact")
 WORLD = {

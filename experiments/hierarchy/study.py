@@ -20,7 +20,7 @@ from typing import Any
 import arms
 from jobs import EXTRAS, Job, Row, finals, wanted
 from measure import done, settings
-from settings import QUICK, REAL, WORLD, Size
+from settings import QUICK, REAL, TAUGHT, WORLD, Size
 
 from jhsae import config as cfg
 from jhsae.activations.config import Harvest
@@ -101,7 +101,7 @@ def prepare(size: Size, parts: list[str], worlds: tuple[str, ...], stores: Path 
                 _made(partial(harvest, cfg.load(Harvest, cfg.find(f"harvest/{name}.yaml"), words)))
         else:
             _linked(Path("stores"), stores)
-        for layer in size.layers if "teacher" in (only or size.arms or REAL) else ():
+        for layer in size.layers if {*TAUGHT} & {*(only or size.arms or REAL)} else ():
             words = [f"lm.layer={layer}", f"out=teacher-{layer}"]
             _made(partial(teach, cfg.load(Teach, cfg.find("quickstart/teach.yaml"), words)))
     for name in worlds:
