@@ -25,7 +25,10 @@ def run_study(config: Ablate, out: Path) -> Path:
     Raises:
         UserError: an axis, a value, a size or data that cannot be, before anything is trained; or no result at all.
     """
+    values = sum(map(len, config.axes.values()))
+    print(f"{len(config.poles)} poles, {values} values of axes: every arm is built as shapes first, ...", flush=True)
     study, rows_of = Study(config), held_out(config)
+    print(f"... {len(study.arms)} arms", flush=True)
     evaluation = evaluation_hash(config, rows_of)
     make_folder(out)
     if config.processes > 1:
