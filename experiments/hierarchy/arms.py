@@ -56,8 +56,8 @@ def _design(arm: str, layer: int, l0: int, size: Size) -> tuple[str, list[str]]:
         parents = round(l0 * 10 / 16)
         base, words = "recipe.yaml", [f"sae.route.k={parents}", f"sae.pick.keep={l0 - parents}"]
         return base, [*words, _solved(arm, base, words, "sae.experts", "parameters", _topk(size))]
-    rule = "jhsae.sparsify.ExactL0" if arm == "recommended_exact" else "jhsae.sparsify.MeanL0"
-    budget = f"sae.budget={{_target_: {rule}, k: {l0}}}"
+    rule = f"ExactL0, k: {l0}, extra: 8" if arm == "recommended_exact" else f"MeanL0, k: {l0}"
+    budget = f"sae.budget={{_target_: jhsae.sparsify.{rule}}}"
     if arm in ("flat_macs", "flat_parameters"):
         base, words, what = "pursuit/flat.yaml", [budget], arm.removeprefix("flat_")
         target = _topk(size) if what == "parameters" else budgets(real("recommended", layer, l0, size))

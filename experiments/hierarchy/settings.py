@@ -58,7 +58,7 @@ REAL = {
     "batchtopk": Arm(FLAT_RATES, "`flat/batchtopk.yaml`, unit rows"),
     "flat_macs": Arm(PURSUIT_RATES, "`pursuit/flat.yaml`, the encoder MACs of recommended"),
     "recommended": Arm((), "`recommended.yaml`, the parameters of topk", like="flat_macs"),
-    "recommended_exact": Arm((), "recommended with `ExactL0`", like="flat_macs"),
+    "recommended_exact": Arm((), "recommended with `ExactL0`, 8 picks more, which leave again", like="flat_macs"),
     "flat_parameters": Arm((), "`pursuit/flat.yaml`, the parameters of topk", like="flat_macs"),
     "matryoshka": Arm(FLAT_RATES, "`flat/matryoshka.yaml`, unit rows; prefixes 1/32 and 1/8 of the width"),
     "jumprelu": Arm(FLAT_RATES, "`flat/jumprelu_quadratic.yaml`, unit rows, thresholds start at 2"),

@@ -27,7 +27,7 @@ from jhsae.files.bounded import read_lines
 HERE = Path(__file__).parent
 SIZE = Size()
 OURS = "recommended"
-TRAINED = {"growth": "1.25", "extra": "4"}
+TRAINED = {"growth": "1.25", "extra": "8"}
 Rows = dict[Job, Row]
 
 

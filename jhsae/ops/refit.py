@@ -134,9 +134,10 @@ def refit(chosen: Chosen, sweeps: int) -> Chosen:
 
 
 def prune(chosen: Chosen, keep: int) -> Chosen:
-    """Leaves of the smallest value leave until at most `keep` values of a token are above 0.
+    """Leaves of the smallest value leave one by one, until at most `keep` values of a token are above 0.
 
-    A leaf is a row none of whose children has a value. The values that stay are not moved.
+    A leaf is a row none of whose children has a value. After each, one sweep gives to the values that stay what they
+    take over, before the next is chosen: without it a row leaves too that stood in for the last one.
     """
     slots = jnp.arange(len(chosen.rows), dtype=jnp.int32)[:, None]
 
@@ -144,8 +145,9 @@ def prune(chosen: Chosen, keep: int) -> Chosen:
         live = chosen.values > 0
         parent = jnp.any((chosen.parent[None] == slots[:, None]) & live, axis=1)
         leaves = jnp.where(live & ~parent, chosen.values, jnp.inf)
-        gone = (slots == jnp.argmin(leaves, axis=0)) & (jnp.sum(live, axis=0) > keep) & live
-        return kept(chosen, ~gone)
+        over = jnp.sum(live, axis=0) > keep
+        gone = (slots == jnp.argmin(leaves, axis=0)) & over & live
+        return sweep(kept(chosen, ~gone), len(chosen.rows), over)
 
     return jax.lax.fori_loop(0, max(len(chosen.rows) - keep, 0), drop, kept(chosen, chosen.values > 0))
 

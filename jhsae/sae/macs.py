@@ -54,7 +54,7 @@ def pursuit_macs(
     rows. A score is the row's product with the token less ``sum_s values[s] products[s]``: by table t multiplications
     after a sweep and one after a pick without a sweep; or else `embed`, with the residual, which takes ``t * embed`` or
     `embed`. The products of the next row with those in take ``t * embed`` without a table. A sweep over t rows is
-    ``t^2``: after some picks, `sweeps` at the end, and again where `extra` rows leave.
+    ``t^2``: after some picks, `sweeps` at the end, and where `extra` rows leave one after each and `sweeps` again.
 
     Args:
         embed: the size of the vectors.
@@ -74,6 +74,7 @@ def pursuit_macs(
     first, new, second = (array.sum(made * times, axis=-1) for times in (pick, terms, np.where(swept, pick**2, 0)))
     each = opened / array.maximum(n, 1e-9)  # as many rows open with every pick
     refit = second + sweeps * n**2 + (sweeps * sum(active) ** 2 if extra else 0)
+    refit += sum((n - gone) ** 2 for gone in range(1, extra + 1))
     later = max(pool.screens - 1, 0)  # a screen after the first is a score of all roots on the residual
     by_table = pool.competing * new + each * array.sum(made * terms * pick, axis=-1)
     by_rows = pool.screens * pool.roots + (n + 1) * pool.competing + each * first

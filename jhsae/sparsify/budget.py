@@ -140,7 +140,7 @@ class MeanL0(AbstractBudget):
 
 
 class ExactL0(AbstractBudget):
-    """k features per token: k + `extra` rows enter, then the smallest leaves leave again and the rest is refitted.
+    """k features per token: k + `extra` rows enter, then the smallest leaves leave one by one; the rest is refitted.
 
     A token has fewer where fewer rows have a positive score, or where the refit ends at 0.
 

@@ -33,6 +33,7 @@ def pursuit(x, rows, parents, least, picks, most_children=None, keep=None, sweep
         while keep is not None and np.sum(z > 0) > keep:
             leaf = [z[i] > 0 and not any(z[j] > 0 for j in inside if parents[j] == i) for i in range(len(rows))]
             z[np.where(leaf, z, np.inf).argmin()] = 0.0
+            sweep([i for i in inside if z[i] > 0])
         stay = [i for i in inside if z[i] > 0]
         for _ in range(sweeps if keep is not None else 0):
             sweep(stay)

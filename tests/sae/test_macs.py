@@ -30,6 +30,7 @@ def counted(levels, entered, sweeps, extra=0, candidates=None, rounds=(), tables
             macs += EMBED * each[entered[t]] if tables else 0  # the new children with the token
             macs += (t + 1) ** 2 if after is None or after[t] else 0  # a sweep
     macs += sweeps * len(entered) ** 2
+    macs += sum((len(entered) - gone) ** 2 for gone in range(1, extra + 1))  # a sweep after each that leaves
     return macs + (sweeps * (len(entered) - extra) ** 2 if extra else 0)
 
 

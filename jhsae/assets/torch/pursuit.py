@@ -112,17 +112,17 @@ class Chosen:
             self.left -= change[:, None] * self.products[:, slot]
 
     def prune(self, keep: int, parents: Tensor) -> None:
-        """The smallest leaves leave until at most `keep` values of a token are above 0; what stays is not moved."""
+        """The smallest leaves leave until at most `keep` values of a token are above 0; after each follows a sweep."""
         self.rows = torch.where(self.values > 0, self.rows, -1)
         for _ in range(max(self.rows.shape[1] - keep, 0)):
             live = self.values > 0
-            above = torch.where(live, parents[self.rows], -2)
-            is_parent = (above[:, None] == self.rows[..., None]).any(-1)
+            is_parent = (torch.where(live, parents[self.rows], -2)[:, None] == self.rows[..., None]).any(-1)
             smallest = torch.where(live & ~is_parent, self.values, math.inf).argmin(-1, keepdim=True)
-            gone = torch.zeros_like(live).scatter(1, smallest, live.sum(-1, keepdim=True) > keep) & live
-            lost = torch.where(gone, self.values, 0.0)
-            self.values, self.rows = self.values - lost, torch.where(gone, -1, self.rows)
-            self.left = self.left + (lost[:, None] @ self.products)[:, 0]
+            over = live.sum(-1, keepdim=True) > keep
+            gone = torch.zeros_like(live).scatter(1, smallest, over) & live
+            self.left = self.left + (torch.where(gone, self.values, 0.0)[:, None] @ self.products)[:, 0]
+            self.values, self.rows = self.values.masked_fill(gone, 0.0), torch.where(gone, -1, self.rows)
+            self.sweep(self.rows.shape[1], over[:, 0])
 
 
 class Structure(torch.nn.Module):
