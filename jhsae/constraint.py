@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jhsae.errors import UserError
-from jhsae.leaf import Leaf, describe
+from jhsae.leaf import Leaf, check_has, describe
 from jhsae.metric import AbstractMetric, Euclidean
 from jhsae.ranges import Count, Ranged
 
@@ -83,11 +82,9 @@ class NearOrthonormal(AbstractConstraint):
         return ProjectAndRenormalize().tangent(grads, params)
 
     def retract(self, params: PyTree) -> PyTree:
-        if not {"up", "router_dec"} <= set(vars(params)):
-            raise UserError(
-                f"NearOrthonormal is about the subspaces of experts, and {type(params).__name__} has none; write "
-                "jhsae.constraint.ProjectAndRenormalize, or AncestorsOut for a pursuit"
-            )
+        check_has(
+            params, ("up", "router_dec"), "NearOrthonormal", "ProjectAndRenormalize, or AncestorsOut for a pursuit"
+        )
         params = ProjectAndRenormalize().retract(params)
         up, parent = params.up, params.router_dec
         gram = jnp.einsum("esd,etd->est", up, up)

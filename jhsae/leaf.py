@@ -98,3 +98,16 @@ def _leaf(module: eqx.Module, path: tuple[Any, ...]) -> Leaf:
     nonnegative = any(isinstance(note, NonNegative) for note in notes)
     levels = next((getattr(owner, note.field) for note in notes if isinstance(note, Levels)), None)
     return Leaf(_dotted(path), axes, None if unit is None else axes.index(unit) - len(axes), nonnegative, levels)
+
+
+def check_has(params: PyTree, names: tuple[str, ...], part: str, instead: str) -> None:
+    """Raises `UserError` where parameters lack some of the leaves that a part is about.
+
+    Args:
+        params: of an SAE.
+        names: of the leaves.
+        part: that needs them.
+        instead: what to write for such an SAE.
+    """
+    if missing := [name for name in names if not hasattr(params, name)]:
+        raise UserError(f"{part} needs {' and '.join(missing)}, and {type(params).__name__} has none; write {instead}")

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jhsae.codes import Codes
 from jhsae.ranges import Count
 from jhsae.resampling.base import check_period, is_due
 from jhsae.resampling.dead import LEAST_NORM, bad_directions
@@ -104,7 +103,8 @@ def _residuals(
 ) -> tuple[Float[Array, "below embed"], Bool[Array, "below"]]:
     """For every slot below the roots the direction of a residual under its parent, and whether there was one."""
     forest, residual = sae.forest, forward.target - forward.x_hat
-    tokens, found = _drawn(forward.codes.flat(), jnp.sum(residual**2, axis=-1), key, forest.widest)
+    codes, error = forward.codes.flat(), jnp.sum(residual**2, axis=-1)
+    tokens, found = _drawn(codes.values, codes.slot_indices(), codes.size, error, key, forest.widest)
     place = np.concatenate([np.arange(block.end - block.start) % block.each for block in forest.blocks])
     slots = place[forest.roots :], forest.parents[forest.roots :]
     rows = residual[tokens[slots]] if len(slots[0]) else jnp.zeros((0, sae.embed))
@@ -112,7 +112,12 @@ def _residuals(
 
 
 def _drawn(
-    codes: Codes, error: Float[Array, "batch"], key: Key[Array, ""], most: int
+    values: Float[Array, "batch slots"],
+    features: Int[Array, "batch slots"],
+    size: int,
+    error: Float[Array, "batch"],
+    key: Key[Array, ""],
+    most: int,
 ) -> tuple[Int[Array, "most features"], Bool[Array, "most features"]]:
     """For every feature up to `most` different tokens that have it, drawn in proportion to their error squared.
 
@@ -121,20 +126,22 @@ def _drawn(
     features.
 
     Args:
-        codes: of the batch.
+        values: codes of the batch, slot by slot; 0 in an empty one.
+        features: of which feature each slot is.
+        size: how many features there are.
         error: squared error of each token; one without any is not drawn, since nothing is left that has a direction.
         key: for the noise.
         most: how many.
     """
-    features, token = codes.slot_indices(), jnp.arange(len(error), dtype=jnp.int32)[:, None]
-    noise = jax.random.gumbel(key, codes.values.shape)
+    token = jnp.arange(len(error), dtype=jnp.int32)[:, None]
+    noise = jax.random.gumbel(key, values.shape)
     weight = 2 * jnp.log(error + LEAST_NORM)[:, None] + noise
-    weight = jnp.where((codes.values > 0) & (error > LEAST_NORM)[:, None], weight, -jnp.inf)
+    weight = jnp.where((values > 0) & (error > LEAST_NORM)[:, None], weight, -jnp.inf)
 
     def one(left: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
-        best = jnp.full(codes.size, -jnp.inf).at[features].max(left)
+        best = jnp.full(size, -jnp.inf).at[features].max(left)
         is_best = (left == best[features]) & (left > -jnp.inf)
-        drawn = jnp.full(codes.size, len(error), jnp.int32).at[features].min(jnp.where(is_best, token, len(error)))
+        drawn = jnp.full(size, len(error), jnp.int32).at[features].min(jnp.where(is_best, token, len(error)))
         return jnp.where(token == drawn[features], -jnp.inf, left), (drawn, best > -jnp.inf)
 
     _, (drawn, found) = jax.lax.scan(one, weight, None, length=most)

@@ -8,7 +8,6 @@ import optax
 import pytest
 from pursuits import roots_left
 
-from jhsae.codes import Codes
 from jhsae.constraint import AncestorsOut, Unconstrained
 from jhsae.errors import UserError
 from jhsae.optimizer import adam, chain
@@ -191,7 +190,7 @@ def test_tokens_are_drawn_like_the_largest_of_all_weights_with_noise():
     values = jnp.where(indices == 3, 0.0, values)  # on no token
     values = jnp.where((indices == 4) & (jnp.arange(batch)[:, None] > 5), 0.0, values)  # on few
     error = jax.random.uniform(jax.random.key(3), (batch,)).at[::7].set(0.0)
-    tokens, found = _drawn(Codes(values, indices, size), error, jax.random.key(4), most)
+    tokens, found = _drawn(values, indices, size, error, jax.random.key(4), most)
 
     noise = np.asarray(jax.random.gumbel(jax.random.key(4), (batch, slots)))
     weights = np.full((batch, size), -np.inf)
