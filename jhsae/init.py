@@ -314,7 +314,7 @@ def rotated(key: Key[Array, ""], rows: Float[Array, "*batch embed"], degrees: fl
             "jitter rotates directions, and those of 1 dimension cannot be; write jitter=0, or a larger sub"
         )
     norm = jnp.linalg.norm(rows, axis=-1, keepdims=True)
-    unit = rows / jnp.maximum(norm, jnp.finfo(rows.dtype).tiny)
+    unit = _unit(rows)
     tangent = jax.random.normal(key, rows.shape)
     tangent -= jnp.sum(tangent * unit, axis=-1, keepdims=True) * unit
     tangent /= jnp.linalg.norm(tangent, axis=-1, keepdims=True)

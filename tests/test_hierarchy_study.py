@@ -54,6 +54,23 @@ def test_the_claim_of_the_recommended_config_is_that_of_the_rows(load):
     assert len(ratios) == 3 and all(round(ratio, 2) == 0.32 for ratio in ratios)
 
 
+def test_what_the_configs_say_of_other_arms_is_that_of_the_rows(load):
+    """Of the first seed, layer 2, L0 16."""
+    table, rows = load("table"), load("study").read_rows(STUDY / "results.jsonl")
+    arms = ("topk", "recommended", "recommended_exact", "flat_parameters", "recipe")
+    ev, macs = (
+        {arm: table.of(rows, "real", 2, arm, 16)[0]["metrics"][name] for arm in arms}
+        for name in ("ev_r2", "encoder_macs")
+    )
+    recommended, recipe = (
+        (STUDY.parents[1] / "configs" / f"{name}.yaml").read_text() for name in ("recommended", "recipe")
+    )
+    times = macs["flat_parameters"] / macs["topk"]
+    assert f"EV {ev['flat_parameters']:.3f} at {times:.1f} times TopK's" in recommended
+    assert f"For exactly 16, at {ev['recommended'] - ev['recommended_exact']:.3f} less" in recommended
+    assert f"{macs['recipe'] / macs['topk']:.2f} of its encoder multiplications" in recipe
+
+
 def test_a_longer_run_has_longer_schedules(load):
     arms, size = load("arms"), load("settings").Size()
     once, four = (arms.real("jumprelu", 2, 16, size, times) for times in (1, 4))

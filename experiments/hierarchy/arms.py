@@ -49,12 +49,8 @@ def _design(arm: str, layer: int, l0: int, size: Size) -> tuple[str, list[str]]:
     """The published config of an arm and the overrides that make it the arm, its size among them."""
     if arm in FLAT:
         return f"flat/{FLAT[arm]}.yaml", [f"sae.features={size.width}", *UNIT_ROWS, *_own(arm, l0, size.width, size)]
-    if arm in POLES:
-        base, words = _pole(arm, layer, l0)
-        return base, [*words, _solved(arm, base, words, "sae.experts", "parameters", _topk(size))]
-    if arm == "recipe":
-        parents = round(l0 * 10 / 16)
-        base, words = "recipe.yaml", [f"sae.route.k={parents}", f"sae.pick.keep={l0 - parents}"]
+    if arm == "recipe" or arm in POLES:
+        base, words = _recipe(l0) if arm == "recipe" else _pole(arm, layer, l0)
         return base, [*words, _solved(arm, base, words, "sae.experts", "parameters", _topk(size))]
     rule = f"ExactL0, k: {l0}, extra: 8" if arm == "recommended_exact" else f"MeanL0, k: {l0}"
     budget = f"sae.budget={{_target_: jhsae.sparsify.{rule}}}"
@@ -84,6 +80,12 @@ def _own(arm: str, l0: int, width: int, size: Size) -> list[str]:
         ]
     prefixes = [f"objective.prefixes.widths={[max(1, width // 32), max(2, width // 8)]}"] if arm == "matryoshka" else []
     return [f"sae.sparsifier.k={l0}", *prefixes]
+
+
+def _recipe(l0: int) -> tuple[str, list[str]]:
+    """The older recipe: of 16 active features 10 are experts and 6 atoms."""
+    experts = round(l0 * 10 / 16)
+    return "recipe.yaml", [f"sae.route.k={experts}", f"sae.pick.keep={l0 - experts}"]
 
 
 def _pole(arm: str, layer: int, l0: int) -> tuple[str, list[str]]:

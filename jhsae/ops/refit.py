@@ -136,8 +136,8 @@ def refit(chosen: Chosen, sweeps: int) -> Chosen:
 def prune(chosen: Chosen, keep: int) -> Chosen:
     """Leaves of the smallest value leave one by one, until at most `keep` values of a token are above 0.
 
-    A leaf is a row none of whose children has a value. After each, one sweep gives to the values that stay what they
-    take over, before the next is chosen: without it a row leaves too that stood in for the last one.
+    A leaf is a row none of whose children has a value. After each, one sweep moves the values that stay, so that the
+    next is chosen by values that explain the token without the last one.
     """
     slots = jnp.arange(len(chosen.rows), dtype=jnp.int32)[:, None]
 

@@ -19,7 +19,7 @@ from jhsae.resampling.slots import AbstractPeriodicChange, Changed
 from jhsae.sae import Forward, PursuitSAE
 
 Share = Annotated[float, Gt(0), Le(1)]
-LEVEL = 0.001  # probability that a root that fires apart from all others counts as contained in one of them
+LEVEL = 0.001  # probability that a root that fires independently of all others counts as contained in one of them
 AT_ONCE = 256  # rows that are compared with all others at a time
 FEW = 8  # tokens of a batch with fewer of which no direction is concluded to be there
 
@@ -28,8 +28,8 @@ class RemoveContained(AbstractPeriodicChange):
     """Every `every` steps a root is emptied, with all below it, that fires almost only where a more common one does.
 
     It is a child of the other, or a child and a grandchild in one: `FillEmpty` and `RestartDead` find it there again.
-    `share` or more of its tokens in the batch must be the other's, and so many that a root which fires apart from all
-    others would have them with a probability below 0.001 (binomial, for any of the others).
+    `share` or more of its tokens in the batch must be the other's, and so many that a root which fires independently of
+    all others would have them with a probability below 0.001 (binomial, divided by the number of roots).
 
     Args:
         share: of a root's tokens.

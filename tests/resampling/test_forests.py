@@ -7,11 +7,12 @@ import numpy as np
 import optax
 import pytest
 from pursuits import roots_left
+from reference.jaxprs import largest
 
 from jhsae.constraint import AncestorsOut, Unconstrained
 from jhsae.errors import UserError
 from jhsae.optimizer import adam, chain
-from jhsae.resampling import GrowLevel, MergeAlike, Resample, RestartDead, Several
+from jhsae.resampling import FillEmpty, GrowLevel, MergeAlike, Resample, RestartDead, Several
 from jhsae.resampling.restart import _drawn
 from jhsae.sae import FlatSAE, PursuitSAE
 from jhsae.sparsify import Threshold, TopK
@@ -176,6 +177,16 @@ def test_another_sae_is_refused():
         UserError, match=r"GrowLevel needs a PursuitSAE, got a FlatSAE; write jhsae.resampling.Resample"
     ):
         GrowLevel(4)(flat, None, OPTIMIZER, forward, jnp.asarray(3), jax.random.key(0))
+
+
+def test_a_restart_holds_no_array_of_tokens_by_rows():
+    """At 65,536 rows and a batch of 32,512 tokens one such array is 8.5 GB."""
+    sae = forest((40, 5))
+    x = jax.random.normal(jax.random.key(1), (512, EMBED))
+    forward = sae.forward(x, Context(jax.random.key(0), usage=FeatureStats.init(sae.features)))
+    for part in (RestartDead(4, 8), FillEmpty(every=4, until=8)):
+        made = jax.make_jaxpr(lambda forward, part=part: part.change(sae, forward, jax.random.key(2)))(forward)
+        assert len(x) * EMBED <= largest(made) < len(x) * sae.features / 4
 
 
 def test_tokens_are_drawn_like_the_largest_of_all_weights_with_noise():
