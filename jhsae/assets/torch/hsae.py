@@ -88,9 +88,10 @@ def _check_rule(settings: Mapping[str, Any], slot: str, features: int, shapes: M
         raise ValueError(f"unknown sparsifier {str(name)[:99]!r}; take the hsae.py that was written beside the weights")
     for key in RULES[name]:
         value = rule.get(key)
-        is_count = type(value) is int and 1 <= value <= (features if key == "k" else 2**31)
-        if not _number(value) or (key in ("k", "keep") and not is_count):
-            raise ValueError(f"{CONFIG}: '{slot}.{key}' is {str(value)[:100]}, expected a number that fits {features}")
+        most = {"k": features, "keep": 2**31}.get(key)
+        if not _number(value) or (most is not None and (type(value) is not int or not 1 <= value <= most)):
+            expected = "a number" if most is None else f"a whole number from 1 to {most}"
+            raise ValueError(f"{CONFIG}: '{slot}.{key}' is {str(value)[:100]}, expected {expected}")
     if name == "JumpReLU" and f"{slot}_threshold" not in shapes:
         raise ValueError(f"{WEIGHTS}: no tensor '{slot}_threshold'; the two files belong to different exports")
 
@@ -177,8 +178,7 @@ class Structure(torch.nn.Module):
             child_pre = child_pre if b_atom is None else child_pre + b_atom[e]
             children[t, e] = self.sparsified("pick", child_pre)
         if self.settings["pick"]["rule"] == "BestAtoms":
-            best = children.amax(-1)
-            keep = min(self.settings["pick"]["keep"], best.shape[-1])
+            best, keep = children.amax(-1), min(self.settings["pick"]["keep"], children.shape[1])
             children = torch.where((kept(best, best, keep) > 0)[..., None], children, 0.0)
         if self.settings["child_scale"] == "ScaledByParent":
             children = children * parents[..., None]
