@@ -52,8 +52,9 @@ def _design(arm: str, layer: int, l0: int, size: Size) -> tuple[str, list[str]]:
     if arm == "recipe" or arm in POLES:
         base, words = _recipe(l0) if arm == "recipe" else _pole(arm, layer, l0)
         return base, [*words, _solved(arm, base, words, "sae.experts", "parameters", _topk(size))]
-    rule = f"ExactL0, k: {l0}, extra: 8" if arm == "recommended_exact" else f"MeanL0, k: {l0}"
-    budget = f"sae.budget={{_target_: jhsae.sparsify.{rule}}}"
+    budget = f"sae.budget={{_target_: jhsae.sparsify.MeanL0, k: {l0}}}"
+    if arm == "recommended_exact":
+        budget = f"sae.budget={{_target_: jhsae.sparsify.ExactL0, k: {l0}, extra: 8}}"
     if arm in ("flat_macs", "flat_parameters"):
         base, words, what = "pursuit/flat.yaml", [budget], arm.removeprefix("flat_")
         target = _topk(size) if what == "parameters" else budgets(real("recommended", layer, l0, size))
