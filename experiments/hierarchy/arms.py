@@ -22,6 +22,7 @@ from jhsae.worlds import load_world
 from jhsae.worlds.summary import summary
 
 STEPS = ("steps", "warmup", "decay", "every", "until", "begin", "step", "dead_window", "feature_sampling_window")
+FEWER_SWEEPS, MANY = 1.5, 16  # the growth of trees at an L0 above this one: a third of topk's encoder multiplications
 OFF = 0.02  # part by which a solved size may miss its budget
 UNIT_ROWS = [
     "sae.code_unit={_target_: jhsae.sae.PlainUnit}",
@@ -59,7 +60,7 @@ def _design(arm: str, layer: int, l0: int, size: Size) -> tuple[str, list[str]]:
         base, words, what = "pursuit/flat.yaml", [budget], arm.removeprefix("flat_")
         target = _topk(size) if what == "parameters" else budgets(real("recommended", layer, l0, size))
         return base, [*words, _solved(arm, base, words, "sae.levels.0", what, target)]
-    base, words = "recommended.yaml", [budget]
+    base, words = "recommended.yaml", [budget, *([f"sae.growth={FEWER_SWEEPS}"] if l0 > MANY else [])]
     levels = cfg.load(Train, cfg.find(base)).sae["levels"]
     if arm in ("depth3", "one_level_more"):
         below = [4, 2] if arm == "depth3" else [*levels[1:], 2]
