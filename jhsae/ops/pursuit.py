@@ -7,8 +7,8 @@ are in, at the end `sweeps` more; a sweep goes from the row that entered last to
 here: the gradient of the rows is that of decoding at the codes held fixed, which is exact where the values solve least
 squares.
 
-All open rows compete at every pick (`pursue`), with the products of all pairs of rows in a table: for up to a few
-thousand rows. `screened` is for more: candidates among the roots are chosen a few times.
+All open rows compete at every pick (`pursue`), or candidates among the roots, which are chosen a few times
+(`screened`). Products of rows are looked up in a table of all pairs, or, for many rows, taken of gathered rows.
 """
 
 from collections.abc import Callable
@@ -22,13 +22,16 @@ from jaxtyping import Array, Float, Int
 
 from jhsae.ops.chunks import chunk_size, map_chunks
 from jhsae.ops.forest import Forest
-from jhsae.ops.pool import AbstractPool, AllRoots, SomeRoots, VectorPool
+from jhsae.ops.pool import AbstractPool, AllRoots, SomeRoots
 from jhsae.ops.precision import dot, operand
 from jhsae.ops.refit import Chosen, Entry, enter, kept, prune, refit, sweep
 from jhsae.ops.sharding import ShardingKind, shard_mapped, token_kind
 from jhsae.ops.topk import METHODS
+from jhsae.ops.vector_pool import EveryRoot, VectorPool
 
 TABLE = 4096  # rows: a screened pursuit of more has no table of the products of all pairs
+LARGEST = 2**14  # rows: no pursuit of more has one; its table takes 1 GiB
+READ_AGAIN = 8  # multiplications of a table in the time of one with a gathered row, on a CPU
 BLOCK = 128  # tokens that are pursued at a time once some of the chunk have ended
 
 
@@ -81,6 +84,8 @@ def pursue(
         chunk: how many tokens at a time; None for a size that suits the machine.
     """
     forest, picks = search.forest, search.picks
+    if not has_table(search, len(x)):
+        return _on_devices(partial(_pursued_by_rows, search, chunk), x, rows, threshold)
     held = forest.size + 2 * forest.roots + stage_ends(picks)[0] ** 2 * (forest.widest + 1)
 
     def on_device(x: Array, rows: Array, threshold: Array) -> Pursued:
@@ -100,6 +105,30 @@ def pursue(
         return map_chunks(of_chunk, chunk or chunk_size(len(x), 4 * held, 4 * BLOCK), x)
 
     return _on_devices(on_device, x, rows, threshold)
+
+
+def has_table(search: Search, tokens: int) -> bool:
+    """Whether a pursuit of all rows has a table: for few rows, and for more where a table of all pairs costs less.
+
+    Args:
+        search: how to search.
+        tokens: of the batch.
+    """
+    size, picks = search.forest.size, search.picks
+    gathered = tokens * picks * (search.forest.roots + picks * search.forest.widest)
+    return size <= TABLE or (size <= LARGEST and size**2 <= READ_AGAIN * gathered)
+
+
+def _pursued_by_rows(search: Search, chunk: int | None, x: Array, rows: Array, threshold: Array) -> Pursued:
+    """`pursue` on one device, without a table."""
+    forest, picks, vectors = search.forest, search.picks, operand(rows)
+    held = 3 * forest.roots + picks * (1 + forest.widest) * x.shape[1] + picks * picks
+
+    def of_chunk(x: Array) -> Pursued:
+        pool, chosen = EveryRoot(x, vectors, forest), Chosen.nothing(len(x)).grown(picks)
+        return _finished(_picked(pool, pool.start(chosen, picks), chosen, 0, picks, threshold, search)[1], search)
+
+    return map_chunks(of_chunk, chunk or chunk_size(len(x), 4 * held), x)
 
 
 def screened(

@@ -10,7 +10,7 @@ from typing import Annotated
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from annotated_types import Gt, Le
+from annotated_types import Gt, Le, Lt
 from jaxtyping import Array, Float, Int, Key
 
 from jhsae.resampling.merge import Cosine
@@ -19,7 +19,7 @@ from jhsae.resampling.slots import AbstractPeriodicChange, Changed
 from jhsae.sae import Forward, PursuitSAE
 
 Share = Annotated[float, Gt(0), Le(1)]
-LEVEL = 0.001  # probability that a root that fires independently of all others counts as contained in one of them
+Alpha = Annotated[float, Gt(0), Lt(1)]
 AT_ONCE = 256  # rows that are compared with all others at a time
 FEW = 8  # tokens of a batch with fewer of which no direction is concluded to be there
 
@@ -29,23 +29,25 @@ class RemoveContained(AbstractPeriodicChange):
 
     It is a child of the other, or a child and a grandchild in one: `FillEmpty` and `RestartDead` find it there again.
     `share` or more of its tokens in the batch must be the other's, and so many that a root which fires independently of
-    all others would have them with a probability below 0.001 (binomial, divided by the number of roots).
+    all others would have them with a probability below `alpha` (binomial, divided by the number of roots).
 
     Args:
         share: of a root's tokens.
+        alpha: the probability that a root which fires independently of all others counts as contained in one of them.
         every: how many steps lie between two times.
         begin: the first step at which roots may be emptied.
         until: the last one.
     """
 
     share: Share = eqx.field(static=True, default=0.6)
+    alpha: Alpha = eqx.field(static=True, default=0.001)
 
     def change(self, sae: PursuitSAE, forward: Forward, key: Key[Array, ""]) -> Changed:
         on = _on(sae, forward)
         tokens = jnp.sum(on, axis=0)
         both, common = on.T @ on, tokens / len(on)
         contained = (both >= self.share * tokens[:, None]) & (common > common[:, None])
-        contained &= _at_least(*jnp.broadcast_arrays(both, tokens[:, None], common)) < LEVEL / len(common)
+        contained &= _at_least(*jnp.broadcast_arrays(both, tokens[:, None], common)) < self.alpha / len(common)
         gone = jnp.any(contained, axis=1)[sae.forest.tops]
         return jnp.where(gone[:, None], 0.0, sae.rows), jnp.where(gone, -1, jnp.arange(sae.features))
 

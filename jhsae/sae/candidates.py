@@ -35,7 +35,7 @@ class AbstractCandidates(Ranged, eqx.Module):
 
 
 class AllRows(AbstractCandidates):
-    """All open rows compete at every pick, by a table of the products of all pairs: up to a few thousand rows."""
+    """All open rows compete at every pick: for up to a few thousand roots."""
 
     def __call__(
         self,

@@ -10,7 +10,7 @@ from reference.pursuit import pursuit, refitted
 from jhsae import ops
 from jhsae.codes import Codes
 from jhsae.ops.pool import first_largest
-from jhsae.ops.pursuit import stage_ends
+from jhsae.ops.pursuit import has_table, stage_ends
 
 TOKENS, EMBED, PICKS = 21, 12, 7
 SHAPES = [(30,), (6, 4), (5, 3, 2)]
@@ -54,8 +54,9 @@ def test_a_forest_is_arithmetic(levels):
 
 @pytest.fixture(params=["by table", "by rows"])
 def products(request, monkeypatch):
-    """How a screened pursuit has the products of rows."""
+    """How a pursuit has the products of rows."""
     if request.param == "by rows":
+        monkeypatch.setattr("jhsae.ops.pursuit.READ_AGAIN", 0)
         monkeypatch.setattr("jhsae.ops.pursuit.TABLE", 0)
 
 
@@ -175,6 +176,15 @@ def test_no_array_of_all_pairs_of_rows_exists_where_candidates_of_many_rows_are_
     search = ops.Search(forest, PICKS)
     assert sizes(lambda x, rows: ops.pursue(x, rows, 0.3, search))
     assert not sizes(lambda x, rows: ops.screened(x, rows, 0.3, search, 2, 8))
+    monkeypatch.setattr("jhsae.ops.pursuit.LARGEST", 29)
+    assert not sizes(lambda x, rows: ops.pursue(x, rows, 0.3, search))
+
+
+def test_many_rows_have_a_table_where_it_costs_less():
+    deep, wide, flat = (ops.Search(ops.Forest(levels), 21) for levels in ((64, 5, 5, 5), (340, 12), (5000,)))
+    assert not has_table(deep, 512) and has_table(deep, 8192)  # 9,984 rows, of which a token reads few
+    assert has_table(wide, 512) and has_table(flat, 512)
+    assert not has_table(ops.Search(ops.Forest((16385,)), 32), 2**20)
 
 
 @pytest.mark.parametrize("n", [5, 128, 200])
