@@ -9,6 +9,7 @@ that has a row is not measured again, one without a run is left out.
 
 import argparse
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ class Varied(NamedTuple):
 
 VARIED = (
     Varied("growth", "recommended", max(SIZE.l0s), (1.0, 1.25, 1.5, 2.0)),
-    Varied("extra", "recommended_exact", SIZE.l0s[0], (0, 4, 8, 16)),
+    Varied("extra", "recommended_exact", SIZE.l0s[0], (4, 8, 16, 24)),
 )
 
 
@@ -62,7 +63,13 @@ def main() -> None:
             name = cfg.config_hash(config)
             if (varied.key, name) not in known and (Path(config.out) / "config.yaml").exists():
                 row = {"key": varied.key, "arm": varied.arm, "l0": varied.l0, "seed": seed, "config_hash": name}
+                row |= {"trained": f"{trained_with(config.sae, varied.key):g}"}
                 append_line(results, to_json({**row, **provenance, "values": measured(config.out, varied)}))
+
+
+def trained_with(sae: Mapping[str, Any], key: str) -> float:
+    """The value of a key in the config of a tree."""
+    return sae["growth"] if key == "growth" else sae["budget"]["extra"]
 
 
 def measured(folder: str, varied: Varied) -> dict[str, dict[str, Any]]:

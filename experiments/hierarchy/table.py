@@ -27,7 +27,6 @@ from jhsae.files.bounded import read_lines
 HERE = Path(__file__).parent
 SIZE = Size()
 OURS = "recommended"
-TRAINED = {"growth": "1.25", "extra": "8"}
 Rows = dict[Job, Row]
 
 
@@ -140,9 +139,10 @@ def inference() -> str:
     file = HERE / "inference.jsonl"
     rows = read_lines(file) if file.exists() else []
     lines = []
-    for key, trained in TRAINED.items():
+    for key in dict.fromkeys(row["key"] for row in rows):
         own = [row for row in rows if row["key"] == key]
-        for value in own[0]["values"] if own else ():
+        (trained,) = {row["trained"] for row in own}
+        for value in own[0]["values"]:
             here, there = ([{"metrics": row["values"][name]} for row in own] for name in (value, trained))
             ev = metric("ev_r2")
             less_ev = over_seeds([ev(one) - ev(other) for one, other in zip(here, there, strict=True)])
