@@ -82,9 +82,8 @@ class NearOrthonormal(AbstractConstraint):
         return ProjectAndRenormalize().tangent(grads, params)
 
     def retract(self, params: PyTree) -> PyTree:
-        check_has(
-            params, ("up", "router_dec"), "NearOrthonormal", "ProjectAndRenormalize, or AncestorsOut for a pursuit"
-        )
+        instead = "jhsae.constraint.ProjectAndRenormalize, or jhsae.constraint.AncestorsOut for a pursuit"
+        check_has(params, ("up", "router_dec"), "NearOrthonormal", instead)
         params = ProjectAndRenormalize().retract(params)
         up, parent = params.up, params.router_dec
         gram = jnp.einsum("esd,etd->est", up, up)

@@ -221,5 +221,5 @@ def test_one_step_of_a_projector_that_is_nearly_orthonormal_is_newton_schulz():
 
 
 def test_near_orthonormal_is_refused_without_experts():
-    with pytest.raises(UserError, match=r"needs up and router_dec, and FlatSAE has none; write ProjectAndRenormalize"):
+    with pytest.raises(UserError, match=r"router_dec, and FlatSAE has none; write jhsae\.constraint\.ProjectAnd"):
         NearOrthonormal().retract(FlatSAE(EMBED, 5, TopK(1), key=jax.random.key(0)))

@@ -60,7 +60,9 @@ def _design(arm: str, layer: int, l0: int, size: Size) -> tuple[str, list[str]]:
         base, words, what = "pursuit/flat.yaml", [budget], arm.removeprefix("flat_")
         target = _topk(size) if what == "parameters" else budgets(real("recommended", layer, l0, size))
         return base, [*words, _solved(arm, base, words, "sae.levels.0", what, target)]
-    base, words = "recommended.yaml", [budget, *([f"sae.growth={FEWER_SWEEPS}"] if l0 > MANY else [])]
+    base, words = "recommended.yaml", [budget]
+    if l0 > MANY:
+        words.append(f"sae.growth={FEWER_SWEEPS}")
     levels = cfg.load(Train, cfg.find(base)).sae["levels"]
     if arm in ("depth3", "one_level_more"):
         below = [4, 2] if arm == "depth3" else [*levels[1:], 2]

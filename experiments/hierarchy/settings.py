@@ -57,7 +57,7 @@ REAL = {
     "topk": Arm(FLAT_RATES, "`flat/topk.yaml`, unit rows"),
     "batchtopk": Arm(FLAT_RATES, "`flat/batchtopk.yaml`, unit rows"),
     "flat_macs": Arm(PURSUIT_RATES, "`pursuit/flat.yaml`, the encoder MACs of recommended"),
-    "recommended": Arm((), "`recommended.yaml`, the parameters of topk", like="flat_macs"),
+    "recommended": Arm((), "`recommended.yaml`, the parameters of topk; `growth` 1.5 at an L0 of 24", like="flat_macs"),
     "recommended_exact": Arm((), "recommended with `ExactL0`, 8 picks more, which leave again", like="flat_macs"),
     "flat_parameters": Arm((), "`pursuit/flat.yaml`, the parameters of topk", like="flat_macs"),
     "matryoshka": Arm(FLAT_RATES, "`flat/matryoshka.yaml`, unit rows; prefixes 1/32 and 1/8 of the width"),

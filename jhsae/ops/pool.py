@@ -197,7 +197,7 @@ class TablePool(AbstractPool[TableState]):
     def _children(self, chosen: Chosen) -> Int[Array, "open tokens"]:
         """Of the rows that are in; `size` where there is none."""
         rows = jnp.where(chosen.there[..., None], self.forest.children(chosen.rows), self.forest.size)
-        return jnp.swapaxes(rows, 1, 2).reshape(-1, rows.shape[1])
+        return jnp.swapaxes(rows, 1, 2).reshape(rows.shape[0] * rows.shape[2], rows.shape[1])
 
     def _of_token(self, rows: Int[Array, "some tokens"]) -> Float[Array, "some tokens"]:
         """The product of each with the token; -inf where there is none."""
@@ -268,7 +268,7 @@ def first_largest(scores: Float[Array, "tokens n"]) -> tuple[Int[Array, "tokens"
     """
     tokens, n = scores.shape
     width = BLOCK if n >= 4 * BLOCK else n
-    padded = jnp.pad(scores, ((0, 0), (0, -n % width)), constant_values=-jnp.inf).reshape(tokens, -1, width)
+    padded = jnp.pad(scores, ((0, 0), (0, -n % width)), constant_values=-jnp.inf).reshape(tokens, -(-n // width), width)
     highest = jnp.max(padded, axis=2)
     block = jnp.argmax(highest, axis=1)
     inside = jnp.take_along_axis(padded, block[:, None, None], axis=1)[:, 0]

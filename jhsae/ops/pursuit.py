@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jhsae.ops.chunks import chunk_size, map_chunks
+from jhsae.ops.chunks import chunk_size, map_chunks, on_cpu
 from jhsae.ops.forest import Forest
 from jhsae.ops.pool import AbstractPool, AllRoots, SomeRoots
 from jhsae.ops.precision import dot, operand
@@ -31,7 +31,7 @@ from jhsae.ops.vector_pool import EveryRoot, VectorPool
 
 TABLE = 4096  # rows: a screened pursuit of more has no table of the products of all pairs
 LARGEST = 2**14  # rows: no pursuit of more has one; its table takes 1 GiB
-READ_AGAIN = 8  # multiplications of a table in the time of one with a gathered row, on a CPU
+READ_AGAIN = 8  # cost of a product with a gathered row, in those of the table: a guess (experiments/LOG.md)
 BLOCK = 128  # tokens that are pursued at a time once some of the chunk have ended
 
 
@@ -110,13 +110,16 @@ def pursue(
 def has_table(search: Search, tokens: int) -> bool:
     """Whether a pursuit of all rows has a table: for few rows, and for more where a table of all pairs costs less.
 
+    On an accelerator, whose products cost little beside gathered rows, up to the largest.
+
     Args:
         search: how to search.
         tokens: of the batch.
     """
     size, picks = search.forest.size, search.picks
     gathered = tokens * picks * (search.forest.roots + picks * search.forest.widest)
-    return size <= TABLE or (size <= LARGEST and size**2 <= READ_AGAIN * gathered)
+    cheap = size <= TABLE or not on_cpu() or size**2 <= READ_AGAIN * gathered
+    return size <= LARGEST and cheap
 
 
 def _pursued_by_rows(search: Search, chunk: int | None, x: Array, rows: Array, threshold: Array) -> Pursued:
@@ -264,7 +267,7 @@ def _in_stages(picked: Callable[[Array | None, Chosen, int], Chosen], tokens: in
         tokens: how many the chunk has.
         picks: how many rows may enter.
     """
-    first, *later = stage_ends(picks)
+    first, *later = stage_ends(picks) if tokens else (picks,)
     order, chosen = jnp.arange(tokens, dtype=jnp.int32), picked(None, Chosen.nothing(tokens).grown(first), 0)
     for end in later:
         order, chosen = _next_stage(picked, order, chosen, end)

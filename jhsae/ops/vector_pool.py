@@ -1,4 +1,4 @@
-"""Open rows of a pursuit whose products are taken of gathered rows: for forests of too many rows for a table.
+"""Open rows of a pursuit whose products are taken of gathered rows: where a table of all pairs would cost more.
 
 A score is the product of a row with the residual. Arrays have the tokens last, but for those with the rows of every
 token, [..., tokens, embed].

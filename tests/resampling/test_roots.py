@@ -47,7 +47,7 @@ def test_a_root_that_fires_only_where_a_more_common_one_does_is_removed_with_all
 
 @pytest.mark.parametrize("other, alpha, least", [(12, 0.001, 5), (30, 0.001, 11), (12, 0.05, 3), (30, 0.05, 6)])
 def test_by_chance_no_root_is_removed(other, alpha, least):
-    """All of its tokens are those of a root on 12 or 30 of 64: four roots, (12 / 64)^5 < 0.001 / 4 < (12 / 64)^4."""
+    """All of its tokens are those of a root on 12 or 30 of 64, which is so by chance with (12 / 64)^own; four roots."""
     sae, part = by_hand((4, 2), {0: 0, 1: 1}), RemoveContained(0.6, alpha, every=4, until=8)
     assert (other / 64) ** least < alpha / 4 < (other / 64) ** (least - 1)
     for own in (least - 1, least):
