@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jhsae.bench.measurement import environment, interleave, load_average, write
-from jhsae.ops import rows
+from jhsae.ops import rows, tiles
 from jhsae.ops.chunks import sized_for
 
 TILES, ROWS, ATOMS, TOKENS, FEATURES, CALLS = 128, 16, 16, 64, 2048, 50

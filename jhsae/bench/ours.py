@@ -1,8 +1,9 @@
 """Our side of ``jhsae bench step``: the published configs at the sizes of a benchmark, and their compiled step.
 
 ``faithful`` computes what the original computes (``configs/reference/mixture_of_experts_v2.yaml``), ``scale`` the
-corrected form (``configs/scale.yaml``), ``flat`` a TopK SAE (``configs/topk.yaml``). Weights and the learning rate are
-held at the values that those configs ramp up to.
+corrected form (``configs/scale.yaml``), ``flat`` a TopK SAE (``configs/topk.yaml``), ``tree`` one that is found by
+pursuit (``configs/recommended.yaml``). Weights and the learning rate are held at the values that those configs ramp up
+to.
 """
 
 from collections.abc import Mapping
@@ -48,6 +49,20 @@ def flat(shape: Shape, build: Build, features: int, k: int) -> Start:
     """A TopK SAE, trained for the squared error alone."""
     sparsifier = {f"sparsifier.{name}": value for name, value in {"k": k, **build.select}.items()}
     return _start("topk.yaml", {"embed": shape.embed, "features": features, **sparsifier, **build.compute}, ())
+
+
+def tree(shape: Shape, children: int, candidates: str, **search: float) -> Start:
+    """A tree whose roots are the experts, with exactly k rows per token.
+
+    Args:
+        shape: `sub` and `atoms` are not used.
+        children: slots below a root.
+        candidates: which of the roots compete, as in a config.
+        search: arguments of `PursuitSAE` in place of those of the config.
+    """
+    budget = f"{{_target_: jhsae.sparsify.ExactL0, k: {shape.k}}}"
+    sizes = {"embed": shape.embed, "levels": [shape.experts, children], "budget": budget, "candidates": candidates}
+    return _start("recommended.yaml", {**sizes, **search}, ("weights.prefix=0.4",))
 
 
 def _hierarchical(shape: Shape, build: Build) -> dict[str, Any]:
