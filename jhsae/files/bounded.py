@@ -31,6 +31,7 @@ LARGEST = 10**38  # of integers: tokenizers write 10^30 for "no limit"
 YAML_BYTES = MIB
 YAML_NODES = 20_000  # nodes after aliases are expanded
 YAML_NUMBER = 1000  # characters: PyYAML needs a minute for a number of a megabyte in base 60
+_ENDLESS_NUMBER = re.compile(r"[\d:._+-]{10000}")  # which PyYAML may read for a minute before it is an event
 DEPTH = 64  # nested lists and mappings
 
 File: TypeAlias = Path | epath.Path
@@ -188,6 +189,8 @@ def check_yaml(text: str, where: str | File) -> None:
     """Raises `UserError` for an unsafe YAML text, as `read_yaml` does for a file."""
     if len(text) > YAML_BYTES:
         raise UserError(f"{where} has {len(text):,} characters, expected at most {YAML_BYTES:,}")
+    if _ENDLESS_NUMBER.search(text):
+        raise UserError(f"{where} holds a number of more than 10,000 digits, expected at most {YAML_NUMBER:,}")
     try:
         _check_events(yaml.parse(text, Loader=yaml.SafeLoader), where)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
