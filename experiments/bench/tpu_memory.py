@@ -1,11 +1,12 @@
-"""Memory of a training step on one TPU chip, as the TPU compiler reports it; no TPU is needed.
+"""Memory and memory traffic of a training step on one TPU chip, from what the TPU compiler made; no TPU is needed.
 
     pip install -e '.[tpu]'
     python experiments/bench/tpu_memory.py [--chip v5p] [--experts 65536] [--json FILE] [sae.chunk=508 ...]
 
 Compiles the step of a training config ahead of time, state donated, for one chip, from shapes alone.
 ``total = arguments + outputs - aliased + temporaries``. The largest values are results in the program's text, not
-buffers: several of them may share memory. Costs are the compiler's estimates as they come, a negative time included.
+buffers: several of them may share memory. Traffic is what `jhsae plan` counts, by operation and lines of Python. Costs
+are the compiler's estimates as they come, a negative time included.
 Exit code 1: a program does not fit its chip.
 """
 
@@ -24,12 +25,15 @@ from jhsae.errors import UserError
 from jhsae.files.bounded import to_json
 from jhsae.files.folders import append_line
 from jhsae.parallel.mesh import MeshShape, make_mesh
+from jhsae.plan.cost import work_of
 from jhsae.plan.estimate import compile_program, memory_of
-from jhsae.plan.lowering import lower_train, stage_of
+from jhsae.plan.lowering import lower_train, stage_of, tile_load
 from jhsae.plan.topology import topology
+from jhsae.plan.traffic import traffic_of
 from jhsae.training.config import StageConfig, Train
 
 GIB = 2**30
+LISTED, SHOWN = 40, 20  # operations with the most traffic, in the file and printed
 TOPOLOGIES = {"v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}  # the smallest that libtpu names; one chip of it is used
 VALUE = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (\w+)\[([\d,]*)\]\S* ([\w-]+)\(")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
@@ -84,7 +88,8 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def measured(config: Train, stage: StageConfig, chip: str, dump: Path | None) -> dict[str, Any]:
     """What the compiler says of the step: GiB, cost, largest values; or how much too large it is."""
     device: Any = topology(TOPOLOGIES[chip]).devices[0]
-    lowered = lower_train(config, stage, make_mesh(MeshShape(), [device]), "tpu")
+    mesh = make_mesh(MeshShape(), [device])
+    lowered = lower_train(config, stage, mesh, "tpu")
     found: dict[str, Any] = {"device": device.device_kind, "parameters": lowered.parameter_count}
     program, total, usable, seconds = compile_program(lowered.program)
     if program is None:
@@ -92,7 +97,10 @@ def measured(config: Train, stage: StageConfig, chip: str, dump: Path | None) ->
     text, cost = program.as_text() or "", program.cost_analysis() or {}
     if dump:
         dump.write_text(text)
+    work = work_of(text, 1, tile_load(config, mesh))
     return found | {
+        "hbm_bytes": work.bytes,
+        "traffic": [row._asdict() for row in traffic_of(work, text)[:LISTED]],
         "fits": True,
         **{f"{part}_gib": size / GIB for part, size in memory_of(program).items()},
         "total_gib": total / GIB,
@@ -130,7 +138,13 @@ def report(row: dict[str, Any], path: Path | None) -> bool:
         print(f"  {row['total_gib']:.2f} GiB = {modules}; {row['collectives']} collectives")
         cost = ", ".join(f"{key} {'none' if row[key] is None else f'{row[key]:.4g}'}" for key in COST)
         print(f"  {cost}; compiled in {row['compile_seconds']:.0f} s")
-        print("  largest values: " + "; ".join(row["largest"]), flush=True)
+        print("  largest values: " + "; ".join(row["largest"]))
+        print(f"  {row['hbm_bytes'] / 1e9:.1f} GB of HBM traffic a step, most of it by:")
+        for one in row["traffic"][:SHOWN]:
+            print(
+                f"  {one['bytes'] / 1e9:8.2f} GB in {one['runs']:,} runs: {one['operation']} ({one['source']})",
+                flush=True,
+            )
     else:
         print(f"  does not fit: {row['total_gib']:.2f} GiB of {row['chip_gib']:.2f} GiB", flush=True)
     if path:

@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens-per-chip", type=int, metavar="N", help="the batch is N x chips, not data.batch")
     parser.add_argument("--stage", metavar="NAME", help="the stage whose step is planned (default: the longest)")
     parser.add_argument("--harvest", metavar="CONFIG.yaml", help="plan this harvest too; harvest.KEY=VALUE changes it")
+    parser.add_argument(
+        "--traffic", action="store_true", help="list the HBM traffic of the step by operation and line of Python too"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
 
 

@@ -44,7 +44,7 @@ def command(arguments: argparse.Namespace) -> bool:
     chips = len(where.devices)
     batch = arguments.tokens_per_chip * chips if arguments.tokens_per_chip else settings.data.batch
     rows = [
-        _plan_train(settings, shape, where, batch, arguments.stage)
+        _plan_train(settings, shape, where, batch, arguments.stage, arguments.traffic)
         for shape in _shapes(arguments, settings, where, batch)
     ]
     best = recommended(rows)
@@ -79,13 +79,13 @@ def _shapes(arguments: argparse.Namespace, config: Train, where: Topology, batch
     return candidates(chips, batch, sae.top_level.decoder.shape[0])
 
 
-def _plan_train(config: Train, shape: MeshShape, where: Topology, batch: int, stage: str | None) -> Row:
+def _plan_train(config: Train, shape: MeshShape, where: Topology, batch: int, stage: str | None, traffic: bool) -> Row:
     mesh = make_mesh(shape, where.devices)
     config = replace(config, data=replace(config.data, batch=batch), mesh=shape)
     chosen = lowering.stage_of(config, stage)
     _log(f"compiling stage {chosen.name} for {where.name}, data {shape.data} x expert {shape.expert} ...")
     lowered = lowering.lower_train(config, chosen, mesh, where.platform)
-    row = estimate(lowered, where, mesh, batch, lowering.tile_load(config, mesh))
+    row = estimate(lowered, where, mesh, batch, lowering.tile_load(config, mesh), traffic)
     _log(f"compiled in {row['compile_seconds']:.0f} s: {format_mesh(row)}")
     return {"stage": chosen.name} | row
 

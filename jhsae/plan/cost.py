@@ -110,6 +110,7 @@ class Operation(NamedTuple):
     products: tuple[Product, ...]
     bytes: float
     times: int
+    frame: int = 0
 
 
 class Work(NamedTuple):
@@ -170,7 +171,7 @@ def _operations(module: Module, executed: Sequence[Executed]) -> list[Operation]
             operations[-1] = last._replace(products=last.products + products)
         else:
             moved = bytes_moved(module, computation, instruction)
-            operations.append(Operation(instruction.name, instruction.label, products, moved, times))
+            operations.append(Operation(instruction.name, instruction.label, products, moved, times, instruction.frame))
     return [op for op in operations if op.products or op.bytes]
 
 

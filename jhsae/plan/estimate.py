@@ -24,6 +24,7 @@ from jhsae.plan.collectives import Groups, on_dcn, transfer_seconds
 from jhsae.plan.cost import Operation, Work, work_of
 from jhsae.plan.loops import TileLoad
 from jhsae.plan.topology import Chip, Places, Topology
+from jhsae.plan.traffic import traffic_of
 
 TOO_LARGE = (
     re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
@@ -123,7 +124,14 @@ def _arithmetic(operation: Operation, chip: Chip) -> float:
 Row = dict[str, Any]
 
 
-def estimate(lowered: Lowered, topology: Topology, mesh: Mesh, tokens: int, tiles: TileLoad | None = None) -> Row:
+def estimate(
+    lowered: Lowered,
+    topology: Topology,
+    mesh: Mesh,
+    tokens: int,
+    tiles: TileLoad | None = None,
+    traffic: bool = False,
+) -> Row:
     """Compiles a program and estimates memory, work, communication and time of each chip.
 
     Args:
@@ -132,6 +140,7 @@ def estimate(lowered: Lowered, topology: Topology, mesh: Mesh, tokens: int, tile
         mesh: The mesh that its arrays are sharded on.
         tokens: Tokens of one run, over all chips.
         tiles: The expected load of loops over tiles; None counts each of them once.
+        traffic: Whether to add `traffic`, the HBM traffic by operation.
 
     Returns:
         Plain data, as ``jhsae plan --json`` writes it. Seconds, and what follows from them, are None where the chip's
@@ -153,7 +162,10 @@ def estimate(lowered: Lowered, topology: Topology, mesh: Mesh, tokens: int, tile
     if compiled.program is None:
         unknown = ("flops", "hbm_traffic", "collectives", "loops", "times", "step_seconds", "tokens_per_second")
         return row | dict.fromkeys(unknown)
-    return row | _estimated(compiled.program, topology, mesh, tokens, tiles)
+    text = _text(compiled.program)
+    work = work_of(text, mesh.size, tiles, compiled.program.cost_analysis())
+    row |= {"traffic": [found._asdict() for found in traffic_of(work, text)]} if traffic else {}
+    return row | _estimated(work, topology, mesh, tokens)
 
 
 def _memory(lowered: Lowered, compiled: Compiled) -> dict[str, float | None]:
@@ -181,10 +193,7 @@ def _text(compiled: jax.stages.Compiled) -> str:
         ) from error
 
 
-def _estimated(
-    compiled: jax.stages.Compiled, topology: Topology, mesh: Mesh, tokens: int, tiles: TileLoad | None
-) -> Row:
-    work = work_of(_text(compiled), mesh.size, tiles, compiled.cost_analysis())
+def _estimated(work: Work, topology: Topology, mesh: Mesh, tokens: int) -> Row:
     places = topology.places(list(mesh.devices.flat))
     times = step_time(work, topology.chip, places) if topology.chip else None
     step = times.step if times else None

@@ -4,6 +4,7 @@ from typing import Any
 
 Row = dict[str, Any]
 DAY = 86_400
+LISTED = 30  # operations whose traffic is printed
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 BOUND = {
     "arithmetic": "matrix products",
@@ -18,6 +19,8 @@ def format_plan(plan: Row) -> str:
     parts = [_head(plan), _verdict(plan), _memory(plan)]
     if plan["flops"] is not None:
         parts += [_time(plan), _collectives(plan), _assumed(plan)]
+    if plan.get("traffic"):
+        parts.append(_traffic(plan))
     if len(plan["meshes"]) > 1:
         parts.append(_meshes(plan))
     if plan.get("harvest"):
@@ -130,6 +133,19 @@ def _assumed(plan: Row) -> str:
             f"counts {amount(compiler['flops'])}FLOP, elementwise included."
         )
     return "\n".join(lines)
+
+
+def _traffic(plan: Row) -> str:
+    """The operations with the most traffic; --json has all of them."""
+    most, whole = plan["traffic"][:LISTED], plan["hbm_traffic"]
+    head = ["HBM traffic of a chip in a step, by operation", "bytes", "part", "runs", "line"]
+    rows = [
+        [row["operation"], amount(row["bytes"]) + "B", f"{row['bytes'] / whole:.1%}", f"{row['runs']:,}", row["source"]]
+        for row in most
+    ]
+    left = whole - sum(row["bytes"] for row in most)
+    rest = [[f"{len(plan['traffic']) - len(most)} others", amount(left) + "B", f"{left / whole:.1%}", "", ""]]
+    return "\n".join(_table([head, *rows, *(rest if len(plan["traffic"]) > len(most) else [])], indent=0))
 
 
 def _meshes(plan: Row) -> str:

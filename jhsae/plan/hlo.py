@@ -79,6 +79,12 @@ class Instruction:
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
+    @property
+    def frame(self) -> int:
+        """The number of the stack frame that asked for it, 0 where the compiler names none; see `traffic`."""
+        found = re.search(r"stack_frame_id=(\d+)", self.attributes)
+        return int(found[1]) if found else 0
+
 
 @dataclass(frozen=True)
 class Computation:

@@ -167,5 +167,5 @@ def test_a_topology_of_libtpu():
     slice_ = topology("v5e:2x4")
     assert len(slice_.devices) == 8
     assert slice_.places(slice_.devices).shape[:2] == (2, 4)
-    with pytest.raises(UserError, match="not a slice that libtpu knows"):
+    with pytest.raises(UserError, match="unknown to libtpu"):
         topology("v5e:3x5")
