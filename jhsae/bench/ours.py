@@ -18,6 +18,7 @@ from jhsae.bench.inputs import Build, Shape
 from jhsae.bench.measurement import Memory
 from jhsae.bench.original import CLIP, L1, ORTHOGONALITY, RATE
 from jhsae.data import AbstractNormalizer, Identity
+from jhsae.ops import Precision
 from jhsae.sae import AbstractSAE
 from jhsae.training.config import Train
 from jhsae.training.recipe import Recipe, build_sae
@@ -87,10 +88,10 @@ def _start(
 class Training:
     """The compiled training step of an SAE, feature statistics included; every call makes one update of `batch`."""
 
-    def __init__(self, start: Start, batch: Float[Array, "batch embed"]):
+    def __init__(self, start: Start, batch: Float[Array, "batch embed"], precision: Precision = "float32"):
         self.modules, self.batch = start.modules, batch
         self.state = TrainState.init(start.sae, start.optimizer, jax.random.key(0))
-        step: Any = make_step(start.optimizer, clip=CLIP)
+        step: Any = make_step(start.optimizer, clip=CLIP, precision=precision)
         self.step = step.lower((self.modules, batch), self.state).compile()
         self.memory = Memory.of(self.step.compiled)
 

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jhsae.codes import Codes, TreeCodes
+from jhsae.ops import dense_rows
 from jhsae.ops.parameters import Decoder, ExpertEncoders
-from jhsae.ops.precision import dot, operand
+from jhsae.ops.precision import dot, operand, source
 from jhsae.ops.rows import weighted_rows
 from jhsae.ops.sharding import ShardingKind, shard_mapped
-from jhsae.ops.tiles import Tiles, add, group_size, group_tiles, over_rows, over_sub, over_tiles, store
+from jhsae.ops.tiles import Tiles, add, by_number, group_size, group_tiles, over_rows, over_sub, over_tiles, store
 
 TOKENS, EXPERTS, OWN = ShardingKind.TOKENS, ShardingKind.EXPERTS, ShardingKind.OWN
 TOKEN_SUM, EXPERT_SUM = ShardingKind.TOKEN_SUM, ShardingKind.EXPERT_SUM
@@ -52,7 +53,7 @@ def encode_forward(x: Array, indices: Array, encoders: ExpertEncoders) -> tuple[
     down, atom_enc = operand(encoders.down), encoders.atom_enc
     tiles = group_tiles(indices, down.shape[0], down.shape[2])
     shape = tiles.pair.shape
-    x = operand(x)
+    x = source(x)
 
     def body(carry: tuple[Array, Array], some: Tiles, first: Array) -> tuple[Array, Array]:
         pre, hidden = carry
@@ -72,7 +73,8 @@ def encode_backward(
     The second is ``sum over pairs of weights[b, j] x_b`` for each expert (0 without `weights`); the third the sum over
     tokens of the gradient of x.
     """
-    x, (tiles, hidden) = operand(x), residuals
+    x, (tiles, hidden), g = source(x), residuals, by_number(g)
+    raw = None if weights is None else by_number(weights)
     down, atom_enc = encoders.down, encoders.atom_enc
     experts, sub, embed = down.shape
 
@@ -81,9 +83,9 @@ def encode_backward(
         gt = some.of_pairs(g)
         h = jax.lax.dynamic_slice_in_dim(hidden, first, some.expert.shape[0])
         dh = dot("nta,nas->nts", gt, atom_enc[some.expert])
-        left = dh if weights is None else jnp.concatenate([dh, some.of_pairs(weights)[..., None]], axis=-1)
+        left = dh if raw is None else jnp.concatenate([dh, some.of_pairs(raw)[..., None]], axis=-1)
         sums = over_rows(left, x[some.token])
-        if weights is not None:
+        if raw is not None:
             d_rows = add(d_rows, some, sums[:, sub])
         d_down, d_enc = add(d_down, some, sums[:, :sub]), add(d_enc, some, over_rows(gt, h))
         return d_down, d_enc, d_rows, add(hidden_sum, some, jnp.sum(dh, axis=1))
@@ -96,7 +98,7 @@ def encode_backward(
 
 def encode_to_input(x: Array, encoders: ExpertEncoders, residuals: Residuals, g: Array) -> Float[Array, "batch embed"]:
     """The gradient of x: a loop of its own, which is not run where nobody asks for it."""
-    tiles, down, atom_enc = residuals.tiles, operand(encoders.down), encoders.atom_enc
+    tiles, down, atom_enc, g = residuals.tiles, operand(encoders.down), encoders.atom_enc, by_number(g)
 
     def body(dx: Array, some: Tiles, first: Array) -> Array:
         dh = dot("nta,nas->nts", some.of_pairs(g), atom_enc[some.expert])
@@ -140,11 +142,11 @@ def _decode_fwd(
 
 def _decode(children: Codes, indices: Array, up: Array, atom_dec: Array) -> tuple[Array, Tiles]:
     experts, _, embed = up.shape
-    tiles = group_tiles(indices, experts, embed)
+    tiles, slots = group_tiles(indices, experts, embed), _Slots.of(children)
     up = operand(up)
 
     def body(out: Array, some: Tiles, first: Array) -> Array:
-        dense = _all_atoms(some.of_pairs(children.values), _chosen(children, some))
+        dense = _all_atoms(some.of_pairs(slots.values), slots.chosen(some))
         inside = dot("nta,nas->nts", dense, atom_dec[some.expert])
         return _scatter(out, some, over_sub(inside, up[some.expert]))
 
@@ -156,8 +158,7 @@ def _decode_bwd(
     saved: tuple[Codes, Tiles, Array, Array], g: Float[Array, "batch embed"]
 ) -> tuple[Codes, None, Array, Array]:
     def gradients(children: Codes, tiles: Tiles, up: Array, atom_dec: Array, g: Array) -> tuple[Array, Array, Array]:
-        g, up = operand(g), operand(up)
-        body = partial(_d_atoms, children=children, g=g, up=up, atom_dec=atom_dec)
+        body = partial(_d_atoms, slots=_Slots.of(children), g=source(g), up=operand(up), atom_dec=atom_dec)
         d_children, d_up, d_dec = over_tiles(
             tiles, group_size(g.shape[-1]), body, _no_d_atoms(tiles, children, up, atom_dec)
         )
@@ -207,31 +208,56 @@ def _decode_tree_bwd(
 def _tree_gradients(
     codes: TreeCodes, tiles: Tiles, decoder: Decoder, g_parents: Array, g_atoms: Array
 ) -> tuple[Array, Array, Decoder]:
-    g_parents, g_atoms, rows, up = map(operand, (g_parents, g_atoms, decoder.rows, decoder.up))
-    parents, children, atom_dec = codes.parents, codes.children, decoder.atom_dec
+    parents, rows, atom_dec = codes.parents, decoder.rows, decoder.atom_dec
+    g_atoms, up, slots = source(g_atoms), operand(decoder.up), _Slots.of(codes.children)
+    no_atoms = _no_d_atoms(tiles, codes.children, up, atom_dec)
+    group = group_size(up.shape[-1])
+    if dense_rows.cheaper(parents.values.shape[1], len(rows)):
+        d_parents, d_rows = dense_rows.gradients(parents.values, parents.slot_indices(), rows, g_parents)
+        body = partial(_d_atoms, slots=slots, g=g_atoms, up=up, atom_dec=atom_dec)
+        d_children, d_up, d_dec = over_tiles(tiles, group, body, no_atoms)
+        return d_parents, tiles.by_pair(d_children), Decoder(d_rows, d_up, d_dec)
+    g_parents, rows, values = source(g_parents), operand(rows), by_number(parents.values)
 
-    def body(carry: tuple[Array, ...], some: Tiles, first: Array) -> tuple[Array, ...]:
+    def both(carry: tuple[Array, ...], some: Tiles, first: Array) -> tuple[Array, ...]:
         d_parents, d_rows, *rest = carry
         gt = g_parents[some.token]
         d_parents = store(d_parents, first, dot("ntd,nd->nt", gt, rows[some.expert]))
-        d_rows = add(d_rows, some, over_rows(some.of_pairs(parents.values)[..., None], gt)[:, 0])
-        return d_parents, d_rows, *_d_atoms(tuple(rest), some, first, children, g_atoms, up, atom_dec)
+        d_rows = add(d_rows, some, over_rows(some.of_pairs(values)[..., None], gt)[:, 0])
+        return d_parents, d_rows, *_d_atoms(tuple(rest), some, first, slots, g_atoms, up, atom_dec)
 
-    init = (jnp.zeros(tiles.pair.shape), jnp.zeros(rows.shape), *_no_d_atoms(tiles, children, up, atom_dec))
-    d_parents, d_rows, d_children, d_up, d_dec = over_tiles(tiles, group_size(up.shape[-1]), body, init)
+    init = (jnp.zeros(tiles.pair.shape), jnp.zeros(rows.shape), *no_atoms)
+    d_parents, d_rows, d_children, d_up, d_dec = over_tiles(tiles, group, both, init)
     return tiles.by_pair(d_parents), tiles.by_pair(d_children), Decoder(d_rows, d_up, d_dec)
 
 
 decode_tree.defvjp(_decode_tree_fwd, _decode_tree_bwd)
 
 
+class _Slots(NamedTuple):
+    """The children of every pair: values, and their atoms where not every atom has a slot; see `by_number`."""
+
+    values: Float[Array, "pairs c"]
+    atoms: Int[Array, "pairs c"] | None
+    size: int
+
+    @classmethod
+    def of(cls, children: Codes) -> "_Slots":
+        atoms = None if children.indices is None else by_number(children.indices)
+        return cls(by_number(children.values), atoms, children.size)
+
+    def chosen(self, some: Tiles) -> Bool[Array, "group rows c atoms"] | None:
+        """The atom of each slot of these pairs, one-hot; None where every atom has a slot."""
+        return None if self.atoms is None else self.atoms[some.pair][..., None] == jnp.arange(self.size)
+
+
 def _d_atoms(
-    carry: tuple[Array, ...], some: Tiles, first: Array, children: Codes, g: Array, up: Array, atom_dec: Array
+    carry: tuple[Array, ...], some: Tiles, first: Array, slots: _Slots, g: Array, up: Array, atom_dec: Array
 ) -> tuple[Array, Array, Array]:
     """Adds what these tiles give to the gradients of the children, `up` and `atom_dec`."""
     d_children, d_up, d_dec = carry
-    chosen = _chosen(children, some)
-    gt, ct, dec = g[some.token], _all_atoms(some.of_pairs(children.values), chosen), atom_dec[some.expert]
+    chosen = slots.chosen(some)
+    gt, ct, dec = g[some.token], _all_atoms(some.of_pairs(slots.values), chosen), atom_dec[some.expert]
     d_inside = some.alone(dot("ntd,nsd->nts", gt, up[some.expert]))
     inside = dot("nta,nas->nts", ct, dec)
     dense = dot("nts,nas->nta", d_inside, dec)
@@ -241,14 +267,6 @@ def _d_atoms(
         add(d_up, some, over_rows(inside, gt)),
         add(d_dec, some, over_rows(ct, d_inside)),
     )
-
-
-def _chosen(children: Codes, some: Tiles) -> Bool[Array, "group rows c atoms"] | None:
-    """The atom of each slot of these pairs, one-hot; None where every atom has a slot."""
-    if children.indices is None:
-        return None
-    slots = children.indices.reshape(-1, children.indices.shape[-1])[some.pair]
-    return slots[..., None] == jnp.arange(children.size)
 
 
 def _all_atoms(slots: Float[Array, "group rows c"], chosen: Array | None) -> Float[Array, "group rows atoms"]:

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 Precision = Literal["float32", "bfloat16"]
 COMPUTE: ContextVar[Precision] = ContextVar("compute", default="float32")
@@ -28,8 +29,21 @@ def compute_in(precision: Precision) -> Iterator[None]:
 
 
 def operand(a: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The array in the format of products; cast a matrix before its rows are gathered."""
+    """The array in the format of products."""
     return a.astype(COMPUTE.get())
+
+
+def source(a: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The array in the format of products, made before rows are gathered from it.
+
+    The compiler would gather rows of float32 and round each of them as often as it is read.
+    """
+    return a if a.dtype == COMPUTE.get() else once(operand(a))
+
+
+def once(a: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
+    """The array made here: the compiler moves no part of its making to where it is read, such as into a loop."""
+    return jax.lax.optimization_barrier(a)
 
 
 def dot(equation: str, a: Float[Array, "*a"], b: Float[Array, "*b"]) -> Float[Array, "*out"]:

@@ -2,7 +2,7 @@
 
 ``x_hat[b] = sum_j values[b, j] rows[indices[b, j]]``. Rows are gathered for a chunk of tokens at a time, forward and
 backward; the gradient of the rows is summed feature by feature (`tiles`), so neither batch x k x embed nor batch x
-features numbers exist at once.
+features numbers exist at once. Where products with all rows cost less, they are taken instead (`dense_rows`).
 """
 
 from functools import partial, reduce
@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jhsae.ops import dense_rows
 from jhsae.ops.chunks import chunk_size, map_chunks, on_cpu
-from jhsae.ops.precision import dot, operand, rounded
+from jhsae.ops.precision import dot, rounded, source
 from jhsae.ops.sharding import ShardingKind, shard_mapped, shards
-from jhsae.ops.tiles import Tiles, add, group_size, group_tiles, over_rows, over_tiles, store
+from jhsae.ops.tiles import Tiles, add, by_number, group_size, group_tiles, over_rows, over_tiles, store
 
 WRITTEN_OUT = 128  # rows of a token: a longer sum takes more than a second to compile
 DECODER = (ShardingKind.TOKENS, ShardingKind.TOKENS, ShardingKind.EXPERTS)
@@ -34,7 +35,8 @@ def _forward(values: Array, indices: Array, rows: Array) -> tuple[Array, tuple]:
 
 def _backward(saved: tuple, g: Float[Array, "batch embed"]) -> tuple:
     def gradients(values: Array, indices: Array, rows: Array, g: Array) -> tuple[Array, Array]:
-        return project_rows(g, indices, rows), add_rows(values, indices, g, rows.shape[0]).astype(rows.dtype)
+        d_values, d_rows = row_gradients(values, indices, rows, g)
+        return d_values, d_rows.astype(rows.dtype)
 
     results = (ShardingKind.TOKEN_SUM, ShardingKind.EXPERT_SUM)
     d_values, d_rows = shard_mapped(gradients, (*DECODER, ShardingKind.TOKENS), results, saved[2].shape[0])(*saved, g)
@@ -44,11 +46,25 @@ def _backward(saved: tuple, g: Float[Array, "batch embed"]) -> tuple:
 gather_rows.defvjp(_forward, _backward)
 
 
+def row_gradients(
+    values: Float[Array, "batch k"],
+    indices: Int[Array, "batch k"],
+    rows: Float[Array, "features embed"],
+    g: Float[Array, "batch embed"],
+) -> tuple[Float[Array, "batch k"], Float[Array, "features embed"]]:
+    """The gradients of values and rows of `weighted_rows`, on one device."""
+    if dense_rows.cheaper(indices.shape[1], len(rows)):
+        return dense_rows.gradients(values, indices, rows, g)
+    return project_rows(g, indices, rows), add_rows(values, indices, g, rows.shape[0])
+
+
 def weighted_rows(
     values: Float[Array, "batch k"], indices: Int[Array, "batch k"], rows: Float[Array, "features embed"]
 ) -> Float[Array, "batch embed"]:
     """`gather_rows` on one device, without a gradient of its own."""
-    rows = operand(rows)
+    if dense_rows.cheaper(indices.shape[1], len(rows)):
+        return dense_rows.weighted_rows(values, indices, rows)
+    rows = source(rows)
     if shards() > 1:
         return _weighted_by_tiles(values, indices, rows)
     return map_chunks(partial(_sum_of_rows, rows), _chunk(indices, rows), values, indices)
@@ -67,7 +83,7 @@ def project_rows(
     x: Float[Array, "batch embed"], indices: Int[Array, "batch k"], rows: Float[Array, "features embed"]
 ) -> Float[Array, "batch k"]:
     """``rows[indices[b, j]] . x_b``: the gradient of its values."""
-    rows = operand(rows)
+    rows = source(rows)
     if shards() > 1:
         return _projected_by_tiles(x, indices, rows)
     return map_chunks(lambda x, i: dot("bd,bkd->bk", x, rows[i]), _chunk(indices, rows), x, indices)
@@ -78,7 +94,7 @@ def add_rows(
 ) -> Float[Array, "size embed"]:
     """``sum over pairs with index i of values[b, j] vectors[b]`` for each i < size: the gradient of its rows."""
 
-    vectors = operand(vectors)
+    vectors, values = source(vectors), by_number(values)
 
     def body(out: Array, some: Tiles, first: Array) -> Array:
         return add(out, some, over_rows(some.of_pairs(values)[..., None], vectors[some.token])[:, 0])
@@ -92,6 +108,8 @@ def add_rows(
 
 
 def _weighted_by_tiles(values: Array, indices: Array, rows: Array) -> Array:
+    values = by_number(values)
+
     def body(out: Array, some: Tiles, first: Array) -> Array:
         return out.at[some.token].add(dot("nt,nd->ntd", some.of_pairs(values), rows[some.expert]))
 
@@ -101,7 +119,7 @@ def _weighted_by_tiles(values: Array, indices: Array, rows: Array) -> Array:
 
 
 def _projected_by_tiles(x: Array, indices: Array, rows: Array) -> Array:
-    x = operand(x)
+    x = source(x)
 
     def body(out: Array, some: Tiles, first: Array) -> Array:
         return store(out, first, dot("ntd,nd->nt", x[some.token], rows[some.expert]))

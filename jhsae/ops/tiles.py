@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jhsae.ops.chunks import on_cpu
-from jhsae.ops.precision import dot, rounded
+from jhsae.ops.precision import dot, once, rounded
 from jhsae.ops.sharding import shards, to_local_index
 
 ROWS = 16  # pairs of a tile: fewer leave the products small, more leave tiles half empty
@@ -53,14 +53,22 @@ class Tiles(NamedTuple):
         """The numbers of rows that hold a pair, 0 in the others."""
         return jnp.where(self.live.reshape(*self.live.shape, *(1,) * (rows.ndim - 2)), rows, 0)
 
-    def of_pairs(self, array: Float[Array, "batch k *rest"]) -> Float[Array, "tiles rows *rest"]:
-        """Per-pair numbers in the rows of the tiles, 0 in empty rows."""
-        return self.alone(array.reshape(-1, *array.shape[2:])[self.pair])
+    def of_pairs(self, numbers: Float[Array, "pairs *rest"]) -> Float[Array, "tiles rows *rest"]:
+        """Numbers of the pairs (`by_number`) in the rows of the tiles, 0 in empty rows."""
+        return self.alone(numbers[self.pair])
 
     def by_pair(self, rows: Float[Array, "tiles rows *rest"]) -> Float[Array, "batch k *rest"]:
         """Per-row numbers in the order of the pairs; 0 for those of other devices."""
         flat = rows.reshape(-1, *rows.shape[2:])
         return flat[self.place] if shards() == 1 else flat.at[self.place].get(mode="fill", fill_value=0)
+
+
+def by_number(array: Shaped[Array, "batch k *rest"]) -> Shaped[Array, "pairs *rest"]:
+    """What belongs to slot j of token b, at ``b k + j``: for loops over tiles, before which it must be made.
+
+    The compiler would make it anew in every trip, which is half of what some of these loops read.
+    """
+    return once(array.reshape(-1, *array.shape[2:]))
 
 
 def tile(indices: Int[Array, "batch k"], experts: int, rows: int = ROWS) -> Tiles:

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from jhsae.codes import TreeCodes
 from jhsae.ops.parameters import Decoder, ExpertEncoders
-from jhsae.ops.tiles import Tiles, group_size, over_tiles, tile
+from jhsae.ops.tiles import Tiles, by_number, group_size, over_tiles, tile
 
 from . import tile_kernels as kernels
 
@@ -130,15 +130,16 @@ def _by_pair(numbers: Float[Array, "atoms slots"], tiles: Tiles) -> Float[Array,
 def _by_slot(numbers: Float[Array, "batch k atoms"], tiles: Tiles) -> Float[Array, "atoms slots"]:
     """Numbers of the pairs along lanes, 0 in slots not in use; their number is rounded up."""
     rows = tiles.pair.shape[1]
+    values = by_number(numbers)
     tiles, group = _in_groups(tiles, LANES)  # XLA gathers them along sublanes, a row of lanes for each pair
 
     def body(out: Array, some: Tiles, first: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(out, _of(some, numbers), first * rows, axis=1)
+        return jax.lax.dynamic_update_slice_in_dim(out, _of(some, values), first * rows, axis=1)
 
     return over_tiles(tiles, group, body, jnp.zeros((numbers.shape[-1], tiles.pair.size), jnp.float32))
 
 
-def _of(some: Tiles, numbers: Float[Array, "batch k atoms"]) -> Float[Array, "atoms slots"]:
+def _of(some: Tiles, numbers: Float[Array, "pairs atoms"]) -> Float[Array, "atoms slots"]:
     return some.of_pairs(numbers).reshape(-1, numbers.shape[-1]).T
 
 
@@ -157,10 +158,11 @@ def _into_tokens(
     """``(A^T c)^T W`` of every pair, added up by token."""
     batch, embed = len(numbers), wide.shape[2]
     tiles, group = _in_groups(tiles, embed)
+    values = by_number(numbers)
 
     def body(out: Array, some: Tiles, first: Array) -> Array:
         token = jnp.where(some.live, some.token, batch).reshape(-1)
-        rows = kernels.spread(some.expert, wide, atoms, _of(some, numbers), interpret)
+        rows = kernels.spread(some.expert, wide, atoms, _of(some, values), interpret)
         return out.at[token].add(rows, mode="drop")
 
     return over_tiles(tiles, group, body, jnp.zeros((batch, embed), jnp.float32))
