@@ -25,11 +25,11 @@ from jhsae.errors import UserError
 from jhsae.files.bounded import to_json
 from jhsae.files.folders import append_line
 from jhsae.parallel.mesh import MeshShape, make_mesh
+from jhsae.plan.by_operation import traffic_of
 from jhsae.plan.cost import work_of
 from jhsae.plan.estimate import compile_program, memory_of
 from jhsae.plan.lowering import lower_train, stage_of, tile_load
 from jhsae.plan.topology import topology
-from jhsae.plan.traffic import traffic_of
 from jhsae.training.config import StageConfig, Train
 
 GIB = 2**30

@@ -20,11 +20,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jhsae.errors import UserError
+from jhsae.plan.by_operation import traffic_of
 from jhsae.plan.collectives import Groups, on_dcn, transfer_seconds
 from jhsae.plan.cost import Operation, Work, work_of
 from jhsae.plan.loops import TileLoad
 from jhsae.plan.topology import Chip, Places, Topology
-from jhsae.plan.traffic import traffic_of
 
 TOO_LARGE = (
     re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),

@@ -81,7 +81,7 @@ class Instruction:
 
     @property
     def frame(self) -> int:
-        """The number of the stack frame that asked for it, 0 where the compiler names none; see `traffic`."""
+        """The number of the stack frame that asked for it, 0 where the compiler names none; see `by_operation`."""
         found = re.search(r"stack_frame_id=(\d+)", self.attributes)
         return int(found[1]) if found else 0
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from jhsae.__main__ import main
+from jhsae.plan.by_operation import traffic_of
 from jhsae.plan.cost import work_of
-from jhsae.plan.traffic import traffic_of
 
 TEXT = """HloModule f
 
