@@ -1,9 +1,9 @@
 """The sparse decoder as products with all of its rows, some tokens at a time.
 
 A matrix unit multiplies with every row in less time than main memory takes to read the selected rows, write them side
-by side and read them again: for a token ``2 features embed`` FLOPs against ``3 k embed`` numbers of traffic. Per FLOP
-that a chip does in the time of a byte: 166 on a v5p, 240 on a v5e, 295 on an H100, 560 on a v6e (bfloat16 rates over
-bandwidths of their data sheets). No array of batch x features exists.
+by side and read them again: for a token ``2 features embed`` FLOPs against ``3 k embed`` numbers of traffic. In the
+time of one byte a chip does 166 FLOPs (v5p), 240 (v5e), 295 (H100) or 560 (v6e), by the bfloat16 rates and bandwidths
+of their data sheets; which of the two is faster was not measured. No array of batch x features exists.
 """
 
 from functools import partial, reduce
