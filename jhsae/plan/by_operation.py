@@ -1,4 +1,4 @@
-"""Which operations of the traced program the HBM traffic of a compiled step comes from.
+"""The HBM traffic of a compiled step, by the operation of the traced program that it comes from.
 
 A compiled instruction names the operation that it was made from, with the scopes and transformations around it, such
 as ``jvp(decode)/while/body/scatter-add``, and the lines of Python that asked for it. What the compiler adds by itself,
