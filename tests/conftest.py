@@ -61,18 +61,6 @@ def programs_end_before_a_process_does():
         gc.collect()
 
 
-LONG = (
-    "test_quickstart",
-    "test_two_processes",
-    "test_tour",
-    "test_ablation_axes",
-    "test_ablation_pursuit",
-    "test_browse",
-    "test_verbs_on_a_pursuit",
-    "test_hierarchy_study",
-    "test_pursuit",
-    "test_ablate",
-)  # files that take longest: first
 LIST, PRODUCT = 24, 8  # cases of one test that always run: of one axis, and of a product of several
 
 
@@ -82,10 +70,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Of a list longer than `LIST` one case in six stays. Of a product of more than `PRODUCT` cases those stay that
     bring a value of an axis which no case before has, and one in ten of the others: each value of each axis is tested.
-    Of a test marked ``few(n)``, whose cases take long, the first n stay. The files that take longest come first: one
-    that began last would leave the other processes without work.
+    Of a test marked ``few(n)``, whose cases take long, the first n stay.
     """
-    items.sort(key=lambda item: item.path.stem not in LONG)  # stable: all else stays in its order
     tests: dict[str, list[pytest.Function]] = {}
     for item in items:
         if isinstance(item, pytest.Function) and hasattr(item, "callspec") and "hostile" not in item.nodeid:
