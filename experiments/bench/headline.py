@@ -1,4 +1,4 @@
-"""The headline step on this accelerator: every form of it beside the original's, interleaved; under 8 minutes on a GPU.
+"""The headline step on this accelerator: every form of it beside the original's, interleaved. Not run on one yet.
 
     python experiments/bench/headline.py --json experiments/bench/headline.json
 

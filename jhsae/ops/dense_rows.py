@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jhsae.ops.chunks import chunk_size, map_chunks, on_cpu, scan_chunks
-from jhsae.ops.precision import dot, operand
+from jhsae.ops.precision import COMPUTE, dot, operand
 from jhsae.ops.sharding import shards, to_local_index
 
 FLOPS_PER_BYTE = 200
@@ -27,8 +27,8 @@ def cheaper(k: int, features: int) -> bool:
         k: selected rows of a token, over all devices that share the rows.
         features: rows of this device.
     """
-    size = operand(jnp.zeros(())).dtype.itemsize
-    return not on_cpu() and k <= WRITTEN_OUT and 2 * features * shards() <= FLOPS_PER_BYTE * TRAFFIC * size * k
+    moved = TRAFFIC * jnp.dtype(COMPUTE.get()).itemsize * k  # bytes of a token and a column
+    return not on_cpu() and k <= WRITTEN_OUT and 2 * features * shards() <= FLOPS_PER_BYTE * moved
 
 
 def weighted_rows(
