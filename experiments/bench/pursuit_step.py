@@ -1,10 +1,10 @@
 """The training step of a tree that is found by pursuit beside that of `scale.yaml`, interleaved, on this machine.
 
-    python experiments/bench/pursuit_step.py --json experiments/bench/pursuit_step.json
+    python experiments/bench/pursuit_step.py --children 0 --json experiments/bench/pursuit_step.json
 
 `scale` has 32 experts per token, as its config says. A tree has the parts of `recommended.yaml`, as many roots as
-`scale` has experts and about as many parameters, and exactly k rows per token, so that the work does not depend on how
-far a threshold has come. What it searches with is in the first column: which roots compete, `growth` (how far apart the
+`scale` has experts, and exactly k rows per token, so that the work does not depend on how far a threshold has come. It
+has about as many parameters, or `--children` slots below each root; 0 is a flat pursuit. What it searches with is in the first column: which roots compete, `growth` (how far apart the
 sweeps between picks are), and `sweeps` at the end.
 """
 
@@ -38,6 +38,7 @@ def main() -> None:
     for name, number in (("embed", 256), ("experts", 2048), ("batch", 4096)):
         parser.add_argument(f"--{name}", type=int, default=number, help="(%(default)s)")
     parser.add_argument("--k", type=int, nargs="+", default=[16, 32], help="rows per token of the trees (16 32)")
+    parser.add_argument("--children", type=int, help="slots below a root (as many parameters as scale)")
     parser.add_argument("--only", nargs="+", choices=SEARCHES, default=[*SEARCHES], help="these searches")
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds (%(default)s)")
     parser.add_argument("--json", type=Path, help="write the numbers there")
@@ -45,7 +46,9 @@ def main() -> None:
     shape, before = Shape(words.embed, words.experts, words.batch), load_average()
     scale = ours.scale(shape, Build())
     batch = jnp.asarray(make_batch(shape, scale.sae)[0])
-    children = round(parameters(scale.sae) / (shape.experts * shape.embed)) - 1
+    children = words.children
+    if children is None:
+        children = round(parameters(scale.sae) / (shape.experts * shape.embed)) - 1
     programs = {"scale": ours.Training(scale, batch)}
     for k in words.k:
         at_k = Shape(words.embed, words.experts, words.batch, k=k)

@@ -57,13 +57,14 @@ def tree(shape: Shape, children: int, candidates: str, **search: float) -> Start
 
     Args:
         shape: `sub` and `atoms` are not used.
-        children: slots below a root.
+        children: slots below a root; 0 for a flat pursuit.
         candidates: which of the roots compete, as in a config.
         search: arguments of `PursuitSAE` in place of those of the config.
     """
     budget = f"{{_target_: jhsae.sparsify.ExactL0, k: {shape.k}}}"
-    sizes = {"embed": shape.embed, "levels": [shape.experts, children], "budget": budget, "candidates": candidates}
-    return _start("recommended.yaml", {**sizes, **search}, ("weights.prefix=0.4",))
+    levels = [shape.experts, children] if children else [shape.experts]
+    sae = {"embed": shape.embed, "levels": levels, "budget": budget, "candidates": candidates, "growth": 1.25, **search}
+    return _start(*(("recommended.yaml", sae, ("weights.prefix=0.4",)) if children else ("pursuit/flat.yaml", sae, ())))
 
 
 def _hierarchical(shape: Shape, build: Build) -> dict[str, Any]:
