@@ -64,7 +64,9 @@ def tree(shape: Shape, children: int, candidates: str, **search: float) -> Start
     budget = f"{{_target_: jhsae.sparsify.ExactL0, k: {shape.k}}}"
     levels = [shape.experts, children] if children else [shape.experts]
     sae = {"embed": shape.embed, "levels": levels, "budget": budget, "candidates": candidates, "growth": 1.25, **search}
-    return _start(*(("recommended.yaml", sae, ("weights.prefix=0.4",)) if children else ("pursuit/flat.yaml", sae, ())))
+    if not children:
+        return _start("pursuit/flat.yaml", sae, ())
+    return _start("recommended.yaml", sae, ("weights.prefix=0.4",))
 
 
 def _hierarchical(shape: Shape, build: Build) -> dict[str, Any]:
