@@ -63,7 +63,7 @@ def tree(shape: Shape, children: int, candidates: str, **search: float) -> Start
     """
     budget = f"{{_target_: jhsae.sparsify.ExactL0, k: {shape.k}}}"
     levels = [shape.experts, children] if children else [shape.experts]
-    sae = {"embed": shape.embed, "levels": levels, "budget": budget, "candidates": candidates, "growth": 1.25, **search}
+    sae = {"embed": shape.embed, "levels": levels, "budget": budget, "candidates": candidates, "growth": 1.25} | search
     if not children:
         return _start("pursuit/flat.yaml", sae, ())
     return _start("recommended.yaml", sae, ("weights.prefix=0.4",))
