@@ -4,8 +4,8 @@
 
 `scale` has 32 experts per token, as its config says. A tree has the parts of `recommended.yaml`, as many roots as
 `scale` has experts, and exactly k rows per token, so that the work does not depend on how far a threshold has come. It
-has about as many parameters, or `--children` slots below each root; 0 is a flat pursuit. What it searches with is in the
-first column: which roots compete, `growth` (how far apart the sweeps between picks are), and `sweeps` at the end.
+has about as many parameters, or `--children` slots below each root; 0 is a flat pursuit. What it searches with is in
+the first column: which roots compete, `growth` (how far apart the sweeps between picks are), and `sweeps` at the end.
 """
 
 from argparse import ArgumentParser
