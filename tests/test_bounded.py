@@ -378,3 +378,10 @@ def test_values_of_another_form(change: dict, message: str):
         forms.check(right | change, FORM, "f")
     with refused("f is [], expected an object"):
         forms.check([], FORM, "f")
+
+
+def test_a_number_of_a_megabyte_is_refused_before_it_is_scanned(monkeypatch):
+    """PyYAML has read it for more than 20 seconds before it is an event."""
+    monkeypatch.setattr("yaml.parse", lambda *_, **__: pytest.fail("it is scanned"))
+    with pytest.raises(UserError, match=r"a number of more than 10,000 digits, expected at most 1,000"):
+        bounded.check_yaml("a: 1" + ":1" * 400_000, "config.yaml")
