@@ -70,9 +70,39 @@ class Listed(NamedTuple):
         """The list with the scores at these values of the rows that are in."""
         return self._replace(scores=self.of_token - weighted(values, self.products))
 
+    def with_rows(self, added: "Listed", first: Int[Array, ""]) -> "Listed":
+        """The list with other rows from a place on."""
+        put = jax.lax.dynamic_update_slice_in_dim
+        parts = zip(self, added, (0, 0, 1, 0), strict=True)  # the axis of the open rows
+        return Listed(*(put(whole, own, first, axis) for whole, own, axis in parts))
+
+    def without(self, chosen: Chosen) -> "Listed":
+        """The list in which the rows that are in are not open."""
+        is_in = jnp.any((self.rows[None] == chosen.rows[:, None]) & chosen.there[:, None], axis=0)
+        of_token, scores = (jnp.where(is_in, -jnp.inf, a) for a in (self.of_token, self.scores))
+        return self._replace(of_token=of_token, scores=scores)
+
+    def grown(self, picks: int, size: int, nothing: int) -> "Listed":
+        """The list with `size` places, for `picks` slots.
+
+        Args:
+            picks: slots of the rows that will be in.
+            size: places of the list.
+            nothing: the number that stands for no row.
+        """
+        more = ((0, size - len(self.rows)), (0, 0))
+        return Listed(
+            jnp.pad(self.rows, more, constant_values=nothing),
+            jnp.pad(self.of_token, more, constant_values=-jnp.inf),
+            grown(self.products, picks, size),
+            jnp.pad(self.scores, more, constant_values=-jnp.inf),
+        )
+
 
 class AbstractPool(abc.ABC, Generic[S]):
     """The open rows of some tokens; the state, which `entered` changes, is a value of its own."""
+
+    forest: Forest
 
     @abc.abstractmethod
     def start(self, chosen: Chosen, picks: int) -> S:
@@ -86,6 +116,10 @@ class AbstractPool(abc.ABC, Generic[S]):
     def best_child(self, state: S, chosen: Chosen, closed: Bool[Array, "picks tokens"] | None) -> Best:
         """The best open child, none of the slots that are `closed`; its place is ``slot * widest`` and its number."""
 
+    def stored(self, state: S, t: Int[Array, ""], entry: Entry) -> S:
+        """The state with the row of `entry` in slot t, before anything is computed of it."""
+        return state
+
     @abc.abstractmethod
     def products(self, state: S, chosen: Chosen, entry: Entry) -> Float[Array, "picks tokens"]:
         """The products of a row with those that are in."""
@@ -97,6 +131,11 @@ class AbstractPool(abc.ABC, Generic[S]):
     @abc.abstractmethod
     def rescored(self, state: S, chosen: Chosen) -> S:
         """The state after values have moved."""
+
+    def children_of(self, chosen: Chosen) -> Int[Array, "open tokens"]:
+        """The children of the rows that are in; `size` where there is none."""
+        rows = jnp.where(chosen.there[..., None], self.forest.children(chosen.rows), self.forest.size)
+        return jnp.swapaxes(rows, 1, 2).reshape(rows.shape[0] * rows.shape[2], rows.shape[1])
 
 
 class TableState(NamedTuple):
@@ -134,7 +173,7 @@ class TablePool(AbstractPool[TableState]):
         self.root_table = table[:, : forest.roots]
 
     def start(self, chosen: Chosen, picks: int) -> TableState:
-        children = self.listed(self._children(chosen), chosen, picks, picks * self.forest.widest)
+        children = self.listed(self.children_of(chosen), chosen, picks, picks * self.forest.widest)
         return TableState(self.open_roots(chosen, picks), children)
 
     def best_child(self, state: TableState, chosen: Chosen, closed: Array | None) -> Best:
@@ -155,10 +194,7 @@ class TablePool(AbstractPool[TableState]):
         child = jnp.where(entry.on & ~is_root, entry.place, NOWHERE)
         old = state.children.entered(t, value, self.between(entry.row[None], state.children.rows)[0], child)
         added = Listed(new, of_token, products, of_token - weighted(chosen.values, products))
-        put = jax.lax.dynamic_update_slice_in_dim
-        parts = zip(old, added, (0, 0, 1, 0), strict=True)  # the axis of the open rows
-        children = Listed(*(put(all_rows, own, t * widest, axis) for all_rows, own, axis in parts))
-        return TableState(roots, children)
+        return TableState(roots, old.with_rows(added, t * widest))
 
     def rescored(self, state: TableState, chosen: Chosen) -> TableState:
         return TableState(self.roots_rescored(state.roots, chosen), state.children.rescored(chosen.values))
@@ -175,11 +211,6 @@ class TablePool(AbstractPool[TableState]):
         # one loop over the numbers, without gathered rows in between
         return reduce(jnp.add, (value[:, None] * table[row] for value, row in zip(values, chosen.rows, strict=True)))
 
-    def untaken(self, chosen: Chosen) -> Float[Array, "tokens roots"]:
-        """The product of each root with the token; -inf for one that has entered."""
-        taken = jnp.where(chosen.there, chosen.rows, self.forest.roots).T
-        return self.of_roots.at[jnp.arange(len(taken))[:, None], taken].set(-jnp.inf, mode="drop")
-
     @abc.abstractmethod
     def open_roots(self, chosen: Chosen, picks: int) -> Any:
         """The roots that compete with what is in."""
@@ -194,11 +225,6 @@ class TablePool(AbstractPool[TableState]):
     def roots_rescored(self, roots: Any, chosen: Chosen) -> Any:
         """The roots after values have moved."""
 
-    def _children(self, chosen: Chosen) -> Int[Array, "open tokens"]:
-        """Of the rows that are in; `size` where there is none."""
-        rows = jnp.where(chosen.there[..., None], self.forest.children(chosen.rows), self.forest.size)
-        return jnp.swapaxes(rows, 1, 2).reshape(rows.shape[0] * rows.shape[2], rows.shape[1])
-
     def _of_token(self, rows: Int[Array, "some tokens"]) -> Float[Array, "some tokens"]:
         """The product of each with the token; -inf where there is none."""
         scores = self.of_rows.at[self.tokens, rows].get(mode="clip")
@@ -206,22 +232,16 @@ class TablePool(AbstractPool[TableState]):
 
     def listed(self, rows: Int[Array, "open tokens"], chosen: Chosen, picks: int, size: int) -> Listed:
         """A list of these rows, of which those that are in are not open, with `size` places."""
-        is_in = jnp.any((rows[None] == chosen.rows[:, None]) & chosen.there[:, None], axis=0)
-        of_token = jnp.where(is_in, -jnp.inf, self._of_token(rows))
-        more, products = ((0, size - len(rows)), (0, 0)), self.between(chosen.rows, rows)
-        return Listed(
-            jnp.pad(rows, more, constant_values=self.forest.size),
-            jnp.pad(of_token, more, constant_values=-jnp.inf),
-            grown(products, picks, size),
-            jnp.pad(of_token - weighted(chosen.values, products), more, constant_values=-jnp.inf),
-        )
+        of_token, products = self._of_token(rows), self.between(chosen.rows, rows)
+        found = Listed(rows, of_token, products, of_token - weighted(chosen.values, products))
+        return found.without(chosen).grown(picks, size, self.forest.size)
 
 
 class AllRoots(TablePool):
     """All roots compete; their scores are the state."""
 
     def open_roots(self, chosen: Chosen, picks: int) -> Array:
-        return self.untaken(chosen) - self.lost(chosen) if len(chosen.rows) else self.of_roots
+        return without_taken(self.of_roots - self.lost(chosen), chosen) if len(chosen.rows) else self.of_roots
 
     def best_root(self, state: TableState, chosen: Chosen) -> Best:
         place, score = first_largest(state.roots)
@@ -258,6 +278,17 @@ class SomeRoots(TablePool):
 
     def roots_rescored(self, roots: Listed, chosen: Chosen) -> Listed:
         return roots.rescored(chosen.values)
+
+
+def without_taken(scores: Float[Array, "tokens roots"], chosen: Chosen) -> Float[Array, "tokens roots"]:
+    """Scores of all roots; -inf for those that are in.
+
+    Args:
+        scores: of each token's roots.
+        chosen: the rows that are in.
+    """
+    taken = jnp.where(chosen.there, chosen.rows, scores.shape[1]).T
+    return scores.at[jnp.arange(len(taken), dtype=jnp.int32)[:, None], taken].set(-jnp.inf, mode="drop")
 
 
 def first_largest(scores: Float[Array, "tokens n"]) -> tuple[Int[Array, "tokens"], Float[Array, "tokens"]]:

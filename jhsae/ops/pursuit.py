@@ -22,12 +22,12 @@ from jaxtyping import Array, Float, Int
 
 from jhsae.ops.chunks import chunk_size, map_chunks, on_cpu
 from jhsae.ops.forest import Forest
-from jhsae.ops.pool import AbstractPool, AllRoots, SomeRoots
+from jhsae.ops.pool import AbstractPool, AllRoots, SomeRoots, without_taken
 from jhsae.ops.precision import dot, operand
 from jhsae.ops.refit import Chosen, Entry, enter, kept, prune, refit, sweep
 from jhsae.ops.sharding import ShardingKind, shard_mapped, token_kind
 from jhsae.ops.topk import METHODS
-from jhsae.ops.vector_pool import EveryRoot, VectorPool
+from jhsae.ops.vector_pool import EveryRoot, NearRoots
 
 TABLE = 4096  # rows: a screened pursuit of more has no table of the products of all pairs
 LARGEST = 2**14  # rows: no pursuit of more has one; its table takes 1 GiB
@@ -128,10 +128,13 @@ def _pursued_by_rows(search: Search, chunk: int | None, x: Array, rows: Array, t
     held = 3 * forest.roots + picks * (1 + forest.widest) * x.shape[1] + picks * picks
 
     def of_chunk(x: Array) -> Pursued:
-        pool, chosen = EveryRoot(x, vectors, forest), Chosen.nothing(len(x)).grown(picks)
-        return _finished(_picked(pool, pool.start(chosen, picks), chosen, 0, picks, threshold, search)[1], search)
+        pool, chosen, start = EveryRoot(x, vectors, forest), Chosen.nothing(len(x)), 0
+        for end in stage_ends(picks):
+            chosen = _picked(pool, pool.start(chosen, end), chosen.grown(end), start, end, threshold, search)[1]
+            start = end
+        return _finished(chosen, search)
 
-    return map_chunks(of_chunk, chunk or chunk_size(len(x), 4 * held), x)
+    return map_chunks(of_chunk, chunk or chunk_size(len(x), 4 * held, BLOCK), x)
 
 
 def screened(
@@ -167,16 +170,13 @@ def screened(
 
     def on_device(x: Array, rows: Array, threshold: Array) -> Pursued:
         def of_chunk(x: Array) -> Pursued:
-            pool = VectorPool(x, operand(rows), forest, candidates)
-            chosen, start = Chosen.nothing(len(x)).grown(picks), 0
-            state = pool.start(chosen, picks)
-            for count in schedule(picks, rounds):
-                state = pool.screen(state, chosen)
-                state, chosen = _picked(pool, state, chosen, start, start + count, threshold, search)
-                start += count
+            chosen = Chosen.nothing(len(x))
+            for end in accumulate(schedule(picks, rounds)):
+                start, pool = len(chosen.rows), NearRoots(candidates, chosen, x, operand(rows), forest)
+                chosen = _picked(pool, pool.start(chosen, end), chosen.grown(end), start, end, threshold, search)[1]
             return _finished(chosen, search)
 
-        return map_chunks(of_chunk, chunk or chunk_size(len(x), 4 * held), x)
+        return map_chunks(of_chunk, chunk or chunk_size(len(x), 4 * held, BLOCK), x)
 
     return _on_devices(on_device, x, rows, threshold)
 
@@ -192,7 +192,7 @@ def _screened_by_table(
         scores, chosen = dot("bd,nd->bn", x, rows), Chosen.nothing(len(x))
         for end in accumulate(schedule(search.picks, rounds)):
             start, every = len(chosen.rows), AllRoots(scores, None, table, forest)
-            now = every.untaken(chosen) - every.lost(chosen) if start else every.untaken(chosen)
+            now = without_taken(every.of_roots - every.lost(chosen), chosen) if start else every.of_roots
             near = METHODS["auto"](now, candidates).T  # not `topk`: this device has all rows
             pool = SomeRoots(near, scores, None, table, forest)
             state = pool.start(chosen, end)
@@ -299,6 +299,7 @@ def _picked(
     def pick(carry: tuple[Array, Array, Any, Chosen]) -> tuple[Array, Array, Any, Chosen]:
         t, _, state, chosen = carry
         entry = _best(pool, state, chosen, threshold, search)
+        state = pool.stored(state, t, entry)
         chosen = enter(chosen, t, entry, pool.products(state, chosen, entry))
         state = pool.entered(state, chosen, t, entry)
 

@@ -1,20 +1,21 @@
 """Open rows of a pursuit whose products are taken of gathered rows: where a table of all pairs would cost more.
 
-A score is the product of a row with the residual. Arrays have the tokens last, but for those with the rows of every
-token, [..., tokens, embed].
+Every row that enters is multiplied with the listed rows, once; after that its products are looked up in the lists, as
+those of a `TablePool`. Rows lie token by token, [tokens, ..., embed], as the products of each token's own rows need
+them; all other arrays have the tokens last.
 """
 
-from functools import reduce
-from typing import NamedTuple
+import abc
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jhsae.ops.forest import Forest
-from jhsae.ops.pool import NOWHERE, AbstractPool, Best, best_listed, first_largest
+from jhsae.ops.pool import NOWHERE, AbstractPool, Best, Listed, first_largest, without_taken
 from jhsae.ops.precision import dot, rounded
-from jhsae.ops.refit import WRITTEN_OUT, Chosen, Entry
+from jhsae.ops.refit import Chosen, Entry, weighted
 from jhsae.ops.topk import METHODS
 
 
@@ -22,99 +23,20 @@ class VectorState(NamedTuple):
     """What changes in a `VectorPool`.
 
     Args:
-        open: whether each candidate has not entered.
-        children: the numbers of the children of the rows that are in; `size` where there is none, or it has entered.
-        entered: the rows that are in.
+        roots: the open roots.
+        children: those of the rows that are in.
+        entered: the rows that are in, by slot.
         of_children: the rows of their children.
-        residual: what the rows that are in leave of the token.
     """
 
-    open: Bool[Array, "tokens candidates"]
-    children: Int[Array, "open tokens"]
-    entered: Float[Array, "picks tokens embed"]
-    of_children: Float[Array, "open tokens embed"]
-    residual: Float[Array, "tokens embed"]
+    roots: Any
+    children: Listed
+    entered: Float[Array, "tokens picks embed"]
+    of_children: Float[Array, "tokens open embed"]
 
 
 class VectorPool(AbstractPool[VectorState]):
-    """Candidates among the roots, chosen by their products with the residual; products are taken of gathered rows.
-
-    Args:
-        x: the tokens, centred.
-        vectors: all rows.
-        forest: the shape of the rows.
-        candidates: how many roots compete.
-    """
-
-    def __init__(
-        self, x: Float[Array, "tokens embed"], vectors: Float[Array, "rows embed"], forest: Forest, candidates: int
-    ):
-        self.x, self.vectors, self.forest, self.count = x, vectors, forest, candidates
-
-    def start(self, chosen: Chosen, picks: int) -> VectorState:
-        """The state before the first pick, without candidates."""
-        (tokens, embed), dtype = self.x.shape, self.vectors.dtype
-        below = picks * self.forest.widest
-        return VectorState(
-            jnp.ones((tokens, 0), bool),
-            jnp.full((below, tokens), self.forest.size, jnp.int32),
-            jnp.zeros((picks, tokens, embed), dtype),
-            jnp.zeros((below, tokens, embed), dtype),
-            self.x,
-        )
-
-    def screen(self, state: VectorState, chosen: Chosen) -> VectorState:
-        """The state at the start of a round, with new candidates."""
-        roots = self.forest.roots
-        scores = dot("td,nd->tn", state.residual, self.vectors[:roots])
-        taken = jnp.where(chosen.there & (chosen.parent < 0), chosen.rows, roots).T
-        scores = scores.at[jnp.arange(len(scores))[:, None], taken].set(-jnp.inf, mode="drop")
-        self.candidates = METHODS["auto"](scores, self.count)  # not `topk`: this device has all rows
-        self.near = self.vectors[self.candidates]
-        return state._replace(open=jnp.take_along_axis(scores, self.candidates, axis=1) > -jnp.inf)
-
-    def best_root(self, state: VectorState, chosen: Chosen) -> Best:
-        scores = dot("tcd,td->tc", self.near, state.residual)
-        place, score = first_largest(jnp.where(state.open, scores, -jnp.inf))
-        return score, jnp.take_along_axis(self.candidates, place[:, None], axis=1)[:, 0], place
-
-    def best_child(self, state: VectorState, chosen: Chosen, closed: Array | None) -> Best:
-        scores = dot("otd,td->ot", state.of_children, state.residual)
-        there = state.children < self.forest.size
-        there = there if closed is None else there & ~jnp.repeat(closed, self.forest.widest, axis=0)
-        return best_listed(jnp.where(there, scores, -jnp.inf), state.children)
-
-    def products(self, state: VectorState, chosen: Chosen, entry: Entry) -> Array:
-        return dot("ptd,td->pt", state.entered, self.vectors[entry.row])
-
-    def entered(self, state: VectorState, chosen: Chosen, t: Array, entry: Entry) -> VectorState:
-        is_root, widest, tokens = entry.slot < 0, self.forest.widest, jnp.arange(len(self.x), dtype=jnp.int32)
-        root = jnp.where(entry.on & is_root, entry.place, NOWHERE)
-        is_open = state.open.at[tokens, root].set(False, mode="drop")
-        row = jnp.where(entry.on[:, None], self.vectors[entry.row], 0)
-        left = state.residual - rounded(chosen.values[t])[:, None] * row.astype(jnp.float32)
-        state = state._replace(open=is_open, entered=state.entered.at[t].set(row), residual=left)
-        if not widest:
-            return state
-        child = jnp.where(entry.on & ~is_root, entry.place, NOWHERE)
-        children = state.children.at[child, tokens].set(self.forest.size, mode="drop")
-        new = jnp.where(entry.on, self.forest.children(entry.row).T, self.forest.size)
-        below = self.vectors.at[new].get(mode="clip")
-        return state._replace(
-            children=jax.lax.dynamic_update_slice_in_dim(children, new, t * widest, 0),
-            of_children=jax.lax.dynamic_update_slice_in_dim(state.of_children, below, t * widest, 0),
-        )
-
-    def rescored(self, state: VectorState, chosen: Chosen) -> VectorState:
-        if len(chosen.values) > WRITTEN_OUT:
-            return state._replace(residual=self.x - dot("pt,ptd->td", chosen.values, state.entered))
-        pairs = zip(chosen.values, state.entered, strict=True)
-        taken = reduce(jnp.add, (rounded(v)[:, None] * row.astype(jnp.float32) for v, row in pairs))
-        return state._replace(residual=self.x - taken)
-
-
-class EveryRoot(VectorPool):
-    """All roots compete: a product of every root with every residual at each pick.
+    """Products are taken of gathered rows.
 
     Args:
         x: the tokens, centred.
@@ -123,12 +45,146 @@ class EveryRoot(VectorPool):
     """
 
     def __init__(self, x: Float[Array, "tokens embed"], vectors: Float[Array, "rows embed"], forest: Forest):
-        super().__init__(x, vectors, forest, forest.roots)
+        self.x, self.vectors, self.forest = x, vectors, forest
 
     def start(self, chosen: Chosen, picks: int) -> VectorState:
-        return super().start(chosen, picks)._replace(open=jnp.ones((len(self.x), self.count), bool))
+        entered, below = self.rows(chosen.rows, chosen.there), self.children_of(chosen)
+        of_children, size = self.rows(below, below < self.forest.size), picks * self.forest.widest
+        children = self.listed(below, of_children, entered, chosen, picks, size)
+        more, below_more = picks - entered.shape[1], size - of_children.shape[1]
+        return VectorState(
+            self.open_roots(chosen, entered, picks),
+            children,
+            jnp.pad(entered, ((0, 0), (0, more), (0, 0))),
+            jnp.pad(of_children, ((0, 0), (0, below_more), (0, 0))),
+        )
+
+    def best_child(self, state: VectorState, chosen: Chosen, closed: Array | None) -> Best:
+        return state.children.best(None if closed is None else jnp.repeat(closed, self.forest.widest, axis=0))
+
+    def stored(self, state: VectorState, t: Array, entry: Entry) -> VectorState:
+        # all arrays of rows are written before they are read: the compiler would copy them otherwise
+        row = self.rows(entry.row[None], entry.on[None])
+        put = jax.lax.dynamic_update_slice_in_dim
+        state = state._replace(entered=put(state.entered, row, t, 1))
+        if not self.forest.widest:
+            return state
+        new = self.new_children(entry)
+        below = self.rows(new, new < self.forest.size)
+        return state._replace(of_children=put(state.of_children, below, t * self.forest.widest, 1))
+
+    def products(self, state: VectorState, chosen: Chosen, entry: Entry) -> Array:
+        return dot("tpd,td->tp", state.entered, self.vectors[entry.row]).T
+
+    def entered(self, state: VectorState, chosen: Chosen, t: Array, entry: Entry) -> VectorState:
+        is_root, widest, value = entry.slot < 0, self.forest.widest, chosen.values[t]
+        row = self.vectors[entry.row]
+        place = jnp.where(entry.on & is_root, entry.place, NOWHERE)
+        state = state._replace(roots=self.root_entered(state.roots, t, value, row, place))
+        if not widest:
+            return state
+        child = jnp.where(entry.on & ~is_root, entry.place, NOWHERE)
+        old = state.children.entered(t, value, dot("tod,td->to", state.of_children, row).T, child)
+        new = self.new_children(entry)
+        below = jax.lax.dynamic_slice_in_dim(state.of_children, t * widest, widest, 1)
+        added = self.scored(new, below, state.entered, chosen)
+        return state._replace(children=old.with_rows(added, t * widest))
+
+    def rescored(self, state: VectorState, chosen: Chosen) -> VectorState:
+        roots = self.roots_rescored(state.roots, chosen, state.entered)
+        return state._replace(roots=roots, children=state.children.rescored(chosen.values))
+
+    def rows(self, numbers: Int[Array, "some tokens"], there: Bool[Array, "some tokens"]) -> Array:
+        """Rows by number, [tokens, some, embed]; zeros where there is none."""
+        return jnp.where(there.T[..., None], self.vectors.at[numbers.T].get(mode="clip"), 0)
+
+    def residual(self, chosen: Chosen, entered: Float[Array, "tokens picks embed"]) -> Float[Array, "tokens embed"]:
+        """What the rows that are in leave of the token."""
+        return self.x - dot("tp,tpd->td", chosen.values.T, entered) if len(chosen.rows) else self.x
+
+    def new_children(self, entry: Entry) -> Int[Array, "widest tokens"]:
+        """The children of a row that enters; `size` where there is none."""
+        return jnp.where(entry.on, self.forest.children(entry.row).T, self.forest.size)
+
+    def scored(self, rows: Int[Array, "open tokens"], vectors: Array, entered: Array, chosen: Chosen) -> Listed:
+        """A list of rows that are open, but for those with the number `size`."""
+        of_token = jnp.where(rows < self.forest.size, dot("tod,td->to", vectors, self.x).T, -jnp.inf)
+        products = jnp.transpose(dot("tpd,tod->tpo", entered, vectors), (1, 2, 0))
+        return Listed(rows, of_token, products, of_token - weighted(chosen.values, products))
+
+    def listed(
+        self, rows: Int[Array, "open tokens"], vectors: Array, entered: Array, chosen: Chosen, picks: int, size: int
+    ) -> Listed:
+        """A list of these rows, of which those that are in are not open, with `size` places."""
+        return self.scored(rows, vectors, entered, chosen).without(chosen).grown(picks, size, self.forest.size)
+
+    @abc.abstractmethod
+    def open_roots(self, chosen: Chosen, entered: Float[Array, "tokens filled embed"], picks: int) -> Any:
+        """The roots that compete with what is in."""
+
+    @abc.abstractmethod
+    def root_entered(
+        self, roots: Any, t: Int[Array, ""], value: Float[Array, "tokens"], row: Array, place: Int[Array, "tokens"]
+    ) -> Any:
+        """The roots after a row has entered in slot t at a value; it is a root if its `place` is one."""
+
+    @abc.abstractmethod
+    def roots_rescored(self, roots: Any, chosen: Chosen, entered: Float[Array, "tokens picks embed"]) -> Any:
+        """The roots after values have moved."""
+
+
+class NearRoots(VectorPool):
+    """The candidates of a round compete: the roots with the largest products with the residual at its start.
+
+    Args:
+        candidates: how many.
+        chosen: the rows that are in at its start.
+        rest: the arguments of a `VectorPool`.
+    """
+
+    def __init__(self, candidates: int, chosen: Chosen, *rest: Any):
+        super().__init__(*rest)
+        roots = self.forest.roots
+        residual = self.residual(chosen, self.rows(chosen.rows, chosen.there))
+        scores = without_taken(dot("td,nd->tn", residual, self.vectors[:roots]), chosen)
+        self.candidates = METHODS["auto"](scores, candidates).T  # not `topk`: this device has all rows
+        self.near = self.vectors[self.candidates.T]
+
+    def open_roots(self, chosen: Chosen, entered: Array, picks: int) -> Listed:
+        return self.listed(self.candidates, self.near, entered, chosen, picks, len(self.candidates))
 
     def best_root(self, state: VectorState, chosen: Chosen) -> Best:
-        scores = dot("td,nd->tn", state.residual, self.vectors[: self.count])
-        place, score = first_largest(jnp.where(state.open, scores, -jnp.inf))
+        return state.roots.best()
+
+    def root_entered(self, roots: Listed, t: Array, value: Array, row: Array, place: Array) -> Listed:
+        return roots.entered(t, value, dot("tcd,td->tc", self.near, row).T, place)
+
+    def roots_rescored(self, roots: Listed, chosen: Chosen, entered: Array) -> Listed:
+        return roots.rescored(chosen.values)
+
+
+class Roots(NamedTuple):
+    """All roots: which of them are open, and what the rows that are in leave of the token."""
+
+    open: Bool[Array, "tokens roots"]
+    residual: Float[Array, "tokens embed"]
+
+
+class EveryRoot(VectorPool):
+    """All roots compete: a product of every root with every residual at each pick."""
+
+    def open_roots(self, chosen: Chosen, entered: Array, picks: int) -> Roots:
+        is_open = without_taken(jnp.zeros((len(self.x), self.forest.roots)), chosen) == 0
+        return Roots(is_open, self.residual(chosen, entered))
+
+    def best_root(self, state: VectorState, chosen: Chosen) -> Best:
+        scores = dot("td,nd->tn", state.roots.residual, self.vectors[: self.forest.roots])
+        place, score = first_largest(jnp.where(state.roots.open, scores, -jnp.inf))
         return score, place, place
+
+    def root_entered(self, roots: Roots, t: Array, value: Array, row: Array, place: Array) -> Roots:
+        is_open = roots.open.at[jnp.arange(len(place), dtype=jnp.int32), place].set(False, mode="drop")
+        return Roots(is_open, roots.residual - rounded(value)[:, None] * row.astype(jnp.float32))
+
+    def roots_rescored(self, roots: Roots, chosen: Chosen, entered: Array) -> Roots:
+        return roots._replace(residual=self.residual(chosen, entered))
