@@ -15,7 +15,7 @@ from jhsae.sparsify import AbstractBudget, ExactL0, Threshold
 LEVELS = {"flat": (24,), "two": (8, 3), "three": (8, 3, 2)}
 EMPTY = 2  # slots of a forest's last level without a row
 BUDGETS: dict[str, AbstractBudget] = {"threshold": Threshold(0.3, 6), "exact": ExactL0(4, 2)}
-CANDIDATES = {"all": AllRows(), "screened": Screened(2, 4)}
+CANDIDATES = {"all": AllRows(), "screened": Screened(2, 4), "by round": Screened(3, 4, "every round")}
 
 
 def pursuit(

@@ -17,7 +17,10 @@ from jhsae.sparsify import AbstractBudget, ExactL0, Threshold
 FORMAT = 1
 MODULE = Module("pursuit", "Pursuit", "jhsae_pursuit", "sparse autoencoder without an encoder")
 BUDGETS: dict[type[AbstractBudget], tuple[str, ...]] = {Threshold: ("most",), ExactL0: ("k", "extra")}
-CANDIDATES: dict[type[AbstractCandidates], tuple[str, ...]] = {AllRows: (), Screened: ("rounds", "candidates")}
+CANDIDATES: dict[type[AbstractCandidates], tuple[str, ...]] = {
+    AllRows: (),
+    Screened: ("rounds", "candidates", "by_round"),
+}
 
 
 def write(

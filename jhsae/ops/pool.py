@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jhsae.ops.forest import Forest
 from jhsae.ops.refit import WRITTEN_OUT, Chosen, Entry, grown, weighted
+from jhsae.ops.topk import METHODS
 
 S = TypeVar("S")
 NOWHERE = jnp.iinfo(jnp.int32).max  # a place beyond every list
@@ -103,6 +104,8 @@ class AbstractPool(abc.ABC, Generic[S]):
     """The open rows of some tokens; the state, which `entered` changes, is a value of its own."""
 
     forest: Forest
+    widest: int
+    """How many rows open below a row that enters; 0 where children wait for the next round."""
 
     @abc.abstractmethod
     def start(self, chosen: Chosen, picks: int) -> S:
@@ -132,6 +135,14 @@ class AbstractPool(abc.ABC, Generic[S]):
     def rescored(self, state: S, chosen: Chosen) -> S:
         """The state after values have moved."""
 
+    def opened(self, chosen: Chosen) -> Int[Array, "open tokens"]:
+        """The rows that opened below those that are in; `size` where there is none."""
+        return self.children_of(chosen) if self.widest else jnp.zeros((0, len(chosen.left_at)), jnp.int32)
+
+    def from_roots(self, entry: Entry) -> Bool[Array, "tokens"]:
+        """Whether a row stood among the open roots, where candidates below rows stand too if none open."""
+        return entry.slot < 0 if self.widest else jnp.ones_like(entry.on)
+
     def children_of(self, chosen: Chosen) -> Int[Array, "open tokens"]:
         """The children of the rows that are in; `size` where there is none."""
         rows = jnp.where(chosen.there[..., None], self.forest.children(chosen.rows), self.forest.size)
@@ -158,6 +169,7 @@ class TablePool(AbstractPool[TableState]):
         tokens: which of them these are; None for all.
         table: the products.
         forest: the shape of the rows.
+        widest: how many rows open below a row that enters; None for all of its children.
     """
 
     def __init__(
@@ -166,25 +178,27 @@ class TablePool(AbstractPool[TableState]):
         tokens: Int[Array, "tokens"] | None,
         table: Float[Array, "rows rows"],
         forest: Forest,
+        widest: int | None = None,
     ):
         self.of_rows, self.table, self.forest = scores, table, forest
+        self.widest = forest.widest if widest is None else widest
         self.tokens = jnp.arange(len(scores), dtype=jnp.int32) if tokens is None else tokens
         self.of_roots = scores[:, : forest.roots] if tokens is None else scores[:, : forest.roots][tokens]
         self.root_table = table[:, : forest.roots]
 
     def start(self, chosen: Chosen, picks: int) -> TableState:
-        children = self.listed(self.children_of(chosen), chosen, picks, picks * self.forest.widest)
+        children = self.listed(self.opened(chosen), chosen, picks, picks * self.widest)
         return TableState(self.open_roots(chosen, picks), children)
 
     def best_child(self, state: TableState, chosen: Chosen, closed: Array | None) -> Best:
-        below = None if closed is None else jnp.repeat(closed, self.forest.widest, axis=0)
+        below = None if closed is None else jnp.repeat(closed, self.widest, axis=0)
         return state.children.best(below)
 
     def products(self, state: TableState, chosen: Chosen, entry: Entry) -> Array:
         return self.between(chosen.rows, entry.row[None])[:, 0]
 
     def entered(self, state: TableState, chosen: Chosen, t: Array, entry: Entry) -> TableState:
-        is_root, widest, value = entry.slot < 0, self.forest.widest, chosen.values[t]
+        is_root, widest, value = self.from_roots(entry), self.widest, chosen.values[t]
         place = jnp.where(entry.on & is_root, entry.place, NOWHERE)
         roots = self.root_entered(state.roots, t, value, entry, place)
         if not widest:
@@ -225,6 +239,10 @@ class TablePool(AbstractPool[TableState]):
     def roots_rescored(self, roots: Any, chosen: Chosen) -> Any:
         """The roots after values have moved."""
 
+    def below(self, chosen: Chosen) -> Listed:
+        """The children of the rows that are in."""
+        return self.listed(self.children_of(chosen), chosen, len(chosen.rows), len(chosen.rows) * self.forest.widest)
+
     def _of_token(self, rows: Int[Array, "some tokens"]) -> Float[Array, "some tokens"]:
         """The product of each with the token; -inf where there is none."""
         scores = self.of_rows.at[self.tokens, rows].get(mode="clip")
@@ -255,8 +273,8 @@ class AllRoots(TablePool):
         return jnp.where(roots > -jnp.inf, self.of_roots - self.lost(chosen), -jnp.inf)
 
 
-class SomeRoots(TablePool):
-    """Candidates compete.
+class SomeRows(TablePool):
+    """Candidates compete: roots, and children where they are chosen by round.
 
     Args:
         candidates: their numbers.
@@ -278,6 +296,20 @@ class SomeRoots(TablePool):
 
     def roots_rescored(self, roots: Listed, chosen: Chosen) -> Listed:
         return roots.rescored(chosen.values)
+
+
+def most_promising(
+    numbers: Int[Array, "some tokens"], scores: Float[Array, "some tokens"], count: int
+) -> Int[Array, "count tokens"]:
+    """The numbers of the `count` rows with the largest scores.
+
+    Args:
+        numbers: of rows.
+        scores: their products with the residual.
+        count: how many.
+    """
+    best = METHODS["auto"](scores.T, count)  # not `topk`: this device has all rows
+    return jnp.take_along_axis(numbers, best.T, axis=0)
 
 
 def without_taken(scores: Float[Array, "tokens roots"], chosen: Chosen) -> Float[Array, "tokens roots"]:

@@ -22,12 +22,12 @@ from jaxtyping import Array, Float, Int
 
 from jhsae.ops.chunks import chunk_size, map_chunks, on_cpu
 from jhsae.ops.forest import Forest
-from jhsae.ops.pool import AbstractPool, AllRoots, SomeRoots, without_taken
+from jhsae.ops.pool import AbstractPool, AllRoots, SomeRows, most_promising, without_taken
 from jhsae.ops.precision import dot, operand
 from jhsae.ops.refit import Chosen, Entry, enter, kept, prune, refit, sweep
 from jhsae.ops.sharding import ShardingKind, shard_mapped, token_kind
 from jhsae.ops.topk import METHODS
-from jhsae.ops.vector_pool import EveryRoot, NearRoots
+from jhsae.ops.vector_pool import EveryRoot, NearRows
 
 TABLE = 4096  # rows: a screened pursuit of more has no table of the products of all pairs
 LARGEST = 2**14  # rows: no pursuit of more has one; its table takes 1 GiB
@@ -57,6 +57,8 @@ class Search(NamedTuple):
         sweeps: joint sweeps at the end.
         most_children: how many children of one row may enter; None for all.
         growth: how far apart the picks are after which values are moved (`swept`); 1: after every pick.
+        by_round: children are candidates of the round after that of their parent, as roots are, in place of competing
+            at every pick; of a screened pursuit.
     """
 
     forest: Forest
@@ -65,6 +67,7 @@ class Search(NamedTuple):
     sweeps: int = 3
     most_children: int | None = None
     growth: float = 1.0
+    by_round: bool = False
 
 
 def pursue(
@@ -169,10 +172,12 @@ def screened(
     held = 2 * forest.roots + (candidates + picks * (1 + forest.widest)) * x.shape[1] + picks * picks
 
     def on_device(x: Array, rows: Array, threshold: Array) -> Pursued:
+        vectors = operand(rows)
+
         def of_chunk(x: Array) -> Pursued:
             chosen = Chosen.nothing(len(x))
             for end in accumulate(schedule(picks, rounds)):
-                start, pool = len(chosen.rows), NearRoots(candidates, chosen, x, operand(rows), forest)
+                start, pool = len(chosen.rows), NearRows(candidates, search.by_round, chosen, x, vectors, forest)
                 chosen = _picked(pool, pool.start(chosen, end), chosen.grown(end), start, end, threshold, search)[1]
             return _finished(chosen, search)
 
@@ -193,8 +198,14 @@ def _screened_by_table(
         for end in accumulate(schedule(search.picks, rounds)):
             start, every = len(chosen.rows), AllRoots(scores, None, table, forest)
             now = without_taken(every.of_roots - every.lost(chosen), chosen) if start else every.of_roots
-            near = METHODS["auto"](now, candidates).T  # not `topk`: this device has all rows
-            pool = SomeRoots(near, scores, None, table, forest)
+            near = METHODS["auto"](now, candidates)  # not `topk`: this device has all rows
+            numbers = near.T
+            if search.by_round and start and forest.widest:
+                children = every.below(chosen)
+                of_roots = jnp.take_along_axis(now, near, axis=1).T
+                both = jnp.concatenate([numbers, children.rows]), jnp.concatenate([of_roots, children.scores])
+                numbers = most_promising(*both, candidates)
+            pool = SomeRows(numbers, scores, None, table, forest, 0 if search.by_round else None)
             state = pool.start(chosen, end)
             chosen = _picked(pool, state, chosen.grown(end), start, end, threshold, search)[1]
         return _finished(chosen, search)
@@ -324,7 +335,7 @@ def _best(pool: AbstractPool, state: Any, chosen: Chosen, threshold: Array, sear
     """The open row with the largest score of each token."""
     score, row, place = pool.best_root(state, chosen)
     slot = jnp.full(score.shape, -1, jnp.int32)
-    if search.forest.widest:
+    if pool.widest:
         closed = None
         if search.most_children is not None:
             slots = jnp.arange(len(chosen.rows), dtype=jnp.int32)
@@ -333,8 +344,17 @@ def _best(pool: AbstractPool, state: Any, chosen: Chosen, threshold: Array, sear
         highest, child, at = pool.best_child(state, chosen, closed)
         lower = highest > score
         score, row, place = (jnp.where(lower, a, b) for a, b in ((highest, score), (child, row), (at, place)))
-        slot = jnp.where(lower, place // search.forest.widest, -1)
+        slot = jnp.where(lower, place // pool.widest, -1)
+    elif search.forest.widest:
+        slot = _slot_of_parent(chosen, row, search.forest)
     return Entry(row.astype(jnp.int32), score, score > threshold, slot, place)
+
+
+def _slot_of_parent(chosen: Chosen, row: Array, forest: Forest) -> Int[Array, "tokens"]:
+    """The slot of the parent of each token's row; -1 for a root."""
+    parent = jnp.asarray(forest.parents)[jnp.minimum(row, forest.size - 1)]
+    is_parent = (chosen.rows == parent) & chosen.there
+    return jnp.where(parent < 0, -1, jnp.argmax(is_parent, axis=0)).astype(jnp.int32)
 
 
 def _finished(chosen: Chosen, search: Search) -> Pursued:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jhsae.ops.forest import Forest
-from jhsae.ops.pool import NOWHERE, AbstractPool, Best, Listed, first_largest, without_taken
+from jhsae.ops.pool import NOWHERE, AbstractPool, Best, Listed, first_largest, most_promising, without_taken
 from jhsae.ops.precision import dot, rounded
 from jhsae.ops.refit import Chosen, Entry, weighted
 from jhsae.ops.topk import METHODS
@@ -42,14 +42,22 @@ class VectorPool(AbstractPool[VectorState]):
         x: the tokens, centred.
         vectors: all rows.
         forest: the shape of the rows.
+        widest: how many rows open below a row that enters; None for all of its children.
     """
 
-    def __init__(self, x: Float[Array, "tokens embed"], vectors: Float[Array, "rows embed"], forest: Forest):
+    def __init__(
+        self,
+        x: Float[Array, "tokens embed"],
+        vectors: Float[Array, "rows embed"],
+        forest: Forest,
+        widest: int | None = None,
+    ):
         self.x, self.vectors, self.forest = x, vectors, forest
+        self.widest = forest.widest if widest is None else widest
 
     def start(self, chosen: Chosen, picks: int) -> VectorState:
-        entered, below = self.rows(chosen.rows, chosen.there), self.children_of(chosen)
-        of_children, size = self.rows(below, below < self.forest.size), picks * self.forest.widest
+        entered, below = self.rows(chosen.rows, chosen.there), self.opened(chosen)
+        of_children, size = self.rows(below, below < self.forest.size), picks * self.widest
         children = self.listed(below, of_children, entered, chosen, picks, size)
         more, below_more = picks - entered.shape[1], size - of_children.shape[1]
         return VectorState(
@@ -60,24 +68,24 @@ class VectorPool(AbstractPool[VectorState]):
         )
 
     def best_child(self, state: VectorState, chosen: Chosen, closed: Array | None) -> Best:
-        return state.children.best(None if closed is None else jnp.repeat(closed, self.forest.widest, axis=0))
+        return state.children.best(None if closed is None else jnp.repeat(closed, self.widest, axis=0))
 
     def stored(self, state: VectorState, t: Array, entry: Entry) -> VectorState:
         # all arrays of rows are written before they are read: the compiler would copy them otherwise
         row = self.rows(entry.row[None], entry.on[None])
         put = jax.lax.dynamic_update_slice_in_dim
         state = state._replace(entered=put(state.entered, row, t, 1))
-        if not self.forest.widest:
+        if not self.widest:
             return state
         new = self.new_children(entry)
         below = self.rows(new, new < self.forest.size)
-        return state._replace(of_children=put(state.of_children, below, t * self.forest.widest, 1))
+        return state._replace(of_children=put(state.of_children, below, t * self.widest, 1))
 
     def products(self, state: VectorState, chosen: Chosen, entry: Entry) -> Array:
         return dot("tpd,td->tp", state.entered, self.vectors[entry.row]).T
 
     def entered(self, state: VectorState, chosen: Chosen, t: Array, entry: Entry) -> VectorState:
-        is_root, widest, value = entry.slot < 0, self.forest.widest, chosen.values[t]
+        is_root, widest, value = self.from_roots(entry), self.widest, chosen.values[t]
         row = self.vectors[entry.row]
         place = jnp.where(entry.on & is_root, entry.place, NOWHERE)
         state = state._replace(roots=self.root_entered(state.roots, t, value, row, place))
@@ -133,22 +141,32 @@ class VectorPool(AbstractPool[VectorState]):
         """The roots after values have moved."""
 
 
-class NearRoots(VectorPool):
-    """The candidates of a round compete: the roots with the largest products with the residual at its start.
+class NearRows(VectorPool):
+    """The candidates of a round compete: the rows with the largest products with the residual at its start.
 
     Args:
         candidates: how many.
-        chosen: the rows that are in at its start.
-        rest: the arguments of a `VectorPool`.
+        by_round: whether the children of the rows that are in are among them; or else they compete at every pick.
+        chosen: the rows that are in at the start of the round.
+        x: the tokens, centred.
+        vectors: all rows.
+        forest: the shape of the rows.
     """
 
-    def __init__(self, candidates: int, chosen: Chosen, *rest: Any):
-        super().__init__(*rest)
-        roots = self.forest.roots
-        residual = self.residual(chosen, self.rows(chosen.rows, chosen.there))
-        scores = without_taken(dot("td,nd->tn", residual, self.vectors[:roots]), chosen)
-        self.candidates = METHODS["auto"](scores, candidates).T  # not `topk`: this device has all rows
-        self.near = self.vectors[self.candidates.T]
+    def __init__(self, candidates: int, by_round: bool, chosen: Chosen, x: Array, vectors: Array, forest: Forest):
+        super().__init__(x, vectors, forest, 0 if by_round else None)
+        entered = self.rows(chosen.rows, chosen.there)
+        residual = self.residual(chosen, entered)
+        of_roots = without_taken(dot("td,nd->tn", residual, vectors[: forest.roots]), chosen)
+        best = METHODS["auto"](of_roots, candidates)  # not `topk`: this device has all rows
+        self.candidates = best.T
+        if by_round and len(chosen.rows) and forest.widest:
+            below = self.children_of(chosen)
+            scores = dot("tod,td->to", self.rows(below, below < forest.size), residual).T
+            children = Listed(below, jnp.where(below < forest.size, scores, -jnp.inf), *2 * (scores,)).without(chosen)
+            both = jnp.concatenate([jnp.take_along_axis(of_roots, best, axis=1).T, children.of_token])
+            self.candidates = most_promising(jnp.concatenate([best.T, below]), both, candidates)
+        self.near = self.vectors.at[self.candidates.T].get(mode="clip")
 
     def open_roots(self, chosen: Chosen, entered: Array, picks: int) -> Listed:
         return self.listed(self.candidates, self.near, entered, chosen, picks, len(self.candidates))

@@ -1,6 +1,7 @@
 """The candidate rule of a pursuit: which roots compete at a pick."""
 
 import abc
+from typing import Literal
 
 import equinox as eqx
 from jaxtyping import Array, Float
@@ -30,8 +31,8 @@ class AbstractCandidates(Ranged, eqx.Module):
     def pool(self, roots: int) -> Pool:
         """Which of so many roots are scored."""
 
-    def check(self, picks: int, roots: int) -> None:
-        """Raises `UserError` where so many picks are not to be had."""
+    def check(self, picks: int, roots: int, most_children: int | None) -> None:
+        """Raises `UserError` where so many picks are not to be had, or children cannot be counted."""
 
 
 class AllRows(AbstractCandidates):
@@ -60,10 +61,13 @@ class Screened(AbstractCandidates):
     Args:
         rounds: how often candidates are chosen.
         candidates: how many each time.
+        children: whether the children of a row that enters compete from the next pick on, or are candidates of the
+            next round like the roots: then a round costs the same in a tree, and what enters in the last one has none.
     """
 
     rounds: Count = eqx.field(static=True, default=3)
     candidates: Count = eqx.field(static=True, default=64)
+    children: Literal["every pick", "every round"] = eqx.field(static=True, default="every pick")
 
     def __call__(
         self,
@@ -73,12 +77,23 @@ class Screened(AbstractCandidates):
         search: ops.Search,
         chunk: int | None,
     ) -> ops.Pursued:
+        search = search._replace(by_round=self.by_round)
         return ops.screened(x, rows, threshold, search, self.rounds, self.candidates, chunk)
 
     def pool(self, roots: int) -> Pool:
-        return Pool(roots, min(self.candidates, roots), self.rounds)
+        return Pool(roots, min(self.candidates, roots), self.rounds, self.by_round)
 
-    def check(self, picks: int, roots: int) -> None:
+    @property
+    def by_round(self) -> bool:
+        """Whether children are candidates, in place of competing at every pick."""
+        return self.children == "every round"
+
+    def check(self, picks: int, roots: int, most_children: int | None) -> None:
+        if self.by_round and most_children is not None:
+            raise UserError(
+                f"Screened: most_children is {most_children}, but children are candidates of a round, chosen before it "
+                "is known how many enter; write children='every pick' or most_children=null"
+            )
         if self.rounds > picks:
             raise UserError(
                 f"Screened: rounds is {self.rounds}, but a token has {picks} picks; write at most {picks} rounds"

@@ -5,10 +5,13 @@ implementation that computes more at once, because that is faster on its device,
 not in it, but for the reconstruction from the parents that `child_input` may read.
 """
 
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+
+from jhsae.ops.pursuit import schedule
 
 Number = Any  # a float, or an array of one entry per token
 
@@ -32,11 +35,13 @@ class Pool(NamedTuple):
         roots: how many roots there are.
         competing: how many of them compete at a pick.
         screens: how often the scores of all roots are computed to choose those; 0 where all compete.
+        by_round: whether children are chosen so too, in place of competing at every pick.
     """
 
     roots: int
     competing: int
     screens: int
+    by_round: bool = False
 
 
 def pursuit_macs(
@@ -53,8 +58,9 @@ def pursuit_macs(
     With t rows in, from none to all of them, the open rows are scored: the competing roots, and the children of those
     rows. A score is the row's product with the token less ``sum_s values[s] products[s]``: by table t multiplications
     after a sweep and one after a pick without a sweep; or else `embed`, with the residual, which takes ``t * embed`` or
-    `embed`. The products of the next row with those in take ``t * embed`` without a table. A sweep over t rows is
-    ``t^2``: after some picks, `sweeps` at the end, and where `extra` rows leave one after each and `sweeps` again.
+    `embed`. The products of the next row with those in take ``t * embed`` without a table. Children that are candidates
+    by round are scored when a round is chosen. A sweep over t rows is ``t^2``: after some picks, `sweeps` at the end,
+    and where `extra` rows leave one after each and `sweeps` again.
 
     Args:
         embed: the size of the vectors.
@@ -76,8 +82,14 @@ def pursuit_macs(
     refit = second + sweeps * n**2 + (sweeps * sum(active) ** 2 if extra else 0)
     refit += sum((n - gone) ** 2 for gone in range(1, extra + 1))
     later = max(pool.screens - 1, 0)  # a screen after the first is a score of all roots on the residual
-    by_table = pool.competing * new + each * array.sum(made * terms * pick, axis=-1)
-    by_rows = pool.screens * pool.roots + (n + 1) * pool.competing + each * first
+    below, looked_up = first, array.sum(made * terms * pick, axis=-1)
+    if pool.by_round:
+        starts = np.array([0, *accumulate(schedule(len(after), pool.screens))][:-1])
+        there = array.minimum(starts, array.asarray(n)[..., None])
+        below, looked_up = array.sum(there, axis=-1), array.sum(there * starts, axis=-1)
+        opened = each * there[..., -1]
+    by_table = pool.competing * new + each * looked_up
+    by_rows = pool.screens * pool.roots + (n + 1) * pool.competing + each * below
     return EncoderMacs(
         embed * (pool.roots + opened) + later * pool.roots * n / 2 + by_table + refit,
         embed * (by_rows + new + first - n) + refit,

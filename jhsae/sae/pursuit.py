@@ -116,7 +116,7 @@ class PursuitSAE(AbstractSAE):
             raise UserError(
                 f"filled is {filled}, but there are {len(self.levels)} levels; write at most {len(self.levels)}"
             )
-        candidates.check(budget.picks, forest.roots)
+        candidates.check(budget.picks, forest.roots, most_children)
         end = forest.blocks[(filled or len(self.levels)) - 1].end
         self.rows = jnp.where(jnp.arange(forest.size)[:, None] < end, random_unit_rows(key, (forest.size, embed)), 0.0)
         self.b_dec = jnp.zeros(embed)

@@ -28,6 +28,7 @@ EMBED, TOKENS = 12, 300
 CASES = [
     ("flat", "threshold", "all"),
     ("two", "exact", "all"),
+    ("two", "threshold", "by round"),
     ("two", "threshold", "screened"),
     ("three", "exact", "screened"),
     ("three", "threshold", "all"),
@@ -66,7 +67,7 @@ def equals_ours(sae, normalizer, folder: Path) -> None:
     assert not f.numpy()[:, ~live].any() and 2 < (expected != 0).sum(1).mean() < 6
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("levels", "budget", "candidates"), CASES)
 def test_codes_equal_ours_for_every_depth_budget_and_candidate_rule(levels, budget, candidates, tmp_path: Path):
     sae = pursuit(LEVELS[levels], EMBED, BUDGETS[budget], CANDIDATES[candidates])

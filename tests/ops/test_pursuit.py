@@ -124,20 +124,22 @@ def test_prefixes_are_refitted_without_what_lies_below():
         assert np.abs(got - kept).max() > 0.1
 
 
-def test_a_screened_pursuit_is_the_plain_one_of_the_candidates_of_each_round(products):
-    """A round that picks nothing does not end the token, and no row enters twice."""
-    forest, x, rows = draw((30,), empty=False)
-    search, candidates, least = ops.Search(forest, PICKS, sweeps=0), 4, 0.4
+@pytest.mark.parametrize("levels", [(30,), (8, 3, 1)], ids=str)
+def test_a_screened_pursuit_is_the_plain_one_of_the_candidates_of_each_round(levels, products):
+    """A round that picks nothing does not end the token, and no row enters twice; children are candidates by round."""
+    forest, x, rows = draw(levels, empty=len(levels) > 1)
+    search, candidates, least = ops.Search(forest, PICKS, sweeps=0, by_round=True), 4, 0.3
     found = jax.jit(lambda x, rows: ops.screened(x, rows, least, search, 3, candidates))(x, rows)
     assert ops.schedule(PICKS, 3) == (1, 2, 4) and ops.schedule(32, 3) == (4, 10, 18)
     for token in range(TOKENS):
-        z, inside = np.zeros(30), []
+        z, inside = np.zeros(forest.size), []
         for count in (1, 2, 4):
             scores = rows @ (x[token] - z @ rows)
             scores[inside] = -np.inf
+            scores[[parent >= 0 and parent not in inside for parent in forest.parents]] = -np.inf
             near = np.argsort(-scores)[:candidates]
             for _ in range(count):
-                is_open = np.isin(np.arange(30), near) & ~np.isin(np.arange(30), inside)
+                is_open = np.isin(np.arange(forest.size), near) & ~np.isin(np.arange(forest.size), inside)
                 now = np.where(is_open, rows @ (x[token] - z @ rows), -np.inf)
                 if now[best := now.argmax()] > least:
                     z[best] = now[best]

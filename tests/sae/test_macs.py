@@ -1,5 +1,7 @@
 """The multiplications of an encoder, against counts of every product of two numbers, one after the other."""
 
+from functools import partial
+
 import jax
 import pytest
 from pursuits import pursuit
@@ -11,7 +13,7 @@ from jhsae.sparsify import ExactL0, Threshold, TopK
 EMBED = 8
 
 
-def counted(levels, entered, sweeps, extra=0, candidates=None, rounds=(), tables=True, after=None):
+def counted(levels, entered, sweeps, extra=0, candidates=None, rounds=(), tables=True, after=None, by_round=False):
     """A pursuit in which rows of these levels enter, one by one; a multiplication is added where it is made."""
     roots, each = levels[0], [*levels[1:], 0]
     competing, macs, opened = min(candidates or roots, roots), 0, 0
@@ -21,13 +23,16 @@ def counted(levels, entered, sweeps, extra=0, candidates=None, rounds=(), tables
     for t in range(len(entered) + 1):
         moved = t == 0 or after is None or after[t - 1]
         if t in screens:
-            macs += (t * roots if t else 0) if tables else EMBED * roots
+            rows = roots + opened * by_round
+            macs += (t * rows if t else 0) if tables else EMBED * rows
         terms = t if moved else 1
-        macs += terms * (competing + opened) if tables else EMBED * (competing + opened + terms)  # and the residual
+        at_pick = competing + (0 if by_round else opened)
+        macs += terms * at_pick if tables else EMBED * (at_pick + terms)  # and the residual
         if t < len(entered):
             macs += 0 if tables else t * EMBED  # the products of the new row
             opened += each[entered[t]]
-            macs += EMBED * each[entered[t]] if tables else 0  # the new children with the token
+            scored = not by_round or t < max(screens)
+            macs += EMBED * each[entered[t]] * scored if tables else 0  # the new children with the token
             macs += (t + 1) ** 2 if after is None or after[t] else 0  # a sweep
     macs += sweeps * len(entered) ** 2
     macs += sum((len(entered) - gone) ** 2 for gone in range(1, extra + 1))  # a sweep after each that leaves
@@ -77,3 +82,14 @@ def test_screens_cost_all_roots_and_picks_the_candidates():
     plain = counted((24,), [0] * 6, 3, candidates=4, rounds=(2, 4), tables=False)
     assert sae.encoder_macs((6.0,)).plain == plain
     assert sae.encoder_macs((6.0,)).tables < pursuit((24,), EMBED, Threshold(0.1, 6)).encoder_macs((6.0,)).tables
+
+
+@pytest.mark.parametrize("tables", [True, False])
+def test_children_that_are_candidates_by_round_are_scored_when_a_round_is_chosen(tables):
+    sae = pursuit((8, 3), EMBED, Threshold(0.1, 6), Screened(2, 4, "every round"))
+    count = partial(counted, (8, 3), sweeps=3, candidates=4, rounds=(2, 4), tables=tables, by_round=True)
+    least, most = sorted(count(order) for order in ([0, 0, 0, 0, 1, 1], [0, 1, 0, 1, 0, 0]))
+    macs = sae.encoder_macs((4.0, 2.0))
+    assert least <= (macs.tables if tables else macs.plain) <= most
+    at_every_pick = pursuit((8, 3), EMBED, Threshold(0.1, 6), Screened(2, 4)).encoder_macs((4.0, 2.0))
+    assert macs.tables < at_every_pick.tables and macs.plain < at_every_pick.plain

@@ -230,6 +230,7 @@ def _stop(request, step):
         ({"budget": MeanL0(31.0)}, "up to 62 rows enter for a token, but levels .6, 3, 2. have 60"),
         ({"filled": 4}, "filled is 4, but there are 3 levels"),
         ({"candidates": Screened(7, 6)}, "rounds is 7, but a token has 6 picks"),
+        ({"candidates": Screened(2, 6, "every round"), "most_children": 1}, "most_children is 1, but children are"),
         ({"candidates": Screened(1, 5)}, "picks up to 6 rows, but has 5 candidates"),
         ({"levels": ()}, "levels is .*at least one entry"),
         ({"levels": (3, 0)}, "levels.1 is 0, expected at least 1"),

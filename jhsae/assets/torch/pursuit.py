@@ -180,11 +180,11 @@ class Structure(torch.nn.Module):
         return x.new_zeros(len(x), len(rows)).scatter_add_(1, chosen.rows.clamp(min=0), chosen.values)
 
     def candidates(self, x: Tensor, rows: Tensor, chosen: Chosen, opened: Tensor) -> Tensor:
-        """Which rows may compete in this round: the roots of the largest scores, and all that are below a root."""
-        roots = self.settings["levels"][0]
-        scores = torch.where(opened[:, :roots], chosen.residual(x) @ rows[:roots].T, -math.inf)
-        best = scores.topk(min(self.settings["screened"]["candidates"], roots), dim=-1).indices
-        return (self.parents >= 0).repeat(len(x), 1).scatter_(1, best, True)
+        """Which rows may compete in this round: the best roots and all below a root, or the best open rows by round."""
+        below = (self.parents >= 0) & (not self.settings["screened"].get("by_round"))
+        scores = torch.where(opened & ~below, chosen.residual(x) @ rows.T, -math.inf)
+        best = scores.topk(min(self.settings["screened"]["candidates"], self.settings["levels"][0]))
+        return below.repeat(len(x), 1).scatter_(1, best.indices, best.values > -math.inf)
 
     def free(self, chosen: Chosen) -> Tensor | bool:
         """Which rows have a parent with fewer children in than may be."""
