@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Bool, Int, Shaped
 
 
 class Block(NamedTuple):
@@ -85,6 +85,16 @@ class Forest:
         child = jnp.asarray(first)[level] + (rows - jnp.asarray(starts)[level]) * own
         place = jnp.arange(self.widest, dtype=jnp.int32)
         return jnp.where(place < own[..., None], child[..., None] + place, self.size).astype(jnp.int32)
+
+    def below(self, rows: Int[Array, "some tokens"], there: Bool[Array, "some tokens"]) -> Int[Array, "slots tokens"]:
+        """The slots below the rows of tokens, those of one row side by side; `size` where there is none.
+
+        Args:
+            rows: numbers of rows.
+            there: whether each is one.
+        """
+        children = jnp.where(there[..., None], self.children(rows), self.size)
+        return jnp.swapaxes(children, 1, 2).reshape(len(rows) * self.widest, rows.shape[1])
 
     def split(self, a: Shaped[Array, "rows *rest"]) -> list[Shaped[Array, "above each *rest"]]:
         """An array over all rows as one per level, [rows above, slots below each, ...]; the roots as [1, roots, ...].

@@ -79,8 +79,8 @@ class Listed(NamedTuple):
 
     def without(self, chosen: Chosen) -> "Listed":
         """The list in which the rows that are in are not open."""
-        is_in = jnp.any((self.rows[None] == chosen.rows[:, None]) & chosen.there[:, None], axis=0)
-        of_token, scores = (jnp.where(is_in, -jnp.inf, a) for a in (self.of_token, self.scores))
+        there = is_in(self.rows, chosen)
+        of_token, scores = (jnp.where(there, -jnp.inf, a) for a in (self.of_token, self.scores))
         return self._replace(of_token=of_token, scores=scores)
 
     def grown(self, picks: int, size: int, nothing: int) -> "Listed":
@@ -135,18 +135,9 @@ class AbstractPool(abc.ABC, Generic[S]):
     def rescored(self, state: S, chosen: Chosen) -> S:
         """The state after values have moved."""
 
-    def opened(self, chosen: Chosen) -> Int[Array, "open tokens"]:
-        """The rows that opened below those that are in; `size` where there is none."""
-        return self.children_of(chosen) if self.widest else jnp.zeros((0, len(chosen.left_at)), jnp.int32)
-
     def from_roots(self, entry: Entry) -> Bool[Array, "tokens"]:
         """Whether a row stood among the open roots, where candidates below rows stand too if none open."""
         return entry.slot < 0 if self.widest else jnp.ones_like(entry.on)
-
-    def children_of(self, chosen: Chosen) -> Int[Array, "open tokens"]:
-        """The children of the rows that are in; `size` where there is none."""
-        rows = jnp.where(chosen.there[..., None], self.forest.children(chosen.rows), self.forest.size)
-        return jnp.swapaxes(rows, 1, 2).reshape(rows.shape[0] * rows.shape[2], rows.shape[1])
 
 
 class TableState(NamedTuple):
@@ -187,7 +178,8 @@ class TablePool(AbstractPool[TableState]):
         self.root_table = table[:, : forest.roots]
 
     def start(self, chosen: Chosen, picks: int) -> TableState:
-        children = self.listed(self.opened(chosen), chosen, picks, picks * self.widest)
+        below = self.forest.below(chosen.rows, chosen.there) if self.widest else chosen.rows[:0]
+        children = self.listed(below, chosen, picks, picks * self.widest)
         return TableState(self.open_roots(chosen, picks), children)
 
     def best_child(self, state: TableState, chosen: Chosen, closed: Array | None) -> Best:
@@ -241,7 +233,8 @@ class TablePool(AbstractPool[TableState]):
 
     def below(self, chosen: Chosen) -> Listed:
         """The children of the rows that are in."""
-        return self.listed(self.children_of(chosen), chosen, len(chosen.rows), len(chosen.rows) * self.forest.widest)
+        below = self.forest.below(chosen.rows, chosen.there)
+        return self.listed(below, chosen, len(chosen.rows), len(below))
 
     def _of_token(self, rows: Int[Array, "some tokens"]) -> Float[Array, "some tokens"]:
         """The product of each with the token; -inf where there is none."""
@@ -296,6 +289,16 @@ class SomeRows(TablePool):
 
     def roots_rescored(self, roots: Listed, chosen: Chosen) -> Listed:
         return roots.rescored(chosen.values)
+
+
+def is_in(rows: Int[Array, "some tokens"], chosen: Chosen) -> Bool[Array, "some tokens"]:
+    """Whether rows have entered.
+
+    Args:
+        rows: their numbers.
+        chosen: the rows that are in.
+    """
+    return jnp.any((rows[None] == chosen.rows[:, None]) & chosen.there[:, None], axis=0)
 
 
 def most_promising(

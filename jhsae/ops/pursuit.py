@@ -27,7 +27,7 @@ from jhsae.ops.precision import dot, operand
 from jhsae.ops.refit import Chosen, Entry, enter, kept, prune, refit, sweep
 from jhsae.ops.sharding import ShardingKind, shard_mapped, token_kind
 from jhsae.ops.topk import METHODS
-from jhsae.ops.vector_pool import EveryRoot, NearRows
+from jhsae.ops.vector_pool import EveryRoot, Gathered, NearRoots, NearRows, near_roots, near_rows
 
 TABLE = 4096  # rows: a screened pursuit of more has no table of the products of all pairs
 LARGEST = 2**14  # rows: no pursuit of more has one; its table takes 1 GiB
@@ -174,10 +174,17 @@ def screened(
     def on_device(x: Array, rows: Array, threshold: Array) -> Pursued:
         vectors = operand(rows)
 
+        def near(gathered: Gathered, chosen: Chosen) -> AbstractPool:
+            rest = gathered.x, vectors, forest
+            if search.by_round:
+                return NearRows(near_rows(gathered, chosen, candidates), *rest)
+            return NearRoots(near_roots(gathered, chosen, candidates)[0], *rest)
+
         def of_chunk(x: Array) -> Pursued:
             chosen = Chosen.nothing(len(x))
+            gathered = Gathered(x, vectors, forest)
             for end in accumulate(schedule(picks, rounds)):
-                start, pool = len(chosen.rows), NearRows(candidates, search.by_round, chosen, x, vectors, forest)
+                start, pool = len(chosen.rows), near(gathered, chosen)
                 chosen = _picked(pool, pool.start(chosen, end), chosen.grown(end), start, end, threshold, search)[1]
             return _finished(chosen, search)
 

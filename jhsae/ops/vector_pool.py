@@ -12,11 +12,45 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jhsae.ops.chunks import on_cpu
 from jhsae.ops.forest import Forest
-from jhsae.ops.pool import NOWHERE, AbstractPool, Best, Listed, first_largest, most_promising, without_taken
+from jhsae.ops.pool import NOWHERE, AbstractPool, Best, Listed, first_largest, is_in, most_promising, without_taken
 from jhsae.ops.precision import dot, rounded
 from jhsae.ops.refit import Chosen, Entry, weighted
 from jhsae.ops.topk import METHODS
+
+
+class Gathered:
+    """The rows of tokens, and their products.
+
+    Args:
+        x: the tokens, centred.
+        vectors: all rows.
+        forest: the shape of the rows.
+    """
+
+    def __init__(self, x: Float[Array, "tokens embed"], vectors: Float[Array, "rows embed"], forest: Forest):
+        self.x, self.vectors, self.forest = x, vectors, forest
+
+    def rows(self, numbers: Int[Array, "some tokens"], there: Bool[Array, "some tokens"]) -> Array:
+        """Rows by number, [tokens, some, embed]; zeros where there is none."""
+        return jnp.where(there.T[..., None], self.vectors.at[numbers.T].get(mode="clip"), 0)
+
+    def residual(self, chosen: Chosen, entered: Float[Array, "tokens picks embed"]) -> Float[Array, "tokens embed"]:
+        """What the rows that are in leave of the token."""
+        return self.x - dot("tp,tpd->td", chosen.values.T, entered) if len(chosen.rows) else self.x
+
+    def scored(self, rows: Int[Array, "open tokens"], vectors: Array, entered: Array, chosen: Chosen) -> Listed:
+        """A list of rows that are open, but for those with the number `size`."""
+        of_token = jnp.where(rows < self.forest.size, dot("tod,td->to", vectors, self.x).T, -jnp.inf)
+        products = jnp.transpose(dot("tpd,tod->tpo", entered, vectors), (1, 2, 0))
+        return Listed(rows, of_token, products, of_token - weighted(chosen.values, products))
+
+    def listed(
+        self, rows: Int[Array, "open tokens"], vectors: Array, entered: Array, chosen: Chosen, picks: int, size: int
+    ) -> Listed:
+        """A list of these rows, of which those that are in are not open, with `size` places."""
+        return self.scored(rows, vectors, entered, chosen).without(chosen).grown(picks, size, self.forest.size)
 
 
 class VectorState(NamedTuple):
@@ -35,28 +69,15 @@ class VectorState(NamedTuple):
     of_children: Float[Array, "tokens open embed"]
 
 
-class VectorPool(AbstractPool[VectorState]):
-    """Products are taken of gathered rows.
+class VectorPool(Gathered, AbstractPool[VectorState]):
+    """The children of rows that are in compete at every pick; the arguments are those of `Gathered`."""
 
-    Args:
-        x: the tokens, centred.
-        vectors: all rows.
-        forest: the shape of the rows.
-        widest: how many rows open below a row that enters; None for all of its children.
-    """
-
-    def __init__(
-        self,
-        x: Float[Array, "tokens embed"],
-        vectors: Float[Array, "rows embed"],
-        forest: Forest,
-        widest: int | None = None,
-    ):
-        self.x, self.vectors, self.forest = x, vectors, forest
-        self.widest = forest.widest if widest is None else widest
+    def __init__(self, x: Float[Array, "tokens embed"], vectors: Float[Array, "rows embed"], forest: Forest):
+        super().__init__(x, vectors, forest)
+        self.widest = forest.widest
 
     def start(self, chosen: Chosen, picks: int) -> VectorState:
-        entered, below = self.rows(chosen.rows, chosen.there), self.opened(chosen)
+        entered, below = self.rows(chosen.rows, chosen.there), self.forest.below(chosen.rows, chosen.there)
         of_children, size = self.rows(below, below < self.forest.size), picks * self.widest
         children = self.listed(below, of_children, entered, chosen, picks, size)
         more, below_more = picks - entered.shape[1], size - of_children.shape[1]
@@ -85,7 +106,7 @@ class VectorPool(AbstractPool[VectorState]):
         return dot("tpd,td->tp", state.entered, self.vectors[entry.row]).T
 
     def entered(self, state: VectorState, chosen: Chosen, t: Array, entry: Entry) -> VectorState:
-        is_root, widest, value = self.from_roots(entry), self.widest, chosen.values[t]
+        is_root, widest, value = entry.slot < 0, self.widest, chosen.values[t]
         row = self.vectors[entry.row]
         place = jnp.where(entry.on & is_root, entry.place, NOWHERE)
         state = state._replace(roots=self.root_entered(state.roots, t, value, row, place))
@@ -102,29 +123,9 @@ class VectorPool(AbstractPool[VectorState]):
         roots = self.roots_rescored(state.roots, chosen, state.entered)
         return state._replace(roots=roots, children=state.children.rescored(chosen.values))
 
-    def rows(self, numbers: Int[Array, "some tokens"], there: Bool[Array, "some tokens"]) -> Array:
-        """Rows by number, [tokens, some, embed]; zeros where there is none."""
-        return jnp.where(there.T[..., None], self.vectors.at[numbers.T].get(mode="clip"), 0)
-
-    def residual(self, chosen: Chosen, entered: Float[Array, "tokens picks embed"]) -> Float[Array, "tokens embed"]:
-        """What the rows that are in leave of the token."""
-        return self.x - dot("tp,tpd->td", chosen.values.T, entered) if len(chosen.rows) else self.x
-
     def new_children(self, entry: Entry) -> Int[Array, "widest tokens"]:
         """The children of a row that enters; `size` where there is none."""
         return jnp.where(entry.on, self.forest.children(entry.row).T, self.forest.size)
-
-    def scored(self, rows: Int[Array, "open tokens"], vectors: Array, entered: Array, chosen: Chosen) -> Listed:
-        """A list of rows that are open, but for those with the number `size`."""
-        of_token = jnp.where(rows < self.forest.size, dot("tod,td->to", vectors, self.x).T, -jnp.inf)
-        products = jnp.transpose(dot("tpd,tod->tpo", entered, vectors), (1, 2, 0))
-        return Listed(rows, of_token, products, of_token - weighted(chosen.values, products))
-
-    def listed(
-        self, rows: Int[Array, "open tokens"], vectors: Array, entered: Array, chosen: Chosen, picks: int, size: int
-    ) -> Listed:
-        """A list of these rows, of which those that are in are not open, with `size` places."""
-        return self.scored(rows, vectors, entered, chosen).without(chosen).grown(picks, size, self.forest.size)
 
     @abc.abstractmethod
     def open_roots(self, chosen: Chosen, entered: Float[Array, "tokens filled embed"], picks: int) -> Any:
@@ -141,32 +142,17 @@ class VectorPool(AbstractPool[VectorState]):
         """The roots after values have moved."""
 
 
-class NearRows(VectorPool):
-    """The candidates of a round compete: the rows with the largest products with the residual at its start.
+class NearRoots(VectorPool):
+    """Candidates among the roots compete: those with the largest products with the residual.
 
     Args:
-        candidates: how many.
-        by_round: whether the children of the rows that are in are among them; or else they compete at every pick.
-        chosen: the rows that are in at the start of the round.
-        x: the tokens, centred.
-        vectors: all rows.
-        forest: the shape of the rows.
+        candidates: their numbers.
+        rest: the arguments of a `VectorPool`.
     """
 
-    def __init__(self, candidates: int, by_round: bool, chosen: Chosen, x: Array, vectors: Array, forest: Forest):
-        super().__init__(x, vectors, forest, 0 if by_round else None)
-        entered = self.rows(chosen.rows, chosen.there)
-        residual = self.residual(chosen, entered)
-        of_roots = without_taken(dot("td,nd->tn", residual, vectors[: forest.roots]), chosen)
-        best = METHODS["auto"](of_roots, candidates)  # not `topk`: this device has all rows
-        self.candidates = best.T
-        if by_round and len(chosen.rows) and forest.widest:
-            below = self.children_of(chosen)
-            scores = dot("tod,td->to", self.rows(below, below < forest.size), residual).T
-            children = Listed(below, jnp.where(below < forest.size, scores, -jnp.inf), *2 * (scores,)).without(chosen)
-            both = jnp.concatenate([jnp.take_along_axis(of_roots, best, axis=1).T, children.of_token])
-            self.candidates = most_promising(jnp.concatenate([best.T, below]), both, candidates)
-        self.near = self.vectors.at[self.candidates.T].get(mode="clip")
+    def __init__(self, candidates: Int[Array, "candidates tokens"], *rest: Any):
+        super().__init__(*rest)
+        self.candidates, self.near = candidates, self.vectors[candidates.T]
 
     def open_roots(self, chosen: Chosen, entered: Array, picks: int) -> Listed:
         return self.listed(self.candidates, self.near, entered, chosen, picks, len(self.candidates))
@@ -179,6 +165,76 @@ class NearRows(VectorPool):
 
     def roots_rescored(self, roots: Listed, chosen: Chosen, entered: Array) -> Listed:
         return roots.rescored(chosen.values)
+
+
+class NearRows(Gathered, AbstractPool[Listed]):
+    """Candidates among all open rows compete, and nothing opens before the next round: the list is the state.
+
+    Args:
+        candidates: their numbers; `size` where there is none.
+        rest: the arguments of `Gathered`.
+    """
+
+    widest = 0
+
+    def __init__(self, candidates: Int[Array, "candidates tokens"], *rest: Any):
+        super().__init__(*rest)
+        self.candidates = candidates
+        self.near = self.rows(candidates, candidates < self.forest.size)
+        # the products of all pairs read the rows once, those of each row that enters take fewer multiplications
+        self.pairs = None if on_cpu() else jnp.transpose(dot("tcd,ted->tce", self.near, self.near), (1, 2, 0))
+
+    def start(self, chosen: Chosen, picks: int) -> Listed:
+        entered = self.rows(chosen.rows, chosen.there)
+        return self.listed(self.candidates, self.near, entered, chosen, picks, len(self.candidates))
+
+    def best_root(self, state: Listed, chosen: Chosen) -> Best:
+        return state.best()
+
+    def best_child(self, state: Listed, chosen: Chosen, closed: Array | None) -> Best:
+        none = jnp.zeros(len(self.x), jnp.int32)
+        return jnp.full(len(self.x), -jnp.inf), none, none
+
+    def products(self, state: Listed, chosen: Chosen, entry: Entry) -> Array:
+        return jnp.take_along_axis(state.products, entry.place[None, None], axis=1)[:, 0]
+
+    def entered(self, state: Listed, chosen: Chosen, t: Array, entry: Entry) -> Listed:
+        if self.pairs is None:
+            products = dot("tcd,td->tc", self.near, self.vectors[entry.row]).T
+        else:
+            products = jnp.take_along_axis(self.pairs, entry.place[None, None], axis=0)[0]
+        return state.entered(t, chosen.values[t], products, jnp.where(entry.on, entry.place, NOWHERE))
+
+    def rescored(self, state: Listed, chosen: Chosen) -> Listed:
+        return state.rescored(chosen.values)
+
+
+def near_roots(
+    gathered: Gathered, chosen: Chosen, count: int
+) -> tuple[Int[Array, "count tokens"], Float[Array, "count tokens"]]:
+    """The open roots with the largest products with the residual, and those products.
+
+    Args:
+        gathered: the tokens and all rows.
+        chosen: the rows that are in.
+        count: how many.
+    """
+    residual = gathered.residual(chosen, gathered.rows(chosen.rows, chosen.there))
+    scores = without_taken(dot("td,nd->tn", residual, gathered.vectors[: gathered.forest.roots]), chosen)
+    best = METHODS["auto"](scores, count)  # not `topk`: this device has all rows
+    return best.T, jnp.take_along_axis(scores, best, axis=1).T
+
+
+def near_rows(gathered: Gathered, chosen: Chosen, count: int) -> Int[Array, "count tokens"]:
+    """The open rows, roots or children, with the largest products with the residual; the arguments of `near_roots`."""
+    roots, of_roots = near_roots(gathered, chosen, count)
+    if not len(chosen.rows) or not gathered.forest.widest:
+        return roots
+    below, entered = gathered.forest.below(chosen.rows, chosen.there), gathered.rows(chosen.rows, chosen.there)
+    scores = dot("tod,td->to", gathered.rows(below, below < gathered.forest.size), gathered.residual(chosen, entered)).T
+    open_children = jnp.where((below < gathered.forest.size) & ~is_in(below, chosen), scores, -jnp.inf)
+    both = jnp.concatenate([of_roots, open_children])
+    return most_promising(jnp.concatenate([roots, below]), both, count)
 
 
 class Roots(NamedTuple):

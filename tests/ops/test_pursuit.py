@@ -52,10 +52,11 @@ def test_a_forest_is_arithmetic(levels):
     np.testing.assert_array_equal(np.concatenate([part.reshape(-1) for part in parts]), np.arange(forest.size))
 
 
-@pytest.fixture(params=["by table", "by rows"])
+@pytest.fixture(params=["by table", "by rows", "by rows, all pairs of a round"])
 def products(request, monkeypatch):
-    """How a pursuit has the products of rows."""
-    if request.param == "by rows":
+    """How a pursuit has the products of rows; the last is the way of accelerators."""
+    monkeypatch.setattr("jhsae.ops.vector_pool.on_cpu", lambda: "pairs" not in request.param)
+    if "by rows" in request.param:
         monkeypatch.setattr("jhsae.ops.pursuit.READ_AGAIN", 0)
         monkeypatch.setattr("jhsae.ops.pursuit.TABLE", 0)
 
