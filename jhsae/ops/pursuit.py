@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 from jhsae.ops.chunks import chunk_size, map_chunks, on_cpu
 from jhsae.ops.forest import Forest
 from jhsae.ops.pool import AbstractPool, AllRoots, SomeRows, most_promising, without_taken
-from jhsae.ops.precision import dot, operand
+from jhsae.ops.precision import dot, once, operand
 from jhsae.ops.refit import Chosen, Entry, enter, kept, prune, refit, sweep
 from jhsae.ops.sharding import ShardingKind, shard_mapped, token_kind
 from jhsae.ops.topk import METHODS
@@ -173,12 +173,13 @@ def screened(
 
     def on_device(x: Array, rows: Array, threshold: Array) -> Pursued:
         vectors = operand(rows)
+        roots = once(vectors[: forest.roots])  # not anew in every chunk
 
         def near(gathered: Gathered, chosen: Chosen) -> AbstractPool:
             rest = gathered.x, vectors, forest
             if search.by_round:
-                return NearRows(near_rows(gathered, chosen, candidates), *rest)
-            return NearRoots(near_roots(gathered, chosen, candidates)[0], *rest)
+                return NearRows(near_rows(gathered, roots, chosen, candidates), *rest)
+            return NearRoots(near_roots(gathered, roots, chosen, candidates)[0], *rest)
 
         def of_chunk(x: Array) -> Pursued:
             chosen = Chosen.nothing(len(x))
