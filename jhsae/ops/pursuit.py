@@ -137,7 +137,7 @@ def _pursued_by_rows(search: Search, chunk: int | None, x: Array, rows: Array, t
             start = end
         return _finished(chosen, search)
 
-    return map_chunks(of_chunk, chunk or chunk_size(len(x), 4 * held, BLOCK), x)
+    return map_chunks(of_chunk, chunk or chunk_size(len(x), 4 * held, BLOCK if on_cpu() else 1), x)
 
 
 def screened(
@@ -189,7 +189,7 @@ def screened(
                 chosen = _picked(pool, pool.start(chosen, end), chosen.grown(end), start, end, threshold, search)[1]
             return _finished(chosen, search)
 
-        return map_chunks(of_chunk, chunk or chunk_size(len(x), 4 * held, BLOCK), x)
+        return map_chunks(of_chunk, chunk or chunk_size(len(x), 4 * held, BLOCK if on_cpu() else 1), x)
 
     return _on_devices(on_device, x, rows, threshold)
 
