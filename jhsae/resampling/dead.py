@@ -97,8 +97,8 @@ def bad_directions(count: int, sae: AbstractSAE, forward: Forward, key: Key[Arra
     error = jnp.sum((forward.target - forward.x_hat) ** 2, axis=-1)
     share = jax.nn.softmax(2 * jnp.log(error + LEAST_NORM))
     chosen = jax.random.choice(key, len(error), (count,), p=share)  # `categorical` would hold count x batch numbers
-    bias = sae.decode(jax.tree.map(jnp.zeros_like, forward.codes))[chosen]
-    rows = forward.target[chosen] - bias
+    # of one token: without codes all are decoded to the same, and a batch would be decoded on every device
+    rows = forward.target[chosen] - sae.decode(jax.tree.map(lambda a: jnp.zeros_like(a[:1]), forward.codes))
     return rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), LEAST_NORM)
 
 
