@@ -85,10 +85,10 @@ def _check_place() -> None:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """What the words mean; overrides of ``plan`` may stand behind its flags too."""
+    """What the words mean; overrides may stand behind flags too."""
     parser = _parser()
     arguments, more = parser.parse_known_args(argv)
-    if more and (arguments.verb != "plan" or any(word.startswith("-") for word in more)):
+    if more and ("words" not in arguments or any(word.startswith("-") for word in more)):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     if more:
         arguments.words += more

@@ -18,7 +18,6 @@ from jhsae import evals
 from jhsae.commands.ablation.config import Ablate, Pole
 from jhsae.commands.ablation.heldout import HeldOut, held_out
 from jhsae.commands.ablation.sizes import Trial, nearest, next_size
-from jhsae.commands.evaluate import timing
 from jhsae.data import AbstractNormalizer, Store
 from jhsae.evals.beside_null import Summary
 from jhsae.evals.fidelity import fidelity
@@ -30,6 +29,7 @@ from jhsae.training.checkpoint import load_sae
 from jhsae.training.config import Train
 from jhsae.training.loop import DivergedError
 from jhsae.training.run import train
+from jhsae.training.timing import timing
 
 MATCHED = ("cosine", "f1", "correlation")  # of the features that two seeds have in common
 LM = "embedded"

@@ -99,6 +99,33 @@ def loader_table(result: dict[str, Any]) -> str:
     )
 
 
+def run_table(result: dict[str, Any]) -> str:
+    """The table of ``jhsae bench run``."""
+    rows = [["", "tokens", "seconds", "tokens/s", "running", "waits for input", "CPU s/s", "peak memory"]]
+    for name, phase in result["phases"].items():
+        running, share = phase["running_tokens_per_second"], phase["input_share"]
+        rows.append(
+            [
+                name,
+                f"{phase['tokens']:,}",
+                f"{phase['seconds']:.1f}",
+                f"{phase['tokens_per_second']:,.0f}",
+                "" if running is None else f"{running:,.0f}",
+                "" if share is None else f"{100 * share:.1f} %",
+                f"{phase['cpu_per_second']:.2f}",
+                size(phase["peak_rss"]),
+            ]
+        )
+    return "\n".join(
+        [
+            *head(result),
+            grid(rows),
+            "",
+            "tokens/s: of the command; running: tokens/s without start-up and compilation; whole: tokens trained on",
+        ]
+    )
+
+
 def _ratio(spread: dict[str, float]) -> str:
     return f"{spread['median']:.2f} ({spread['min']:.2f} to {spread['max']:.2f})"
 

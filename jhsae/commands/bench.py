@@ -1,4 +1,4 @@
-"""The words of ``jhsae bench``: flags of its three parts, and which module answers each. Imports no JAX."""
+"""The words of ``jhsae bench``: flags of its four parts, and which module answers each. Imports no JAX."""
 
 import argparse
 import importlib
@@ -18,6 +18,12 @@ LOADER = (
     "Measures how many rows per second the loader gives, beside the tokens per second that our step takes at the same\n"
     "batch, and both together: input starves the step where it is slower.\n\n"
     "example  jhsae bench loader stores/gemma-2-2b-l20 --experts 16384 --batch 4096"
+)
+RUN = (
+    "Times a whole run, jhsae harvest then jhsae train, each in a process of its own: tokens per second of each and\n"
+    "of both, the share of training that waits for input, CPU and memory. CONFIG.yaml is one of jhsae train (without\n"
+    "it quickstart/scale.yaml); key=value overrides it, harvest.key=value the config of the harvest.\n\n"
+    "example  jhsae bench run --rows 250000 --steps 1000 --json run.json"
 )
 
 
@@ -46,6 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _build(loader)
     for one in (step, ops, loader):
         _timing(one)
+    whole = parts.add_parser("run", help="a whole run: harvest, then train", description=RUN)
+    whole.add_argument("words", nargs="*", metavar="CONFIG.yaml key=value", help="a config of jhsae train, overrides")
+    whole.add_argument("--harvest", default="harvest/embedded.yaml", metavar="CONFIG.yaml", help="(%(default)s)")
+    whole.add_argument("--rows", type=int, default=100_000, metavar="N", help="activations to harvest (%(default)s)")
+    whole.add_argument("--steps", type=int, default=300, metavar="N", help="updates of every stage (%(default)s)")
+    whole.add_argument("--batch", type=int, metavar="N", help="tokens of one update (default: the config's)")
+    whole.add_argument("--width", type=int, metavar="N", help="experts, or features of a flat SAE (the config's)")
+    whole.add_argument("--work", metavar="FOLDER", help="keep the store and the run there (default: temporary)")
+    _json(whole)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -78,4 +93,8 @@ def _timing(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="no further round begins after so long, from 3 on (120)",
     )
+    _json(parser)
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")

@@ -25,13 +25,14 @@ from jhsae.features.origin import check_origin, language_model
 from jhsae.features.token_text import texts, unnamed
 from jhsae.files.bounded import read_lines, to_json
 from jhsae.files.folders import append_line, write_whole
-from jhsae.files.forms import NUMBER, OBJECT, TEXT, check
+from jhsae.files.forms import OBJECT, TEXT, check
 from jhsae.files.lock import owned
 from jhsae.metric import Euclidean, causal
 from jhsae.ranges import Count, Natural, Words, ranged
 from jhsae.sae import AbstractSAE
 from jhsae.teacher import Teacher
 from jhsae.training.checkpoint import load_sae
+from jhsae.training.timing import timing
 from jhsae.worlds import load_world
 
 FROM_TEACHER = "jhsae.init.FromTeacher"
@@ -220,20 +221,6 @@ def _geometry(sae: AbstractSAE, model: lm.LanguageModel | None, frequency: np.nd
     if model is None:
         return found
     return evals.orthogonality(sae, causal(np.asarray(model.model.unembedding())).residual, frequency) | found
-
-
-def timing(folder: Path) -> dict[str, float]:
-    """How long the run took; nothing for an imported SAE."""
-    path = folder / "timing.jsonl"
-    rows = read_lines(path) if path.exists() else []
-    for number, row in enumerate(rows, start=1):
-        check(row, {"seconds": NUMBER, "tokens_per_second": NUMBER}, f"{path}, row {number}")
-    if not rows:
-        return {}
-    return {
-        "train_seconds": rows[-1]["seconds"],
-        "tokens_per_second": float(np.median([row["tokens_per_second"] for row in rows[1:]] or [0.0])),
-    }
 
 
 def _contexts(

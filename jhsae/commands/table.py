@@ -161,7 +161,7 @@ VERBS = {
         ),
     ),
     "bench": Verb(
-        "measure the speed of the step, the ops and the loader",
+        "measure the speed of the step, the ops, the loader and a whole run",
         "nothing; `loader` a store, where one is given",
         "a table on the screen and, with --json, the same numbers as JSON",
         "jhsae bench step --embed 256 --experts 2048 --batch 4096 --json step.json",

@@ -78,13 +78,18 @@ class RunLog:
         sinks: Sequence[Sink | Write] = (),
         step: int = 0,
         about: Mapping[str, Any] | None = None,
+        waited: Callable[[], float] | None = None,
     ):
-        """Continues after `step` finished updates. A sink is named, or is what `open_sinks` gives."""
+        """Continues after `step` finished updates. A sink is named, or is what `open_sinks` gives.
+
+        `waited` gives the seconds spent waiting for batches so far; timing.jsonl then has them by row.
+        """
         self._metrics = JsonLines(folder / "metrics.jsonl", step)
         self._timing = JsonLines(folder / "timing.jsonl", step)
         self._sinks = [_SINKS[sink](folder, dict(about or {})) if isinstance(sink, str) else sink for sink in sinks]
         seconds = (self._timing.last or {}).get("seconds")
         before = seconds if isinstance(seconds, int | float) else 0.0
+        self._waited, self._waited_before = waited, 0.0
         self._started, self._last = time.perf_counter() - before, (step, time.perf_counter())
 
     def write(self, step: int, stage: str, metrics: Mapping[str, float], tokens_per_step: int) -> None:
@@ -93,7 +98,11 @@ class RunLog:
         rate = (step - self._last[0]) * tokens_per_step / (now - self._last[1])
         self._last = (step, now)
         self._metrics.write({"step": step, "stage": stage, **metrics})
-        self._timing.write({"step": step, "seconds": now - self._started, "tokens_per_second": rate})
+        row = {"step": step, "seconds": now - self._started, "tokens_per_second": rate}
+        if self._waited is not None:
+            waited = self._waited()
+            row["input_seconds"], self._waited_before = waited - self._waited_before, waited
+        self._timing.write(row)
         for sink in self._sinks:
             sink(step, metrics)
 

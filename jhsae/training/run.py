@@ -36,6 +36,7 @@ from jhsae.training.recipe import Recipe, build_sae
 from jhsae.training.run_folder import check_owner, finished, write_metadata
 from jhsae.training.sharding import abstract_state, init_sharded, replicate
 from jhsae.training.step import TrainState
+from jhsae.training.timing import TimedBatches
 
 logger = logging.getLogger(__name__)
 EXPORT_SECONDS = 3600
@@ -116,7 +117,8 @@ def _train(config: Train, folder: Folder, watchdog: Watchdog) -> None:
     with StopRequest() as stop, Checkpoints(folder / "checkpoints", config.max_to_keep) as checkpoints:
         state = _resumed(checkpoints, start, mesh, loader)
         done = int(jax.device_get(state.step))
-        log = RunLog(folder, sinks, done) if is_main() else NoLog()
+        batches = TimedBatches(loader)
+        log = RunLog(folder, sinks, done, waited=lambda: batches.seconds) if is_main() else NoLog()
         logger.info(f"{folder}: {done:,} of {recipe.steps:,} steps are done")
 
         def save(state: TrainState) -> None:
@@ -128,7 +130,7 @@ def _train(config: Train, folder: Folder, watchdog: Watchdog) -> None:
             state = run_stages(
                 state,
                 stages,
-                loader,
+                batches,
                 mesh,
                 log,
                 log_every=config.log_every,

@@ -142,7 +142,7 @@ def test_bench_gives_its_flags_to_the_module_of_its_part(monkeypatch, equal: boo
     assert not words.variants and words.json is None and words.original_batch is None
 
 
-@pytest.mark.parametrize("part", ["step", "ops", "loader"])
+@pytest.mark.parametrize("part", ["step", "ops", "loader", "run"])
 def test_every_part_of_bench_has_help_without_importing_it(part: str, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, f"jhsae.bench.{part}", None)  # an import of it fails
     with pytest.raises(SystemExit) as stop:
