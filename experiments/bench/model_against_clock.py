@@ -4,7 +4,7 @@
 
 Each variant is compiled once; its products and bytes are counted from the compiled program (`jhsae.plan.cost.work_of`)
 and turned into seconds by the same roofline as for a TPU (`jhsae.plan.estimate.step_time`), with the rates of a matrix
-product and of a copy that are timed in the same rounds. Where a loop runs until the data end, plan assumes that every
+product and of a copy in place that are timed in the same rounds (one to new memory is timed for comparison). Where a loop runs until the data end, plan assumes that every
 token has k experts and all experts are used equally; so does this. Variants: `scale.yaml` with each kernel, flat TopK
 SAEs with as many features as experts and with 17 times as many, and a flat pursuit.
 """
@@ -23,7 +23,8 @@ from scipy.stats import kendalltau
 
 from jhsae.bench import ours
 from jhsae.bench.inputs import Build, Shape, make_batch
-from jhsae.bench.measurement import MedianRange, Timings, environment, interleave, load_average, write
+from jhsae.bench.measurement import MedianRange, Memory, Timings, environment, interleave, load_average, write
+from jhsae.bench.table import size
 from jhsae.plan.cost import Work, work_of
 from jhsae.plan.estimate import step_time
 from jhsae.plan.loops import TileLoad
@@ -32,6 +33,7 @@ from jhsae.plan.topology import Chip, Places
 KERNELS = ("tiles", "gather", "dense")
 ALL = "{_target_: jhsae.sae.AllRows}"
 PRODUCT, COPIED = 2048, 2**26  # rows and columns of the product; float32 numbers that are copied
+COPIED_BYTES = 2 * 4 * COPIED  # read and written
 ALONE = Places(np.zeros((1, 1), int), np.zeros(1, int))
 
 
@@ -59,19 +61,24 @@ class Copy:
 
 
 def rate_programs() -> dict[str, Callable[[], object]]:
-    """A matrix product and a copy, blocking."""
-    a, product = jnp.ones((PRODUCT, PRODUCT)), jax.jit(jnp.matmul)
-    return {"product": lambda: product(a, a).block_until_ready(), "copy": Copy()}
+    """A matrix product, the copy, and one whose result is new memory each time; blocking."""
+    a, x = jnp.ones((PRODUCT, PRODUCT)), jnp.ones(COPIED)
+    product, copy = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
+    return {
+        "product": lambda: product(a, a).block_until_ready(),
+        "copy": Copy(),
+        "copy to new memory": lambda: copy(x).block_until_ready(),
+    }
 
 
 def machine(times: Timings) -> Chip:
     """This machine as a chip: the median rates of the product and of the copy, and sizes that nothing is padded to."""
     flops = times.per_second("product", 2 * PRODUCT**3).median
-    bandwidth = times.per_second("copy", 2 * 4 * COPIED).median
+    bandwidth = times.per_second("copy", COPIED_BYTES).median
     return Chip("this machine", flops, 1, float("inf"), bandwidth, float("inf"), 1, 1, None)
 
 
-def compared(works: dict[str, Work], times: Timings) -> dict[str, Any]:
+def compared(works: dict[str, Work], memory: dict[str, Memory], times: Timings) -> dict[str, Any]:
     """Predicted and measured times of every variant, every pair of them, and how well the orders agree."""
     chip, variants, pairs = machine(times), {}, []
     predicted = {name: step_time(work, chip, ALONE) for name, work in works.items()}
@@ -82,6 +89,7 @@ def compared(works: dict[str, Work], times: Timings) -> dict[str, Any]:
             "ms": asdict(ms),
             "measured_over_predicted": ms.median / (1000 * predicted[name].step),
             "bound": predicted[name].bound,
+            "memory": memory[name].to_dict(),
             "flops": work.flops,
             "bytes": work.bytes,
             "compiler": {"flops": work.compiler_flops, "bytes": work.compiler_bytes, "our_flops_loops_once": work.once},
@@ -93,7 +101,11 @@ def compared(works: dict[str, Work], times: Timings) -> dict[str, Any]:
         agrees = (measured.median > 1) == (foretold > 1)
         pairs.append([a, b, {"predicted": foretold, "measured": asdict(measured), "clear": clear, "agrees": agrees}])
     return {
-        "rates": {"flops": chip.flops, "bandwidth": chip.bandwidth},
+        "rates": {
+            "flops": chip.flops,
+            "bandwidth": chip.bandwidth,
+            "bandwidth_to_new_memory": times.per_second("copy to new memory", COPIED_BYTES).median,
+        },
         "variants": variants,
         "pairs": pairs,
         "tau": {"all": tau(variants), "kernels": tau({k: v for k, v in variants.items() if k.startswith("scale")})},
@@ -108,12 +120,14 @@ def tau(variants: dict[str, Any]) -> float:
 
 def table(found: dict[str, Any]) -> str:
     """The variants in the predicted order, then the pairs that are measured the other way round."""
-    lines = [f"{'':22}{'predicted':>12}{'measured (least to most), ms':>34}{'over predicted':>16}  bound by"]
+    lines = [f"{'':22}{'predicted':>12}{'measured (least to most), ms':>34}{'over predicted':>16}{'temporaries':>13}"]
     for name, row in sorted(found["variants"].items(), key=lambda item: item[1]["predicted_ms"]):
         ms = MedianRange(**row["ms"])
         spread = f"{ms.median:.1f} ({ms.min:.1f} to {ms.max:.1f})"
         over = row["measured_over_predicted"]
-        lines.append(f"{name:22}{row['predicted_ms']:12.1f}{spread:>34}{over:16.1f}  {row['bound']}")
+        lines.append(
+            f"{name:22}{row['predicted_ms']:12.1f}{spread:>34}{over:16.1f}{size(row['memory']['temp']):>13}  {row['bound']}"
+        )
     clear = [pair for pair in found["pairs"] if pair[2]["clear"]]
     right = sum(pair[2]["agrees"] for pair in clear)
     lines.append(f"{right} of {len(clear)} pairs that differ alike in every round are in the predicted order; wrong:")
@@ -124,7 +138,8 @@ def table(found: dict[str, Any]) -> str:
             )
     rates = found["rates"]
     lines.append(f"Kendall's tau {found['tau']['all']:.2f}, of the kernels of scale {found['tau']['kernels']:.2f}; ")
-    lines[-1] += f"product {rates['flops'] / 1e9:.0f} GFLOP/s, copy {rates['bandwidth'] / 1e9:.1f} GB/s"
+    lines[-1] += f"product {rates['flops'] / 1e9:.0f} GFLOP/s, copy {rates['bandwidth'] / 1e9:.1f} GB/s, "
+    lines[-1] += f"to new memory {rates['bandwidth_to_new_memory'] / 1e9:.1f}"
     return "\n".join(lines)
 
 
@@ -139,14 +154,14 @@ def main() -> None:
     shape, before = Shape(words.embed, words.experts, words.batch, k=words.k), load_average()
     variants = starts(shape)
     rows, use = make_batch(shape, variants["scale, tiles"][0].sae)
-    batch, works, programs = jnp.asarray(rows), {}, rate_programs()
+    batch, works, memory, programs = jnp.asarray(rows), {}, {}, rate_programs()
     for name, (start, features, k) in variants.items():
         programs[name] = program = ours.Training(start, batch)
-        compiled = program.step.compiled
+        compiled, memory[name] = program.step.compiled, program.memory
         load = TileLoad(shape.batch * k, features)
         works[name] = work_of(compiled.as_text(), 1, load, compiled.cost_analysis())
     times = interleave(programs, words.rounds, words.seconds)
-    found = compared(works, times)
+    found = compared(works, memory, times)
     print(table(found))
     about = {"shape": asdict(shape), "batch": use._asdict(), "rounds": times.rounds, "seconds": times.seconds}
     loads = {"load_before": before, "load_after": load_average()}
