@@ -4,9 +4,10 @@
 
 Each variant is compiled once; its products and bytes are counted from the compiled program (`jhsae.plan.cost.work_of`)
 and turned into seconds by the same roofline as for a TPU (`jhsae.plan.estimate.step_time`), with the rates of a matrix
-product and of a copy in place that are timed in the same rounds (one to new memory is timed for comparison). Where a loop runs until the data end, plan assumes that every
-token has k experts and all experts are used equally; so does this. Variants: `scale.yaml` with each kernel, flat TopK
-SAEs with as many features as experts and with 17 times as many, and a flat pursuit.
+product and of a copy in place that are timed in the same rounds; a copy to new memory is timed for comparison. Where a
+loop runs until the data end, plan assumes that every token has k experts and all experts are used equally; so does
+this. Variants: `scale.yaml` with each kernel, flat TopK SAEs with as many features as experts and with 17 times as
+many, and a flat pursuit.
 """
 
 from argparse import ArgumentParser
@@ -125,9 +126,8 @@ def table(found: dict[str, Any]) -> str:
         ms = MedianRange(**row["ms"])
         spread = f"{ms.median:.1f} ({ms.min:.1f} to {ms.max:.1f})"
         over = row["measured_over_predicted"]
-        lines.append(
-            f"{name:22}{row['predicted_ms']:12.1f}{spread:>34}{over:16.1f}{size(row['memory']['temp']):>13}  {row['bound']}"
-        )
+        cells = f"{row['predicted_ms']:12.1f}{spread:>34}{over:16.1f}{size(row['memory']['temp']):>13}"
+        lines.append(f"{name:22}{cells}  {row['bound']}")
     clear = [pair for pair in found["pairs"] if pair[2]["clear"]]
     right = sum(pair[2]["agrees"] for pair in clear)
     lines.append(f"{right} of {len(clear)} pairs that differ alike in every round are in the predicted order; wrong:")
