@@ -1,7 +1,7 @@
 """The forward pass of `jhsae harvest` beside that of transformers in torch, on one Gemma-2 with random weights.
 
     pip install torch==2.13.0
-    python experiments/bench/harvest_torch.py --json experiments/bench/harvest_torch.json
+    python experiments/bench/harvest_torch.py --threads 1 --json experiments/bench/harvest_torch_1.json
 
 transformers writes the model, both sides read it: token ids in, the residual stream after the last block as float32 in
 NumPy out. Ours is what `jhsae harvest` runs (`jhsae.activations.streams.Streams`), without the packing of text and the
