@@ -123,23 +123,7 @@ def measure(words: Namespace, folder: Path) -> dict[str, Any]:
     config = cfg.load(Train, cfg.find(named), [*overrides["train"], *here])
     trained = _run("train", named, [*overrides["train"], *here])
     steps = sum(stage.steps for stage in config.stages)
-    first = Phase(store.rows, harvested.seconds, harvested.cpu_seconds, harvested.peak_rss, harvested.rows_per_second)
-    second = Phase(
-        steps * config.data.batch,
-        trained.seconds,
-        trained.cpu_seconds,
-        trained.peak_rss,
-        timing(out).get("tokens_per_second") or None,
-        input_share(out),
-    )
-    both = Phase(
-        second.tokens,
-        first.seconds + second.seconds,
-        first.cpu_seconds + second.cpu_seconds,
-        max(first.peak_rss, second.peak_rss),
-        None,
-    )
-    phases = {"harvest": first, "train": second, "whole": both}
+    phases = _phases(harvested, store.rows, trained, steps * config.data.batch, out)
     return {
         "verb": "bench run",
         "shape": {"embed": store.embed, **_sizes(config), "batch": config.data.batch, "steps": steps},
@@ -149,6 +133,16 @@ def measure(words: Namespace, folder: Path) -> dict[str, Any]:
         "load_after": load_average(),
         **environment(),
     }
+
+
+def _phases(harvested: Usage, rows: int, trained: Usage, tokens: int, run: Path) -> dict[str, Phase]:
+    """Both commands, and the two together; `run` is the run folder."""
+    harvest = Phase(rows, harvested.seconds, harvested.cpu_seconds, harvested.peak_rss, harvested.rows_per_second)
+    rate = timing(run).get("tokens_per_second") or None  # 0 where there is one row alone
+    train = Phase(tokens, trained.seconds, trained.cpu_seconds, trained.peak_rss, rate, input_share(run))
+    seconds, cpu_seconds = harvest.seconds + train.seconds, harvest.cpu_seconds + train.cpu_seconds
+    whole = Phase(tokens, seconds, cpu_seconds, max(harvest.peak_rss, train.peak_rss), None)
+    return {"harvest": harvest, "train": train, "whole": whole}
 
 
 def _configs(words: Namespace) -> tuple[str, dict[str, list[str]]]:
