@@ -25,6 +25,8 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "all roots": {"candidates": ALL},
     **{f"{rounds} x {n}": {"candidates": f"{{_target_: jhsae.sae.Screened, rounds: {rounds}, candidates: {n}}}"}
        for rounds, n in ((3, 32), (3, 64), (6, 16))},
+    **{f"{rounds} x {n}, by round": {"candidates": f"{{_target_: jhsae.sae.Screened, rounds: {rounds}, candidates: {n},"
+                                                   " children: every round}"} for rounds, n in ((3, 32), (6, 16))},
     "all roots, growth 1.5": {"candidates": ALL, "growth": 1.5},
     "all roots, growth 2, 1 sweep": {"candidates": ALL, "growth": 2.0, "sweeps": 1},
     "3 x 32, growth 2, 1 sweep": {
