@@ -5,7 +5,9 @@ add into the tokens. Nothing of the size batch x k x embed or batch x experts ex
 few: k x (sub + atoms) for each token.
 """
 
+import sys
 from functools import partial
+from types import ModuleType
 from typing import NamedTuple
 
 import jax
@@ -22,6 +24,15 @@ from jhsae.ops.tiles import Tiles, add, by_number, group_size, group_tiles, over
 
 TOKENS, EXPERTS, OWN = ShardingKind.TOKENS, ShardingKind.EXPERTS, ShardingKind.OWN
 TOKEN_SUM, EXPERT_SUM = ShardingKind.TOKEN_SUM, ShardingKind.EXPERT_SUM
+
+
+def passes(kernel: str) -> ModuleType:
+    """The module with the operations of a kernel: this one for "tiles", `experts_tpu` for "tpu"."""
+    if kernel != "tpu":
+        return sys.modules[__name__]
+    from jhsae.ops.pallas import experts_tpu  # Pallas takes more than a second to import
+
+    return experts_tpu
 
 
 class Residuals(NamedTuple):

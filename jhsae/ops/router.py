@@ -8,14 +8,14 @@ forward pass, while the chunk is there; where no term reads the penalty, the com
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jhsae.ops import expert_major
 from jhsae.ops.chunks import chunk_size, scan_chunks
-from jhsae.ops.expert_major import Residuals, encode_backward, encode_forward, encode_to_input
 from jhsae.ops.parameters import Encoder, ExpertEncoders
 from jhsae.ops.precision import dot
 from jhsae.ops.rows import add_rows, weighted_rows
@@ -26,6 +26,7 @@ TOKENS, EXPERTS, OWN, TOTAL = ShardingKind.TOKENS, ShardingKind.EXPERTS, Shardin
 TOKEN_SUM, EXPERT_SUM = ShardingKind.TOKEN_SUM, ShardingKind.EXPERT_SUM
 GRADIENTS = (TOKEN_SUM, EXPERT_SUM, EXPERT_SUM, EXPERT_SUM)  # of the fields of `_Gradients`
 Select = Callable[[Float[Array, "tokens features"], Int[Array, "tokens"]], Int[Array, "tokens k"]]
+Residuals = Any  # what `encode_forward` keeps
 Activate = Callable[[Float[Array, "tokens features"]], Float[Array, "tokens features"]]
 
 
@@ -55,6 +56,7 @@ def route(
     activate: Activate,
     chunk: int | None = None,
     experts: ExpertEncoders | None = None,
+    kernel: str = "tiles",
 ) -> Routed:
     """Encodes, selects and sums ``|activate(pre)|``, some tokens at a time.
 
@@ -66,6 +68,7 @@ def route(
         activate: the elementwise activation whose absolute values are summed.
         chunk: how many tokens at a time; None for a size that suits the machine.
         experts: the encoders inside the experts, which then encode the token in the loops of the router's gradient.
+        kernel: how these are computed: "tiles" or "tpu", see `jhsae.ops.experts`.
 
     Returns:
         The selected pre-activations, with gradients.
@@ -77,7 +80,7 @@ def route(
     l1 = _penalty(encoder, l1, _Gradients(*slopes))
     if experts is None:
         return Routed(_selected(encoder, indices, pre), indices, l1)
-    pre, child_pre = _selected_tree(encoder, indices, pre, experts)
+    pre, child_pre = _selected_tree(kernel, encoder, indices, pre, experts)
     return Routed(pre, indices, l1, child_pre)
 
 
@@ -136,17 +139,19 @@ def _selected_bwd(saved: tuple[Encoder, Array, Array], g: Float[Array, "batch k"
 _selected.defvjp(_selected_fwd, _selected_bwd)
 
 
-@jax.custom_vjp
-def _selected_tree(encoder: Encoder, indices: Array, pre: Array, experts: ExpertEncoders) -> tuple[Array, Array]:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _selected_tree(
+    kernel: str, encoder: Encoder, indices: Array, pre: Array, experts: ExpertEncoders
+) -> tuple[Array, Array]:
     """The known `pre` and the atoms' pre-activations; one loop computes the gradients of both."""
-    return _selected_tree_fwd(encoder, indices, pre, experts)[0]
+    return _selected_tree_fwd(kernel, encoder, indices, pre, experts)[0]
 
 
 def _selected_tree_fwd(
-    encoder: Encoder, indices: Array, pre: Array, experts: ExpertEncoders
+    kernel: str, encoder: Encoder, indices: Array, pre: Array, experts: ExpertEncoders
 ) -> tuple[tuple[Array, Array], tuple[Encoder, Array, Array, ExpertEncoders, Residuals]]:
     def encode(encoder: Encoder, indices: Array, experts: ExpertEncoders) -> tuple[Array, Residuals]:
-        return encode_forward(encoder.centred(encoder.x), indices, experts)
+        return expert_major.passes(kernel).encode_forward(encoder.centred(encoder.x), indices, experts)
 
     kinds = (encoder.sharding(), TOKENS, EXPERTS)
     child_pre, residuals = shard_mapped(encode, kinds, (TOKEN_SUM, OWN), encoder.size)(encoder, indices, experts)
@@ -154,6 +159,7 @@ def _selected_tree_fwd(
 
 
 def _selected_tree_bwd(
+    kernel: str,
     saved: tuple[Encoder, Array, Array, ExpertEncoders, Residuals],
     g: tuple[Float[Array, "batch k"], Float[Array, "batch k atoms"]],
 ) -> tuple[Encoder, None, None, ExpertEncoders]:
@@ -168,11 +174,11 @@ def _selected_tree_bwd(
     ) -> tuple[tuple[Array, Array, Array, Array | None], ExpertEncoders, Array]:
         raw, bias, scale = _scalars(encoder, indices, pre, g)
         x = encoder.centred(encoder.x)
-        d_experts, weight, sum_dx = encode_backward(x, experts, residuals, g_child, raw)
-        dx = weighted_rows(raw, indices, encoder.weight) + encode_to_input(x, experts, residuals, g_child)
+        d_experts, weight, sum_dx = passes.encode_backward(x, experts, residuals, g_child, raw)
+        dx = weighted_rows(raw, indices, encoder.weight) + passes.encode_to_input(x, experts, residuals, g_child)
         return (dx, weight, bias, scale), d_experts, sum_dx
 
-    encoder = saved[0]
+    encoder, passes = saved[0], expert_major.passes(kernel)
     kinds = (encoder.sharding(), TOKENS, TOKENS, EXPERTS, OWN, TOKENS, TOKENS)
     back = shard_mapped(gradients, kinds, (GRADIENTS, EXPERT_SUM, TOTAL), encoder.size)
     of_router, d_experts, sum_dx = back(*saved, *g)

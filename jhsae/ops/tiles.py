@@ -71,13 +71,20 @@ def by_number(array: Shaped[Array, "batch k *rest"]) -> Shaped[Array, "pairs *re
     return once(array.reshape(-1, *array.shape[2:]))
 
 
-def tile(indices: Int[Array, "batch k"], experts: int, rows: int = ROWS) -> Tiles:
-    """Sorts the pairs by expert; those of one expert stay in the order of the tokens."""
+def tile(indices: Int[Array, "batch k"], experts: int, rows: int = ROWS, least: int = 0) -> Tiles:
+    """Sorts the pairs by expert; those of one expert stay in the order of the tokens.
+
+    Args:
+        indices: the experts of each token.
+        experts: how many there are.
+        rows: pairs of a tile.
+        least: tiles of an expert without a pair, 0 or 1.
+    """
     flat, pairs = to_local_index(indices.reshape(-1).astype(jnp.int32), experts), indices.size
     numbers = jnp.arange(pairs, dtype=jnp.int32)
     order = _order(flat, experts + (shards() > 1))
     count = jnp.zeros(experts, jnp.int32).at[flat].add(1, mode="drop")
-    tiles_of = (count + rows - 1) // rows
+    tiles_of = jnp.maximum((count + rows - 1) // rows, least)
     first_pair, first_tile = jnp.cumsum(count) - count, jnp.cumsum(tiles_of) - tiles_of
     size = pairs // rows + experts
     by_expert = flat[order]

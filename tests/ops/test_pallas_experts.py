@@ -2,6 +2,7 @@
 
 import math
 import re
+from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from jhsae.codes import Codes, TreeCodes
 from jhsae.ops import Decoder, ExpertEncoders, expert_major
-from jhsae.ops.pallas import experts_tpu
+from jhsae.ops.chunks import sized_for
+from jhsae.ops.pallas import experts_tpu, tile_pipeline
 
 K, SUB, ATOMS = 3, 4, 16
 
@@ -28,6 +30,8 @@ CASES = {  # (indices, experts, embed)
     "few experts, several tiles each": (distinct(150, K) + 2, 7, 256),
     "one token": (distinct(1, 5), 5, 256),
     "one expert": (np.zeros((2, K), int), 1, 128),
+    "blocks of experts": (distinct(101, 32), 32, 256),
+    "blocks, one takes nearly all": (np.where(np.arange(300)[:, None] % 9, [[17, 5, 17]], distinct(300, 32)), 32, 128),
 }
 OPS = ("encode_atoms", "decode_atoms")
 
@@ -67,8 +71,19 @@ def on_arrays(op, module, **options):
     return {"encode_atoms": encode, "decode_atoms": decode}[op]
 
 
-def kernel(op, interpret=True, **options):
-    return on_arrays(op, experts_tpu, interpret=interpret, **options)
+@contextmanager
+def interpreted(how=True):
+    token = tile_pipeline.INTERPRET.set(how)
+    try:
+        yield
+    finally:
+        tile_pipeline.INTERPRET.reset(token)
+
+
+@pytest.fixture(autouse=True)
+def in_the_interpreter():
+    with interpreted():
+        yield
 
 
 @pytest.mark.few(6)
@@ -76,7 +91,7 @@ def kernel(op, interpret=True, **options):
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients_equal_those_of_expert_major(case, op):
     a = arrays(op, case)
-    for got, expected in zip(run(kernel(op), *a), run(on_arrays(op, expert_major), *a), strict=True):
+    for got, expected in zip(run(on_arrays(op, experts_tpu), *a), run(on_arrays(op, expert_major), *a), strict=True):
         assert got.dtype == expected.dtype
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
@@ -85,30 +100,34 @@ def test_values_and_gradients_equal_those_of_expert_major(case, op):
 @pytest.mark.parametrize("op", OPS)
 def test_rows_that_arrive_as_late_as_they_may_are_waited_for(op):
     """The plain interpreter copies at once; this one when a copy is waited for, into memory that holds NaN."""
-    a = arrays(op, "few experts, several tiles each")
-    late = kernel(op, pltpu.InterpretParams(dma_execution_mode="on_wait", uninitialized_memory="nan"))
-    for got, expected in zip(run(late, *a), run(on_arrays(op, expert_major), *a), strict=True):
+    a = arrays(op, "blocks of experts")
+    with interpreted(pltpu.InterpretParams(dma_execution_mode="on_wait", uninitialized_memory="nan")):
+        late = run(on_arrays(op, experts_tpu), *a)
+    for got, expected in zip(late, run(on_arrays(op, expert_major), *a), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_the_size_of_a_tile_does_not_matter(op):
+def test_the_sizes_of_tiles_and_of_parts_of_the_batch_do_not_matter(op, monkeypatch):
     a = arrays(op, "one expert takes all")
-    for got, expected in zip(run(kernel(op, rows=256), *a), run(kernel(op), *a), strict=True):
+    one = run(on_arrays(op, experts_tpu), *a)
+    monkeypatch.setattr(experts_tpu, "ROWS", 256)
+    monkeypatch.setattr(experts_tpu, "SUMS", 4 * 128 * 40)  # 40 tokens
+    for got, expected in zip(run(on_arrays(op, experts_tpu), *a), one, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_experts_that_nobody_selected_have_gradients_of_exactly_zero(op):
     indices, weights, cotangent = arrays(op, "few experts, several tiles each")
-    for gradient in run(kernel(op), indices, weights, cotangent)[2:]:
+    for gradient in run(on_arrays(op, experts_tpu), indices, weights, cotangent)[2:]:
         assert not np.asarray(gradient)[[0, 1, 5, 6]].any()
         assert np.asarray(gradient)[2:5].any(axis=(1, 2)).all()
 
 
 @pytest.mark.parametrize("op, kernels", [("encode_atoms", 3), ("decode_atoms", 2)])
 def test_lowers_for_tpu_without_a_gathered_copy_of_the_rows(op, kernels):
-    batch, experts, embed, k = 512, 64, 256, 32
+    batch, experts, embed, k = 512, 64, 2048, 32
 
     def shape(*sizes, dtype=jnp.float32):
         return jax.ShapeDtypeStruct(sizes, dtype)
@@ -120,8 +139,9 @@ def test_lowers_for_tpu_without_a_gathered_copy_of_the_rows(op, kernels):
         x, wide, atoms = weights
         return jnp.sum(on_arrays(op, experts_tpu)(x, indices, wide, atoms) ** 2)
 
-    program = jax.jit(jax.grad(loss)).trace(weights, shape(batch, k, dtype=jnp.int32))
-    text = program.lower(lowering_platforms=("tpu",)).as_text()
+    with interpreted(False), sized_for("tpu"):
+        program = jax.jit(jax.grad(loss)).trace(weights, shape(batch, k, dtype=jnp.int32))
+        text = program.lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("custom_call @tpu_custom_call") == kernels
     sizes = [math.prod(map(int, found.split("x"))) for found in re.findall(r"tensor<([\dx]+)xf32>", text)]
     assert batch * embed <= max(sizes) < batch * k * embed / 4
@@ -130,15 +150,11 @@ def test_lowers_for_tpu_without_a_gathered_copy_of_the_rows(op, kernels):
 @pytest.mark.parametrize("op", OPS)
 def test_what_the_kernels_cannot_do_is_an_error(op):
     indices, (x, wide, atoms), _ = arrays(op, "one token")
-    run = kernel(op)
-    with pytest.raises(ValueError, match=rf"arrays are float32, bfloat16, float32.*write expert_major.{op}"):
+    run = on_arrays(op, experts_tpu)
+    with pytest.raises(ValueError, match="matrices of experts are bfloat16, expected float32; write kernel: auto"):
         run(x, indices, wide.astype(jnp.bfloat16), atoms)
-    with pytest.raises(ValueError, match="rows is 100, expected a multiple of 128; write rows=128"):
-        kernel(op, rows=100)(x, indices, wide, atoms)
-    if op == "decode_atoms":
-        codes = Codes(jnp.zeros(indices.shape), indices, len(wide)), Codes(x, jnp.zeros(x.shape, int), ATOMS)
-        with pytest.raises(ValueError, match=r"children have indices.*write expert_major.decode_atoms"):
-            experts_tpu.decode_atoms(TreeCodes(*codes), Decoder(wide[:, 0], wide, atoms))
     narrow = x[:, :100] if op == "encode_atoms" else x
-    with pytest.raises(ValueError, match=f"embed is 100, expected a multiple of 128; write expert_major.{op}"):
+    with pytest.raises(ValueError, match="embed is 100, expected a multiple of 128; write kernel: auto"):
         run(narrow, indices, wide[..., :100], atoms)
+    with interpreted(False), pytest.raises(ValueError, match='kernel is "tpu", but the platform is cpu; write kernel'):
+        run(x, indices, wide, atoms)

@@ -1,7 +1,7 @@
-"""The expert operations of `expert_major` with TPU kernels (`tile_kernels`): same signature, numbers and gradients.
+"""The expert operations of `expert_major` with TPU kernels (`tile_kernels`): same signatures, numbers and gradients.
 
 ``pre = atom_enc[e] down[e] x_b`` and ``x_hat[b] = sum_j (children[b, j] atom_dec[e_j]) up[e_j]``, over tiles of 128
-pairs. Each is the other's transpose, so that three kernels serve four passes:
+pairs of a block of experts. Each is the other's transpose, so that three kernels serve four passes:
 
 | pass | kernels |
 |---|---|
@@ -10,159 +10,295 @@ pairs. Each is the other's transpose, so that three kernels serve four passes:
 | decode | spread |
 | its gradient | weights, which also projects |
 
-Rows of x are copied into fast memory by the kernels. Spread writes its rows to memory a group of tiles at a time, and
-XLA adds them into the tokens. Not the default anywhere: the kernels equal `expert_major` in Pallas' interpreter and
-compile for TPU, and no TPU has run or timed them. One core works on all tiles, also where a chip has two.
+Rows of x are copied into fast memory by the kernels. Spread keeps the sums of some tokens there, which are written
+once; it reads the matrices once for each such part of the batch. The kernels equal `expert_major` in Pallas'
+interpreter and compile for TPU; no TPU has run or timed them. One core works on all tiles, also where a chip has two.
 """
 
-from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jhsae.codes import TreeCodes
+from jhsae.codes import Codes, TreeCodes
+from jhsae.errors import UserError
+from jhsae.ops.chunks import PLATFORM
 from jhsae.ops.parameters import Decoder, ExpertEncoders
-from jhsae.ops.tiles import Tiles, by_number, group_size, over_tiles, tile
+from jhsae.ops.precision import COMPUTE, once, operand
+from jhsae.ops.rows import row_gradients, weighted_rows
+from jhsae.ops.sharding import ShardingKind, shard_mapped, shards, to_local_index
+from jhsae.ops.tiles import by_number, tile
 
 from . import tile_kernels as kernels
+from .tile_pipeline import INTERPRET, LANES, Atoms, Numbers, Source, Table, Wide, packed
 
-LANES = 128
+TOKENS, EXPERTS, OWN = ShardingKind.TOKENS, ShardingKind.EXPERTS, ShardingKind.OWN
+TOKEN_SUM, EXPERT_SUM = ShardingKind.TOKEN_SUM, ShardingKind.EXPERT_SUM
+ROWS = 128  # pairs of a tile
+BLOCK, BLOCK_ROWS = 8, 64  # experts of a block, and rows of their wide matrices, where the whole batch is sorted
+SPREAD = (16, 64)  # the same for spread, to which fewer pairs of an expert come at a time
+SUMS = 38 * 2**20  # bytes of the sums that spread keeps in fast memory
 
 
+class Residuals(NamedTuple):
+    """What the forward pass of an encoding saves for the backward pass, on each device."""
+
+    table: Table
+    indices: Int[Array, "batch k"]
+
+
+def check(embed: int, down: Float[Array, "experts sub embed"]) -> None:
+    """Raises UserError where the kernels cannot run: another platform, type or size.
+
+    Args:
+        embed: the size of the vectors.
+        down: the wide matrices, `down` or `up`.
+    """
+    platform, lanes = PLATFORM.get() or jax.default_backend(), LANES * (2 if COMPUTE.get() == "bfloat16" else 1)
+    if platform != "tpu" and not INTERPRET.get():
+        raise UserError(f'kernel is "tpu", but the platform is {platform}; write kernel: auto')
+    if down.dtype != jnp.float32:
+        raise UserError(f'kernel "tpu": the matrices of experts are {down.dtype}, expected float32; write kernel: auto')
+    if embed % lanes or not embed:
+        raise UserError(f'kernel "tpu": embed is {embed}, expected a multiple of {lanes}; write kernel: auto')
+
+
+@jax.custom_vjp
 def encode_atoms(
-    x: Float[Array, "batch embed"],
-    indices: Int[Array, "batch k"],
-    encoders: ExpertEncoders,
-    *,
-    rows: int = LANES,
-    interpret: kernels.Interpret = False,
+    x: Float[Array, "batch embed"], indices: Int[Array, "batch k"], encoders: ExpertEncoders
 ) -> Float[Array, "batch k atoms"]:
-    """``atom_enc[e] down[e] x_b`` for the selected experts e of token b; float32. `rows`: pairs of a tile.
+    """``atom_enc[e] down[e] x_b`` for the selected experts e = indices[b, j]."""
+    return _encode_fwd(x, indices, encoders)[0]
 
-    `interpret`: run in Pallas' interpreter. Raises ValueError for other types, and for an embed or rows that 128 does
-    not divide.
+
+def _encode_fwd(
+    x: Array, indices: Array, encoders: ExpertEncoders
+) -> tuple[Array, tuple[Array, ExpertEncoders, Residuals]]:
+    encode = shard_mapped(encode_forward, (TOKENS, TOKENS, EXPERTS), (TOKEN_SUM, OWN), encoders.down.shape[0])
+    pre, residuals = encode(x, indices, encoders)
+    return pre, (x, encoders, residuals)
+
+
+def encode_forward(x: Array, indices: Array, encoders: ExpertEncoders) -> tuple[Array, Residuals]:
+    """The pre-activations on one device, and what their gradients need."""
+    down, atoms = encoders.down, encoders.atom_enc.shape[1]
+    check(x.shape[1], down)
+    table, atom_enc = _table(indices, down, BLOCK, BLOCK_ROWS), _atoms(encoders.atom_enc, BLOCK, BLOCK_ROWS)
+    rows = kernels.project(table, _source(x, indices.shape[1]), down, atom_enc, indices.size)
+    return _by_slot(rows, indices, len(down))[..., :atoms], Residuals(table, indices)
+
+
+def encode_backward(
+    x: Array, encoders: ExpertEncoders, residuals: Residuals, g: Array, weights: Float[Array, "batch k"] | None = None
+) -> tuple[ExpertEncoders, Array, Array]:
+    """The gradients of the encoders, and two sums that cost little beside them.
+
+    The second is ``sum over pairs of weights[b, j] x_b`` for each expert (0 without `weights`); the third the sum over
+    tokens of the gradient of x.
     """
-    down, atom_enc = encoders.down, encoders.atom_enc
-    _check("encode_atoms", rows, x, down, atom_enc)
-    return _encode(x, down, jnp.swapaxes(atom_enc, 1, 2), tile(indices, down.shape[0], rows), interpret)
+    (down, atom_enc), (table, indices) = (encoders.down, encoders.atom_enc), residuals
+    experts, atoms, _ = atom_enc.shape
+    raw = jnp.zeros(indices.shape) if weights is None else weights
+    numbers = _numbers(jnp.concatenate([g, raw[..., None]], axis=-1))
+    d_down, d_atoms, d_rows, sums = kernels.weights(
+        table,
+        _source(x, indices.shape[1]),
+        down,
+        _atoms(atom_enc, BLOCK, BLOCK_ROWS, numbers.shape[1]),
+        numbers,
+        projected=False,
+        weight=atoms,
+    )
+    hidden_sum = jnp.einsum("ea,eas->es", sums.reshape(experts, -1)[:, :atoms], atom_enc)
+    d_encoders = ExpertEncoders(d_down, _of_experts(d_atoms, atom_enc))
+    return d_encoders, d_rows.reshape(experts, -1), jnp.einsum("es,esd->d", hidden_sum, down)
 
 
-def decode_atoms(
-    codes: TreeCodes, decoder: Decoder, *, rows: int = LANES, interpret: kernels.Interpret = False
-) -> Float[Array, "batch embed"]:
-    """``sum_j (children[b, j] atom_dec[e_j]) up[e_j]``; float32; the children are dense: every atom has a slot.
-
-    `rows`: pairs of a tile. `interpret`: run in Pallas' interpreter. Raises ValueError for other types, for children
-    with indices, and for an embed or rows that 128 does not divide.
-    """
-    children, up, atom_dec = codes.children, decoder.up, decoder.atom_dec
-    if children.indices is not None:
-        raise ValueError(
-            "tpu decode_atoms: the children have indices, expected a slot for every atom; write "
-            "expert_major.decode_atoms"
-        )
-    _check("decode_atoms", rows, children.values, up, atom_dec)
-    tiles = tile(codes.parents.slot_indices(), up.shape[0], rows)
-    return _decode(children.values, up, jnp.swapaxes(atom_dec, 1, 2), tiles, interpret)
+def encode_to_input(x: Array, encoders: ExpertEncoders, residuals: Residuals, g: Array) -> Float[Array, "batch embed"]:
+    """The gradient of x: kernels of its own, which are not run where nobody asks for it."""
+    return _into_tokens(_numbers(g), residuals.indices, encoders.down, encoders.atom_enc)
 
 
-def _check(name: str, rows: int, numbers: Array, wide: Array, atoms: Array) -> None:
-    types = [str(a.dtype) for a in (numbers, wide, atoms)]
-    if set(types) != {"float32"}:
-        raise ValueError(f"tpu {name}: the arrays are {', '.join(types)}, expected float32; write expert_major.{name}")
-    for what, size in (("embed", wide.shape[2]), ("rows", rows)):
-        if size % LANES or not size:
-            write = f"expert_major.{name}" if what == "embed" else f"rows={max(1, round(rows / LANES)) * LANES}"
-            raise ValueError(f"tpu {name}: {what} is {size}, expected a multiple of {LANES}; write {write}")
+def _encode_bwd(
+    saved: tuple[Array, ExpertEncoders, Residuals], g: Float[Array, "batch k atoms"]
+) -> tuple[Array, None, ExpertEncoders]:
+    def gradients(x: Array, encoders: ExpertEncoders, residuals: Residuals, g: Array) -> tuple[Array, ExpertEncoders]:
+        return encode_to_input(x, encoders, residuals, g), encode_backward(x, encoders, residuals, g)[0]
+
+    experts = saved[1].down.shape[0]
+    back = shard_mapped(gradients, (TOKENS, EXPERTS, OWN, TOKENS), (TOKEN_SUM, EXPERT_SUM), experts)
+    dx, d_encoders = back(*saved, g)
+    return dx, None, d_encoders
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _encode(x: Array, down: Array, atoms: Array, tiles: Tiles, interpret: kernels.Interpret) -> Array:
-    return _by_pair(kernels.project(_table(tiles), x, down, atoms, interpret), tiles)
+encode_atoms.defvjp(_encode_fwd, _encode_bwd)
 
 
-def _encode_fwd(x: Array, down: Array, atoms: Array, tiles: Tiles, interpret: kernels.Interpret) -> tuple[Array, tuple]:
-    return _encode(x, down, atoms, tiles, interpret), (x, down, atoms, tiles)
+def decode_atoms(codes: TreeCodes, decoder: Decoder) -> Float[Array, "batch embed"]:
+    """``sum_j (sum_c children[b, j, c] atom_dec[e_j, a_jc]) up[e_j]``: what the atoms alone add."""
+    return _decode_atoms(codes.children, codes.parents.slot_indices(), decoder.up, decoder.atom_dec)
 
 
-def _encode_bwd(interpret: kernels.Interpret, saved: tuple, g: Float[Array, "batch k atoms"]) -> tuple:
-    x, down, atoms, tiles = saved
-    table, numbers = _table(tiles), _by_slot(g, tiles)
-    d_down, d_atoms = kernels.weights(table, x, down, atoms, numbers, interpret, with_projection=False)
-    dx = _into_tokens(down, atoms, g, tiles, interpret)  # XLA drops it where nobody asks for it
-    return dx, d_down, d_atoms, None
-
-
-_encode.defvjp(_encode_fwd, _encode_bwd)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _decode(codes: Array, up: Array, atoms: Array, tiles: Tiles, interpret: kernels.Interpret) -> Array:
-    return _into_tokens(up, atoms, codes, tiles, interpret)
+@jax.custom_vjp
+def _decode_atoms(children: Codes, indices: Array, up: Array, atom_dec: Array) -> Array:
+    return _decode_fwd(children, indices, up, atom_dec)[0]
 
 
 def _decode_fwd(
-    codes: Array, up: Array, atoms: Array, tiles: Tiles, interpret: kernels.Interpret
-) -> tuple[Array, tuple]:
-    return _decode(codes, up, atoms, tiles, interpret), (codes, up, atoms, tiles)
+    children: Codes, indices: Array, up: Array, atom_dec: Array
+) -> tuple[Array, tuple[Codes, Array, Array, Array]]:
+    decode = shard_mapped(_decode, (TOKENS, TOKENS, EXPERTS, EXPERTS), TOKEN_SUM, up.shape[0])
+    return decode(children, indices, up, atom_dec), (children, indices, up, atom_dec)
 
 
-def _decode_bwd(interpret: kernels.Interpret, saved: tuple, g: Float[Array, "batch embed"]) -> tuple:
-    codes, up, atoms, tiles = saved
-    table, numbers = _table(tiles), _by_slot(codes, tiles)
-    d_up, d_atoms, d_codes = kernels.weights(table, g, up, atoms, numbers, interpret, with_projection=True)
-    return _by_pair(d_codes, tiles), d_up, d_atoms, None
+def _decode(children: Codes, indices: Array, up: Array, atom_dec: Array) -> Array:
+    check(up.shape[2], up)
+    return _into_tokens(_dense(children), indices, up, atom_dec)
 
 
-_decode.defvjp(_decode_fwd, _decode_bwd)
+def _decode_bwd(
+    saved: tuple[Codes, Array, Array, Array], g: Float[Array, "batch embed"]
+) -> tuple[Codes, None, Array, Array]:
+    kinds, results = (TOKENS, TOKENS, EXPERTS, EXPERTS, TOKENS), (TOKEN_SUM, EXPERT_SUM, EXPERT_SUM)
+    d_children, d_up, d_dec = shard_mapped(_decode_gradients, kinds, results, saved[2].shape[0])(*saved, g)
+    return Codes(d_children, None, saved[0].size), None, d_up, d_dec
 
 
-def _table(tiles: Tiles) -> kernels.Table:
+def _decode_gradients(
+    children: Codes, indices: Array, up: Array, atom_dec: Array, g: Array
+) -> tuple[Array, Array, Array]:
+    d_up, d_atoms, rows = kernels.weights(
+        _table(indices, up, BLOCK, BLOCK_ROWS),
+        _source(g, indices.shape[1]),
+        up,
+        _atoms(atom_dec, BLOCK, BLOCK_ROWS),
+        _dense(children),
+        projected=True,
+    )
+    dense = _by_slot(rows, indices, len(up))
+    if children.indices is None:
+        d_children = dense[..., : children.size]
+    else:
+        chosen = children.indices[..., None] == jnp.arange(dense.shape[-1])
+        d_children = jnp.sum(jnp.where(chosen, dense[:, :, None], 0), axis=-1)
+    return d_children, d_up, _of_experts(d_atoms, atom_dec)
+
+
+_decode_atoms.defvjp(_decode_fwd, _decode_bwd)
+
+
+@jax.custom_vjp
+def decode_tree(codes: TreeCodes, decoder: Decoder) -> tuple[Float[Array, "batch embed"], Float[Array, "batch embed"]]:
+    """What the parents add, ``sum_j parents[b, j] rows[e_j]``, and what the atoms add: `decode_atoms`."""
+    return _decode_tree_fwd(codes, decoder)[0]
+
+
+def _decode_tree_fwd(codes: TreeCodes, decoder: Decoder) -> tuple[tuple[Array, Array], tuple[TreeCodes, Decoder]]:
+    def decode(codes: TreeCodes, decoder: Decoder) -> tuple[Array, Array]:
+        parents, indices = codes.parents, codes.parents.slot_indices()
+        from_atoms = _decode(codes.children, indices, decoder.up, decoder.atom_dec)
+        return weighted_rows(parents.values, indices, decoder.rows), from_atoms
+
+    both = shard_mapped(decode, (TOKENS, EXPERTS), (TOKEN_SUM, TOKEN_SUM), decoder.up.shape[0])
+    return both(codes, decoder), (codes, decoder)
+
+
+def _decode_tree_bwd(
+    saved: tuple[TreeCodes, Decoder], g: tuple[Float[Array, "batch embed"], Float[Array, "batch embed"]]
+) -> tuple[TreeCodes, Decoder]:
+    def gradients(codes: TreeCodes, decoder: Decoder, g_parents: Array, g_atoms: Array) -> tuple[Array, Array, Decoder]:
+        parents, indices = codes.parents, codes.parents.slot_indices()
+        d_parents, d_rows = row_gradients(parents.values, indices, decoder.rows, g_parents)
+        d_children, d_up, d_dec = _decode_gradients(codes.children, indices, decoder.up, decoder.atom_dec, g_atoms)
+        return d_parents, d_children, Decoder(d_rows, d_up, d_dec)
+
+    codes, decoder = saved
+    kinds, results = (TOKENS, EXPERTS, TOKENS, TOKENS), (TOKEN_SUM, TOKEN_SUM, EXPERT_SUM)
+    d_parents, d_children, d_decoder = shard_mapped(gradients, kinds, results, decoder.up.shape[0])(codes, decoder, *g)
+    d_codes = TreeCodes(Codes(d_parents, None, codes.parents.size), Codes(d_children, None, codes.children.size))
+    return d_codes, d_decoder
+
+
+decode_tree.defvjp(_decode_tree_fwd, _decode_tree_bwd)
+
+
+def _block(experts: int, sub: int, most: int, rows: int) -> int:
+    """Experts of a block: a power of two that divides their number, whose matrices have at most so many rows."""
+    block = 1
+    while experts % (2 * block) == 0 and 2 * block <= most and 2 * block * sub <= rows:
+        block *= 2
+    return block
+
+
+def _table(indices: Int[Array, "batch k"], wide: Wide, most: int, rows: int) -> Table:
+    experts = len(wide)
+    block = _block(experts, wide.shape[1], most, rows)
+    tiles = tile(indices // block, experts // block, ROWS, least=1)
+    own = jnp.where(tiles.live, (indices % block).astype(jnp.int32).reshape(-1)[tiles.pair], -1)
     count = jnp.sum(tiles.live, axis=1, dtype=jnp.int32)
-    return kernels.Table(tiles.expert, count, tiles.token[:, None], tiles.used)
+    return Table(tiles.expert, count, tiles.pair[:, None], own[:, None], tiles.used)
 
 
-def _by_pair(numbers: Float[Array, "atoms slots"], tiles: Tiles) -> Float[Array, "batch k atoms"]:
-    return numbers.T[tiles.place]
+def _atoms(atoms: Float[Array, "experts atoms sub"], most: int, rows: int, lanes: int | None = None) -> Atoms:
+    experts, size, sub = atoms.shape
+    block = _block(experts, sub, most, rows)
+    below = jnp.swapaxes(atoms, 1, 2).reshape(experts // block, block * sub, size)
+    return jnp.pad(below, [(0, 0), (0, 0), (0, (lanes or _lanes(size)) - size)])
 
 
-def _by_slot(numbers: Float[Array, "batch k atoms"], tiles: Tiles) -> Float[Array, "atoms slots"]:
-    """Numbers of the pairs along lanes, 0 in slots not in use; their number is rounded up."""
-    rows = tiles.pair.shape[1]
-    values = by_number(numbers)
-    tiles, group = _in_groups(tiles, LANES)  # XLA gathers them along sublanes, a row of lanes for each pair
-
-    def body(out: Array, some: Tiles, first: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(out, _of(some, values), first * rows, axis=1)
-
-    return over_tiles(tiles, group, body, jnp.zeros((numbers.shape[-1], tiles.pair.size), jnp.float32))
+def _of_experts(atoms: Atoms, like: Float[Array, "experts atoms sub"]) -> Float[Array, "experts atoms sub"]:
+    experts, size, sub = like.shape
+    return jnp.swapaxes(atoms.reshape(experts, sub, -1)[..., :size], 1, 2)
 
 
-def _of(some: Tiles, numbers: Float[Array, "pairs atoms"]) -> Float[Array, "atoms slots"]:
-    return some.of_pairs(numbers).reshape(-1, numbers.shape[-1]).T
+def _lanes(size: int) -> int:
+    return size + -size % LANES
 
 
-def _in_groups(tiles: Tiles, width: int) -> tuple[Tiles, int]:
-    group = min(group_size(width, tiles.pair.shape[1]), len(tiles.expert))
-    return tiles.padded(group), group
+def _source(x: Float[Array, "batch embed"], k: int) -> Source:
+    """Rows of tokens in the format of products."""
+    return Source(x if COMPUTE.get() == "float32" else once(packed(x)), k)
+
+
+def _numbers(values: Float[Array, "batch k atoms"]) -> Numbers:
+    return by_number(jnp.pad(values, [(0, 0), (0, 0), (0, _lanes(values.shape[-1]) - values.shape[-1])]))
+
+
+def _dense(children: Codes) -> Numbers:
+    """The children of every pair at their atoms; those that share one add up."""
+    if children.indices is None:
+        return _numbers(children.values)
+    chosen = children.indices[..., None] == jnp.arange(_lanes(children.size))
+    return by_number(jnp.sum(jnp.where(chosen, children.values[..., None], 0), axis=2))
+
+
+def _by_slot(rows: Numbers, indices: Int[Array, "batch k"], experts: int) -> Float[Array, "batch k lanes"]:
+    """Rows of pairs by token; 0 for those of other devices, which no kernel wrote."""
+    found = rows.reshape(*indices.shape, -1)
+    return found if shards() == 1 else jnp.where((to_local_index(indices, experts) < experts)[..., None], found, 0)
 
 
 def _into_tokens(
-    wide: kernels.Wide,
-    atoms: kernels.Atoms,
-    numbers: Float[Array, "batch k atoms"],
-    tiles: Tiles,
-    interpret: kernels.Interpret,
+    numbers: Numbers,
+    indices: Int[Array, "batch k"],
+    wide: Wide,
+    atoms: Float[Array, "experts atoms sub"],
 ) -> Float[Array, "batch embed"]:
-    """``(A^T c)^T W`` of every pair, added up by token."""
-    batch, embed = len(numbers), wide.shape[2]
-    tiles, group = _in_groups(tiles, embed)
-    values = by_number(numbers)
+    """``(A^T c)^T W`` of every pair, added up by token, some tokens at a time."""
+    (batch, k), embed = indices.shape, wide.shape[2]
+    parts = -(-batch // max(8, SUMS // (4 * embed) // 8 * 8))
+    tokens = -(-batch // (8 * parts)) * 8
+    more = parts * tokens - batch
+    wide, atoms = operand(wide), _atoms(atoms, *SPREAD, numbers.shape[1])
+    numbers = jnp.pad(numbers, [(0, more * k), (0, 0)]) if more else numbers
+    # tokens that do not exist have numbers of 0; their experts follow one another, so that none gets all of them
+    extra = jnp.arange(more * k, dtype=indices.dtype).reshape(more, k) % len(wide)
+    indices = jnp.concatenate([indices, extra]).reshape(parts, tokens, k)
 
-    def body(out: Array, some: Tiles, first: Array) -> Array:
-        token = jnp.where(some.live, some.token, batch).reshape(-1)
-        rows = kernels.spread(some.expert, wide, atoms, _of(some, values), interpret)
-        return out.at[token].add(rows, mode="drop")
+    def some(out: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+        first, indices = part
+        return kernels.spread(_table(indices, wide, *SPREAD), wide, atoms, numbers, out, first, tokens, k), None
 
-    return over_tiles(tiles, group, body, jnp.zeros((batch, embed), jnp.float32))
+    first = jnp.arange(parts, dtype=jnp.int32) * tokens
+    return jax.lax.scan(some, jnp.zeros((parts * tokens, embed)), (first, indices))[0][:batch]

@@ -1,19 +1,23 @@
-"""The products of one tile of pairs with its expert, for TPU (Pallas, Mosaic): three kernels, no gathered copy of x.
+"""The products of one tile of pairs with a block of experts, for TPU (Pallas, Mosaic): no gathered copy of x.
 
-With X the rows of x of a tile [rows, embed], W its expert's wide matrix [sub, embed], A its atoms [atoms, sub] and C a
-number per atom and row [atoms, rows]:
+With X the rows of x of a tile [rows, embed], W the wide matrices of its block of experts [block sub, embed], A their
+atoms [block sub, lanes], C a row of numbers for each pair [rows, lanes], and M 1 where a row of W belongs to the expert
+of a pair, else 0 [block sub, rows]:
 
-- `project`: ``H = W X^T``, ``A H``: encode, and the gradient of decode's codes;
-- `weights`: ``dW = sum (A^T C) X``, ``dA = sum C H^T`` over the tiles of an expert: both ops' weight gradients;
-- `spread`: ``(A^T C)^T W``: rows of decode and of encode's gradient of x, before they are added into the tokens.
+- `project`: ``(M * W X^T)^T A``: encode, and the gradient of decode's codes;
+- `weights`: ``dW = sum (M * A C^T) X``, ``dA = sum (M * W X^T) C`` over the tiles of a block;
+- `spread`: ``(M * A C^T)^T W``, added into the tokens: decode, and encode's gradient of x.
 
-The grid runs over tiles in the order of their experts, so that consecutive tiles of one expert keep its blocks in fast
-memory (Gale et al., MegaBlocks, arXiv 2211.15841, has the layout). Rows of x come one by one, by asynchronous copies
-that run one tile ahead. Small arrays are held with pairs along lanes: 16 atoms there would leave 112 of 128 empty.
+The matrix unit is 128 wide and an expert has few rows, so that a block of experts costs as much as one. The grid runs
+over tiles in the order of their blocks, so that consecutive tiles of one block keep its matrices in fast memory (Gale
+et al., MegaBlocks, arXiv 2211.15841, has the layout). Rows of x and of numbers come one by one, by asynchronous copies
+that run one tile ahead, and rows of results leave the same way, to the place of their pair.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,171 +25,230 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-LIMIT = 48 * 2**20  # bytes of fast memory
-
-Interpret = bool | pltpu.InterpretParams
-Wide = Float[Array, "experts sub embed"]
-Atoms = Float[Array, "experts sub atoms"]
-Lanes = Float[Array, "atoms slots"]
-"""Slot ``i * rows + r`` is row r of tile i."""
-
-
-class Table(NamedTuple):
-    """What the kernels know of the tiles; the rows in use come first in every tile, the tiles in use before others."""
-
-    expert: Int[Array, "tiles"]
-    in_use: Int[Array, "tiles"]
-    """How many rows of each tile."""
-    token: Int[Array, "tiles 1 rows"]
-    used: Int[Array, ""]
-    """How many tiles."""
+from .tile_pipeline import (
+    Atoms,
+    Copied,
+    Numbers,
+    Source,
+    Table,
+    Wide,
+    call,
+    columns_of,
+    gather,
+    leave,
+    leaving,
+    of_blocks,
+    of_experts,
+)
 
 
-def project(
-    table: Table, x: Float[Array, "batch embed"], wide: Wide, atoms: Atoms, interpret: Interpret
-) -> Float[Array, "atoms slots"]:
-    """``A W x`` of every pair; slots not in use hold anything."""
-    out = (_by_tile(atoms.shape[2], table.token.shape[2]), (atoms.shape[2], table.token.size))
-    arrays = [*_gathered(table, x), *_of_expert(wide, atoms)]
-    scratch = _buffers(table, x)
-    return _call(_project, table.used, (table.expert, table.in_use), arrays, [out], scratch, {}, interpret)[0]
+def project(table: Table, x: Source, wide: Wide, atoms: Atoms, pairs: int) -> Numbers:
+    """``A W x`` of every pair; rows of pairs in no tile hold anything."""
+    lanes = atoms.shape[2]
+    return call(
+        partial(_project, share=x.share, dtype=_dtype(x)),
+        table,
+        [x],
+        wide,
+        atoms,
+        [(pl.BlockSpec(memory_space=pl.ANY), (pairs, lanes))],
+        leaving(table, lanes),
+        (pairs * (_width(x) + 4 * lanes), 2 * pairs * wide.shape[1] * (wide.shape[2] + lanes)),
+    )[0]
 
 
-def _project(expert, in_use, now, ahead, x, wide, atoms, out, buffers, done):
-    rows = _gather(pl.program_id(0), in_use, now, ahead, x, buffers, done)
-    out[...] = _dot(atoms[...], _dot(wide[...], rows, (1, 1)), (0, 0))
+def _project(block, in_use, now, ahead, own, x, wide, atoms, out, buffers, done, staged, sent, *, share, dtype):
+    i = pl.program_id(0)
+    (rows,) = gather(i, in_use, now, ahead, [Copied(x, share, buffers, done)])
+    hidden = _hidden(_stacked(wide), columns_of(rows), _mask(own, wide.shape), dtype)
+    leave(i, in_use, now, _dot(hidden, atoms[...], (0, 0), dtype), out, staged, sent)
 
 
 def weights(
-    table: Table,
-    x: Float[Array, "batch embed"],
-    wide: Wide,
-    atoms: Atoms,
-    numbers: Lanes,
-    interpret: Interpret,
-    with_projection: bool,
+    table: Table, x: Source, wide: Wide, atoms: Atoms, numbers: Numbers, projected: bool, weight: int | None = None
 ) -> Sequence[Array]:
-    """The gradients of `wide` and `atoms`, and, from the same rows, `project` where it is asked for.
+    """The gradients of `wide` and `atoms`, and what else is asked for.
 
-    `numbers` is 0 in slots not in use.
+    Args:
+        table: of the tiles; every block must have one.
+        x: the rows of the tokens.
+        wide: the wide matrices.
+        atoms: the atoms.
+        numbers: of the pairs.
+        projected: whether to give `project` as well.
+        weight: which of the numbers weighs x in a sum for every expert, [blocks, block, embed]; then also the sums of
+            the numbers for every expert, [blocks, block, lanes].
+
+    Returns:
+        The gradients of `wide` and `atoms`; the two sums with `weight`; the projection where it is asked for.
     """
-    lanes = _by_tile(atoms.shape[2], table.token.shape[2])
-    # what experts without a tile keep
-    zeros = [(pl.BlockSpec(memory_space=pl.ANY), jnp.zeros_like(a)) for a in (wide, atoms)]
-    arrays = [*_gathered(table, x), *_of_expert(wide, atoms), (lanes, numbers), *zeros]
-    outs = [*((spec, a.shape) for spec, a in _of_expert(wide, atoms)), (lanes, numbers.shape)][: 2 + with_projection]
-    scratch = _buffers(table, x)
-    return _call(_weights, table.used, (table.expert, table.in_use), arrays, outs, scratch, {8: 0, 9: 1}, interpret)
+    lanes, pairs, (experts, sub, embed) = atoms.shape[2], len(numbers), wide.shape
+    block = experts // len(atoms)
+    outs = [(of_experts(wide.shape, block), wide.shape), (of_blocks(atoms.shape), atoms.shape)]
+    if weight is not None:
+        outs += [(of_blocks(shape), shape) for shape in ((len(atoms), block, embed), (len(atoms), block, lanes))]
+    if projected:
+        outs.append((pl.BlockSpec(memory_space=pl.ANY), (pairs, lanes)))
+    moved = pairs * (_width(x) + 4 * lanes) + sum(4 * math.prod(shape) for _, shape in outs)
+    return call(
+        partial(_weights, share=x.share, dtype=_dtype(x), weight=weight, projected=projected),
+        table,
+        [x, Source(numbers, 1)],
+        wide,
+        atoms,
+        outs,
+        leaving(table, lanes) if projected else [],
+        (moved, 2 * pairs * sub * (2 * embed + 2 * lanes)),
+    )
 
 
-def _weights(expert, in_use, now, ahead, x, wide, atoms, numbers, _zeros, _more, *refs):
-    d_wide, d_atoms, *out, buffers, done = refs
+def _weights(block, in_use, now, ahead, own, x, numbers, wide, atoms, *refs, share, dtype, weight, projected):
     i = pl.program_id(0)
-    rows = _gather(i, in_use, now, ahead, x, buffers, done)
-    hidden = _dot(wide[...], rows, (1, 1))
-    more_wide = _dot(_dot(atoms[...], numbers[...], (1, 0)), rows, (1, 0))
-    more_atoms = _dot(hidden, numbers[...], (1, 1))
-    for ref in out:
-        ref[...] = _dot(atoms[...], hidden, (0, 0))
-    first = (i == 0) | (expert[i] != expert[jnp.maximum(i, 1) - 1])
+    sums = 2 if weight is None else 4
+    outs, refs = refs[:sums], refs[sums:]
+    way_out, refs = ((refs[0], *refs[-2:]), refs[1:-2]) if projected else (None, refs)
+    buffers, more, done, came = refs
+    rows, c = gather(i, in_use, now, ahead, [Copied(x, share, buffers, done), Copied(numbers, 1, more, came)])
+    parts, mask = columns_of(rows), _mask(own, wide.shape)
+    hidden = _hidden(_stacked(wide), parts, mask, dtype)
+    left = jnp.where(mask, _dot(atoms[...], c, (1, 1), dtype), 0)
+    found = [None, _dot(hidden, c, (1, 0), dtype)]
+    if weight is not None:
+        own_row = _mask(own, (wide.shape[0], 1))
+        chosen = jax.lax.broadcasted_iota(jnp.int32, (8, c.shape[1]), 1) == weight
+        by_pair = _dot(chosen.astype(jnp.float32), c, (1, 1), dtype)[:1]
+        left = jnp.concatenate([left, jnp.where(own_row, by_pair, 0)], axis=0)
+        found.append(None)
+        found.append(jax.lax.dot_general(own_row.astype(jnp.float32), c, _over(1, 0), precision="highest"))
+    products = [_dot(left, part, (1, 0), dtype) for part in parts]
+    first = (i == 0) | (block[i] != block[jnp.maximum(i, 1) - 1])
+    if way_out:
+        leave(i, in_use, now, _dot(hidden, atoms[...], (0, 0), dtype), *way_out)
 
-    @pl.when(first)
-    def _():
-        d_wide[...], d_atoms[...] = more_wide, more_atoms
+    def store(put):
+        experts, sub, _ = wide.shape
+        for p, product in enumerate(products):
+            columns = slice(p * product.shape[1], (p + 1) * product.shape[1])
+            for e in range(experts):
+                put(outs[0], (e, slice(None), columns), product[e * sub : (e + 1) * sub])
+            if weight is not None:
+                put(outs[2], (slice(None), columns), product[experts * sub :])
+        for ref, value in zip(outs, found, strict=True):
+            if value is not None:
+                put(ref, ..., value)
 
-    @pl.when(jnp.logical_not(first))
-    def _():
-        d_wide[...] += more_wide
-        d_atoms[...] += more_atoms
+    def write(ref, at, value):
+        ref[at] = value
+
+    def add(ref, at, value):
+        ref[at] += value
+
+    pl.when(first)(lambda: store(write))
+    pl.when(jnp.logical_not(first))(lambda: store(add))
 
 
 def spread(
-    expert: Int[Array, "tiles"], wide: Wide, atoms: Atoms, numbers: Lanes, interpret: Interpret
-) -> Float[Array, "slots embed"]:
-    """``(A^T C)^T W`` of every tile given."""
-    (size, slots), embed = numbers.shape, wide.shape[2]
-    rows = slots // len(expert)
-    arrays = [*_of_expert(wide, atoms), (_by_tile(size, rows), numbers)]
-    out = (pl.BlockSpec((rows, embed), lambda i, *_: (i, 0)), (slots, embed))
-    return _call(_spread, len(expert), (expert,), arrays, [out], [], {}, interpret)[0]
+    table: Table,
+    wide: Wide,
+    atoms: Atoms,
+    numbers: Numbers,
+    out: Float[Array, "batch embed"],
+    first: Int[Array, ""],
+    tokens: int,
+    k: int,
+) -> Float[Array, "batch embed"]:
+    """``(A^T C)^T W`` of every pair, added up for each of some tokens, whose sums lie in fast memory.
+
+    The kernel writes a part of an array in place: XLA would update a loop's array with a copy, or fuse the two and then
+    not grant the fast memory.
+
+    Args:
+        table: of the pairs of these tokens, counted from the first of them.
+        wide: the wide matrices.
+        atoms: the atoms.
+        numbers: of all pairs.
+        out: the sums of all tokens.
+        first: the number of the first of these tokens, a multiple of 8.
+        tokens: how many.
+        k: pairs of a token.
+
+    Returns:
+        `out` with the sums of these tokens.
+    """
+    embed, lanes, rows = wide.shape[2], atoms.shape[2], table.pair.shape[2]
+    return call(
+        partial(_spread, k=k, dtype=wide.dtype),
+        table,
+        [Source(numbers, 1)],
+        wide,
+        atoms,
+        [(pl.BlockSpec(memory_space=pl.ANY), out.shape)],
+        [pltpu.VMEM((tokens, embed), jnp.float32), pltpu.VMEM((rows, embed), jnp.float32), pltpu.SemaphoreType.DMA],
+        (tokens * (k * 4 * lanes + 4 * embed), 2 * tokens * k * wide.shape[1] * (embed + lanes)),
+        (first, out),
+    )[0]
 
 
-def _spread(expert, wide, atoms, numbers, out):
-    out[...] = _dot(_dot(atoms[...], numbers[...], (1, 0)), wide[...], (0, 0))
-
-
-def _dot(a: Array, b: Array, over: tuple[int, int]) -> Array:
-    return jax.lax.dot_general(a, b, (((over[0],), (over[1],)), ((), ())), preferred_element_type=jnp.float32)
-
-
-def _call(
-    kernel: Callable[..., None],
-    tiles: int | Array,
-    scalars: Sequence[Array],
-    arrays: Sequence[tuple[pl.BlockSpec, Array]],
-    outs: Sequence[tuple[pl.BlockSpec, tuple[int, ...]]],
-    scratch: Sequence[Any],
-    aliases: dict[int, int],
-    interpret: Interpret,
-) -> Sequence[Array]:
-    specs, values = zip(*arrays, strict=True)
-    return pl.pallas_call(
-        kernel,
-        grid_spec=pltpu.PrefetchScalarGridSpec(len(scalars), (tiles,), specs, [spec for spec, _ in outs], scratch),
-        out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for _, shape in outs],
-        input_output_aliases=aliases,
-        # in order: tiles of one expert add up, and each tile starts the copies of the next
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",), vmem_limit_bytes=LIMIT),
-        interpret=interpret,
-        name=kernel.__name__.strip("_"),
-    )(*scalars, *values)
-
-
-def _of_expert(*arrays: Array) -> list[tuple[pl.BlockSpec, Array]]:
-    return [(pl.BlockSpec((None, *a.shape[1:]), lambda i, expert, *_: (expert[i], 0, 0)), a) for a in arrays]
-
-
-def _by_tile(*sizes: int) -> pl.BlockSpec:
-    return pl.BlockSpec(sizes, lambda i, *_: (0, i))
-
-
-def _gathered(table: Table, x: Array) -> list[tuple[pl.BlockSpec, Array]]:
-    """The tokens of this tile, the tokens of the next, and x in slow memory."""
-    tiles, _, rows = table.token.shape
-
-    def tokens(ahead: int) -> pl.BlockSpec:
-        def index(i, *_):
-            return jnp.minimum(i + ahead, tiles - 1), 0, 0
-
-        return pl.BlockSpec((None, 1, rows), index, memory_space=pltpu.SMEM)
-
-    return [(tokens(0), table.token), (tokens(1), table.token), (pl.BlockSpec(memory_space=pl.ANY), x)]
-
-
-def _buffers(table: Table, x: Array) -> list[Any]:
-    return [pltpu.VMEM((2, table.token.shape[2], x.shape[1]), jnp.float32), pltpu.SemaphoreType.DMA((2,))]
-
-
-def _gather(i, in_use, now, ahead, x, buffers, done):
-    """Starts the copies of the next tile's rows and waits for this tile's; rows not in use are finite."""
-
-    def copies(tile, tokens, action):
-        slot = jax.lax.rem(tile, 2)
-
-        def copy(r, _):
-            action(pltpu.make_async_copy(x.at[pl.ds(tokens[0, r], 1)], buffers.at[slot, pl.ds(r, 1)], done.at[slot]))
-            return 0
-
-        jax.lax.fori_loop(0, in_use[tile], copy, 0)
+def _spread(
+    block, in_use, first, now, ahead, own, numbers, wide, atoms, _out, out, buffers, done, sums, rows, left, *, k, dtype
+):
+    i = pl.program_id(0)
 
     @pl.when(i == 0)
     def _():
-        buffers[...] = jnp.zeros_like(buffers)
-        copies(0, now, lambda copy: copy.start())
+        def clear(j, _):
+            sums[pl.ds(pl.multiple_of(j * 8, 8), 8), :] = jnp.zeros((8, sums.shape[1]), jnp.float32)
+            return 0
 
-    @pl.when(i + 1 < pl.num_programs(0))
+        jax.lax.fori_loop(0, sums.shape[0] // 8, clear, 0)
+
+    (c,) = gather(i, in_use, now, ahead, [Copied(numbers, 1, buffers, done)], first[0] * k)
+    inside = jnp.where(_mask(own, wide.shape), _dot(atoms[...], c, (1, 1), dtype), 0)
+    rows[...] = _dot(inside, _stacked(wide), (0, 0), dtype)
+
+    def add(r, _):
+        token = jax.lax.div(now[0, r], k)
+        sums[pl.ds(token, 1), :] += rows[pl.ds(r, 1), :]
+        return 0
+
+    jax.lax.fori_loop(0, in_use[i], add, 0)
+
+    @pl.when(i + 1 == pl.num_programs(0))
     def _():
-        copies(i + 1, ahead, lambda copy: copy.start())
+        copy = pltpu.make_async_copy(sums, out.at[pl.ds(pl.multiple_of(first[0], 8), sums.shape[0])], left)
+        copy.start()
+        copy.wait()
 
-    copies(i, now, lambda copy: copy.wait())
-    return buffers[jax.lax.rem(i, 2)]
+
+def _over(a: int, b: int) -> tuple:
+    return (((a,), (b,)), ((), ()))
+
+
+def _dot(a: Array, b: Array, over: tuple[int, int], dtype: Any) -> Array:
+    """A product of operands in the format `dtype`, summed in float32."""
+    return jax.lax.dot_general(a.astype(dtype), b.astype(dtype), _over(*over), preferred_element_type=jnp.float32)
+
+
+def _stacked(wide: Any) -> Array:
+    return jnp.concatenate([wide[e] for e in range(wide.shape[0])], axis=0)
+
+
+def _mask(own: Any, shape: tuple[int, ...]) -> Array:
+    """Where a row of the stacked matrices of a block is of the expert of a pair."""
+    row = jax.lax.broadcasted_iota(jnp.int32, (shape[0] * shape[1], own.shape[1]), 0)
+    return jax.lax.div(row, jnp.int32(shape[1])) == own[...]
+
+
+def _hidden(wide: Array, parts: list[Array], mask: Array, dtype: Any) -> Array:
+    width = wide.shape[1] // len(parts)
+    products = (_dot(wide[:, p * width : (p + 1) * width], part, (1, 1), dtype) for p, part in enumerate(parts))
+    return jnp.where(mask, sum(products), 0)
+
+
+def _dtype(x: Source) -> Any:
+    """The format of products."""
+    return jnp.dtype("float32" if x.rows.dtype == jnp.float32 else "bfloat16")
+
+
+def _width(x: Source) -> int:
+    return x.rows.shape[1] * x.rows.dtype.itemsize

@@ -1,0 +1,120 @@
+"""The kernel "tpu" of a training step's operations equals "tiles", gradients included, in Pallas' interpreter."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from jhsae import ops
+from jhsae.codes import Codes, TreeCodes
+from jhsae.ops.pallas import tile_pipeline
+from jhsae.ops.precision import compute_in
+from jhsae.ops.sharding import sharded_over
+
+BATCH, EMBED, EXPERTS, SUB, ATOMS, K = 53, 256, 16, 4, 6, 3
+UNUSED = slice(3, 6)  # experts that no token selects
+CLOSE = {"float32": 1e-6, "bfloat16": 1e-2}  # of the largest entry
+
+
+@pytest.fixture(autouse=True)
+def in_the_interpreter():
+    token = tile_pipeline.INTERPRET.set(True)
+    yield
+    tile_pipeline.INTERPRET.reset(token)
+
+
+def draw(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape) / shape[-1] ** 0.5, jnp.float32)
+
+
+def selected(batch=BATCH, uneven=False):
+    """Distinct experts of each token; with `uneven`, nearly all tokens have the same."""
+    rng = np.random.default_rng(2)
+    allowed = np.delete(np.arange(EXPERTS), UNUSED)
+    found = np.stack([rng.choice(allowed, K, replace=False) for _ in range(batch)])
+    if uneven:
+        found[rng.random(batch) < 0.9] = [15, 1, 8]
+    return jnp.asarray(found, jnp.int32)
+
+
+def matrices():
+    return draw(EXPERTS, EMBED), draw(EXPERTS, SUB, EMBED), draw(EXPERTS, ATOMS, SUB)
+
+
+def decode(kernel, indices, slots):
+    """(Both parts of the reconstruction, all gradients) of children with `slots` slots, None for dense ones."""
+    shape = (len(indices), K, ATOMS if slots is None else slots)
+    atoms = None if slots is None else jnp.asarray(np.random.default_rng(3).integers(0, ATOMS, shape), jnp.int32)
+
+    def run(parents, children, *matrices):
+        codes = TreeCodes(Codes(parents, indices, EXPERTS), Codes(children, atoms, ATOMS))
+        return ops.decode_tree(codes, ops.Decoder(*matrices), kernel)
+
+    def gradients(*arguments):
+        out, back = jax.vjp(run, *arguments)
+        return out, back((draw(len(indices), EMBED, seed=4), draw(len(indices), EMBED, seed=5)))
+
+    return jax.jit(gradients)(draw(len(indices), K), draw(*shape), *matrices())
+
+
+def route(kernel, indices, width=EMBED):
+    """(The selected pre-activations, all gradients, that of the centre and of x included)."""
+    weight, down, atom_enc = matrices()
+
+    def run(x, weight, bias, centre, down, atom_enc):
+        encoder = ops.Encoder(x, weight, bias, centre)
+        experts = ops.ExpertEncoders(down, atom_enc)
+        select = lambda pre, tokens: indices[tokens]  # noqa: E731
+        routed = ops.route(encoder, select, jax.nn.relu, None, experts, kernel)
+        return routed.pre, routed.child_pre, routed.l1
+
+    def gradients(*arguments):
+        out, back = jax.vjp(run, *arguments)
+        return out, back((draw(len(indices), K), draw(len(indices), K, ATOMS, seed=6), jnp.float32(0.01)))
+
+    return jax.jit(gradients)(draw(len(indices), EMBED, seed=7), weight, draw(EXPERTS), draw(EMBED), down, atom_enc)
+
+
+def same(got, want, close):
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        one, other = np.asarray(one), np.asarray(other)
+        np.testing.assert_allclose(one, other, rtol=0, atol=close * max(np.abs(other).max(), 1e-9))
+
+
+@pytest.mark.few(3)
+@pytest.mark.parametrize("batch, uneven", [(BATCH, False), (301, True), (1, False)])
+@pytest.mark.parametrize("precision", CLOSE)
+@pytest.mark.parametrize("slots", [1, 2, None])
+def test_a_tree_is_decoded_alike(slots, precision, batch, uneven):
+    indices = selected(batch, uneven)
+    with compute_in(precision):
+        same(decode("tpu", indices, slots), decode("tiles", indices, slots), CLOSE[precision])
+
+
+@pytest.mark.parametrize("batch, uneven", [(BATCH, False), (301, True)])
+@pytest.mark.parametrize("precision", CLOSE)
+def test_a_router_with_experts_has_the_same_gradients(precision, batch, uneven):
+    indices = selected(batch, uneven)
+    with compute_in(precision):
+        same(route("tpu", indices), route("tiles", indices), CLOSE[precision])
+
+
+@pytest.mark.parametrize("precision", CLOSE)
+def test_an_expert_without_a_token_has_a_gradient_of_exactly_zero(precision):
+    with compute_in(precision):
+        *_, d_up, d_dec = decode("tpu", selected(), 1)[1]
+        *_, d_down, d_enc = route("tpu", selected())[1]
+    used = np.unique(selected())
+    for gradient in (d_up, d_dec, d_down, d_enc):
+        assert not np.asarray(gradient)[UNUSED].any()
+        assert np.asarray(gradient)[used].any(axis=(1, 2)).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2), (2, 2)])
+def test_devices_share_tokens_and_experts(shape):
+    mesh = Mesh(np.array(jax.devices()[: shape[0] * shape[1]]).reshape(1, *shape), ("host", "data", "expert"))
+    indices = selected(52)
+    alone = decode("tpu", indices, 1), route("tpu", indices)
+    with sharded_over(mesh):
+        same((decode("tpu", indices, 1), route("tpu", indices)), alone, 1e-5)
