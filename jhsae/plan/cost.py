@@ -9,7 +9,8 @@ as much as one of sizes rounded up, ``2 ceil8(M) ceil_m(N) ceil_m(K)``, or the s
 less. An expert's product with 16 tokens and 4 dimensions leaves most of the unit idle.
 
 Traffic: every instruction outside fusions reads its operands from main memory and writes its results to it; values in
-VMEM cost nothing. A slice or a gather reads its result's bytes, not the whole array; an in-place update writes the
+VMEM cost nothing. A hand-written kernel moves what its cost estimate says: of the rows that it gathers, the compiler
+knows only the array. A slice or a gather reads its result's bytes, not the whole array; an in-place update writes the
 bytes that change. A sort counts as one pass. Padding of tiles counts.
 """
 
@@ -100,6 +101,7 @@ def _meetings(inside: int, outside: int, window: dict[str, str]) -> int:
 
 
 KERNEL = '"tpu_custom_call"'
+ESTIMATE = re.compile(r'"cost_estimate":\{[^}]*"bytes_accessed":"(\d+)"')
 
 
 class Operation(NamedTuple):
@@ -199,6 +201,8 @@ def bytes_moved(module: Module, computation: Computation, instruction: Instructi
         return 0.0
     if opcode in STARTS:
         return _started(instruction)
+    if KERNEL in instruction.attributes and (estimate := ESTIMATE.search(instruction.attributes)):
+        return float(estimate[1])
     if opcode == "fusion":
         return _fusion(module, computation, instruction)
     if opcode in READS_PART:

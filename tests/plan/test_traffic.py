@@ -46,6 +46,25 @@ def test_operations_add_up_and_name_the_lines_that_asked():
     ]
 
 
+CALL = """HloModule f
+
+ENTRY %main (x: f32[1024,128], y: f32[8]) -> f32[16,128] {
+  %x = f32[1024,128]{1,0:T(8,128)} parameter(0)
+  %y = f32[8]{0} parameter(1)
+  ROOT %k = f32[16,128]{1,0:T(8,128)} custom-call(%x, %y), custom_call_target="tpu_custom_call", backend_config={CONFIG}
+}
+"""
+
+
+def test_a_kernel_moves_what_its_estimate_says_and_without_one_its_whole_arrays():
+    estimate = '"cost_estimate":{"flops":"7","transcendentals":"0","bytes_accessed":"4096"}'
+    body = '"custom_call_config":{"body":"TUzvUg=="'
+    estimated = work_of(CALL.replace("CONFIG", body + "," + estimate + "}"), 1)
+    plain = work_of(CALL.replace("CONFIG", body + "}"), 1)
+    assert (estimated.kernels, estimated.bytes) == (1, 4096)
+    assert (plain.kernels, plain.bytes) == (1, 4 * (1024 * 128 + 8 + 16 * 128))
+
+
 def test_the_whole_is_that_of_the_program_and_lines_are_those_of_this_file():
     def scanned(x: jax.Array) -> jax.Array:
         return jax.lax.scan(lambda c, a: (c + a @ a.T, None), jnp.zeros((4, 4)), x)[0]
