@@ -64,12 +64,11 @@ def cases(inputs: Inputs, chunk: int | None) -> dict[str, Case]:
     winners, best = jnp.max(inputs.atoms, axis=-1, keepdims=True), jnp.argmax(inputs.atoms, axis=-1, keepdims=True)
 
     def kernels(op: Callable) -> dict[str, Callable]:
-        names = [name for name in get_args(ops.Kernel) if name != "tpu" or jax.default_backend() == "tpu"]
-        return {name: partial(op, kernel=name, chunk=chunk) for name in names}
+        return {name: partial(op, kernel=name, chunk=chunk) for name in _here(ops.Kernel)}
 
     return {
         "topk": Case(
-            {name: partial(ops.topk, k=inputs.indices.shape[1], method=name) for name in get_args(ops.Method)},
+            {name: partial(ops.topk, k=inputs.indices.shape[1], method=name) for name in _here(ops.Method)},
             (inputs.pre,),
         ),
         "encode_atoms": Case(kernels(_encode_atoms), (inputs.x, inputs.indices, down, atom_enc), (0, 2, 3)),
@@ -85,6 +84,11 @@ def cases(inputs: Inputs, chunk: int | None) -> dict[str, Case]:
             (inputs.indices, inputs.atoms),
         ),
     }
+
+
+def _here(choices: Any) -> list[str]:
+    """Those that this platform can run."""
+    return [name for name in get_args(choices) if name != "tpu" or jax.default_backend() == "tpu"]
 
 
 def _encode_atoms(x: Array, indices: Array, down: Array, atom_enc: Array, **how: Any) -> Array:

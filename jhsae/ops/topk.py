@@ -13,6 +13,8 @@ entry that was selected.
   but for the order of ties. Never chosen by ``auto``.
 - ``per_shard``: APPROXIMATE where the entries are split over devices: k / shards of each, without asking the others
   (Gemma Scope 2). Exact on one device, and where none of the others has more of the top k.
+- ``tpu``: a kernel for TPU that reads every row once (`jhsae.ops.pallas.topk_tpu`), for k up to 256 and rows up to
+  131,072; no TPU has run it. Never chosen by ``auto``.
 - ``auto``: an exact one, by platform and shape (`_auto`).
 
 Inside `shard_mapped` the last axis may be split over devices. Then every device selects k of its own, all gather the
@@ -40,7 +42,7 @@ from jhsae.ops.sharding import (
     to_local_index,
 )
 
-Method = Literal["auto", "lax", "scan", "blocked", "bits", "blocked_bits", "approx", "per_shard"]
+Method = Literal["auto", "lax", "scan", "blocked", "bits", "blocked_bits", "approx", "per_shard", "tpu"]
 SHORT = 64  # entries of a row times those taken from it
 Pair = tuple[Float[Array, "*batch k"], Int[Array, "*batch k"]]
 
@@ -240,6 +242,15 @@ def _approx(x: Float[Array, "*batch n"], k: int) -> Int[Array, "*batch k"]:
     return jax.lax.approx_max_k(x, k)[1]
 
 
+def _tpu(x: Float[Array, "*batch n"], k: int) -> Int[Array, "*batch k"]:
+    from jhsae.ops.pallas.tile_pipeline import INTERPRET, check_platform  # Pallas takes more than a second to import
+    from jhsae.ops.pallas.topk_tpu import topk_tpu
+
+    check_platform('topk is "tpu"', "topk: auto")
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return topk_tpu(rows, k, interpret=bool(INTERPRET.get()))[1].reshape(*x.shape[:-1], k)
+
+
 METHODS: dict[str, Callable[[Array, int], Array]] = {
     "auto": _auto,
     "lax": _lax,
@@ -249,4 +260,5 @@ METHODS: dict[str, Callable[[Array, int], Array]] = {
     "blocked_bits": _blocked_bits,
     "approx": _approx,
     "per_shard": _auto,
+    "tpu": _tpu,
 }

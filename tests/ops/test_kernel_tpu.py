@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
+from jhsae.errors import UserError
 from jhsae.ops.pallas import tile_pipeline
 from jhsae.ops.precision import compute_in
 from jhsae.ops.sharding import sharded_over
@@ -118,3 +119,17 @@ def test_devices_share_tokens_and_experts(shape):
     alone = decode("tpu", indices, 1), route("tpu", indices)
     with sharded_over(mesh):
         same((decode("tpu", indices, 1), route("tpu", indices)), alone, 1e-5)
+
+
+@pytest.mark.parametrize("shape", [(5, 300), (2, 3, 257)])
+def test_topk_by_the_kernel_selects_the_same_entries(shape):
+    x = jnp.where((x := draw(*shape)) > 0.02, x, 0.0)  # ties at 0
+    for got, want in zip(ops.topk(x, 7, "tpu"), ops.topk(x, 7, "lax"), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_the_kernel_for_top_k_needs_a_tpu():
+    token = tile_pipeline.INTERPRET.set(False)
+    with pytest.raises(UserError, match='topk is "tpu", but the platform is cpu; write topk: auto'):
+        ops.topk(draw(2, 300), 7, "tpu")
+    tile_pipeline.INTERPRET.reset(token)

@@ -23,7 +23,6 @@ from jaxtyping import Array, Float, Int
 
 from jhsae.codes import Codes, TreeCodes
 from jhsae.errors import UserError
-from jhsae.ops.chunks import PLATFORM
 from jhsae.ops.parameters import Decoder, ExpertEncoders
 from jhsae.ops.precision import COMPUTE, once, operand
 from jhsae.ops.rows import row_gradients, weighted_rows
@@ -31,7 +30,7 @@ from jhsae.ops.sharding import ShardingKind, shard_mapped, shards, to_local_inde
 from jhsae.ops.tiles import by_number, tile
 
 from . import tile_kernels as kernels
-from .tile_pipeline import INTERPRET, LANES, Atoms, Numbers, Source, Table, Wide, packed
+from .tile_pipeline import LANES, Atoms, Numbers, Source, Table, Wide, check_platform, packed
 
 TOKENS, EXPERTS, OWN = ShardingKind.TOKENS, ShardingKind.EXPERTS, ShardingKind.OWN
 TOKEN_SUM, EXPERT_SUM = ShardingKind.TOKEN_SUM, ShardingKind.EXPERT_SUM
@@ -55,9 +54,8 @@ def check(embed: int, down: Float[Array, "experts sub embed"]) -> None:
         embed: the size of the vectors.
         down: the wide matrices, `down` or `up`.
     """
-    platform, lanes = PLATFORM.get() or jax.default_backend(), LANES * (2 if COMPUTE.get() == "bfloat16" else 1)
-    if platform != "tpu" and not INTERPRET.get():
-        raise UserError(f'kernel is "tpu", but the platform is {platform}; write kernel: auto')
+    check_platform('kernel is "tpu"', "kernel: auto")
+    lanes = LANES * (2 if COMPUTE.get() == "bfloat16" else 1)
     if down.dtype != jnp.float32:
         raise UserError(f'kernel "tpu": the matrices of experts are {down.dtype}, expected float32; write kernel: auto')
     if embed % lanes or not embed:

@@ -99,6 +99,8 @@ def weights(
         outs,
         leaving(table, lanes) if projected else [],
         (moved, 2 * pairs * sub * (2 * embed + 2 * lanes)),
+        # a tile has read the numbers of its pairs when it writes their projections
+        in_place={1: len(outs) - 1} if projected else None,
     )
 
 

@@ -15,6 +15,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int, Shaped
 
+from jhsae.errors import UserError
+from jhsae.ops.chunks import PLATFORM
+
 LIMIT = 56 * 2**20  # bytes of fast memory
 LANES = 128
 
@@ -57,13 +60,27 @@ class Copied(NamedTuple):
     done: Any
 
 
+def check_platform(what: str, instead: str) -> None:
+    """Raises UserError where no kernel for TPU can run.
+
+    Args:
+        what: a clause that names the key and its value.
+        instead: what to write.
+    """
+    platform = PLATFORM.get() or jax.default_backend()
+    if platform != "tpu" and not INTERPRET.get():
+        raise UserError(f"{what}, but the platform is {platform}; write {instead}")
+
+
 def packed(x: Float[Array, "batch embed"]) -> Shaped[Array, "batch half"]:
     """The array in bfloat16, column c beside column ``c + embed / 2`` in one integer of 32 bits.
 
     A single row of bfloat16 cannot be copied from a TPU's memory, which holds its rows in pairs.
     """
-    halves = jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16).astype(jnp.uint32)
-    low, high = jnp.split(halves, 2, axis=1)
+    low, high = (
+        jax.lax.bitcast_convert_type(half.astype(jnp.bfloat16), jnp.uint16).astype(jnp.uint32)
+        for half in jnp.split(x, 2, axis=1)
+    )
     return low | (high << 16)
 
 
@@ -104,10 +121,12 @@ def call(
     scratch: Sequence[Any],
     cost: tuple[int, int],
     into: tuple[Int[Array, ""], Array] | None = None,
+    in_place: dict[int, int] | None = None,
 ) -> Sequence[Array]:
     """Runs a kernel over the tiles in use.
 
-    `cost`: bytes to and from slow memory, and FLOPs. `into`: a number for the kernel, and an array that it changes.
+    `cost`: bytes to and from slow memory, and FLOPs. `into`: a number for the kernel, and an array that becomes its
+    only result. `in_place`: the number of a source, and that of the result which takes its memory.
     """
     tiles, _, rows = table.pair.shape
     scalars = [table.block, table.in_use, *([] if into is None else [into[0][None]])]
@@ -122,6 +141,9 @@ def call(
     specs = [*tables, *(anywhere for _ in sources), *weights, *([] if into is None else [anywhere])]
     buffers = [pltpu.VMEM((2, rows, source.rows.shape[1]), source.rows.dtype) for source in sources]
     done = [pltpu.SemaphoreType.DMA((2,)) for _ in sources]
+    aliases = {len(scalars) + len(tables) + source: out for source, out in (in_place or {}).items()}
+    if into is not None:
+        aliases[len(scalars) + len(specs) - 1] = 0
     moved = cost[0] + _bytes(wide, atoms, table.pair, table.pair, table.own)
     return pl.pallas_call(
         kernel,
@@ -129,7 +151,7 @@ def call(
             len(scalars), (table.used,), specs, [spec for spec, _ in outs], [*buffers, *done, *scratch]
         ),
         out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for _, shape in outs],
-        input_output_aliases={} if into is None else {len(scalars) + len(specs) - 1: 0},
+        input_output_aliases=aliases,
         # in order: tiles of one block add up, and each tile starts the copies of the next
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",), vmem_limit_bytes=LIMIT),
         cost_estimate=pl.CostEstimate(flops=cost[1], transcendentals=0, bytes_accessed=moved),
