@@ -86,7 +86,7 @@ def cases(inputs: Inputs, chunk: int | None) -> dict[str, Case]:
     }
 
 
-def _here(choices: Any) -> list[str]:
+def _here(choices: Any) -> list[Any]:
     """Those that this platform can run."""
     return [name for name in get_args(choices) if name != "tpu" or jax.default_backend() == "tpu"]
 

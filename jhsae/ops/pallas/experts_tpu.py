@@ -98,7 +98,7 @@ def encode_backward(
     (down, atom_enc), (table, indices) = (encoders.down, encoders.atom_enc), residuals
     experts, atoms, _ = atom_enc.shape
     raw = jnp.zeros(indices.shape) if weights is None else weights
-    numbers = _numbers(jnp.concatenate([g, raw[..., None]], axis=-1))
+    numbers = _numbers(g, raw)
     d_down, d_atoms, d_rows, sums = kernels.weights(
         table,
         _source(x, indices.shape[1]),
@@ -259,8 +259,14 @@ def _source(x: Float[Array, "batch embed"], k: int) -> Source:
     return Source(x if COMPUTE.get() == "float32" else once(packed(x)), k)
 
 
-def _numbers(values: Float[Array, "batch k atoms"]) -> Numbers:
-    return by_number(jnp.pad(values, [(0, 0), (0, 0), (0, _lanes(values.shape[-1]) - values.shape[-1])]))
+def _numbers(values: Float[Array, "batch k atoms"], last: Float[Array, "batch k"] | None = None) -> Numbers:
+    """The values of every pair, then `last`, then zeros."""
+    size = values.shape[-1]
+    lanes = _lanes(size + (last is not None))
+    padded = jnp.pad(values, [(0, 0), (0, 0), (0, lanes - size)])
+    if last is not None:  # not concatenated: that would be written once more
+        padded = jnp.where(jnp.arange(lanes) == size, last[..., None], padded)
+    return by_number(padded)
 
 
 def _dense(children: Codes) -> Numbers:
