@@ -1,4 +1,4 @@
-"""What the kernels of `tile_kernels` share: a grid over tiles, and rows that are copied in and out one by one.
+"""The shared part of the kernels of `tile_kernels`: a grid over tiles, and rows that are copied in and out one by one.
 
 Rows of a source come to a tile by asynchronous copies that run one tile ahead, into two buffers; rows of a result leave
 the same way, to the place of their pair. One row of a tile belongs to one pair of token and expert.
