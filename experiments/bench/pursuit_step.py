@@ -21,18 +21,29 @@ from jhsae.bench.measurement import environment, interleave, load_average, write
 from jhsae.evals.fidelity import parameters
 
 ALL = "{_target_: jhsae.sae.AllRows}"
+BY_ROUND = "{{_target_: jhsae.sae.Screened, rounds: {rounds}, candidates: {candidates}, children: every round}}"
 SEARCHES: dict[str, dict[str, Any]] = {
     "all roots": {"candidates": ALL},
     **{f"{rounds} x {n}": {"candidates": f"{{_target_: jhsae.sae.Screened, rounds: {rounds}, candidates: {n}}}"}
        for rounds, n in ((3, 32), (3, 64), (6, 16))},
-    **{f"{rounds} x {n}, by round": {"candidates": f"{{_target_: jhsae.sae.Screened, rounds: {rounds}, candidates: {n},"
-                                                   " children: every round}"} for rounds, n in ((3, 32), (6, 16))},
+    "6 x 16, by round": {"candidates": BY_ROUND.format(rounds=6, candidates=16)},
+    "3 x k, by round": {"candidates": BY_ROUND, "rounds": 3, "times_k": 1.0},
+    "2 x 1.25 k, by round": {"candidates": BY_ROUND, "rounds": 2, "times_k": 1.25},
     "all roots, growth 1.5": {"candidates": ALL, "growth": 1.5},
     "all roots, growth 2, 1 sweep": {"candidates": ALL, "growth": 2.0, "sweeps": 1},
     "3 x 32, growth 2, 1 sweep": {
         "candidates": "{_target_: jhsae.sae.Screened, rounds: 3, candidates: 32}", "growth": 2.0, "sweeps": 1,
     },
 }  # fmt: skip
+
+
+def search(name: str, k: int) -> dict[str, Any]:
+    """The arguments of `ours.tree` of one of `SEARCHES`; candidates may be counted in rows per token."""
+    parts = dict(SEARCHES[name])
+    if "times_k" in parts:
+        candidates = round(k * parts.pop("times_k"))
+        parts["candidates"] = parts["candidates"].format(rounds=parts.pop("rounds"), candidates=candidates)
+    return parts
 
 
 def main() -> None:
@@ -54,7 +65,7 @@ def main() -> None:
     programs = {"scale": ours.Training(scale, batch)}
     for k in words.k:
         at_k = Shape(words.embed, words.experts, words.batch, k=k)
-        programs |= {f"k {k}, {s}": ours.Training(ours.tree(at_k, children, **SEARCHES[s]), batch) for s in words.only}
+        programs |= {f"k {k}, {s}": ours.Training(ours.tree(at_k, children, **search(s, k)), batch) for s in words.only}
     times = interleave(programs, words.rounds, 60.0 * len(programs))
     memory, found = {name: program.memory for name, program in programs.items()}, {}
     print(f"{'':40}{'ms':>8}{'over scale (least to most)':>30}{'temporaries':>14}{'memory':>8}")
