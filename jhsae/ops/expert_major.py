@@ -8,7 +8,7 @@ few: k x (sub + atoms) for each token.
 import sys
 from functools import partial
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,18 +43,23 @@ class Residuals(NamedTuple):
     """The input in the subspace of the tile's expert."""
 
 
-@jax.custom_vjp
 def encode_atoms(
-    x: Float[Array, "batch embed"], indices: Int[Array, "batch k"], encoders: ExpertEncoders
+    x: Float[Array, "batch embed"], indices: Int[Array, "batch k"], encoders: ExpertEncoders, kernel: str = "tiles"
 ) -> Float[Array, "batch k atoms"]:
-    """``atom_enc[e] down[e] x_b`` for the selected experts e = indices[b, j]."""
-    return _encode_fwd(x, indices, encoders)[0]
+    """``atom_enc[e] down[e] x_b`` for the selected experts e = indices[b, j], by the `passes` of a kernel."""
+    return _encode(kernel, x, indices, encoders)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _encode(kernel: str, x: Array, indices: Array, encoders: ExpertEncoders) -> Array:
+    return _encode_fwd(kernel, x, indices, encoders)[0]
 
 
 def _encode_fwd(
-    x: Array, indices: Array, encoders: ExpertEncoders
-) -> tuple[Array, tuple[Array, ExpertEncoders, Residuals]]:
-    encode = shard_mapped(encode_forward, (TOKENS, TOKENS, EXPERTS), (TOKEN_SUM, OWN), encoders.down.shape[0])
+    kernel: str, x: Array, indices: Array, encoders: ExpertEncoders
+) -> tuple[Array, tuple[Array, ExpertEncoders, Any]]:
+    kinds, results = (TOKENS, TOKENS, EXPERTS), (TOKEN_SUM, OWN)
+    encode = shard_mapped(passes(kernel).encode_forward, kinds, results, encoders.down.shape[0])
     pre, residuals = encode(x, indices, encoders)
     return pre, (x, encoders, residuals)
 
@@ -119,10 +124,12 @@ def encode_to_input(x: Array, encoders: ExpertEncoders, residuals: Residuals, g:
 
 
 def _encode_bwd(
-    saved: tuple[Array, ExpertEncoders, Residuals], g: Float[Array, "batch k atoms"]
+    kernel: str, saved: tuple[Array, ExpertEncoders, Any], g: Float[Array, "batch k atoms"]
 ) -> tuple[Array, None, ExpertEncoders]:
-    def gradients(x: Array, encoders: ExpertEncoders, residuals: Residuals, g: Array) -> tuple[Array, ExpertEncoders]:
-        return encode_to_input(x, encoders, residuals, g), encode_backward(x, encoders, residuals, g)[0]
+    own = passes(kernel)
+
+    def gradients(x: Array, encoders: ExpertEncoders, residuals: Any, g: Array) -> tuple[Array, ExpertEncoders]:
+        return own.encode_to_input(x, encoders, residuals, g), own.encode_backward(x, encoders, residuals, g)[0]
 
     experts = saved[1].down.shape[0]
     back = shard_mapped(gradients, (TOKENS, EXPERTS, OWN, TOKENS), (TOKEN_SUM, EXPERT_SUM), experts)
@@ -130,7 +137,7 @@ def _encode_bwd(
     return dx, None, d_encoders
 
 
-encode_atoms.defvjp(_encode_fwd, _encode_bwd)
+_encode.defvjp(_encode_fwd, _encode_bwd)
 
 
 def decode_atoms(codes: TreeCodes, decoder: Decoder) -> Float[Array, "batch embed"]:

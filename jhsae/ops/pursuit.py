@@ -27,7 +27,7 @@ from jhsae.ops.precision import dot, once, operand
 from jhsae.ops.refit import Chosen, Entry, enter, kept, prune, refit, sweep
 from jhsae.ops.sharding import ShardingKind, shard_mapped, token_kind
 from jhsae.ops.topk import METHODS
-from jhsae.ops.vector_pool import EveryRoot, Gathered, NearRoots, NearRows, near_roots, near_rows
+from jhsae.ops.vector_pool import EveryRoot, Gathered, NearRoots, NearRows, near_rows
 
 TABLE = 4096  # rows: a screened pursuit of more has no table of the products of all pairs
 LARGEST = 2**14  # rows: no pursuit of more has one; its table takes 1 GiB
@@ -176,10 +176,8 @@ def screened(
         roots = once(vectors[: forest.roots])  # not anew in every chunk
 
         def near(gathered: Gathered, chosen: Chosen) -> AbstractPool:
-            rest = gathered.x, vectors, forest
-            if search.by_round:
-                return NearRows(near_rows(gathered, roots, chosen, candidates), *rest)
-            return NearRoots(near_roots(gathered, roots, chosen, candidates)[0], *rest)
+            numbers = near_rows(gathered, roots, chosen, candidates, search.by_round)
+            return (NearRows if search.by_round else NearRoots)(numbers, gathered.x, vectors, forest)
 
         def of_chunk(x: Array) -> Pursued:
             chosen = Chosen.nothing(len(x))

@@ -210,31 +210,39 @@ class NearRows(Gathered, AbstractPool[Listed]):
 
 
 def near_roots(
-    gathered: Gathered, roots: Float[Array, "roots embed"], chosen: Chosen, count: int
+    residual: Float[Array, "tokens embed"], roots: Float[Array, "roots embed"], chosen: Chosen, count: int
 ) -> tuple[Int[Array, "count tokens"], Float[Array, "count tokens"]]:
     """The open roots with the largest products with the residual, and those products.
 
     Args:
-        gathered: the tokens and all rows.
+        residual: what the rows that are in leave of each token.
         roots: the rows of the roots.
         chosen: the rows that are in.
         count: how many.
     """
-    residual = gathered.residual(chosen, gathered.rows(chosen.rows, chosen.there))
     scores = without_taken(dot("td,nd->tn", residual, roots), chosen)
     best = METHODS["auto"](scores, count)  # not `topk`: this device has all rows
     return best.T, jnp.take_along_axis(scores, best, axis=1).T
 
 
 def near_rows(
-    gathered: Gathered, roots: Float[Array, "roots embed"], chosen: Chosen, count: int
+    gathered: Gathered, roots: Float[Array, "roots embed"], chosen: Chosen, count: int, by_round: bool
 ) -> Int[Array, "count tokens"]:
-    """The open rows, roots or children, with the largest products with the residual; the arguments of `near_roots`."""
-    numbers, of_roots = near_roots(gathered, roots, chosen, count)
-    if not len(chosen.rows) or not gathered.forest.widest:
+    """The open rows with the largest products with the residual: roots, and children as well if `by_round`.
+
+    Args:
+        gathered: the tokens and all rows.
+        roots: the rows of the roots.
+        chosen: the rows that are in.
+        count: how many.
+        by_round: whether children are candidates.
+    """
+    residual = gathered.residual(chosen, gathered.rows(chosen.rows, chosen.there))
+    numbers, of_roots = near_roots(residual, roots, chosen, count)
+    if not by_round or not len(chosen.rows) or not gathered.forest.widest:
         return numbers
-    below, entered = gathered.forest.below(chosen.rows, chosen.there), gathered.rows(chosen.rows, chosen.there)
-    scores = dot("tod,td->to", gathered.rows(below, below < gathered.forest.size), gathered.residual(chosen, entered)).T
+    below = gathered.forest.below(chosen.rows, chosen.there)
+    scores = dot("tod,td->to", gathered.rows(below, below < gathered.forest.size), residual).T
     open_children = jnp.where((below < gathered.forest.size) & ~is_in(below, chosen), scores, -jnp.inf)
     both = jnp.concatenate([of_roots, open_children])
     return most_promising(jnp.concatenate([numbers, below]), both, count)

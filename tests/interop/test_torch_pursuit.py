@@ -160,6 +160,7 @@ def test_both_modules_have_what_they_share_once():
         ({"budget": {"rule": "ExactL0", "k": 40, "extra": 0}}, "'budget'"),
         ({"screened": {"rounds": 99, "candidates": 2}}, "'screened'"),
         ({"screened": 3}, "'screened' is 3"),
+        ({"screened": {"rounds": 2, "candidates": 2, "by_round": "no"}}, "'screened'"),
         ({"sweeps": -1}, "'sweeps' is -1"),
         ({"most_children": 0}, "'most_children' is 0"),
         ({"token_scale": {"eps": 0.0, "factor": 0.0}}, "'token_scale'"),

@@ -51,6 +51,7 @@ def check(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         ("levels", len(rows) == 2 and rows[0] == size > 0),
         ("budget", 1 <= picks <= size and ("budget_threshold" in got) == (rule == "Threshold")),
         ("screened", not screened or (_count(screened.get("candidates")) and _count(rounds) and rounds <= picks)),
+        ("screened", isinstance(screened.get("by_round", False), bool)),
         ("sweeps", _count(settings.get("sweeps"), 0)),
         ("swept", swept is None or (isinstance(swept, list) and len(swept) <= size and all(map(_count, swept)))),
         ("most_children", most is None or _count(most)),
@@ -188,8 +189,7 @@ class Structure(torch.nn.Module):
 
     def free(self, chosen: Chosen) -> Tensor | bool:
         """Which rows have a parent with fewer children in than may be."""
-        most = self.settings["most_children"]
-        if most is None:
+        if (most := self.settings["most_children"]) is None:
             return True
         above = torch.where(chosen.rows >= 0, self.parents[chosen.rows], -1) + 1  # 0 for none
         counts = chosen.values.new_zeros(len(above), len(self.parents) + 1)

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from jhsae.codes import Codes, TreeCodes
 from jhsae.errors import UserError
+from jhsae.ops import expert_major
 from jhsae.ops.parameters import Decoder, ExpertEncoders
 from jhsae.ops.precision import COMPUTE, once, operand
 from jhsae.ops.rows import row_gradients, weighted_rows
@@ -62,20 +63,11 @@ def check(embed: int, down: Float[Array, "experts sub embed"]) -> None:
         raise UserError(f'kernel "tpu": embed is {embed}, expected a multiple of {lanes}; write kernel: auto')
 
 
-@jax.custom_vjp
 def encode_atoms(
     x: Float[Array, "batch embed"], indices: Int[Array, "batch k"], encoders: ExpertEncoders
 ) -> Float[Array, "batch k atoms"]:
     """``atom_enc[e] down[e] x_b`` for the selected experts e = indices[b, j]."""
-    return _encode_fwd(x, indices, encoders)[0]
-
-
-def _encode_fwd(
-    x: Array, indices: Array, encoders: ExpertEncoders
-) -> tuple[Array, tuple[Array, ExpertEncoders, Residuals]]:
-    encode = shard_mapped(encode_forward, (TOKENS, TOKENS, EXPERTS), (TOKEN_SUM, OWN), encoders.down.shape[0])
-    pre, residuals = encode(x, indices, encoders)
-    return pre, (x, encoders, residuals)
+    return expert_major.encode_atoms(x, indices, encoders, "tpu")
 
 
 def encode_forward(x: Array, indices: Array, encoders: ExpertEncoders) -> tuple[Array, Residuals]:
@@ -116,21 +108,6 @@ def encode_backward(
 def encode_to_input(x: Array, encoders: ExpertEncoders, residuals: Residuals, g: Array) -> Float[Array, "batch embed"]:
     """The gradient of x: kernels of its own, which are not run where nobody asks for it."""
     return _into_tokens(_numbers(g), residuals.indices, encoders.down, encoders.atom_enc)
-
-
-def _encode_bwd(
-    saved: tuple[Array, ExpertEncoders, Residuals], g: Float[Array, "batch k atoms"]
-) -> tuple[Array, None, ExpertEncoders]:
-    def gradients(x: Array, encoders: ExpertEncoders, residuals: Residuals, g: Array) -> tuple[Array, ExpertEncoders]:
-        return encode_to_input(x, encoders, residuals, g), encode_backward(x, encoders, residuals, g)[0]
-
-    experts = saved[1].down.shape[0]
-    back = shard_mapped(gradients, (TOKENS, EXPERTS, OWN, TOKENS), (TOKEN_SUM, EXPERT_SUM), experts)
-    dx, d_encoders = back(*saved, g)
-    return dx, None, d_encoders
-
-
-encode_atoms.defvjp(_encode_fwd, _encode_bwd)
 
 
 def decode_atoms(codes: TreeCodes, decoder: Decoder) -> Float[Array, "batch embed"]:
