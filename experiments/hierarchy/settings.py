@@ -70,8 +70,8 @@ REAL = {
     "teacher": Arm(HSAE_RATES, "pole geometry of `ablate/axes.yaml`: starts from a teacher; the parameters of topk"),
     "depth3": Arm((), "recommended with 4 children and 2 grandchildren, the parameters of topk", like="flat_macs"),
     "seeded": Arm((), "recommended, whose first roots and children start from the teacher", like="flat_macs"),
-    "screened": Arm((), "recommended; of the roots 16 candidates in each of 6 rounds compete", like="flat_macs"),
-    "by_round": Arm((), "the same, and children are candidates as the roots are", like="flat_macs"),
+    "every_row": Arm((), "recommended, all roots and children compete at every pick (`AllRows`)", like="flat_macs"),
+    "every_child": Arm((), "recommended, children of what is in compete at every pick", like="flat_macs"),
     "one_level_more": Arm((), "recommended, 2 more slots below each row; the parameters of topk", like="flat_macs"),
 }
 TAUGHT = ("teacher", "seeded")  # read the teacher of their layer
@@ -97,7 +97,10 @@ LEFT_OUT = {  # the parts of resampling that an arm does without; in the first o
     "tree_no_promotion": ("PromoteAlike",),
     "tree_no_filling": ("FillEmpty",),
 }
-CHILDREN = {"screened": "every pick", "by_round": "every round"}
+CANDIDATES = {
+    "every_row": "_target_: jhsae.sae.AllRows",
+    "every_child": "_target_: jhsae.sae.Screened, rounds: 6, candidates: 16, children: every pick",
+}
 POLES = {"original": "scale_as_published", "corrected": "scale", "teacher": "geometry"}
 FLAT = {"topk": "topk", "batchtopk": "batchtopk", "matryoshka": "matryoshka", "jumprelu": "jumprelu_quadratic"}
 TIMES = {"tree_1x": 1, "tree_2x": 2, "tree_4x": 4, "tree_one_level_more": 2, **dict.fromkeys(LEFT_OUT, 2)}
