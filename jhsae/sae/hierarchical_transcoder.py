@@ -20,7 +20,7 @@ from jhsae.errors import UserError
 from jhsae.leaf import Unit
 from jhsae.ops.inputs import check_rows
 from jhsae.ranges import Count
-from jhsae.sae.base import TopLevel, TreeForward, check_codes, check_selects
+from jhsae.sae.base import TopLevel, TreeForward, check_selects, decodes_any_shape
 from jhsae.sae.children import AbstractChildScale, Unscaled
 from jhsae.sae.encode import Encoded, route_and_encode
 from jhsae.sae.layers import Layers
@@ -184,9 +184,9 @@ class HierarchicalTranscoder(AbstractHierarchicalSAE):
         known["child_pre"] = jnp.concatenate([pre for _, pre in children], axis=1)
         return TreeForward(x, x_hat_parents + from_atoms, codes, whole(found), context, **known)
 
+    @decodes_any_shape
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch output"]:
         """What the features and the bias write, of `TreeCodes` or of flat `Codes`; without a skip connection."""
-        check_codes(self, codes)
         if isinstance(codes, Codes):
             return plus(ops.decode_rows(codes, self.dictionary(), self.kernel, self.chunk), self.b_dec)
         from_parents, from_atoms = self._decode_tree(codes)

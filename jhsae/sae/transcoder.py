@@ -18,7 +18,7 @@ from jhsae.codes import Codes, TreeCodes
 from jhsae.leaf import Unit
 from jhsae.ops.inputs import check_rows
 from jhsae.ranges import Count
-from jhsae.sae.base import AbstractSAE, Forward, TopLevel, check_codes, check_selects
+from jhsae.sae.base import AbstractSAE, Forward, TopLevel, check_selects, decodes_any_shape
 from jhsae.sae.encode import Encoded, route_and_encode
 from jhsae.sae.flat import random_unit_rows
 from jhsae.sae.layers import Layers
@@ -152,9 +152,9 @@ class Transcoder(AbstractSAE):
         codes = sizes.joined([one.codes for one in found])
         return Forward(x, with_skip(self.decode(codes), self.skip(by_layer)), codes, whole(found), context)
 
+    @decodes_any_shape
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch output"]:
         """What the features and the bias write; a skip connection reads the input and is not in it."""
-        check_codes(self, codes)
         return ops.decode_rows(codes.flat(), self.dictionary(), self.kernel, self.chunk) + self.b_dec
 
     def dictionary(self) -> Float[Array, "features output"]:
