@@ -16,7 +16,7 @@ from functools import partial
 import jax
 from jax.sharding import Mesh
 
-from jhsae.data import Store
+from jhsae.data import Stores
 from jhsae.data.source import AbstractSource
 from jhsae.errors import UserError, outcome
 from jhsae.files.folders import Folder, is_bucket, open_folder
@@ -153,9 +153,9 @@ def _built(todo: Sequence[tuple[Train, Folder]]) -> list[tuple[Run, Turns]]:
     return built
 
 
-def sources(configs: Sequence[Train], mesh: Mesh) -> list[Store | AbstractSource]:
+def sources(configs: Sequence[Train], mesh: Mesh) -> list[Stores | AbstractSource]:
     """What each run reads; one object for equal ones, and sources of one language model share its passes."""
-    made: dict[str, Store | AbstractSource] = {}
+    made: dict[str, Stores | AbstractSource] = {}
     deepest: dict[str, AbstractSource] = {}
     for config in sorted(configs, key=_layer, reverse=True):  # the deepest first: it loads the most blocks
         if _key(config) in made:
@@ -170,9 +170,10 @@ def sources(configs: Sequence[Train], mesh: Mesh) -> list[Store | AbstractSource
 
 def _key(config: Train, but: str | None = None) -> str:
     """What a run reads, without the argument `but` of its source."""
-    live = config.data.live
-    read = config.data.store if live is None else {name: value for name, value in live.items() if name != but}
-    return json.dumps(read, sort_keys=True, default=repr)
+    data = config.data
+    if data.live is None:
+        return json.dumps([data.store, data.target])
+    return json.dumps({name: value for name, value in data.live.items() if name != but}, sort_keys=True, default=repr)
 
 
 def _layer(config: Train) -> int:

@@ -18,7 +18,8 @@ from grain import DatasetIterator
 from jax.sharding import Mesh
 
 from jhsae import config as cfg
-from jhsae.data import AbstractNormalizer, ModelName, Store, make_loader
+from jhsae.config import Slot
+from jhsae.data import AbstractNormalizer, Stores, make_loader, open_stores
 from jhsae.data.source import AbstractBatches, AbstractSource
 from jhsae.files.folders import Folder, open_folder
 from jhsae.files.lock import owned
@@ -33,9 +34,10 @@ from jhsae.training.checks import bad_rows, check_run, check_sizes, check_teache
 from jhsae.training.config import Train
 from jhsae.training.logs import NoLog, RunLog, check_sinks, open_sinks
 from jhsae.training.loop import DivergedError, Hooks, Stage, drained, updates
+from jhsae.training.normalizers import normalizer_slot
 from jhsae.training.profile import StepProfiler
 from jhsae.training.recipe import Recipe, build_sae
-from jhsae.training.run_folder import check_owner, finished, write_metadata
+from jhsae.training.run_folder import check_owner, finished, origin_of, write_metadata
 from jhsae.training.sharding import abstract_state, init_sharded, replicate
 from jhsae.training.step import TrainState
 from jhsae.training.timing import TimedBatches
@@ -49,7 +51,8 @@ class Prepared(NamedTuple):
     """What `prepare` has built; `notes` are sentences about settings that have no effect."""
 
     mesh: Mesh
-    store: Store | AbstractSource
+    store: Stores | AbstractSource
+    normalize: Slot
     recipe: Recipe
     stages: list[Stage]
     notes: list[str]
@@ -81,7 +84,7 @@ def train(config: Train) -> Folder:
         return folder
 
 
-def prepare(config: Train, mesh: Mesh | None = None, store: Store | AbstractSource | None = None) -> Prepared:
+def prepare(config: Train, mesh: Mesh | None = None, store: Stores | AbstractSource | None = None) -> Prepared:
     """Builds everything that a run needs but its arrays, and checks that it fits together. Writes nothing.
 
     Args:
@@ -99,9 +102,10 @@ def prepare(config: Train, mesh: Mesh | None = None, store: Store | AbstractSour
     shapes = eqx.filter_eval_shape(build_sae, config, init_key)
     check_sizes(config, shapes, store)
     check_teacher(config, store)
-    recipe = Recipe.of(config, cfg.build(config.data.normalize, AbstractNormalizer).fit(store))
+    slot = normalizer_slot(config, store)
+    recipe = Recipe.of(config, cfg.build(slot, AbstractNormalizer).fit(store))
     notes = check_run(recipe, shapes, config.data.batch)
-    return Prepared(mesh, store, recipe, [recipe.stage(stage, shapes, mesh) for stage in config.stages], notes)
+    return Prepared(mesh, store, slot, recipe, [recipe.stage(stage, shapes, mesh) for stage in config.stages], notes)
 
 
 class Run:
@@ -110,7 +114,7 @@ class Run:
     def __init__(self, config: Train, folder: Folder, prepared: Prepared, loader: Loader):
         """Writes nothing. `UserError`: a logger that is not installed."""
         self.config, self.folder, self.loader = config, folder, loader
-        self.mesh, self.store, self.recipe, stages, self.notes = prepared
+        self.mesh, self.store, self.normalize, self.recipe, stages, self.notes = prepared
         self.stages = [replace(stage, modules=replicate(stage.modules, self.mesh)) for stage in stages]
         check_sinks(config.loggers if is_main() else [])
 
@@ -180,9 +184,9 @@ class Run:
 
     def export(self, state: TrainState) -> None:
         """Writes the trained SAE."""
-        about = self._about | {"reads": ModelName.recorded(self.store.manifest).reads(self.store.manifest.layer)}
+        about = self._about | origin_of(self.store)
         for_inference = state.sae.for_inference(state.sae.corrected(state.usage, self.recipe.steps))
-        slots = self.config.sae, self.config.data.normalize
+        slots = self.config.sae, self.normalize
         save_sae(self.folder / "sae", for_inference, *slots, self.recipe.normalizer, about)
         barrier(f"sae written {self.folder}", EXPORT_SECONDS)  # until then process 0 serves the others
 
@@ -216,15 +220,15 @@ def _resumed(checkpoints: Checkpoints, start: Callable[[], TrainState], mesh: Me
     return state
 
 
-def open_source(config: Train, mesh: Mesh) -> Store | AbstractSource:
-    """The store, or the language model that stands in for one."""
+def open_source(config: Train, mesh: Mesh) -> Stores | AbstractSource:
+    """The stores, or the language model that stands in for one."""
     if config.data.live is not None:
         return cfg.build(config.data.live, AbstractSource, mesh=mesh)
     assert config.data.store is not None  # one of the two is there
-    return Store.open(config.data.store)
+    return open_stores(config.data.store, config.data.target)
 
 
-def open_loader(config: Train, store: Store | AbstractSource, mesh: Mesh) -> Loader:
+def open_loader(config: Train, store: Stores | AbstractSource, mesh: Mesh) -> Loader:
     """This process's rows of every batch."""
     share, data = share_of(mesh), config.data
     if isinstance(store, AbstractSource):
