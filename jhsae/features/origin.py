@@ -76,8 +76,13 @@ def check_model(
             f"{model.model.embed}; write the model that the SAE was trained on"
         )
     reads = about["reads"]
-    if reads["layer"] not in (None, layer):
-        raise UserError(f"layer is {layer}, but {name} reads layer {reads['layer']}; write layer={reads['layer']}")
+    if not sae.writes_input:
+        raise UserError(f"{name} writes something else than it reads; write an SAE of one residual stream")
+    hooks = hooks_of(reads)
+    if hooks is not None and (len(hooks) > 1 or hooks[0].name != RESIDUAL):
+        raise UserError(f"{name} reads {_words(hooks)}, expected one residual stream; write an SAE of a layer")
+    if hooks is not None and hooks[0].block != layer:
+        raise UserError(f"layer is {layer}, but {name} reads layer {hooks[0].block}; write layer={hooks[0].block}")
     if reads["model"] is None:
         return
     trained, here = ModelName(reads["model"], reads.get("model_sha256")), ModelName.of(model.name, model.sha256)
