@@ -104,8 +104,14 @@ def test_a_harvest_of_hooks_is_that_of_the_model_row_by_row(place):
     alone = Store.open(
         harvest(
             Harvest(
-                str(place / "layer"), Source(str(place / "lm"), 1), stores["resid.1"].manifest.config["text"],
-                rows=10_000, context=CONTEXT, batch=8, dtype="float32", shuffle_rows=50,
+                str(place / "layer"),
+                Source(str(place / "lm"), 1),
+                stores["resid.1"].manifest.config["text"],
+                rows=10_000,
+                context=CONTEXT,
+                batch=8,
+                dtype="float32",
+                shuffle_rows=50,
             )  # fmt: skip
         )
     )
