@@ -8,6 +8,8 @@ from pathlib import Path
 
 from jhsae.commands.last_line import command, with_next
 from jhsae.config import published
+from jhsae.data.manifest import read_manifest
+from jhsae.data.places import has_tokens
 from jhsae.files.folders import Folder
 from jhsae.parallel.distributed import is_main
 from jhsae.training.config import Train as Train
@@ -37,8 +39,18 @@ def run_many(paths: Sequence[Path], overrides: Sequence[str]) -> list[Folder]:
 
 def _following(folder: Folder, config: Train) -> str:
     """The command that measures a run."""
-    held_out = [f"truth={world}"] if (world := _world(config)) else ["store=HELD_OUT_STORE", "lm=LANGUAGE_MODEL"]
+    world = _world(config)
+    held_out = [f"truth={world}"] if world else ["store=HELD_OUT_STORE"]
+    held_out += ["lm=LANGUAGE_MODEL"] if not world and _has_model(config) else []
     return command("jhsae", "evaluate", f"run={folder}", *held_out)
+
+
+def _has_model(config: Train) -> bool:
+    """Whether a language model can read the text of what is trained on: an array in a store may have none."""
+    store = config.data.store
+    if store is None:
+        return True
+    return has_tokens(read_manifest(store if isinstance(store, str) else store[0]).dataset)
 
 
 def _world(config: Train) -> str | None:
