@@ -117,6 +117,18 @@ class HierarchicalSAE(AbstractHierarchicalSAE):
         self.kernel, self.chunk = kernel, chunk
 
     @property
+    def tie(self) -> tuple[Tie, ...]:
+        """The encoder-decoder pairs that share one array."""
+        pairs: dict[Tie, Array | None] = {"router": self.router_enc, "projectors": self.down, "atoms": self.atom_enc}
+        return tuple(name for name, encoder in pairs.items() if encoder is None)
+
+    @property
+    def biases(self) -> tuple[Bias, ...]:
+        """The biases that exist."""
+        pairs: dict[Bias, Array | None] = {"encoder": self.b_enc, "decoder": self.b_dec}
+        return tuple(name for name, bias in pairs.items() if bias is not None)
+
+    @property
     def top_level(self) -> TopLevel:
         biases = () if self.b_enc is None else (self.b_enc,)
         return TopLevel(self.router_enc, self.router_dec, (*biases, *self.route.thresholds))
