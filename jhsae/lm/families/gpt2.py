@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from jhsae.errors import UserError
 from jhsae.lm.base import AbstractConfig, AbstractLM, Family, Tap, untapped
-from jhsae.lm.parts import attend, layer_norm, visible
+from jhsae.lm.parts import attend, layer_norm, standardized, visible
 from jhsae.lm.product import product
 from jhsae.lm.settings import (
     FOREIGN,
@@ -251,7 +251,8 @@ class GPT2(AbstractLM):
         eps, dtype = self.config.norm_eps, self.matmul_dtype
         h = layer_norm(x, block.attention_norm, block.attention_norm_bias, eps)
         x = x + tap("attn_out", _attention(h, block, scale, self.config, dtype))
-        h = tap("mlp_in", layer_norm(x, block.mlp_norm, block.mlp_norm_bias, eps))
+        h = tap("mlp_normalized", standardized(x, eps))
+        h = tap("mlp_in", h * block.mlp_norm.astype(jnp.float32) + block.mlp_norm_bias.astype(jnp.float32))
         h = ACTIVATIONS[self.config.activation](_affine(h, block.mlp_up, block.mlp_up_bias, dtype))
         return x + tap("mlp_out", _affine(h, block.mlp_down, block.mlp_down_bias, dtype))
 
