@@ -64,7 +64,10 @@ def test_what_the_configs_say_of_other_arms_is_that_of_the_rows(load):
     )
     times = macs["flat_parameters"] / macs["topk"]
     assert f"EV {ev['flat_parameters']:.3f} at {times:.1f} times TopK's" in recommended
-    assert f"For exactly 16, at {ev['recommended'] - ev['recommended_exact']:.3f} less (measured with all rows)" in recommended
+    assert (
+        f"For exactly 16, at {ev['recommended'] - ev['recommended_exact']:.3f} less (measured with all rows)"
+        in recommended
+    )
     assert f"{macs['recipe'] / macs['topk']:.2f} of its encoder multiplications" in recipe
 
 

@@ -15,11 +15,11 @@ from jhsae.browser.entries import Entries
 from jhsae.browser.pieces import Pieces, Sequences
 from jhsae.browser.tables import Json, densities, rounded, search_index
 from jhsae.browser.text import Text, text_of
-from jhsae.data import Store
+from jhsae.data import Aligned, Stores, places_of
 from jhsae.data.normalize import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.features.contexts import frequent_children, spread_features
-from jhsae.features.decoder import decoder_in_lm_units, typical_rows
+from jhsae.features.decoder import decoder_in_lm_units, into_stream, typical_rows
 from jhsae.features.firings import Firings, firing_table
 from jhsae.features.latents import latent_statistics, token_profile
 from jhsae.features.names import label
@@ -56,7 +56,7 @@ class Limits:
 def gather(
     sae: AbstractSAE,
     normalizer: AbstractNormalizer,
-    store: Store,
+    store: Stores,
     rows: int,
     model: lm.LanguageModel | None,
     names: dict[int, str],
@@ -67,7 +67,8 @@ def gather(
     Args:
         sae: a trained SAE.
         normalizer: its fitted input normaliser.
-        store: held-out activations of the SAE's model and layer, of which the first `rows` rows are measured.
+        store: held-out activations of the SAE's model and layer, of which the first `rows` rows are measured; with what
+            is written beside what is read where that is something else.
         rows: how many.
         model: the language model of the store, for tokens and logits; None for those that the store keeps, and none.
         names: of experts or flat features, by index.
@@ -76,7 +77,8 @@ def gather(
     Raises:
         UserError: no latent fired.
     """
-    fired = firing_table(sae, normalizer, store, rows)
+    inputs = store.read_alone() if isinstance(store, Aligned) else store
+    fired = firing_table(sae, normalizer, inputs, rows)
     statistics = latent_statistics(fired, BINS)
     tree, occupied = sae.tree, np.asarray(sae.occupied)
     shown = _shown(statistics.frequency, tree, limits)
@@ -90,7 +92,7 @@ def gather(
     entries = Entries(fired, statistics, profile, shown, tree, occupied, pieces, sequences, text.known)
     firing = entries.firing(Reader(index, text.tokens.shape[1], limits.window), limits.examples, limits.spread)
     unembedding = None if model is None else model.model.unembedding()
-    dictionary = decoder_in_lm_units(sae, normalizer, store)
+    dictionary = into_stream(decoder_in_lm_units(sae, normalizer, inputs), places_of(store)[1])
     writing = entries.writing(dictionary, unembedding, limits.logits, limits.neighbours)
     return {
         "latents": [
@@ -102,7 +104,7 @@ def gather(
         "density": densities(_kinds(statistics.frequency, tree, occupied)),
         "rows": rows,
         "window": [*limits.window],
-        "norm": rounded(np.median(np.linalg.norm(typical_rows(store), axis=1)), 4),
+        "norm": rounded(np.median(np.linalg.norm(typical_rows(store)[:, -sae.output :], axis=1)), 4),
         **sequences.written(),
         **pieces.written(profile.occurrences if text.known else None),
     }

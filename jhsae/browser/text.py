@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int32, UInt32
 
 from jhsae import lm
-from jhsae.data import Store, special_ids
+from jhsae.data import Stores, special_ids
 from jhsae.data.places import has_tokens
 from jhsae.features.token_text import stored_text, texts
 
@@ -36,7 +36,7 @@ class Text(NamedTuple):
     known: bool = True
 
 
-def text_of(store: Store, index: Int32[np.ndarray, "rows 3"], model: lm.LanguageModel | None) -> Text:
+def text_of(store: Stores, index: Int32[np.ndarray, "rows 3"], model: lm.LanguageModel | None) -> Text:
     """The tokens of the measured rows.
 
     Args:
