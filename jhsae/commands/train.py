@@ -15,6 +15,7 @@ from jhsae.parallel.distributed import is_main
 from jhsae.training.config import Train as Train
 from jhsae.training.many import train_many
 from jhsae.training.many_config import load_many
+from jhsae.training.more import extended
 from jhsae.training.run import train
 from jhsae.training.run_folder import summary
 
@@ -23,7 +24,7 @@ def run(config: Train) -> Folder:
     """Trains, or resumes, prints what was made and returns the run folder. Raises what `train` does."""
     folder = train(config)
     if is_main():
-        print(with_next(summary(folder, config), _following(folder, config)), flush=True)
+        print(with_next(summary(folder, extended(config)), _following(folder, config)), flush=True)
     return folder
 
 

@@ -107,7 +107,12 @@ def _check_together(configs: Sequence[Train]) -> None:
         if place in places:
             raise UserError(f"two runs have one folder, {config.out}; write another out=... for each")
         places[place] = config.out
-    for config in configs[1:]:
+    for config in configs:
+        if config.more:
+            raise UserError(
+                f"{config.out} has more={config.more}, which continues a finished run; train it alone, with the config "
+                "of that run"
+            )
         if config.mesh != configs[0].mesh:
             raise UserError(
                 f"{configs[0].out} has the mesh {_mesh(configs[0])}, {config.out} {_mesh(config)}; runs that are "
