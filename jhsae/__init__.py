@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jhsae.errors import UserError as UserError
     from jhsae.evals import with_sae as with_sae
     from jhsae.losses import Objective as Objective
+    from jhsae.sae import Context as Context
     from jhsae.sae import FlatSAE as FlatSAE
     from jhsae.sae import GatedSAE as GatedSAE
     from jhsae.sae import HierarchicalSAE as HierarchicalSAE
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from jhsae.training.checkpoint import save_sae as save_sae
     from jhsae.training.fit import fit as fit
     from jhsae.training.many import train_many as train_many
-    from jhsae.usage import Context as Context
 
 __version__ = "0.1.0"
 
@@ -68,7 +68,7 @@ _HOME = {
     "Teacher": "jhsae.teacher",
     "fit": "jhsae.training.fit",
     "train_many": "jhsae.training.many",
-    "Context": "jhsae.usage",
+    "Context": "jhsae.sae",
 }
 _MODULES = {
     "codes", "config", "constraint", "data", "errors", "evals", "features", "init", "interop", "lm", "losses", "metric",
