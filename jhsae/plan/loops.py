@@ -177,4 +177,4 @@ def _slices(module: Module, body: Computation) -> Iterator[tuple[int, int, int, 
         rows = part.dims[1:]
         listed = part.dtype in ("s32", "pred") and rows == whole.dims[1:] and (rows == () or rows in SIZES)
         if listed and part.dims and 1 <= part.dims[0] < whole.dims[0]:
-            yield len(part.dims), part.dims[0], whole.dims[0] // part.dims[0], *(rows or (ROWS,))
+            yield len(part.dims), part.dims[0], whole.dims[0] // part.dims[0], rows[0] if rows else ROWS
