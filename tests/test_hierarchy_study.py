@@ -46,9 +46,10 @@ def test_the_claim_of_the_recommended_config_is_that_of_the_rows(load):
         for arm in ("topk", "recommended")
     }
     (topk,) = {macs for _, macs in cost["topk"]}
-    assert {l0 for l0, _ in cost["recommended"]} <= {8, 16, 24}
+    assert {l0 for l0, _ in cost["recommended"]} == {8, 16, 24}
     assert all(macs < topk / 3 for _, macs in cost["recommended"])
-    assert round(max(macs for own, macs in cost["recommended"] if own == 16) / topk, 2) == 0.25
+    for l0, part in ((16, 0.28), (24, 0.32)):
+        assert round(max(macs for own, macs in cost["recommended"] if own == l0) / topk, 2) == part
 
 
 def test_what_the_configs_say_of_other_arms_is_that_of_the_rows(load):
@@ -64,10 +65,7 @@ def test_what_the_configs_say_of_other_arms_is_that_of_the_rows(load):
     )
     times = macs["flat_parameters"] / macs["topk"]
     assert f"EV {ev['flat_parameters']:.3f} at {times:.1f} times TopK's" in recommended
-    assert (
-        f"For exactly 16, at {ev['recommended'] - ev['recommended_exact']:.3f} less (measured with all rows)"
-        in recommended
-    )
+    assert f"For exactly 16, at {ev['recommended'] - ev['recommended_exact']:.3f} less" in recommended
     assert f"{macs['recipe'] / macs['topk']:.2f} of its encoder multiplications" in recipe
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from settings import CANDIDATES, FLAT, LEFT_OUT, POLES, TIMES, Size
+from settings import CHILDREN, FLAT, LEFT_OUT, POLES, TIMES, Size
 
 from jhsae import config as cfg
 from jhsae.commands.ablation.config import Ablate
@@ -67,8 +67,9 @@ def _design(arm: str, layer: int, l0: int, size: Size) -> tuple[str, list[str]]:
     if arm in ("depth3", "one_level_more"):
         below = [4, 2] if arm == "depth3" else [*levels[1:], 2]
         words.append(f"sae.levels={[levels[0], *below]}")
-    if arm in CANDIDATES:
-        words.append(f"sae.candidates={{{CANDIDATES[arm]}}}")
+    if arm in CHILDREN:
+        screened = f"_target_: jhsae.sae.Screened, rounds: 6, candidates: 16, children: {CHILDREN[arm]}"
+        words.append(f"sae.candidates={{{screened}}}")
     if arm == "seeded":
         words.append(f"init=[{{_target_: jhsae.init.RowsFromTeacher, path: teacher-{layer}}}]")
     return base, [*words, _solved(arm, base, words, "sae.levels.0", "parameters", _topk(size))]

@@ -58,8 +58,7 @@ REAL = {
     "batchtopk": Arm(FLAT_RATES, "`flat/batchtopk.yaml`, unit rows"),
     "flat_macs": Arm(PURSUIT_RATES, "`pursuit/flat.yaml`, the encoder MACs of recommended"),
     "recommended": Arm((), "`recommended.yaml`, the parameters of topk; `growth` 1.5 at an L0 of 24", like="flat_macs"),
-    "every_row": Arm((), "recommended, all roots and children compete at every pick (`AllRows`)", like="flat_macs"),
-    "recommended_exact": Arm((), "every_row with `ExactL0`, 8 picks more, which leave again", like="flat_macs"),
+    "recommended_exact": Arm((), "recommended with `ExactL0`, 8 picks more, which leave again", like="flat_macs"),
     "flat_parameters": Arm((), "`pursuit/flat.yaml`, the parameters of topk", like="flat_macs"),
     "matryoshka": Arm(FLAT_RATES, "`flat/matryoshka.yaml`, unit rows; prefixes 1/32 and 1/8 of the width"),
     "jumprelu": Arm(FLAT_RATES, "`flat/jumprelu_quadratic.yaml`, unit rows, thresholds start at 2"),
@@ -69,15 +68,16 @@ REAL = {
         PURSUIT_RATES, "`recipe.yaml`: one pass, 10/16 of the L0 experts, the rest atoms; the parameters of topk"
     ),
     "teacher": Arm(HSAE_RATES, "pole geometry of `ablate/axes.yaml`: starts from a teacher; the parameters of topk"),
-    "depth3": Arm((), "every_row with 4 children and 2 grandchildren, the parameters of topk", like="flat_macs"),
-    "seeded": Arm((), "every_row, whose first roots and children start from the teacher", like="flat_macs"),
-    "every_child": Arm((), "recommended, children of what is in compete at every pick", like="flat_macs"),
-    "one_level_more": Arm((), "every_row, 2 more slots below each row; the parameters of topk", like="flat_macs"),
+    "depth3": Arm((), "recommended with 4 children and 2 grandchildren, the parameters of topk", like="flat_macs"),
+    "seeded": Arm((), "recommended, whose first roots and children start from the teacher", like="flat_macs"),
+    "screened": Arm((), "recommended; of the roots 16 candidates in each of 6 rounds compete", like="flat_macs"),
+    "by_round": Arm((), "the same, and children are candidates as the roots are", like="flat_macs"),
+    "one_level_more": Arm((), "recommended, 2 more slots below each row; the parameters of topk", like="flat_macs"),
 }
 TAUGHT = ("teacher", "seeded")  # read the teacher of their layer
-LABELLED = ("topk", "flat_macs", "every_row", "seeded")  # measured beside word classes, and for stability over seeds
+LABELLED = ("topk", "flat_macs", "recommended", "seeded")  # measured beside word classes, and for stability over seeds
 LONGER = ("topk", "flat_macs", "recommended")  # trained longer too
-MAIN = ("topk", "batchtopk", "flat_macs", "recommended", "every_row", "recommended_exact")
+MAIN = ("topk", "batchtopk", "flat_macs", "recommended", "recommended_exact")
 WORLD = {
     "topk": Arm(FLAT_RATES, "as many latents as true features"),
     "matryoshka": Arm(FLAT_RATES, "the same; prefixes are the true numbers down to each level"),
@@ -97,11 +97,7 @@ LEFT_OUT = {  # the parts of resampling that an arm does without; in the first o
     "tree_no_promotion": ("PromoteAlike",),
     "tree_no_filling": ("FillEmpty",),
 }
-ALL_ROWS = "_target_: jhsae.sae.AllRows"
-CANDIDATES = {
-    **dict.fromkeys(("every_row", "recommended_exact", "depth3", "seeded", "one_level_more"), ALL_ROWS),
-    "every_child": "_target_: jhsae.sae.Screened, rounds: 6, candidates: 16, children: every pick",
-}
+CHILDREN = {"screened": "every pick", "by_round": "every round"}
 POLES = {"original": "scale_as_published", "corrected": "scale", "teacher": "geometry"}
 FLAT = {"topk": "topk", "batchtopk": "batchtopk", "matryoshka": "matryoshka", "jumprelu": "jumprelu_quadratic"}
 TIMES = {"tree_1x": 1, "tree_2x": 2, "tree_4x": 4, "tree_one_level_more": 2, **dict.fromkeys(LEFT_OUT, 2)}
