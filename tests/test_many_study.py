@@ -1,4 +1,4 @@
-"""experiments/many: the example of its page runs as printed, and the study at tiny size; its table is that of the results."""
+"""experiments/many: the example of its page runs as printed, the study at tiny size; its table is that of the rows."""
 
 import json
 import re

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int64
 
-from jhsae.data import Store
+from jhsae.data import Stores
 from jhsae.features.firings import Batch, tabulated
 from jhsae.features.latents import TokenProfile, token_profile
 from jhsae.metric import causal
@@ -84,7 +84,7 @@ def coherence(profile: TokenProfile, unembedding: Float[Array, "vocab embed"]) -
 
 
 def coherence_of(
-    batches: Sequence[Batch], top: int, store: Store, unembedding: Float[Array, "vocab embed"]
+    batches: Sequence[Batch], top: int, store: Stores, unembedding: Float[Array, "vocab embed"]
 ) -> Coherence:
     """`coherence` of the first `top` features, from firings on the first rows of a store, in their order."""
     measured = max((int(batch.row[-1]) + 1 for batch in batches if len(batch.row)), default=0)

@@ -2,6 +2,7 @@
 
 import math
 from itertools import groupby
+from typing import TypeGuard
 
 from jhsae.report import scatter
 from jhsae.report.drawing import Labels
@@ -46,8 +47,8 @@ def figure(runs: list[Run]) -> Figure | None:
         value, l0 = _value(run), run.metrics.get("l0")
         if value is None or not _finite(l0):
             continue
-        parents = run.metrics.get("l0_parents"), run.metrics.get("parents_only_ev_r2")
-        spot = parents if all(_finite(number) for number in parents) else None
+        across, up = run.metrics.get("l0_parents"), run.metrics.get("parents_only_ev_r2")
+        spot = (across, up) if _finite(across) and _finite(up) else None
         points.append(scatter.Point(run.name, place, (l0, value), three(value), spot, run.hierarchical))
     if not points:
         return None
@@ -77,16 +78,16 @@ def _pair(first: Run, second: Run, kinds: tuple[str, str]) -> str:
         f"{three(abs(difference))} {'above' if difference > 0 else 'below'}" if abs(difference) > 5e-4 else "level with"
     )
     text = f"{first.name}{kinds[0]} is {where} {second.name}{kinds[1]}, {_matching(matches([first, second]))}"
-    seconds = [run.metrics.get("train_seconds") for run in (first, second)]
-    if all(_finite(value) and value > 0 for value in seconds):
+    seconds = _both((first, second), "train_seconds")
+    if seconds is not None and min(seconds) > 0:
         text += f", in {seconds[0] / seconds[1]:.2g} times its training time"
-    recovered = [run.metrics.get("ce_recovered") for run in (first, second)]
-    if all(_finite(value) for value in recovered):
+    recovered = _both((first, second), "ce_recovered")
+    if recovered is not None:
         text += f"; cross-entropy recovered {_agreement(difference, recovered)}"
     return text + "."
 
 
-def _agreement(difference: float, recovered: list[float]) -> str:
+def _agreement(difference: float, recovered: tuple[float, float]) -> str:
     """Whether cross-entropy recovered orders two runs as explained variance does."""
     ours, theirs = (three(value) for value in recovered)
     if ours == theirs:
@@ -140,7 +141,13 @@ def _same_tokens(runs: list[Run]) -> bool:
     return len(found) == 1 and (world or store) is not None and rows is not None
 
 
-def _finite(value: object) -> bool:
+def _both(runs: tuple[Run, Run], name: str) -> tuple[float, float] | None:
+    """A number of two runs; None where one has none."""
+    first, second = (run.metrics.get(name) for run in runs)
+    return (first, second) if _finite(first) and _finite(second) else None
+
+
+def _finite(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 

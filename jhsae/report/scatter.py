@@ -56,7 +56,7 @@ def _names(axes: Axes, points: list[Point]) -> None:
     """Names right of the axes, with a line from each point; no two names in one row."""
     low, high = axes.get_ylim()
     wanted = [(point.at[1] - low) / (high - low) for point in points]
-    row = LABEL_ROW / (axes.figure.get_size_inches()[1] * axes.get_position().height)
+    row = LABEL_ROW / (axes.get_window_extent().height / axes.figure.dpi)
     for point, height in zip(points, apart(wanted, row), strict=True):
         axes.annotate(
             f"{plain(point.name, 22)}  {point.shown}",
