@@ -31,7 +31,7 @@ from jhsae.parallel.watchdog import Watchdog
 from jhsae.training.config import Train
 from jhsae.training.loop import DivergedError
 from jhsae.training.many_config import load_many
-from jhsae.training.run import Run, open_loader, open_source, prepare, stopped
+from jhsae.training.run import Run, batches_of, open_source, prepare, stopped
 from jhsae.training.run_folder import check_owner, finished
 from jhsae.training.sharding import abstract_state
 from jhsae.training.step import TrainState
@@ -162,7 +162,7 @@ def _built(todo: Sequence[tuple[Train, Folder]]) -> list[tuple[Run, Turns]]:
         data = config.data
         try:
             prepared = prepare(config, mesh, store)
-            loader = Turns(open_loader(config, store, mesh), mesh, (id(store), data.batch, data.seed, data.streams))
+            loader = Turns(batches_of(data, store, mesh), mesh, (id(store), data.batch, data.seed, data.streams))
             built.append((Run(config, folder, prepared, loader), loader))
         except UserError as error:
             raise type(error)(f"{folder}: {error}") from error

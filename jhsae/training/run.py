@@ -31,7 +31,7 @@ from jhsae.parallel.progress import Progress
 from jhsae.parallel.watchdog import Watchdog
 from jhsae.training.checkpoint import Checkpoints, save_sae
 from jhsae.training.checks import bad_rows, check_run, check_sizes, check_teacher
-from jhsae.training.config import Train
+from jhsae.training.config import Data, Train
 from jhsae.training.logs import NoLog, RunLog, check_sinks, open_sinks
 from jhsae.training.loop import DivergedError, Hooks, Stage, drained, updates
 from jhsae.training.more import extended, reopen
@@ -49,7 +49,7 @@ Loader: TypeAlias = DatasetIterator | AbstractBatches
 
 
 class Prepared(NamedTuple):
-    """What `prepare` has built; `notes` are sentences about settings that have no effect."""
+    """What `prepare` has built; `notes` are sentences about settings that have no effect, `start` makes the state."""
 
     mesh: Mesh
     store: Stores | AbstractSource
@@ -57,6 +57,7 @@ class Prepared(NamedTuple):
     recipe: Recipe
     stages: list[Stage]
     notes: list[str]
+    start: Callable[[], TrainState]
 
 
 def train(config: Train) -> Folder:
@@ -74,20 +75,26 @@ def train(config: Train) -> Folder:
         SystemExit: SIGTERM or Ctrl-C, after the state is saved; the code is 128 + the number of the signal.
     """
     base, config = config, extended(config)
+    if config is not base:
+        folder = open_folder(config.out)
+        with Watchdog(), owned(folder, "train") if is_main() else nullcontext():
+            if is_main():
+                reopen(folder, base, config)
+            barrier("reopened", EXPORT_SECONDS)
+    return train_in_folder(config, lambda: prepare(config))
+
+
+def train_in_folder(config: Train, prepared: Callable[[], Prepared]) -> Folder:
+    """Trains, or resumes, what `prepared` builds, in the run folder of its config; errors are those of `train`."""
     with Watchdog() as watchdog:
         folder = open_folder(config.out)
-        if config is not base:
-            with owned(folder, "train") if is_main() else nullcontext():
-                if is_main():
-                    reopen(folder, base, config)
-                barrier("reopened", EXPORT_SECONDS)
         check_owner(folder, config)
         with owned(folder, "train") if is_main() and not finished(folder) else nullcontext():
             check_owner(folder, config)  # again: another process may have written to it until it released the lock
             if finished(folder):
                 logger.info(f"{folder} is finished; nothing to do")
             else:
-                _train(config, folder, watchdog)
+                _train(config, folder, watchdog, prepared())
         return folder
 
 
@@ -105,14 +112,19 @@ def prepare(config: Train, mesh: Mesh | None = None, store: Stores | AbstractSou
     mesh = make_mesh(config.mesh) if mesh is None else mesh
     check_batch(config.data.batch, mesh)
     store = open_source(config, mesh) if store is None else store
-    init_key, _ = jax.random.split(jax.random.key(config.seed))
+    init_key, train_key = jax.random.split(jax.random.key(config.seed))
     shapes = eqx.filter_eval_shape(build_sae, config, init_key)
     check_sizes(config, shapes, store)
     check_teacher(config, store)
     slot = normalizer_slot(config, store)
     recipe = Recipe.of(config, cfg.build(slot, AbstractNormalizer).fit(store))
     notes = check_run(recipe, shapes, config.data.batch)
-    return Prepared(mesh, store, slot, recipe, [recipe.stage(stage, shapes, mesh) for stage in config.stages], notes)
+
+    def start() -> TrainState:
+        return TrainState.init(build_sae(config, init_key), recipe.optimizer, train_key)
+
+    stages = [recipe.stage(stage, shapes, mesh) for stage in config.stages]
+    return Prepared(mesh, store, slot, recipe, stages, notes, start)
 
 
 class Run:
@@ -121,14 +133,9 @@ class Run:
     def __init__(self, config: Train, folder: Folder, prepared: Prepared, loader: Loader):
         """Writes nothing. `UserError`: a logger that is not installed."""
         self.config, self.folder, self.loader = config, folder, loader
-        self.mesh, self.store, self.normalize, self.recipe, stages, self.notes = prepared
+        self.mesh, self.store, self.normalize, self.recipe, stages, self.notes, self.start = prepared
         self.stages = [replace(stage, modules=replicate(stage.modules, self.mesh)) for stage in stages]
         check_sinks(config.loggers if is_main() else [])
-
-    def start(self) -> TrainState:
-        """The state before the first update."""
-        init_key, train_key = jax.random.split(jax.random.key(self.config.seed))
-        return TrainState.init(build_sae(self.config, init_key), self.recipe.optimizer, train_key)
 
     def begin(self) -> None:
         """Writes config.yaml and run.json and opens the loggers."""
@@ -198,10 +205,9 @@ class Run:
         barrier(f"sae written {self.folder}", EXPORT_SECONDS)  # until then process 0 serves the others
 
 
-def _train(config: Train, folder: Folder, watchdog: Watchdog) -> None:
+def _train(config: Train, folder: Folder, watchdog: Watchdog, prepared: Prepared) -> None:
     """The updates that are not done yet, then the export of the trained SAE."""
-    prepared = prepare(config)
-    run = Run(config, folder, prepared, open_loader(config, prepared.store, prepared.mesh))
+    run = Run(config, folder, prepared, batches_of(config.data, prepared.store, prepared.mesh))
     check_state(abstract_state(run.start, run.mesh), run.mesh)
     run.begin()
     with StopRequest() as stop:
@@ -235,9 +241,9 @@ def open_source(config: Train, mesh: Mesh) -> Stores | AbstractSource:
     return open_stores(config.data.store, config.data.target)
 
 
-def open_loader(config: Train, store: Stores | AbstractSource, mesh: Mesh) -> Loader:
+def batches_of(data: Data, store: Stores | AbstractSource, mesh: Mesh) -> Loader:
     """This process's rows of every batch."""
-    share, data = share_of(mesh), config.data
+    share = share_of(mesh)
     if isinstance(store, AbstractSource):
         return store.batches(data.batch, data.seed)
     if data.streams < share.count:
