@@ -2,8 +2,8 @@
 
     python experiments/tour/from_saelens.py
 
-The comments are SAELens's lines, below each is the one here. `acts` and `tokens` are yours: [documents, positions, embed]
-and [documents, positions]. Verbs are those of the command line.
+The comments are SAELens's lines, below each is the one here. `acts` [documents, positions, embed] and `tokens`
+[documents, positions] are yours. Verbs are those of the command line.
 """
 
 # from sae_lens import SAE, ActivationsStore, LanguageModelSAERunnerConfig, SAETrainer, TopKTrainingSAE, ...
@@ -29,7 +29,7 @@ def script(acts: np.ndarray, tokens: np.ndarray) -> None:
     sae, metrics = jhsae.fit(sae, store, steps=200, batch=256, learning_rate=3e-3, out="runs/own", loggers=[])
     # sae.save_model("saved"); sae = SAE.load_from_disk("saved")
     sae, normalizer, about = jhsae.load_sae("runs/own")
-    # codes = sae.encode(acts); acts_hat = sae.decode(codes)  # of any shape [..., d_in]; the normaliser is yours to apply
+    # codes = sae.encode(acts)                              # [..., d_in]; here the normaliser is a part of its own
     codes = sae.encode(normalizer(acts[-16:].reshape(-1, acts.shape[-1]))[0])
     # run_evals(sae, activation_store, model, eval_config)
     verb(["evaluate", "run=runs/own", f"store={held_out.path}"])
