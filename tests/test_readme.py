@@ -28,7 +28,7 @@ def test_the_example_runs_as_printed(capsys):
 def test_the_table_is_that_of_the_results_file():
     table = re.search(r"<!-- table: (.*?) -->\n(.*?)<!-- end of table -->", README, re.DOTALL)
     rows = [json.loads(line) for line in (ROOT / table[1] / "results.jsonl").read_text().splitlines()]
-    assert len(rows) == 3
+    assert len(rows) == 4
     for row in rows:
         line = next(line for line in table[2].splitlines() if line.startswith(f"| {row['name']} "))
         cells = [cell.strip() for cell in line.strip("|").split("|")]

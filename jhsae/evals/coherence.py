@@ -1,4 +1,4 @@
-"""What the tokens on which a latent fires have in common: the mean cosine between those on which it is most active.
+"""Coherence of the tokens on which a latent fires: the mean cosine between those on which it is most active.
 
 For latent i and token t let ``mean[t, i]`` be the activation per measured occurrence of the token, silent ones
 included, among tokens on which i fires at least `FIRINGS` times. T_i are the `TOKENS` tokens with the largest mean, and
