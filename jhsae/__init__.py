@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from jhsae.sae import FlatSAE as FlatSAE
     from jhsae.sae import GatedSAE as GatedSAE
     from jhsae.sae import HierarchicalSAE as HierarchicalSAE
+    from jhsae.sae import HierarchicalTranscoder as HierarchicalTranscoder
     from jhsae.sae import MatchingPursuitSAE as MatchingPursuitSAE
     from jhsae.sae import PursuitSAE as PursuitSAE
+    from jhsae.sae import Transcoder as Transcoder
     from jhsae.sae import mixture_of_experts_v2 as mixture_of_experts_v2
     from jhsae.sae import teacher_initialized as teacher_initialized
     from jhsae.sparsify import BatchTopK as BatchTopK
@@ -48,8 +50,10 @@ _HOME = {
     "FlatSAE": "jhsae.sae",
     "GatedSAE": "jhsae.sae",
     "HierarchicalSAE": "jhsae.sae",
+    "HierarchicalTranscoder": "jhsae.sae",
     "MatchingPursuitSAE": "jhsae.sae",
     "PursuitSAE": "jhsae.sae",
+    "Transcoder": "jhsae.sae",
     "mixture_of_experts_v2": "jhsae.sae",
     "teacher_initialized": "jhsae.sae",
     "BatchTopK": "jhsae.sparsify",

@@ -28,6 +28,7 @@ import transformers
 from jhsae import lm
 from jhsae.activations.streams import Streams
 from jhsae.bench.measurement import environment, interleave, load_average, write
+from jhsae.data import Hook
 from jhsae.errors import UserError
 from jhsae.parallel.mesh import MeshShape, make_mesh
 
@@ -60,7 +61,7 @@ def both(words: Namespace) -> dict[str, Pass]:
         model.save_pretrained(folder)
         transformers.AutoTokenizer.from_pretrained(lm.bundled()).save_pretrained(folder)
         loaded = lm.load(folder, layers=words.layers, dtype=jnp.dtype("float32"), mesh=mesh)
-    streams = Streams(loaded.model, (words.layers,), mesh, words.batch, "float32")
+    streams = Streams(loaded.model, (Hook("resid", words.layers),), mesh, words.batch, "float32")
     backbone, ids = model.model, torch.from_numpy(tokens.astype(np.int64))
     backbone.norm = torch.nn.Identity()  # what it returns is then the residual stream
 

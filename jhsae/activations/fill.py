@@ -17,7 +17,7 @@ WAIT_SECONDS = 3600
 
 
 def first_rows(stream: Stream, streams: Streams, rows: int) -> Shaped[np.ndarray, "taps rows embed"]:
-    """The first rows of the stream at every layer."""
+    """The first rows of the stream at every hook."""
     parts = streams.rows(stream, 0, rows, streams.passes(stream, 0, rows))
     return np.concatenate([x for x, _ in parts], axis=1)
 
@@ -26,7 +26,7 @@ def fill(writers: list[Writer], stream: Stream, streams: Streams) -> None:
     """Writes every group that a store lacks: in each round every process takes one.
 
     Args:
-        writers: One per layer of `streams`, in that order.
+        writers: One per hook of `streams`, in that order.
         stream: The packed tokens and their order.
         streams: The language model on the devices.
     """
@@ -51,8 +51,8 @@ def fill(writers: list[Writer], stream: Stream, streams: Streams) -> None:
 def _read(
     stream: Stream, streams: Streams, group: Group, passes: int, progress: Progress, groups: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of a group at every layer, and their index; `groups` are read by as many processes at once."""
-    x = np.empty((len(streams.layers), group.rows, streams.embed), streams.dtype)
+    """The rows of a group at every hook, and their index; `groups` are read by as many processes at once."""
+    x = np.empty((len(streams.hooks), group.rows, streams.embed), streams.dtype)
     index = np.empty((group.rows, 3), np.int32)
     held = 0
     for part, numbers in streams.rows(stream, group.start, group.stop, passes):

@@ -22,7 +22,7 @@ from jaxtyping import Float32
 from jhsae import lm
 from jhsae.activations.buffer import LiveBatches, Plan
 from jhsae.activations.streams import Streams
-from jhsae.data import ArrayRows, ModelName, pack
+from jhsae.data import ArrayRows, Hook, ModelName, pack
 from jhsae.data.source import AbstractSource, SourceInfo
 from jhsae.data.stream import Stream
 from jhsae.data.text import AbstractText
@@ -65,7 +65,7 @@ class LiveActivations(AbstractSource):
         tokens = pack(documents, loaded.tokenizer, context, seed, rows=rows, vocab=loaded.model.vocab)
         self.path = f"{loaded.name}, layer {layer}, live"
         self._stream = Stream.of(tokens, loaded.tokenizer, seed)
-        self._streams = Streams(loaded.model, (layer,), mesh, sequences, dtype)
+        self._streams = Streams(loaded.model, (Hook("resid", layer),), mesh, sequences, dtype)
         self._mesh, self._sequences, self._buffer_rows, self._lanes = mesh, sequences, buffer_rows, lanes
         self._about = {"model": loaded.name, "layer": layer, "dtype": [lm_dtype, dtype], "text": text.describe()}
         self._name, self._layer = loaded.name, layer

@@ -1,6 +1,6 @@
-"""Residual streams on a mesh: the language model's weights over ``expert``, token sequences over ``host`` and ``data``.
+"""Activations of a language model on a mesh: the language model's weights over ``expert``, token sequences over ``host`` and ``data``.
 
-Every process feeds the sequences of its own devices and gets their residual streams; all processes run every forward
+Every process feeds the sequences of its own devices and gets their activations; all processes run every forward
 pass together, because they may share the weights. Processes that hold the same sequences (those along ``expert``) count
 as one writer, of which the one with the lowest index writes.
 """
@@ -16,33 +16,43 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Int32, Shaped, UInt32
 
 from jhsae import lm
+from jhsae.data import Hook
+from jhsae.data.hook import RESIDUAL
 from jhsae.data.stream import Stream
 from jhsae.ops import ROWS
 from jhsae.parallel.distributed import share_of
 from jhsae.parallel.mesh import rows_shards
 
 
+def read(model: lm.AbstractLM, ids: Int[Array, "batch time"], hooks: tuple[Hook, ...]) -> Shaped[Array, "taps ..."]:
+    """The activations at `hooks` in one pass, [hooks, batch, time, embed]."""
+    layers = tuple(hook.block for hook in hooks if hook.name == RESIDUAL)
+    if len(layers) < len(hooks):
+        return model.hooked(ids, hooks)
+    return model.residual(ids, layers[0])[None] if len(layers) == 1 else model.residuals(ids, layers)
+
+
 class Streams:
-    """Reads `layers` of a model that is sharded over `mesh`, `batch` sequences at a time over all devices.
+    """Reads `hooks` of a model that is sharded over `mesh`, `batch` sequences at a time over all devices.
 
     `shards` are the indices of this process's shards of a batch, `local_batch` the number of sequences in them. Its
     sequences are those of writer `writer` of `writers`; it writes them to disk itself where `writes` is True.
     """
 
-    def __init__(self, model: lm.AbstractLM, layers: tuple[int, ...], mesh: Mesh, batch: int, dtype: str):
+    def __init__(self, model: lm.AbstractLM, hooks: tuple[Hook, ...], mesh: Mesh, batch: int, dtype: str):
         """Compiles nothing yet.
 
         Args:
             model: The language model, its weights placed on the mesh.
-            layers: Residual streams to read, counted in blocks.
+            hooks: Places to read.
             mesh: The devices.
             batch: Sequences per forward pass over all devices; rounded up to a multiple of the devices that share it.
-            dtype: Of the residual streams that are returned.
+            dtype: Of the activations that are returned.
         """
         shards = rows_shards(mesh)
         self.batch = -(-batch // shards) * shards
         self._model = model
-        self.layers, self.embed, self.dtype = layers, model.embed, jnp.dtype(dtype)
+        self.hooks, self.embed, self.dtype = hooks, model.embed, jnp.dtype(dtype)
         self._place = NamedSharding(mesh, PartitionSpec(ROWS))
         out = NamedSharding(mesh, PartitionSpec(None, ROWS))
         here = share_of(mesh)
@@ -54,13 +64,12 @@ class Streams:
 
         @eqx.filter_jit
         def forward(model: lm.AbstractLM, ids: Int[Array, "batch time"]) -> Shaped[Array, "taps batch time embed"]:
-            found = model.residual(ids, layers[0])[None] if len(layers) == 1 else model.residuals(ids, layers)
-            return jax.lax.with_sharding_constraint(found.astype(dtype), out)
+            return jax.lax.with_sharding_constraint(read(model, ids, hooks).astype(dtype), out)
 
         self._forward = forward
 
     def __call__(self, tokens: UInt32[np.ndarray, "local_batch context"]) -> Shaped[Array, "taps batch context embed"]:
-        """The residual streams of the global batch; `tokens` are this process's sequences of it."""
+        """The activations of the global batch; `tokens` are this process's sequences of it."""
         ids = jax.make_array_from_process_local_data(self._place, tokens.astype(np.int32))
         return self._forward(self._model, ids)
 
@@ -81,7 +90,7 @@ class Streams:
             passes: Forward passes to run; equal on every process, since all run each pass together.
 
         Yields:
-            Activations [layers, rows, embed] and (sequence, position, token id) of each row.
+            Activations [hooks, rows, embed] and (sequence, position, token id) of each row.
         """
         first, last = stream.span(start, stop) if stop > start else (0, 0)
         running: deque[tuple[int, int, Array]] = deque()
@@ -98,13 +107,13 @@ class Streams:
 
     @staticmethod
     def _cut(
-        stream: Stream, start: int, stop: int, begin: int, end: int, residual: Array
+        stream: Stream, start: int, stop: int, begin: int, end: int, found: Array
     ) -> tuple[np.ndarray, np.ndarray]:
         sequence, position, index = stream.rows_at(begin, end, start, stop)
-        return _local(residual)[:, sequence, position], index
+        return _local(found)[:, sequence, position], index
 
 
-def _local(residual: Array) -> np.ndarray:
-    """This process's sequences of a residual stream, in the order of its tokens."""
-    shards = {shard.index[1].start or 0: shard for shard in residual.addressable_shards}
+def _local(found: Array) -> np.ndarray:
+    """This process's sequences of the activations, in the order of its tokens."""
+    shards = {shard.index[1].start or 0: shard for shard in found.addressable_shards}
     return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)], axis=1)

@@ -1,7 +1,7 @@
-"""``jhsae harvest``: runs a language model over text and writes its residual streams to activation stores.
+"""``jhsae harvest``: runs a language model over text and writes activations of it to stores.
 
-Text -> packed token sequences, in random order -> the blocks of the model, once for all layers -> groups of shuffled
-rows on disk, one store per layer. The mesh says how devices and processes share the model; each process writes some of
+Text -> packed token sequences, in random order -> the blocks of the model, once for all layers or hooks -> groups of
+shuffled rows on disk, one store for each; rows of equal number are of the same token. The mesh says how devices and processes share the model; each process writes some of
 the groups. An interrupted harvest resumes with the missing groups and writes the same bytes; a finished one is left
 alone.
 """
@@ -23,7 +23,7 @@ from jhsae.activations.config import Harvest
 from jhsae.activations.fill import WAIT_SECONDS, fill, first_rows
 from jhsae.activations.streams import Streams
 from jhsae.commands.last_line import command, with_next
-from jhsae.data import Framing, ModelName, Origin, Store, Writer, packed
+from jhsae.data import Framing, Hook, ModelName, Origin, Store, Writer, packed
 from jhsae.data.manifest import refuse_existing
 from jhsae.data.partial import is_complete
 from jhsae.data.storage import Channels
@@ -40,7 +40,7 @@ CHANNEL_ROWS = 2**14  # rows that the channels of an int8 store are standardised
 
 
 def run(config: Harvest) -> Path:
-    """Harvests, prints what was made and returns the folder of the first layer's store. Raises what `harvest` does."""
+    """Harvests, prints what was made and returns the folder of the first store. Raises what `harvest` does."""
     folder = harvest(config)
     if is_main():
         lines = [summary(out) for out in config.stores().values()]
@@ -54,12 +54,12 @@ def harvest(config: Harvest) -> Path:
     """Writes the stores that are not complete yet.
 
     Returns:
-        The folder of the first layer's store.
+        The folder of the first store.
 
     Raises:
         UserError: Input that does not fit together, or a store of another config; before any compute.
     """
-    config_hash, folder = cfg.config_hash(config), Path(config.stores()[config.lm.layers[0]])
+    config_hash, folder = cfg.config_hash(config), Path(config.stores()[config.lm.places[0]])
     with Watchdog(), ExitStack() as stack:
         wanted = _unfinished(config.stores(), config_hash)
         for out in wanted.values() if is_main() else ():
@@ -74,7 +74,7 @@ def harvest(config: Harvest) -> Path:
 def summary(out: str | Path) -> str:
     """A complete store in one line."""
     about = Store.open(out).manifest
-    return f"{out}: {about.rows:,} rows of {about.embed} from {about.model}, layer {about.layer}"
+    return f"{out}: {about.rows:,} rows of {about.embed} from {about.model}, {about.place.words}"
 
 
 def _harvest(config: Harvest, config_hash: str) -> None:
@@ -84,8 +84,7 @@ def _harvest(config: Harvest, config_hash: str) -> None:
     skipped: Counter[str] = Counter()
     documents = text.documents(skipped)
     documents = chain([next(documents)], documents)  # an empty source fails here, before the model is loaded
-    deepest = max(config.lm.layers)
-    loaded = lm.load(config.lm.path, layers=deepest, dtype=jnp.dtype(config.lm.dtype), mesh=mesh)
+    loaded = lm.load(config.lm.path, layers=config.lm.blocks, dtype=jnp.dtype(config.lm.dtype), mesh=mesh)
     check_context(loaded.model.config.heads, config.context, config.batch, mesh)
     loaded.model.check_context(config.context)
     vocab = loaded.model.vocab
@@ -100,7 +99,7 @@ def _harvest(config: Harvest, config_hash: str) -> None:
     streams = Streams(loaded.model, tuple(wanted), mesh, config.batch, on_devices)
     origin = Origin(
         model=loaded.name,
-        layer=deepest,
+        layer=config.lm.blocks,
         tokenizer=_fingerprint(loaded),
         dataset=text.describe() | ({"skipped": dict(sorted(skipped.items()))} if skipped else {}),
         documents=ended,
@@ -116,18 +115,18 @@ def _harvest(config: Harvest, config_hash: str) -> None:
     barrier("sealed", WAIT_SECONDS)
 
 
-def _unfinished(stores: dict[int, str], config_hash: str) -> dict[int, str]:
+def _unfinished(stores: dict[Hook, str], config_hash: str) -> dict[Hook, str]:
     """The stores to write: those that this very config has not sealed yet. `UserError`: one of another config."""
-    wanted = {layer: out for layer, out in stores.items() if not is_complete(out, config_hash)}
+    wanted = {place: out for place, out in stores.items() if not is_complete(out, config_hash)}
     for out in wanted.values():
         refuse_existing(out, config_hash)
     return wanted
 
 
 def _writers(
-    config: Harvest, wanted: dict[int, str], origin: Origin, stream: Stream, streams: Streams, rows: int
+    config: Harvest, wanted: dict[Hook, str], origin: Origin, stream: Stream, streams: Streams, rows: int
 ) -> list[Writer]:
-    """One per layer; process 0 creates the stores before the others open them."""
+    """One per place; process 0 creates the stores before the others open them."""
     channels: list[Any] = [None] * len(wanted)
     if config.dtype == "int8":
         channels = [Channels.of(x) for x in first_rows(stream, streams, min(rows, CHANNEL_ROWS))]
@@ -136,7 +135,7 @@ def _writers(
         return [
             Writer(
                 out,
-                replace(origin, layer=layer),
+                replace(origin, layer=place.block, hook=place.name),
                 stream.tokens,
                 rows,
                 streams.embed,
@@ -147,7 +146,7 @@ def _writers(
                 writers=streams.writers,
                 resume=True,
             )
-            for (layer, out), channel in zip(wanted.items(), channels, strict=True)
+            for (place, out), channel in zip(wanted.items(), channels, strict=True)
         ]
 
     first = make() if is_main() else []

@@ -17,14 +17,14 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from jhsae.data.arrays import Pending
-from jhsae.data.store import Store
+from jhsae.data.aligned import Stores
 from jhsae.errors import UserError
 
 BLOCKS_PER_STREAM = 16  # a small store is split into blocks smaller than its chunks, or nothing would be shuffled
 
 
 def make_loader(
-    store: Store, batch: int, seed: int, host: int = 0, hosts: int = 1, streams: int = 1, window: int = 16
+    store: Stores, batch: int, seed: int, host: int = 0, hosts: int = 1, streams: int = 1, window: int = 16
 ) -> grain.DatasetIterator:
     """Makes an infinite iterator of float32 numpy arrays [batch / hosts, embed].
 
@@ -50,7 +50,7 @@ def make_loader(
     return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
 
 
-def batches_per_epoch(store: Store, batch: int, streams: int = 1) -> int:
+def batches_per_epoch(store: Stores, batch: int, streams: int = 1) -> int:
     """Batches per epoch; the order of the rows changes with each epoch.
 
     Args:
@@ -78,7 +78,7 @@ class Batches:
     """
 
     def __init__(
-        self, store: Store, batch: int, seed: int, host: int = 0, hosts: int = 1, streams: int = 1, window: int = 16
+        self, store: Stores, batch: int, seed: int, host: int = 0, hosts: int = 1, streams: int = 1, window: int = 16
     ):
         if not 0 <= host < hosts:
             raise UserError(f"host {host} of {hosts} hosts, expected 0 to {hosts - 1}")
@@ -122,7 +122,7 @@ class _Epoch:
 class _Stream:
     """One of the streams: its part of every batch. The current window is in memory, the next one is prefetched."""
 
-    def __init__(self, store: Store, part: int, seed: int, number: int, of: int, window: int, per_epoch: int):
+    def __init__(self, store: Stores, part: int, seed: int, number: int, of: int, window: int, per_epoch: int):
         self._store, self._part, self._seed, self._number, self._of = store, part, seed, number, of
         self._window, self._per_epoch = window, per_epoch
         self._block = _block_rows(store, of)
@@ -180,5 +180,5 @@ class _Stream:
         return [(b * self._block, min((b + 1) * self._block, self._store.rows)) for b in blocks]
 
 
-def _block_rows(store: Store, streams: int) -> int:
+def _block_rows(store: Stores, streams: int) -> int:
     return max(1, min(store.manifest.chunk_rows, store.rows // (BLOCKS_PER_STREAM * streams)))

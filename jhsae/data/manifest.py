@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from jhsae.data.files import hash_of, kvstore
+from jhsae.data.hook import RESIDUAL, Hook
 from jhsae.data.layout import METADATA, ArrayLayout, arrays_of
 from jhsae.data.manifest_fields import check_fields, check_files
 from jhsae.errors import UserError
@@ -26,6 +27,7 @@ from jhsae.files.folders import is_bucket
 logger = logging.getLogger(__name__)
 NAME = "manifest.json"
 FORMAT = 3
+WITH_HOOK = 4  # a store of another hook than the residual stream, which older versions would take for one
 WITHOUT_CHECKSUMS = 2  # the last format without SHA256SUMS; its chunks of zeros may be absent
 ADDED = {1: {"writers": [1]}}  # values of later fields for stores of an older format
 HASH_ON_OPEN_BYTES = 2 * 10**9
@@ -38,13 +40,14 @@ class Origin:
 
     Args:
         model: The name of the language model, as it was written.
-        layer: Number of blocks that have run (0: the scaled embeddings).
+        layer: Number of blocks that have run (0: the scaled embeddings); of another hook, the number of its block.
         tokenizer: Name and hash of the tokenizer, the special tokens that frame sequences, and the model.
         dataset: The text source's ``describe()``.
         documents: Number of documents that end inside the harvest.
         seed: Determines the order of the documents and of the rows.
         config: The harvest's config as plain data.
         config_hash: Its hash (`jhsae.config.config_hash`); empty for a store that no config made.
+        hook: The name of the hook (`jhsae.data.hook`).
     """
 
     model: str
@@ -55,6 +58,12 @@ class Origin:
     seed: int
     config: dict[str, Any]
     config_hash: str
+    hook: str = RESIDUAL
+
+    @property
+    def format(self) -> int:
+        """That of the manifest."""
+        return FORMAT if self.hook == RESIDUAL else WITH_HOOK
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,10 +111,14 @@ class Manifest:
     total_variance: float
     versions: dict[str, str]
     files: dict[str, dict[str, Any]]
+    hook: str = RESIDUAL
 
     def to_json(self) -> str:
         """The text of ``manifest.json``; floats are written so that they read back exactly."""
-        return bounded.to_json(asdict(self) | {"mean": self.mean.tolist()}, indent=1)
+        fields = asdict(self) | {"mean": self.mean.tolist()}
+        if self.hook == RESIDUAL:
+            del fields["hook"]
+        return bounded.to_json(fields, indent=1)
 
     @classmethod
     def from_json(cls, text: bytes, where: str) -> "Manifest":
@@ -121,9 +134,10 @@ class Manifest:
         raw = bounded.as_object(bounded.parse_json(text, where), where)
         found = raw.get("format")
         raw = ADDED.get(found if isinstance(found, int) else 0, {}) | raw
-        if type(found) is not int or not 1 <= found <= FORMAT or set(raw) != {f.name for f in fields(cls)}:
+        known = {f.name for f in fields(cls)} - (set() if found == WITH_HOOK else {"hook"})
+        if type(found) is not int or not 1 <= found <= WITH_HOOK or set(raw) != known:
             raise UserError(
-                f"{where} is a manifest of format {str(found)[:20]}, this version reads formats up to {FORMAT}; "
+                f"{where} is a manifest of format {str(found)[:20]}, this version reads formats up to {WITH_HOOK}; "
                 "harvest again into a new folder"
             )
         check_fields(raw, where)
@@ -135,6 +149,11 @@ class Manifest:
         """The arrays of the store."""
         tokens = (self.sequences, self.context)
         return arrays_of(self.dtype, self.rows, self.embed, tokens, self.shard_rows, self.chunk_rows)
+
+    @property
+    def place(self) -> Hook:
+        """Where in the language model the activations are from."""
+        return Hook.of(self)
 
     @property
     def zeros(self) -> bool:

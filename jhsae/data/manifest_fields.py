@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jhsae.data.hook import HOOKS
 from jhsae.data.layout import ArrayLayout
 from jhsae.data.storage import DTYPES
 from jhsae.errors import UserError
@@ -17,7 +18,7 @@ FORM = {
     "seed": INDEX, "config": OBJECT, "config_hash": TEXT, "dtype": TEXT, "rows": ROWS, "embed": ROWS,
     "sequences": ROWS, "context": ROWS, "shard_rows": ROWS, "chunk_rows": ROWS, "writers": [ROWS], "mean": [NUMBER],
     "mean_norm": NORM, "rms_norm": NORM, "min_norm": NORM, "max_norm": NORM, "total_variance": NORM,
-    "versions": Each(TEXT), "files": Each(OBJECT),
+    "versions": Each(TEXT), "files": Each(OBJECT), "hook?": TEXT,
 }  # fmt: skip
 
 
@@ -30,6 +31,8 @@ def check_fields(raw: dict[str, Any], where: str) -> None:
 
     if raw["dtype"] not in DTYPES:
         raise refuse("dtype", f"one of {', '.join(DTYPES)}")
+    if raw.get("hook", HOOKS[0]) not in HOOKS:
+        raise refuse("hook", f"one of {', '.join(HOOKS)}")
     if len(raw["mean"]) != raw["embed"]:
         raise refuse("mean", f"{raw['embed']} values, embed")
     if raw["shard_rows"] % raw["chunk_rows"]:

@@ -20,8 +20,9 @@ from jaxtyping import Int32, UInt32
 
 from jhsae.data import arrays
 from jhsae.data.files import checksums, kvstore, names, writing_store
+from jhsae.data.hook import RESIDUAL
 from jhsae.data.layout import ArrayLayout, arrays_of
-from jhsae.data.manifest import FORMAT, NAME, Manifest, Origin, read_manifest, versions
+from jhsae.data.manifest import NAME, Manifest, Origin, read_manifest, versions
 from jhsae.data.shuffle import Group, groups
 from jhsae.data.statistics import Running
 from jhsae.data.storage import AbstractStorage, Channels, storage
@@ -53,7 +54,8 @@ class StorePlan:
         sizes = {k: getattr(self, k) for k in ("rows", "embed", "dtype", "shuffle_rows", "shard_rows", "chunk_rows")}
         tokens = sha256(self.tokens.tobytes()).hexdigest()
         about = {"layer": self.origin.layer, "config_hash": self.origin.config_hash, "seed": self.origin.seed}
-        return {"format": FORMAT, **about, "tokens": tokens, **sizes}
+        about |= {} if self.origin.hook == RESIDUAL else {"hook": self.origin.hook}
+        return {"format": self.origin.format, **about, "tokens": tokens, **sizes}
 
     def arrays(self) -> dict[str, ArrayLayout]:
         """The arrays of the store."""
@@ -178,7 +180,7 @@ class Partial:
         files |= checksums(self._root, rest)
         plan = self._plan
         return Manifest(
-            format=FORMAT,
+            format=plan.origin.format,
             **asdict(plan.origin),
             dtype=plan.dtype,
             rows=plan.rows,

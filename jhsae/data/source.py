@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
+from jhsae.data.hook import RESIDUAL, Hook
 from jhsae.data.statistics import Statistics
 from jhsae.ranges import Ranged
 
@@ -20,6 +21,12 @@ class SourceInfo(Statistics):
     layer: int
     rows: int
     tokenizer: dict[str, Any] = field(default_factory=dict)  # as in the manifest of a store
+    hook: str = RESIDUAL
+
+    @property
+    def place(self) -> Hook:
+        """Where in the language model the activations are from."""
+        return Hook.of(self)
 
 
 class AbstractBatches(ABC, Iterator[Float[Array, "batch embed"]]):

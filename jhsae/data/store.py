@@ -82,7 +82,7 @@ class Store:
             A future whose ``.result()`` is [rows, embed], bfloat16 where that is stored, else float32.
         """
         where = f"{self.path}/activations"
-        return Pending(self._columns, *self._range(start, stop), where, self._storage.decode)
+        return Pending(self._columns, *self.bounds(start, stop), where, self.decode)
 
     def read(self, start: int, stop: int) -> Float32[np.ndarray, "rows embed"]:
         """Reads activations `start` to `stop` in the order of the store.
@@ -98,13 +98,23 @@ class Store:
         Returns:
             (sequence, position, token id) per row, int32 [rows, 3].
         """
-        return Pending([self._index], *self._range(start, stop), f"{self.path}/index").result()
+        return Pending([self._index], *self.bounds(start, stop), f"{self.path}/index").result()
 
     def tokens(self) -> UInt32[np.ndarray, "sequences context"]:
         """The packed sequences that the language model read; `index` points into them."""
         return Pending([self._tokens], 0, self.manifest.sequences, f"{self.path}/tokens").result()
 
-    def _range(self, start: int, stop: int) -> tuple[int, int]:
+    @property
+    def columns(self) -> list[ts.TensorStore]:
+        """The arrays that `decode` makes activations of."""
+        return self._columns
+
+    def decode(self, *columns: np.ndarray) -> np.ndarray:
+        """The same rows of all `columns` as activations."""
+        return self._storage.decode(*columns)
+
+    def bounds(self, start: int, stop: int) -> tuple[int, int]:
+        """`start` and `stop`; `UserError` for rows that the store does not have."""
         if not 0 <= start <= stop <= self.rows:
             raise UserError(f"rows {start} to {stop} were asked of {self.path}, which holds rows 0 to {self.rows}")
         return start, stop

@@ -251,7 +251,7 @@ def parameters(sae: AbstractSAE) -> int:
     """
     empty = 0 if _abstract(sae) else sae.features - int(np.sum(np.asarray(sae.occupied)))
     arrays = (a for a in jax.tree.leaves(sae) if isinstance(a, jax.Array | np.ndarray | jax.ShapeDtypeStruct))
-    return sum(a.size for a in arrays if jnp.issubdtype(a.dtype, jnp.inexact)) - empty * sae.embed
+    return sum(a.size for a in arrays if jnp.issubdtype(a.dtype, jnp.inexact)) - empty * sae.embed - sae.masked
 
 
 def _abstract(sae: AbstractSAE) -> bool:

@@ -78,7 +78,7 @@ def _norms(sae: AbstractSAE) -> Float[Array, "top_level"]:
 
 
 def _jump(sae: AbstractSAE) -> JumpReLU:
-    first = sae.sparsifiers[0] if sae.sparsifiers else sae
+    first = sae.top_rule or sae
     if not isinstance(first, JumpReLU):
         raise UserError(
             f"this term needs thresholds, but the features are selected by {type(first).__name__}; write "

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jhsae import ops
 from jhsae.losses.base import AbstractTerm
 from jhsae.metric import AbstractMetric
-from jhsae.sae import Forward, HierarchicalSAE
+from jhsae.sae import AbstractHierarchicalSAE, Forward, HierarchicalSAE
 
 
 class CrossOrthogonality(AbstractTerm):
@@ -47,10 +47,10 @@ class CausalOrthogonality(AbstractTerm):
         metric: of residual vectors, in which directions are to be orthogonal.
     """
 
-    accepts = HierarchicalSAE
+    accepts = AbstractHierarchicalSAE
     metric: AbstractMetric
 
-    def __call__(self, sae: HierarchicalSAE, forward: Forward) -> Float[Array, ""]:
+    def __call__(self, sae: AbstractHierarchicalSAE, forward: Forward) -> Float[Array, ""]:
         parents = ops.unit_rows(self.metric.whiten(sae.router_dec))
         deltas = jnp.einsum("eas,esd->ead", sae.atom_dec, self.metric.whiten(sae.up))
         cosines = jnp.einsum("ed,ead->ea", parents, ops.unit_rows(deltas))
@@ -100,10 +100,10 @@ class CausalOrthogonalityMinusParent(AbstractTerm):
         metric: of residual vectors, in which directions are to be orthogonal.
     """
 
-    accepts = HierarchicalSAE
+    accepts = AbstractHierarchicalSAE
     metric: AbstractMetric
 
-    def __call__(self, sae: HierarchicalSAE, forward: Forward) -> Float[Array, ""]:
+    def __call__(self, sae: AbstractHierarchicalSAE, forward: Forward) -> Float[Array, ""]:
         parents = self.metric.whiten(sae.router_dec)
         deltas = jnp.einsum("eas,esd->ead", sae.atom_dec, self.metric.whiten(sae.up))
         return jnp.sum(jnp.einsum("ed,ead->ea", parents, deltas - parents[:, None, :]) ** 2)

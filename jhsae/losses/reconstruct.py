@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jhsae.losses.base import AbstractTerm
-from jhsae.sae import AbstractSAE, Forward, HierarchicalSAE, TreeForward
+from jhsae.sae import AbstractSAE, Forward, AbstractHierarchicalSAE, TreeForward
 
 Over = Literal["sum", "mean"]
 
@@ -40,8 +40,8 @@ class ParentsOnly(AbstractTerm):
         over_embed: "sum", or "mean", which divides by the embed size.
     """
 
-    accepts: ClassVar[type] = HierarchicalSAE
+    accepts: ClassVar[type] = AbstractHierarchicalSAE
     over_embed: Over = eqx.field(static=True, default="sum")
 
-    def __call__(self, sae: HierarchicalSAE, forward: TreeForward) -> Float[Array, ""]:
+    def __call__(self, sae: AbstractHierarchicalSAE, forward: TreeForward) -> Float[Array, ""]:
         return _squared_error(forward.target, forward.x_hat_parents, self.over_embed)

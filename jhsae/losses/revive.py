@@ -17,7 +17,7 @@ from jhsae.errors import UserError
 from jhsae.losses.base import AbstractTerm
 from jhsae.losses.matryoshka import as_widths, decode_between
 from jhsae.ranges import Count
-from jhsae.sae import AbstractSAE, FlatSAE, Forward, HierarchicalSAE, TreeForward
+from jhsae.sae import AbstractSAE, FlatSAE, Forward, AbstractHierarchicalSAE, TreeForward
 
 COMPACT = 4  # up to this many times k dead features are gathered into matrices of their own
 LEAST_ERROR = 1e-6  # of a variance, a norm or an error that something is divided by
@@ -124,11 +124,11 @@ class GhostGradients(AbstractTerm):
 class GhostAtoms(AbstractTerm):
     """`GhostGradients` for the dead atoms of the experts that a token selects."""
 
-    accepts: ClassVar[type] = HierarchicalSAE
+    accepts: ClassVar[type] = AbstractHierarchicalSAE
     instead: ClassVar[str] = "write jhsae.losses.GhostGradients, or drop the term"
     reads_dead: ClassVar[bool] = True
 
-    def __call__(self, sae: HierarchicalSAE, forward: TreeForward) -> Float[Array, ""]:
+    def __call__(self, sae: AbstractHierarchicalSAE, forward: TreeForward) -> Float[Array, ""]:
         parents = forward.codes.parents
         atom = parents.slot_indices()[..., None] * sae.atoms + jnp.arange(sae.atoms)
         dead = jnp.zeros(atom.shape) if forward.context.dead is None else forward.context.dead[sae.experts + atom]

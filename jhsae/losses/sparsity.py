@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jhsae import ops
 from jhsae.losses.base import AbstractTerm
 from jhsae.ranges import Positive
-from jhsae.sae import AbstractSAE, Forward, HierarchicalSAE, TreeForward
+from jhsae.sae import AbstractSAE, Forward, AbstractHierarchicalSAE, TreeForward
 from jhsae.schedule import AbstractSchedule
 
 
@@ -29,10 +29,10 @@ class L1All(AbstractTerm):
     The scope of `MixtureOfExperts_v2`: experts outside the top k and losing atoms are penalised too.
     """
 
-    accepts = HierarchicalSAE
+    accepts = AbstractHierarchicalSAE
     instead = "write jhsae.losses.L1Active, or drop the term"
 
-    def __call__(self, sae: HierarchicalSAE, forward: TreeForward) -> Float[Array, ""]:
+    def __call__(self, sae: AbstractHierarchicalSAE, forward: TreeForward) -> Float[Array, ""]:
         children = jnp.sum(jnp.abs(sae.pick.activate(forward.child_pre)))
         return (forward.l1 + children) / forward.x.shape[0]
 
@@ -40,9 +40,9 @@ class L1All(AbstractTerm):
 class MeanL1Parents(AbstractTerm):
     """``mean over batch and experts of |parent code|`` (PolytopeSAE). Constant for binary codes: no gradient."""
 
-    accepts = HierarchicalSAE
+    accepts = AbstractHierarchicalSAE
 
-    def __call__(self, sae: HierarchicalSAE, forward: TreeForward) -> Float[Array, ""]:
+    def __call__(self, sae: AbstractHierarchicalSAE, forward: TreeForward) -> Float[Array, ""]:
         codes = forward.codes.parents
         return jnp.sum(jnp.abs(codes.values)) / (codes.values.shape[0] * codes.size)
 
@@ -50,9 +50,9 @@ class MeanL1Parents(AbstractTerm):
 class MeanL1Children(AbstractTerm):
     """``mean over batch, experts and atoms of |atom code|`` (PolytopeSAE)."""
 
-    accepts = HierarchicalSAE
+    accepts = AbstractHierarchicalSAE
 
-    def __call__(self, sae: HierarchicalSAE, forward: TreeForward) -> Float[Array, ""]:
+    def __call__(self, sae: AbstractHierarchicalSAE, forward: TreeForward) -> Float[Array, ""]:
         codes = forward.codes
         size = codes.children.values.shape[0] * codes.parents.size * codes.children.size
         return jnp.sum(jnp.abs(codes.children.values)) / size

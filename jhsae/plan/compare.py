@@ -97,11 +97,11 @@ def _plan_harvest(config: Harvest, mesh: Mesh, where: Topology) -> Row:
     lowered, embed = lowering.lower_harvest(config, sequences, mesh, where.platform)
     tokens = sequences * config.context
     row = estimate(lowered, where, mesh, tokens)
-    rate, layers = row["tokens_per_second"], len(config.lm.layers)
+    rate, places = row["tokens_per_second"], len(config.lm.places)
     return row | {
         "rows": config.rows,
         "days": rate and config.rows / rate / DAY,
-        "output_bytes_per_second": rate and rate * embed * layers * ITEMSIZE[config.dtype],
+        "output_bytes_per_second": rate and rate * embed * places * ITEMSIZE[config.dtype],
     }
 
 

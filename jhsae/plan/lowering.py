@@ -24,6 +24,7 @@ from jaxtyping import Array, PyTree
 from jhsae import config as cfg
 from jhsae import lm, ops
 from jhsae.activations.config import Harvest
+from jhsae.activations.streams import read
 from jhsae.data import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.files import bounded
@@ -142,21 +143,20 @@ def _bytes(tree: PyTree) -> float:
 
 
 def lower_harvest(config: Harvest, sequences: int, mesh: Mesh, platform: str) -> tuple[Lowered, int]:
-    """Lowers the forward pass to the last of the harvested layers.
+    """Lowers the forward pass to the last of the harvested layers or hooks.
 
     Returns:
         The program, and the width of the residual stream.
     """
-    layers, dtype = config.lm.layers, jnp.dtype(config.lm.dtype)
-    model = shapes(config_of(*read_lm_config(config.lm.path)).first(max(layers)), dtype)
+    dtype = jnp.dtype(config.lm.dtype)
+    model = shapes(config_of(*read_lm_config(config.lm.path)).first(config.lm.blocks), dtype)
     model = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), model, shardings(model, mesh))
     ids = jax.ShapeDtypeStruct((sequences, config.context), jnp.int32, sharding=batch_sharding(mesh))
     out = NamedSharding(mesh, PartitionSpec(None, ops.ROWS))
     stored = "float32" if config.dtype == "int8" else config.dtype
 
     def forward(model: lm.AbstractLM, ids: Array) -> Array:
-        found = model.residual(ids, layers[0])[None] if len(layers) == 1 else model.residuals(ids, layers)
-        return jax.lax.with_sharding_constraint(found.astype(stored), out)
+        return jax.lax.with_sharding_constraint(read(model, ids, config.lm.places).astype(stored), out)
 
     with ops.sized_for(platform):
         lowered = jax.jit(forward).lower(model, ids)

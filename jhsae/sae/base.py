@@ -10,7 +10,7 @@ The contract that loss terms, training and evaluation rest on:
   features.
 - ``decode(codes) -> x_hat``: linear in the codes, over the rows of ``dictionary()``.
 - ``forward(x, context).target``: what x_hat is compared to, by every term that reconstructs. The input by default; an
-  SAE of another target gives it to `Forward` as `y`.
+  SAE of another target gives it to `Forward` as `y`, unless it is read from a store (`Forward.compared_to`).
 
 A new SAE states `forward`, `decode` and `top_level`; its `sparsifiers` where it has any, and its `dictionary` where
 that is more than the decoder rows of the top level.
@@ -35,6 +35,7 @@ from jhsae.sparsify import AbstractRule, AbstractSparsifier
 from jhsae.usage import Context, FeatureStats
 
 S = TypeVar("S", bound="AbstractSAE")
+F = TypeVar("F", bound="Forward")
 
 
 class Forward(eqx.Module):
@@ -61,6 +62,10 @@ class Forward(eqx.Module):
     def target(self) -> Float[Array, "batch output"]:
         """What `x_hat` is compared to."""
         return self.x if self.y is None else self.y
+
+    def compared_to(self: F, y: Float[Array, "batch output"] | None) -> F:
+        """The same with the target `y`; itself for None."""
+        return self if y is None else dataclasses.replace(self, y=y)
 
     @property
     def dead(self) -> Float[Array, "top_level"]:
@@ -140,6 +145,16 @@ class AbstractSAE(Ranged, eqx.Module):
         return ()
 
     @property
+    def top_rule(self) -> AbstractRule | None:
+        """The sparsifier of the features of ``forward.pre``; None where the activation is part of the SAE."""
+        return self.sparsifiers[0] if self.sparsifiers else None
+
+    @property
+    def masked(self) -> int:
+        """How many entries of its parameters are held at 0: they are no parameters."""
+        return 0
+
+    @property
     def forest(self) -> ops.Forest:
         """How the rows of the dictionary hang together; those of a flat SAE are all roots."""
         return ops.Forest((self.features,))
@@ -189,6 +204,21 @@ class AbstractSAE(Ranged, eqx.Module):
     def embed(self) -> int:
         """The size of the vectors that the SAE reads."""
         return self._dictionary_shape[1]
+
+    @property
+    def output(self) -> int:
+        """The size of the vectors that the SAE writes."""
+        return self._dictionary_shape[1]
+
+    @property
+    def parts(self) -> int:
+        """How many layers a vector that is written holds side by side, each as wide as the others."""
+        return 1
+
+    @property
+    def writes_input(self) -> bool:
+        """Whether an SAE of this kind reconstructs what it reads."""
+        return True
 
     @property
     def _dictionary_shape(self) -> tuple[int, int]:
@@ -284,7 +314,8 @@ def require(sae: AbstractSAE, kind: type[S], part: str, instead: str) -> S:
         UserError: another SAE.
     """
     if not isinstance(sae, kind):
-        raise UserError(f"{part} needs a {kind.__name__}, got a {type(sae).__name__}; {instead}")
+        name = kind.__name__.removeprefix("Abstract")
+        raise UserError(f"{part} needs a {name}, got a {type(sae).__name__}; {instead}")
     return sae
 
 

@@ -21,10 +21,11 @@ from jhsae.errors import UserError
 from jhsae.leaf import Unit
 from jhsae.ops.inputs import check_rows
 from jhsae.ranges import Count
-from jhsae.sae.base import AbstractSAE, Forward, TopLevel, TreeForward, check_codes, check_selects
+from jhsae.sae.base import TopLevel, TreeForward, check_codes, check_selects
 from jhsae.sae.children import AbstractChildInput, AbstractChildScale, Token, Unscaled
 from jhsae.sae.encode import Encoded, route_and_encode
 from jhsae.sae.macs import EncoderMacs, Number
+from jhsae.sae.tree import AbstractHierarchicalSAE, he_uniform, of_children, plus, unit_rows
 from jhsae.sparsify import AbstractSparsifier
 from jhsae.usage import Context
 
@@ -32,7 +33,7 @@ Tie = Literal["router", "projectors", "atoms"]
 Bias = Literal["encoder", "decoder"]
 
 
-class HierarchicalSAE(AbstractSAE):
+class HierarchicalSAE(AbstractHierarchicalSAE):
     """`experts` parents with `atoms` atoms each, inside subspaces of `sub` dimensions.
 
     Encoders and decoders start equal: router he-uniform, projector and atom rows of unit norm, biases 0.
@@ -98,9 +99,9 @@ class HierarchicalSAE(AbstractSAE):
         check_selects("route", route, experts, "experts")
         check_selects("pick", pick, atoms, "atoms")
         keys = jax.random.split(key, 3)
-        router = _he_uniform(keys[0], (experts, embed))
-        projector = _unit_rows(_he_uniform(keys[1], (experts, sub, embed)))
-        atom = _unit_rows(_he_uniform(keys[2], (experts, atoms, sub)))
+        router = he_uniform(keys[0], (experts, embed))
+        projector = unit_rows(he_uniform(keys[1], (experts, sub, embed)))
+        atom = unit_rows(he_uniform(keys[2], (experts, atoms, sub)))
         self.router_enc = None if "router" in tie else router
         self.router_dec = router
         self.down = None if "projectors" in tie else projector
@@ -114,22 +115,6 @@ class HierarchicalSAE(AbstractSAE):
         self.child_input, self.child_scale = child_input, child_scale
         self.apply_b_dec_to_input = apply_b_dec_to_input
         self.kernel, self.chunk = kernel, chunk
-
-    @property
-    def experts(self) -> int:
-        return self.router_dec.shape[0]
-
-    @property
-    def atoms(self) -> int:
-        return self.atom_dec.shape[1]
-
-    @property
-    def sub(self) -> int:
-        return self.atom_dec.shape[2]
-
-    @property
-    def forest(self) -> ops.Forest:
-        return ops.Forest((self.experts, self.atoms))
 
     @property
     def top_level(self) -> TopLevel:
@@ -150,10 +135,6 @@ class HierarchicalSAE(AbstractSAE):
         return (self.experts, 1)  # atoms of different experts share a slot, so a threshold of theirs is one number
 
     @property
-    def features(self) -> int:
-        return self.experts * (1 + self.atoms)
-
-    @property
     def embed(self) -> int:
         return self.router_dec.shape[1]
 
@@ -171,7 +152,7 @@ class HierarchicalSAE(AbstractSAE):
         child_pre, from_parents = self._encode_atoms(x, routed)
         codes = TreeCodes(routed.codes, self._pick(child_pre, routed.codes, context))
         from_parents, from_atoms = self._decode_tree(codes, from_parents)
-        x_hat_parents = _plus(from_parents, self.b_dec)
+        x_hat_parents = plus(from_parents, self.b_dec)
         x_hat = x_hat_parents + from_atoms
         known = {"x_hat_parents": x_hat_parents, "child_pre": child_pre, "l1": routed.l1}
         return TreeForward(x, x_hat, codes, routed.encoder, context, **known)
@@ -183,33 +164,13 @@ class HierarchicalSAE(AbstractSAE):
         own = self.experts * self.embed + parents * per_expert
         return EncoderMacs(own, own)
 
-    def from_upper_levels(self, forward: Forward) -> tuple[Float[Array, "batch embed"], ...]:
-        assert isinstance(forward, TreeForward)
-        return (forward.x_hat_parents,)
-
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
         """From `TreeCodes`, or from flat `Codes` over ``dictionary()``."""
         check_codes(self, codes)
         if isinstance(codes, Codes):
-            return _plus(ops.decode_rows(codes, self.dictionary(), self.kernel, self.chunk), self.b_dec)
+            return plus(ops.decode_rows(codes, self.dictionary(), self.kernel, self.chunk), self.b_dec)
         from_parents, from_atoms = self._decode_tree(codes)
-        return _plus(from_parents, self.b_dec) + from_atoms
-
-    def dictionary(self) -> Float[Array, "features embed"]:
-        """Expert rows, then the atoms ``atom_dec[e, a] @ up[e]`` in the order E + e*A + a."""
-        atoms = jnp.einsum("eas,esd->ead", self.atom_dec, self.up).reshape(-1, self.embed)
-        return jnp.concatenate([self.router_dec, atoms])
-
-    def top_level_rows(self) -> Float[Array, "top_level embed"]:
-        return self.router_dec
-
-    def decoder(self) -> ops.Decoder:
-        """The parameters that decode."""
-        return ops.Decoder(self.router_dec, self.up, self.atom_dec)
-
-    def decode_children(self, codes: TreeCodes) -> Float[Array, "batch embed"]:
-        """What the atoms alone add to the reconstruction."""
-        return ops.decode_atoms(codes, self.decoder(), self.kernel, self.chunk)
+        return plus(from_parents, self.b_dec) + from_atoms
 
     def _route(self, x: Float[Array, "batch embed"], context: Context) -> Encoded:
         """``parents = route(router_enc x + b_enc)``; the atoms' pre-activations too, where they read the token."""
@@ -226,40 +187,14 @@ class HierarchicalSAE(AbstractSAE):
         if child_pre is None:
             _, down, atom_enc = self.encoders()
             from_parents = ops.decode_rows(routed.codes, self.router_dec, self.kernel, self.chunk)
-            child_in = self.child_input(routed.encoder.centred(x), x - _plus(from_parents, self.b_dec))
+            child_in = self.child_input(routed.encoder.centred(x), x - plus(from_parents, self.b_dec))
             experts = ops.ExpertEncoders(down, atom_enc)
             child_pre = ops.encode_atoms(child_in, indices, experts, self.kernel, self.chunk)
-        return _plus(child_pre, None if self.b_atom is None else self.b_atom[indices]), from_parents
+        return plus(child_pre, None if self.b_atom is None else self.b_atom[indices]), from_parents
 
     def _pick(self, child_pre: Float[Array, "batch k atoms"], parents: Codes, context: Context) -> Codes:
         """``children = pick(child_pre)``, scaled as `child_scale` says."""
         if self.pick.across_experts:
             child_pre = jnp.where((parents.values != 0)[..., None], child_pre, 0.0)
-        children = self.pick(child_pre, _for_children(context))
+        children = self.pick(child_pre, of_children(context))
         return Codes(self.child_scale(children.values, parents.values), children.indices, children.size)
-
-    def _decode_tree(
-        self, codes: TreeCodes, from_parents: Float[Array, "batch embed"] | None = None
-    ) -> tuple[Float[Array, "batch embed"], Float[Array, "batch embed"]]:
-        """``sum_e v_e router_dec_e``, unless it is known already, and ``sum_e (sum_a c_ea atom_dec_ea) up_e``."""
-        if from_parents is not None:
-            return from_parents, self.decode_children(codes)
-        return ops.decode_tree(codes, self.decoder(), self.kernel, self.chunk)
-
-
-def _he_uniform(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
-    return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) * (6.0 / shape[-1]) ** 0.5
-
-
-def _unit_rows(a: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-    return a / jnp.linalg.norm(a, axis=-1, keepdims=True)
-
-
-def _plus(a: Array, bias: Array | None) -> Array:
-    return a if bias is None else a + bias
-
-
-def _for_children(context: Context) -> Context:
-    """The same context with a key of its own, so that atoms do not reuse the router's noise."""
-    key = None if context.key is None else jax.random.fold_in(context.key, 1)
-    return Context(key, context.step, context.usage, context.dead)

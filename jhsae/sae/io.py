@@ -5,7 +5,6 @@ older have none, which loading says.
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -117,15 +116,15 @@ def load_sae(
     parameters = _tensors(sums, PARAMETERS, shapes)
     sae = eqx.combine(jax.tree.map(lambda leaf: parameters[leaf.path], leaves), static)
     normalizer = config.build(normalize)
-    if wanted := normalizer.shapes(sae.embed):
-        normalizer = replace(normalizer, **_tensors(sums, STATISTICS, wanted))
+    if wanted := {name: shape for name, (shape, _) in normalizer.statistics(sae.embed).items()}:
+        normalizer = normalizer.with_statistics(_tensors(sums, STATISTICS, wanted))
     sums.notice((DESCRIPTION, PARAMETERS, *([STATISTICS] if wanted else [])))
     return sae, normalizer, about
 
 
 def _statistics(normalizer: AbstractNormalizer, embed: int) -> dict[str, np.ndarray]:
     """The arrays of a fitted normaliser by field."""
-    found = {name: getattr(normalizer, name) for name in normalizer.shapes(embed)}
+    found = {name: array for name, (_, array) in normalizer.statistics(embed).items()}
     if missing := [name for name, array in found.items() if array is None]:
         raise UserError(
             f"{type(normalizer).__name__} has no {missing[0]} yet; save the normaliser that fit(store) returns"

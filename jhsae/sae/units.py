@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jhsae import ops
-from jhsae.ranges import Ranged
+from jhsae.errors import UserError
+from jhsae.ranges import Count, Ranged
 
 
 class AbstractCodeUnit(Ranged, eqx.Module):
@@ -35,4 +36,28 @@ class DecoderNormUnit(AbstractCodeUnit):
 
     def norms(self, W_dec: Float[Array, "features embed"]) -> Float[Array, "features"] | None:
         norms = ops.row_norms(W_dec)
+        return jnp.where(norms > 0, norms, 1.0)
+
+
+class SummedNormUnit(AbstractCodeUnit):
+    """A code of 1 adds the row divided by the sum over layers of its norms there: the unit of a crosscoder.
+
+    An L1 penalty on such codes is that of Lindsey et al. 2024 ("Sparse Crosscoders"): a feature pays for each layer it
+    writes to. A row of zeros counts as one of norm 1.
+
+    Args:
+        layers: how many layers, equally wide, a row holds side by side.
+    """
+
+    layers: Count = eqx.field(static=True)
+
+    def norms(self, W_dec: Float[Array, "features embed"]) -> Float[Array, "features"]:
+        features, width = W_dec.shape
+        if width % self.layers:
+            raise UserError(
+                f"SummedNormUnit: {self.layers} layers cannot share rows of {width} numbers; write a number that "
+                f"divides {width}"
+            )
+        rows = W_dec.reshape(features * self.layers, width // self.layers)
+        norms = jnp.sum(ops.row_norms(rows).reshape(features, self.layers), axis=1)
         return jnp.where(norms > 0, norms, 1.0)

@@ -144,6 +144,7 @@ def _check_batch_budget(sae: AbstractSAE, batch: int, steps: int) -> None:
 def _trial(objective: Objective, sae: AbstractSAE) -> Any:
     """One evaluation of the objective, for its shapes alone: a term that does not fit the SAE raises `UserError`."""
     forward = sae.forward(jnp.zeros((1, sae.embed)), Context(jax.random.key(0)))
+    forward = forward.compared_to(forward.x_hat if forward.y is None else None)
     return objective(sae, forward, 0)
 
 

@@ -44,13 +44,25 @@ class Data:
     """What is trained on."""
 
     batch: Annotated[Count, "tokens per step, over all devices"]
-    store: Annotated[str | None, "folder of an activation store (jhsae harvest)"] = None
+    store: Annotated[
+        str | Annotated[list[Words], MinLen(1)] | None,
+        "folder of an activation store (jhsae harvest), or several, read side by side",
+    ] = None
     live: Annotated[Live | None, "or the language model: a part such as jhsae.activations.live.LiveActivations"] = None
     normalize: Annotated[Normalizer, "input normaliser"] = _part("jhsae.data.Identity")
     seed: Annotated[Seed, "order of the rows"] = 0
     streams: Annotated[Count, "parts of a batch that are read apart; on N hosts write N or a multiple of it"] = 1
+    target: Annotated[
+        str | Annotated[list[Words], MinLen(1)] | None,
+        "store of what is written, or several, of the same harvest; null where that is what is read",
+    ] = None
+    normalize_target: Annotated[Normalizer | None, "normaliser of the target; null for one like normalize"] = None
 
     def __post_init__(self) -> None:
+        if self.live is not None and self.target is not None:
+            raise UserError("names a target of live, which reads one hook; write data.store=FOLDER data.target=FOLDER")
+        if self.target is None and self.normalize_target is not None:
+            raise UserError("has normalize_target without a target; write data.target=FOLDER, or leave it out")
         if (self.store is None) == (self.live is None):
             given = "both" if self.store is not None else "neither"
             raise UserError(
@@ -82,7 +94,9 @@ class Train:
     UNHASHED: ClassVar[frozenset[str]] = frozenset(
         {"out", "loggers", "log_every", "checkpoint_every", "max_to_keep", "profile_steps"}
     )
-    LATER: ClassVar[dict[str, Any]] = {"precision": "float32", "data.streams": 1, "data.live": None}
+    LATER: ClassVar[dict[str, Any]] = {"precision": "float32", "data.streams": 1, "data.live": None} | {
+        "data.target": None, "data.normalize_target": None
+    }  # fmt: skip
 
     out: Annotated[Words, "the run folder"]
     data: Annotated[Data, "store, batch, normaliser"]

@@ -182,7 +182,7 @@ def _check_finite(state: TrainState, step: int, stage: str, kept: str) -> None:
 @eqx.filter_jit
 def _distance(modules: StageModules, batch: Array) -> Float[Array, ""]:
     """The root mean squared distance of the inputs of the SAE from their mean."""
-    x, _ = modules.normalizer(batch.astype(jnp.float32))
+    x, _ = modules.normalizer.inside(batch.astype(jnp.float32))
     return jnp.sqrt(jnp.mean(jnp.sum((x - jnp.mean(x, axis=0)) ** 2, axis=-1)))
 
 

@@ -105,7 +105,8 @@ def make_step(
         precision: Of the hot matrix products; all else is float32.
 
     Returns:
-        ``step((modules, batch), state) -> (state, metrics)`` with a batch [batch, embed] of any float dtype and scalar
+        ``step((modules, batch), state) -> (state, metrics)`` with a batch [batch, embed] of any float dtype (of
+        an SAE of another target with that beside it, [batch, embed + output]) and scalar
         metrics that stay on the device. `state` is donated.
     """
     # features with frozen parameters cannot be resampled
@@ -115,14 +116,14 @@ def make_step(
     def step(inputs: tuple[StageModules, Array], state: TrainState) -> tuple[TrainState, Metrics]:
         modules, batch = inputs
         with jax.named_scope("normalize"):
-            x, _ = modules.normalizer(batch.astype(jnp.float32))
+            x, y = modules.normalizer.inside(batch.astype(jnp.float32))
         dead = state.usage.dead(dead_window)
         context = Context(jax.random.fold_in(state.key, state.step), state.step, state.usage, dead)
         params, static = eqx.partition(state.sae, eqx.is_inexact_array)
 
         def loss(params: PyTree) -> tuple[Array, tuple[Metrics, Forward]]:
             sae = eqx.combine(params, static)
-            forward = sae.forward(x, context)
+            forward = sae.forward(x, context).compared_to(y)
             with jax.named_scope("objective"):
                 total, terms = modules.objective(sae, forward, state.step)
             return total, (terms, forward)

@@ -147,7 +147,7 @@ def test_a_manifest_of_another_format_is_named(tmp_path):
     path = tmp_path / "s" / "manifest.json"
     known = json.loads(path.read_text())
     for text, message in (
-        (json.dumps(known | {"format": 4}), "manifest of format 4, this version reads formats up to 3"),
+        (json.dumps(known | {"format": 5}), "manifest of format 5, this version reads formats up to 4"),
         (json.dumps(known | {"surprise": 1}), "harvest again into a new folder"),
         ("{", "cannot be read as JSON"),
     ):

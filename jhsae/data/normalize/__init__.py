@@ -15,6 +15,8 @@ from jhsae.data.normalize.base import PerToken as PerToken
 from jhsae.data.normalize.base import times as times
 from jhsae.data.normalize.moments import ArrayRows as ArrayRows
 from jhsae.data.normalize.moments import RowSource as RowSource
+from jhsae.data.normalize.sides import Between as Between
+from jhsae.data.normalize.sides import SideBySide as SideBySide
 from jhsae.data.normalize.token import CenteredUnitNorm as CenteredUnitNorm
 from jhsae.data.normalize.token import ConstantNorm as ConstantNorm
 from jhsae.data.normalize.token import LayerNorm as LayerNorm

@@ -7,7 +7,7 @@ of an SAE. Statistics are arrays but not parameters: they have no gradient.
 
 import inspect
 from abc import abstractmethod
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import get_args, get_type_hints
 
 import equinox as eqx
@@ -95,6 +95,26 @@ class AbstractNormalizer(Ranged, eqx.Module):
     @abstractmethod
     def affine(self) -> Affine | None:
         """The map from a row to its normalised form, or None where it depends on the token."""
+
+    def affine_of_target(self) -> Affine | None:
+        """The map from what is written to its normalised form: `affine`, unless that is not what is read."""
+        return self.affine()
+
+    def split(self, rows: Rows) -> tuple[Rows, Float[Array, "batch output"] | None]:
+        """What is read and what is written of rows that hold both; None where the one is the other."""
+        return rows, None
+
+    def inside(self, rows: Rows) -> tuple[Rows, Float[Array, "batch output"] | None]:
+        """`split`, normalised: the input of an SAE, and its target where that is not the input."""
+        return self(rows)[0], None
+
+    def statistics(self, embed: int) -> dict[str, tuple[tuple[int, ...], Array | None]]:
+        """The arrays that `fit` makes over rows of size `embed`, by name: the shape, and the array once it is fitted."""
+        return {name: (shape, getattr(self, name)) for name, shape in self.shapes(embed).items()}
+
+    def with_statistics(self, arrays: dict[str, Array]) -> "AbstractNormalizer":
+        """The normaliser fitted with the arrays of `statistics`."""
+        return replace(self, **arrays)
 
     def shapes(self, embed: int) -> dict[str, tuple[int, ...]]:
         """The arrays that `fit` makes over rows of size `embed`: field -> shape."""
