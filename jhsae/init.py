@@ -63,7 +63,8 @@ class ScaleEncoder(AbstractInit):
 class SmallDecoder(AbstractInit):
     """Decoder rows of norm `norm`, encoder rows equal to them: the start of SAELens, for free decoder norms.
 
-    Anthropic, Circuits Updates, April 2024. Of a hierarchical SAE it scales the experts' rows.
+    Anthropic, Circuits Updates, April 2024. Of a hierarchical SAE it scales the experts' rows; the encoder of an SAE
+    that writes something else than it reads stays as it was.
     """
 
     norm: Positive = eqx.field(static=True, default=0.1)
@@ -73,7 +74,9 @@ class SmallDecoder(AbstractInit):
         norms = jnp.linalg.norm(rows, axis=-1, keepdims=True)
         rows = rows * self.norm / jnp.maximum(norms, jnp.finfo(rows.dtype).tiny)
         sae = eqx.tree_at(lambda s: s.top_level.decoder, sae, rows)
-        return sae if sae.top_level.encoder is None else eqx.tree_at(lambda s: s.top_level.encoder, sae, rows)
+        if sae.top_level.encoder is None or not sae.writes_input:
+            return sae
+        return eqx.tree_at(lambda s: s.top_level.encoder, sae, rows)
 
 
 class IndependentStart(AbstractInit):

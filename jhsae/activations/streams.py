@@ -1,4 +1,4 @@
-"""Activations of a language model on a mesh: the language model's weights over ``expert``, token sequences over ``host`` and ``data``.
+"""Activations of a language model on a mesh: its weights over ``expert``, token sequences over ``host`` and ``data``.
 
 Every process feeds the sequences of its own devices and gets their activations; all processes run every forward
 pass together, because they may share the weights. Processes that hold the same sequences (those along ``expert``) count

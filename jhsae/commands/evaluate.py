@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from annotated_types import MinLen
 
 from jhsae import config as cfg
 from jhsae import evals, lm
 from jhsae.commands.last_line import command, last_line
 from jhsae.config.trust import TrustedPackages
-from jhsae.data import AbstractNormalizer, Store, special_ids
+from jhsae.data import AbstractNormalizer, Aligned, Store, Stores, mean_of, open_stores, places_of, special_ids
+from jhsae.data.hook import RESIDUAL
 from jhsae.errors import UserError
 from jhsae.features.contexts import children, frequent_children, spread_features, top_contexts
 from jhsae.features.firings import firings, first_rows
@@ -53,10 +55,13 @@ class Evaluate:
     """The run to evaluate, and the data to evaluate it on."""
 
     UNHASHED: ClassVar[frozenset[str]] = frozenset({"trust"})
-    LATER: ClassVar[dict[str, Any]] = {"truth": None, "labels": None, "steer": 0}
+    LATER: ClassVar[dict[str, Any]] = {"truth": None, "labels": None, "steer": 0, "target": None}
 
     run: Annotated[Words, "folder of a finished run (jhsae train) or of an import"]
-    store: Annotated[Words | None, "activation store of held-out text, same model and layer"] = None
+    store: Annotated[
+        Words | Annotated[list[Words], MinLen(1)] | None,
+        "activation store of held-out text, same model and layer; of an SAE that reads several, a list",
+    ] = None
     lm: Annotated[Words | None, "language model to splice into: a folder, a hub name, or 'embedded'; null: none"] = None
     truth: Annotated[Words | None, "or, instead of a store, the world (jhsae world) that the run was trained on"] = None
     labels: Annotated[
@@ -69,9 +74,15 @@ class Evaluate:
     features: Annotated[Natural, "features whose most active contexts are kept"] = 12
     atoms: Annotated[Natural, "atoms shown for each of them"] = 4
     examples: Annotated[Count, "contexts per feature"] = 6
+    target: Annotated[
+        Words | Annotated[list[Words], MinLen(1)] | None,
+        "of an SAE that writes something else than it reads, a store of that, of the same harvest; or a list",
+    ] = None
     trust: TrustedPackages = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if self.target is not None and self.store is None:
+            raise UserError("names a target without a store; write store=FOLDER, of the same harvest")
         if (self.store is None) == (self.truth is None):
             given = "both" if self.store is not None else "neither"
             raise UserError(f"names {given} of store and truth; write store=FOLDER, or truth=WORLD, and not the other")
@@ -104,8 +115,14 @@ def _next(config: Evaluate) -> str:
     page = f"{config.run.rstrip('/')}.html"
     if config.store is None or config.lm is None:
         return command("jhsae", "report", f"runs=[{config.run}]", f"out={page}", trust=config.trust)
-    words = (f"run={config.run}", f"store={config.store}", f"lm={config.lm}", f"out={page}")
+    stores = [f"{key}={_listed(value)}" for key, value in (("store", config.store), ("target", config.target)) if value]
+    words = (f"run={config.run}", *stores, f"lm={config.lm}", f"out={page}")
     return command("jhsae", "browse", *words, trust=config.trust)
+
+
+def _listed(paths: str | list[str]) -> str:
+    """As an override is written."""
+    return paths if isinstance(paths, str) else f"[{','.join(paths)}]"
 
 
 def _run(
@@ -117,7 +134,8 @@ def _run(
     if config.truth is not None:
         measured = _on_world(config, sae, normalizer, about, config.truth)
     else:
-        measured, contexts = _on_store(config, sae, normalizer, about, str(config.store))
+        assert config.store is not None  # one of the two is there
+        measured, contexts = _on_store(config, sae, normalizer, about, open_stores(config.store, config.target))
     measured["metrics"] |= timing(folder)
     if contexts is None:
         (folder / "contexts.json").unlink(missing_ok=True)  # those of an earlier evaluation, on other tokens
@@ -138,39 +156,59 @@ def _on_world(
 
 
 def _on_store(
-    config: Evaluate, sae: AbstractSAE, normalizer: AbstractNormalizer, about: dict[str, Any], path: str
+    config: Evaluate, sae: AbstractSAE, normalizer: AbstractNormalizer, about: dict[str, Any], store: Stores
 ) -> tuple[dict[str, Any], list[dict[str, Any]] | None]:
-    store = Store.open(path)
     check_origin(sae, about, store, config.run)
     model = None if config.lm is None else language_model(config.lm, store)
     rows = min(config.rows or store.rows, store.rows)
-    labels = _labels(config, store, model, rows)
+    inputs = store.read_alone() if isinstance(store, Aligned) else store
+    plain = _plain(config, store)
+    labels = None if plain is None else _labels(config, plain, model, rows)
     batches = (store.read(start, min(start + 4096, rows)) for start in range(0, rows, 4096))
-    metrics, frequency = evals.fidelity(sae, normalizer, batches, store.manifest.mean)
+    metrics, frequency = evals.fidelity(sae, normalizer, batches, mean_of(store))
     if model is not None:
         metrics |= _spliced(config, sae, normalizer, store, model)
     measured = {"metrics": metrics | _geometry(sae, model, frequency)}
     if labels is not None:
         on, probes = labels
-        found = evals.on_labels(sae, normalizer, store, on, rows, probes=probes)
+        assert plain is not None
+        found = evals.on_labels(sae, normalizer, plain, on, rows, probes=probes)
         measured |= {"metrics": measured["metrics"] | found.numbers, "labels": found.details}
-    if model is not None and config.steer:
+    if model is not None and config.steer and plain is not None:
         latents = spread_features(_of_top_level(sae, frequency), config.steer)
-        steered = evals.steered(sae, normalizer, store, model, latents, batch=config.batch)
+        steered = evals.steered(sae, normalizer, plain, model, latents, batch=config.batch)
         measured |= {"metrics": measured["metrics"] | steered.pop("numbers"), "steering": steered}
     if model is None and not _has_text(store):
         return measured, None
-    return measured, _contexts(config, sae, normalizer, store, model, frequency, rows)
+    return measured, _contexts(config, sae, normalizer, inputs, model, frequency, rows)
+
+
+def _plain(config: Evaluate, store: Stores) -> Store | None:
+    """The store of an SAE that reads one residual stream and writes it; `UserError` where the config needs one."""
+    if isinstance(store, Store) and store.manifest.hook == RESIDUAL:
+        return store
+    for key, value in (("labels", config.labels), ("steer", config.steer or None)):
+        if value is not None:
+            raise UserError(
+                f"{key} is {value}, which is about an SAE that reconstructs a residual stream, but {config.run} reads "
+                f"or writes other places; leave {key} out"
+            )
+    return None
 
 
 def _spliced(
-    config: Evaluate, sae: AbstractSAE, normalizer: AbstractNormalizer, store: Store, model: lm.LanguageModel
+    config: Evaluate, sae: AbstractSAE, normalizer: AbstractNormalizer, store: Stores, model: lm.LanguageModel
 ) -> dict[str, Any]:
     """Cross-entropy of the language model with the reconstruction in place of the residual stream."""
     tokens = store.tokens()[: config.sequences].astype(np.int64)
     special = list(special_ids(model.tokenizer))
     replacement = evals.Spliced(sae, normalizer)
-    results = evals.splice(model.model, store.manifest.layer, {"sae": replacement}, tokens, special, config.batch)
+    read, written = places_of(store)
+    if read == written and [hook.name for hook in read] == [RESIDUAL]:
+        results = evals.splice(model.model, read[0].block, {"sae": replacement}, tokens, special, config.batch)
+    else:
+        places = read, written
+        results = evals.splice_hooks(model.model, places, replacement, tokens, special, config.batch, sae.parts)
     return evals.recovered(results, "sae")
 
 
@@ -198,7 +236,7 @@ def _of_top_level(sae: AbstractSAE, frequency: np.ndarray) -> np.ndarray:
     return frequency if sae.tree is None else frequency[: sae.tree.roots]
 
 
-def _has_text(store: Store) -> bool:
+def _has_text(store: Stores) -> bool:
     """Whether the tokens of a store are text: an array in memory has none."""
     return store.manifest.dataset.get("source") != "array"
 
@@ -218,7 +256,7 @@ def _geometry(sae: AbstractSAE, model: lm.LanguageModel | None, frequency: np.nd
         return {}
     found = {f"{k}_euclidean": v for k, v in evals.orthogonality(sae, Euclidean(), frequency).items()}
     found |= evals.likeness(sae)
-    if model is None:
+    if model is None or sae.output != model.model.embed:  # of several layers at once there is no causal metric
         return found
     return evals.orthogonality(sae, causal(np.asarray(model.model.unembedding())).residual, frequency) | found
 
@@ -227,7 +265,7 @@ def _contexts(
     config: Evaluate,
     sae: AbstractSAE,
     normalizer: Any,
-    store: Store,
+    store: Stores,
     model: lm.LanguageModel | None,
     frequency: np.ndarray,
     rows: int,

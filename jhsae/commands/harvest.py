@@ -1,9 +1,9 @@
 """``jhsae harvest``: runs a language model over text and writes activations of it to stores.
 
 Text -> packed token sequences, in random order -> the blocks of the model, once for all layers or hooks -> groups of
-shuffled rows on disk, one store for each; rows of equal number are of the same token. The mesh says how devices and processes share the model; each process writes some of
-the groups. An interrupted harvest resumes with the missing groups and writes the same bytes; a finished one is left
-alone.
+shuffled rows on disk, one store for each, whose rows of equal number are of one token. The mesh says how devices and
+processes share the model; each process writes some of the groups. An interrupted harvest resumes with the missing
+groups and writes the same bytes; a finished one is left alone.
 """
 
 import logging

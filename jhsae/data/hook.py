@@ -32,7 +32,8 @@ class Hook(NamedTuple):
         """
         name, _, block = text.rpartition(".")
         if name not in HOOKS or not block.isascii() or not block.isdecimal() or len(block) > 6:
-            raise UserError(f"a hook is {text[:60]!r}, expected one of {', '.join(HOOKS)} and a block, such as mlp_in.2")
+            known = ", ".join(HOOKS)
+            raise UserError(f"a hook is {text[:60]!r}, expected one of {known} and a block, such as mlp_in.2")
         return cls(name, int(block))
 
     def __str__(self) -> str:

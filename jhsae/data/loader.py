@@ -16,8 +16,8 @@ import grain
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from jhsae.data.arrays import Pending
 from jhsae.data.aligned import Stores
+from jhsae.data.arrays import Pending
 from jhsae.errors import UserError
 
 BLOCKS_PER_STREAM = 16  # a small store is split into blocks smaller than its chunks, or nothing would be shuffled

@@ -29,7 +29,7 @@ class ModelName(NamedTuple):
         """The entry ``tokenizer.model`` of a store's manifest."""
         return {"sha256": self.sha256, "path": self.path}
 
-    def reads(self, layer: int) -> dict[str, Any]:
+    def reads(self, layer: int | None) -> dict[str, Any]:
         """The entry ``reads`` of the ``sae.json`` of an SAE trained on this model's activations."""
         known = {} if self.sha256 is None else {"model_sha256": self.sha256}
         return {"model": self.name, "layer": layer, **known}

@@ -25,6 +25,7 @@ from jhsae.evals.purity import purity as purity
 from jhsae.evals.splice import Spliced as Spliced
 from jhsae.evals.splice import recovered as recovered
 from jhsae.evals.splice import splice as splice
+from jhsae.evals.splice_hooks import splice_hooks as splice_hooks
 from jhsae.evals.stability import match as match
 from jhsae.evals.stability import stability as stability
 from jhsae.evals.stability import subspaces as subspaces

@@ -33,7 +33,8 @@ Totals = dict[str, Sum]
 
 @eqx.filter_jit
 def _sums(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Array, mean: Array) -> dict[str, Array]:
-    return sums_of(sae, reconstruct(sae, normalizer, x), x, mean)
+    x, y = normalizer.split(x)
+    return sums_of(sae, reconstruct(sae, normalizer, x), x if y is None else y, mean)
 
 
 def sums_of(sae: AbstractSAE, made: Reconstruction, x: Array, mean: Array) -> dict[str, Array]:
@@ -42,7 +43,7 @@ def sums_of(sae: AbstractSAE, made: Reconstruction, x: Array, mean: Array) -> di
     Args:
         sae: what reconstructed them.
         made: the reconstruction of `x`.
-        x: rows in the language model's units, ``[rows, embed]``.
+        x: rows in the language model's units, ``[rows, embed]``: what was to be reconstructed.
         mean: the mean of all rows, ``[embed]``.
     """
     x_hat, forward, upper = made
@@ -70,6 +71,8 @@ def sums_of(sae: AbstractSAE, made: Reconstruction, x: Array, mean: Array) -> di
         "fired": forward.codes.fired(),
         "squares": jnp.sum(x**2, axis=0),
         "active": jnp.sum(active, axis=1),
+        "error_by_number": jnp.sum((x - x_hat) ** 2, axis=0),
+        "centred_by_number": jnp.sum((x - mean) ** 2, axis=0),
         "upper_error": jnp.stack([jnp.zeros(()), *(jnp.sum((x - part) ** 2) for part in upper)])[1:],
         "macs": _sum_over(macs.tables, len(x)),
         "macs_without_tables": _sum_over(macs.plain, len(x)),
@@ -108,8 +111,9 @@ def fidelity(
     Args:
         sae: a trained SAE, `for_inference`.
         normalizer: its fitted input normaliser.
-        batches: activations in the language model's units, ``[rows, embed]`` each.
-        mean: the mean of all held-out rows.
+        batches: activations in the language model's units, ``[rows, embed]`` each; of an SAE that writes something
+            else than it reads with that beside them, ``[rows, embed + output]``: all metrics are about what it writes.
+        mean: the mean of all held-out rows, of what is written.
 
     Returns:
         The metrics by name, None where one is not defined, and the fraction of tokens on which each feature fired.
@@ -121,7 +125,7 @@ def fidelity(
     for batch in batches:
         if len(batch):
             add_sums(totals, _sums(sae, normalizer, jnp.asarray(batch), jnp.asarray(mean, jnp.float32)))
-    return metrics_of(sae, totals)
+    return metrics_of(sae, totals, normalizer.written)
 
 
 def add_sums(totals: Totals, sums: Mapping[str, Array]) -> None:
@@ -130,8 +134,15 @@ def add_sums(totals: Totals, sums: Mapping[str, Array]) -> None:
         totals[name] = totals.get(name, np.float64(0)) + np.asarray(value, np.float64)
 
 
-def metrics_of(sae: AbstractSAE, totals: Mapping[str, Sum]) -> tuple[dict[str, Any], Float[np.ndarray, "features"]]:
+def metrics_of(
+    sae: AbstractSAE, totals: Mapping[str, Sum], widths: tuple[int, ...] = ()
+) -> tuple[dict[str, Any], Float[np.ndarray, "features"]]:
     """What `fidelity` returns, from the `sums_of` all batches.
+
+    Args:
+        sae: the SAE.
+        totals: those sums.
+        widths: how wide each of several layers is that are written side by side, for the explained variance of each.
 
     Raises:
         UserError: no rows at all.
@@ -163,6 +174,10 @@ def metrics_of(sae: AbstractSAE, totals: Mapping[str, Sum]) -> tuple[dict[str, A
         "encoder_macs": float(totals["macs"] / rows),
         "encoder_macs_without_tables": float(totals["macs_without_tables"] / rows),
     }
+    if len(widths) > 1:
+        ends = np.cumsum(widths)[:-1]
+        parts = (np.split(totals[key], ends) for key in ("error_by_number", "centred_by_number"))
+        metrics["ev_r2_by_layer"] = [explained(error.sum(), whole.sum()) for error, whole in zip(*parts, strict=True)]
     if sae.tree is not None:
         metrics |= _by_level(sae.tree, totals, total, frequency == 0, there)
     return metrics, frequency
@@ -196,7 +211,8 @@ def _share(marked: Bool[np.ndarray, " n"]) -> float | None:
 
 @eqx.filter_jit
 def _errors(sae: AbstractSAE, normalizer: AbstractNormalizer, x: Array) -> Array:
-    return jnp.sum((x - reconstruct(sae, normalizer, x).x_hat) ** 2, axis=-1)
+    x, y = normalizer.split(x)
+    return jnp.sum(((x if y is None else y) - reconstruct(sae, normalizer, x).x_hat) ** 2, axis=-1)
 
 
 def explained_by_unit(

@@ -66,9 +66,23 @@ def _losses(
     keep: Bool[Array, "batch seq"],
 ) -> tuple[Array, Array]:
     """Sums over tokens of the cross-entropy, and of the KL divergence from `clean`, with the stream replaced."""
-    logits = model.logits_from(replaced(replace, x, keep), layer)
+    return sums_against(model.logits_from(replaced(replace, x, keep), layer), clean, ids)
+
+
+def sums_against(
+    logits: Float[Array, "batch seq vocab"], clean: Float[Array, "batch seq vocab"], ids: Int[Array, "batch seq"]
+) -> tuple[Array, Array]:
+    """Sums over predicted tokens of the cross-entropy of `logits`, and of the KL divergence from log-probabilities."""
     divergence = jnp.sum(jnp.exp(clean) * (clean - jax.nn.log_softmax(logits)), axis=-1)
     return jnp.sum(cross_entropy(logits, ids)), jnp.sum(divergence[:, :-1])
+
+
+def check_tokens(tokens: Int[np.ndarray, "sequences context"]) -> None:
+    """Raises `UserError` for sequences that predict no token."""
+    if tokens.shape[0] < 1 or tokens.shape[1] < 2:
+        raise UserError(
+            f"sequences of shape {tokens.shape} predict no token; write at least one sequence of two tokens"
+        )
 
 
 def splice(
@@ -96,10 +110,7 @@ def splice(
     Raises:
         UserError: no token to predict.
     """
-    if tokens.shape[0] < 1 or tokens.shape[1] < 2:
-        raise UserError(
-            f"sequences of shape {tokens.shape} predict no token; write at least one sequence of two tokens"
-        )
+    check_tokens(tokens)
     everything = {"model": lambda x: x, "zero": jnp.zeros_like, **replacements}
     sums = {name: np.zeros(2) for name in everything}
     count = 0

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from jhsae.data import Store
+from jhsae.data import Stores
 from jhsae.features.firings import Batch
 from jhsae.sae import Forest
 
@@ -38,7 +38,7 @@ def frequent_children(
 def top_contexts(
     firings: Iterable[Batch],
     features: Sequence[int],
-    store: Store,
+    store: Stores,
     text: Callable[[list[int]], list[str]],
     count: int = 8,
     window: int = 10,

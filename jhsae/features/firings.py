@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt32
 from tqdm import tqdm
 
-from jhsae.data import AbstractNormalizer, Store
+from jhsae.data import AbstractNormalizer, Stores
 from jhsae.errors import UserError
 from jhsae.sae import AbstractSAE
 from jhsae.sae.apply import encode
@@ -30,7 +30,7 @@ class Selection:
     `rows` is their number.
     """
 
-    store: Store
+    store: Stores
     stop: int
     sequences: int
     rows: int
@@ -57,13 +57,13 @@ class Selection:
             yield held[0], held[1], held[2]
 
 
-def first_rows(store: Store, rows: int | None = None) -> Selection:
+def first_rows(store: Stores, rows: int | None = None) -> Selection:
     """The first `rows` rows of a store, as stored (shuffled); all of them for None."""
     rows = store.rows if rows is None else min(rows, store.rows)
     return Selection(store, rows, store.manifest.sequences, rows)
 
 
-def whole_sequences(store: Store, rows: int | None = None) -> Selection:
+def whole_sequences(store: Stores, rows: int | None = None) -> Selection:
     """The first sequences of a store, whole, that together hold at most `rows` rows; all of them for None.
 
     Raises:
@@ -160,7 +160,7 @@ class Firings:
         return self.rows[own], self.values[own]
 
 
-def firing_table(sae: AbstractSAE, normalizer: AbstractNormalizer, store: Store, rows: int) -> Firings:
+def firing_table(sae: AbstractSAE, normalizer: AbstractNormalizer, store: Stores, rows: int) -> Firings:
     """All firings on the first `rows` rows of a store, in memory: 8 bytes per firing, 40 while they are sorted."""
     batches = firings(sae, normalizer, first_rows(store, rows))
     parts = [(batch.row, batch.feature, batch.value) for batch in batches]

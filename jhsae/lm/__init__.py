@@ -2,6 +2,7 @@
 
 from jhsae.lm.base import AbstractConfig as AbstractConfig
 from jhsae.lm.base import AbstractLM as AbstractLM
+from jhsae.lm.base import Tap as Tap
 from jhsae.lm.checkpoint import LanguageModel as LanguageModel
 from jhsae.lm.checkpoint import bundled as bundled
 from jhsae.lm.checkpoint import load as load

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jhsae.losses.base import AbstractTerm
-from jhsae.sae import AbstractSAE, Forward, AbstractHierarchicalSAE, TreeForward
+from jhsae.sae import AbstractHierarchicalSAE, AbstractSAE, Forward, TreeForward
 
 Over = Literal["sum", "mean"]
 

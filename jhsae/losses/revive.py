@@ -17,7 +17,7 @@ from jhsae.errors import UserError
 from jhsae.losses.base import AbstractTerm
 from jhsae.losses.matryoshka import as_widths, decode_between
 from jhsae.ranges import Count
-from jhsae.sae import AbstractSAE, FlatSAE, Forward, AbstractHierarchicalSAE, TreeForward
+from jhsae.sae import AbstractHierarchicalSAE, AbstractSAE, FlatSAE, Forward, TreeForward
 
 COMPACT = 4  # up to this many times k dead features are gathered into matrices of their own
 LEAST_ERROR = 1e-6  # of a variance, a norm or an error that something is divided by

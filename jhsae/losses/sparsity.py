@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jhsae import ops
 from jhsae.losses.base import AbstractTerm
 from jhsae.ranges import Positive
-from jhsae.sae import AbstractSAE, Forward, AbstractHierarchicalSAE, TreeForward
+from jhsae.sae import AbstractHierarchicalSAE, AbstractSAE, Forward, TreeForward
 from jhsae.schedule import AbstractSchedule
 
 

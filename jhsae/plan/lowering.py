@@ -36,6 +36,7 @@ from jhsae.plan.estimate import Lowered
 from jhsae.plan.loops import TileLoad
 from jhsae.sae import AbstractSAE, Context
 from jhsae.training.config import OPTIMIZER, StageConfig, Train
+from jhsae.training.normalizers import slot_of
 from jhsae.training.recipe import Recipe
 from jhsae.training.sharding import state_shardings
 from jhsae.training.step import TrainState
@@ -61,8 +62,9 @@ def _lower(config: Train, stage: StageConfig, mesh: Mesh) -> Lowered:
     config = with_abstract_metric(config, sae.embed)
     state = eqx.filter_eval_shape(TrainState.init, sae, cfg.build(config.optimizer, OPTIMIZER), key)
     # abstract: no array can be placed on devices that do not exist
-    ready = eqx.filter_eval_shape(lambda: Recipe.of(config, normalizer(config, sae.embed)).stage(stage, sae, mesh))
-    batch = jax.ShapeDtypeStruct((config.data.batch, sae.embed), jnp.float32, sharding=batch_sharding(mesh))
+    ready = eqx.filter_eval_shape(lambda: Recipe.of(config, normalizer(config, sae)).stage(stage, sae, mesh))
+    width = sae.embed + (0 if config.data.target is None else sae.output)
+    batch = jax.ShapeDtypeStruct((config.data.batch, width), jnp.float32, sharding=batch_sharding(mesh))
     state, static = eqx.partition(state, _is_abstract)
     modules, fixed = eqx.partition(ready.modules, _is_abstract)
     state = jax.tree.map(_sharded, state, state_shardings(state, mesh))
@@ -78,10 +80,13 @@ def _lower(config: Train, stage: StageConfig, mesh: Mesh) -> Lowered:
     return Lowered(lowered, _bytes(state.sae), _bytes(state.opt_state), count)
 
 
-def normalizer(config: Train, embed: int) -> AbstractNormalizer:
-    """The config's normaliser with zeros for the statistics of a store."""
-    part = cfg.build(config.data.normalize, AbstractNormalizer)
-    return replace(part, **{name: jnp.zeros(shape) for name, shape in part.shapes(embed).items()})
+def normalizer(config: Train, sae: AbstractSAE) -> AbstractNormalizer:
+    """The config's normaliser with zeros for the statistics of its stores."""
+    several = [1 if isinstance(names, str | None) else len(names) for names in (config.data.store, config.data.target)]
+    read = [sae.embed // several[0]] * several[0]
+    written = [] if config.data.target is None else [sae.output // several[1]] * several[1]
+    part = cfg.build(slot_of(config, read, written), AbstractNormalizer)
+    return part.with_statistics({n: jnp.zeros(shape) for n, (shape, _) in part.statistics(sae.embed).items()})
 
 
 def stage_of(config: Train, name: str | None) -> StageConfig:

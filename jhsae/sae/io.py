@@ -169,12 +169,14 @@ def _tensors(sums: Sums, name: str, shapes: dict[str, tuple[int, ...]]) -> dict[
         raise UserError(f"{path} cannot be read ({error}); train or copy it again") from error
 
 
+PLACE = {"model?": TEXT, "layer?": COUNT, "hook?": TEXT, "hooks?": [TEXT]}
 STORE = {"path?": TEXT, "sha256?": TEXT}
 FACTS = {
     "name?": TEXT,
     "config_hash?": TEXT,
     "commit?": TEXT,
-    "reads?": {"model?": TEXT, "layer?": COUNT},
+    "reads?": PLACE,
+    "writes?": PLACE,
     "store?": STORE,
     "source?": OBJECT,
     "versions?": OBJECT,

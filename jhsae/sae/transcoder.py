@@ -2,8 +2,8 @@
 
 ``codes = sparsifier(W_enc x + b_enc)``, ``y_hat = codes W_dec + b_dec + skip(x)`` (Dunefsky et al., arXiv 2406.11944).
 With several `layers` it is a cross-layer transcoder (`jhsae.sae.layers`): layer l of ``y_hat`` is the sum over the
-features of all layers up to l. A crosscoder, whose target is what it reads, needs no class of its own: it is a `FlatSAE`
-or a `HierarchicalSAE` of several stores side by side.
+features of all layers up to l. A crosscoder, whose target is what it reads, needs no class of its own: it is a
+`FlatSAE` or a `HierarchicalSAE` of several stores side by side.
 """
 
 from typing import Annotated

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from annotated_types import Ge
 
-from jhsae.data import Batches, Store
+from jhsae.data import Aligned, Batches, Stores
 from jhsae.data.source import AbstractSource
 from jhsae.errors import UserError
 from jhsae.losses import Objective
@@ -40,6 +40,12 @@ def check_run(recipe: Recipe, sae: AbstractSAE, batch: int) -> list[str]:
     """
     if recipe.steps > INT32:
         raise UserError(f"stages have {recipe.steps:,} steps in all, expected at most {INT32:,}")
+    if not sae.writes_input and recipe.resampling.reads_dead:
+        raise UserError(
+            f"{type(recipe.resampling).__name__} points encoder and decoder of a dead feature the same way, but a "
+            f"{type(sae).__name__} reads and writes different places; write jhsae.resampling.NoResampling, with "
+            "jhsae.losses.AuxK for dead features"
+        )
     _check_schedules(sae, "sae", 0, recipe.steps)
     _check_batch_budget(sae, batch, recipe.steps)
     first = 0
@@ -76,10 +82,17 @@ def _in_value(value: Any, hint: Any, path: str) -> Iterator[tuple[str, AbstractS
             yield from _in_value(entry, inner[0] if inner else Any, f"{path}.{i}")
 
 
-def check_sizes(config: Train, sae: AbstractSAE, store: Store | AbstractSource) -> None:
+def check_sizes(config: Train, sae: AbstractSAE, store: Stores | AbstractSource) -> None:
     """Raises `UserError` where the SAE and the store differ in width, or the store is smaller than a batch."""
     manifest = store.manifest
-    if sae.embed != manifest.embed:
+    if isinstance(store, Aligned):
+        _check_sides(sae, store)
+    elif not sae.writes_input:
+        raise UserError(
+            f"a {type(sae).__name__} writes something else than it reads, and there is no target; write "
+            "data.target=FOLDER, of the same harvest"
+        )
+    elif sae.embed != manifest.embed:
         raise UserError(
             f"sae.embed is {sae.embed}, but the store {store.path} holds vectors of {manifest.embed} "
             f"({manifest.model}, layer {manifest.layer}); write sae.embed={manifest.embed}"
@@ -91,13 +104,33 @@ def check_sizes(config: Train, sae: AbstractSAE, store: Store | AbstractSource) 
         )
 
 
-def check_teacher(config: Train, store: Store | AbstractSource) -> None:
+def _check_sides(sae: AbstractSAE, store: Aligned) -> None:
+    """Raises `UserError` where what is read or written is not as wide as the SAE, or it cannot have another target."""
+    if store.targets and sae.writes_input:
+        raise UserError(
+            f"a {type(sae).__name__} reconstructs what it reads, but data.target is {store.targets[0].path}; write "
+            "jhsae.sae.Transcoder or jhsae.sae.HierarchicalTranscoder, or leave data.target out"
+        )
+    if not store.targets and not sae.writes_input:
+        raise UserError(f"a {type(sae).__name__} needs a target; write data.target=FOLDER, of the same harvest")
+    sides = [("embed", sae.embed, store.inputs, "reads"), ("output", sae.output, store.targets, "writes")]
+    for key, size, stores, verb in sides[: 2 if store.targets else 1]:
+        if size != (found := sum(one.embed for one in stores)):
+            paths = " and ".join(one.path for one in stores)
+            raise UserError(f"the SAE {verb} {size} numbers, but {paths} hold {found}; write sae.{key}={found}")
+    if store.targets and sae.parts not in (1, len(store.targets)):
+        raise UserError(
+            f"sae.layers is {sae.parts}, but data.target names {len(store.targets)} stores; write as many of both"
+        )
+
+
+def check_teacher(config: Train, store: Stores | AbstractSource) -> None:
     """Raises `UserError` where the teacher and the store come from different language models."""
     if config.teacher is not None:
         Teacher.load(config.teacher).check_origin(store.manifest, store.path, config.teacher)
 
 
-def bad_rows(config: Train, store: Store | AbstractSource, step: int) -> str:
+def bad_rows(config: Train, store: Stores | AbstractSource, step: int) -> str:
     """The rows that step `step` read from the store and that are not finite, as the end of a sentence."""
     if isinstance(store, AbstractSource):
         return ""

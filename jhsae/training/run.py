@@ -17,7 +17,8 @@ from grain import DatasetIterator
 from jax.sharding import Mesh
 
 from jhsae import config as cfg
-from jhsae.data import AbstractNormalizer, ModelName, Store, make_loader
+from jhsae.config import Slot
+from jhsae.data import AbstractNormalizer, Stores, make_loader, open_stores
 from jhsae.data.source import AbstractBatches, AbstractSource
 from jhsae.files.folders import Folder, open_folder
 from jhsae.files.lock import owned
@@ -31,9 +32,10 @@ from jhsae.training.checks import bad_rows, check_run, check_sizes, check_teache
 from jhsae.training.config import Train
 from jhsae.training.logs import NoLog, RunLog, check_sinks, open_sinks
 from jhsae.training.loop import DivergedError, Hooks, Stage, run_stages
+from jhsae.training.normalizers import normalizer_slot
 from jhsae.training.profile import StepProfiler
 from jhsae.training.recipe import Recipe, build_sae
-from jhsae.training.run_folder import check_owner, finished, write_metadata
+from jhsae.training.run_folder import check_owner, finished, origin_of, write_metadata
 from jhsae.training.sharding import abstract_state, init_sharded, replicate
 from jhsae.training.step import TrainState
 from jhsae.training.timing import TimedBatches
@@ -46,7 +48,8 @@ class Prepared(NamedTuple):
     """What `prepare` has built; `notes` are sentences about settings that have no effect."""
 
     mesh: Mesh
-    store: Store | AbstractSource
+    store: Stores | AbstractSource
+    normalize: Slot
     recipe: Recipe
     stages: list[Stage]
     notes: list[str]
@@ -91,14 +94,15 @@ def prepare(config: Train) -> Prepared:
     shapes = eqx.filter_eval_shape(build_sae, config, init_key)
     check_sizes(config, shapes, store)
     check_teacher(config, store)
-    recipe = Recipe.of(config, cfg.build(config.data.normalize, AbstractNormalizer).fit(store))
+    slot = normalizer_slot(config, store)
+    recipe = Recipe.of(config, cfg.build(slot, AbstractNormalizer).fit(store))
     notes = check_run(recipe, shapes, config.data.batch)
-    return Prepared(mesh, store, recipe, [recipe.stage(stage, shapes, mesh) for stage in config.stages], notes)
+    return Prepared(mesh, store, slot, recipe, [recipe.stage(stage, shapes, mesh) for stage in config.stages], notes)
 
 
 def _train(config: Train, folder: Folder, watchdog: Watchdog) -> None:
     """The updates that are not done yet, then the export of the trained SAE."""
-    mesh, store, recipe, stages, notes = prepare(config)
+    mesh, store, normalize, recipe, stages, notes = prepare(config)
     stages = [replace(stage, modules=replicate(stage.modules, mesh)) for stage in stages]
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     loader = _loader(config, store, mesh)
@@ -142,9 +146,9 @@ def _train(config: Train, folder: Folder, watchdog: Watchdog) -> None:
         except DivergedError as error:
             raise DivergedError(f"{error}{bad_rows(config, store, error.step)}", error.step) from error
     _check_complete(folder, stop, state, recipe.steps)
-    about |= {"reads": ModelName.recorded(store.manifest).reads(store.manifest.layer)}
+    about |= origin_of(store)
     for_inference = state.sae.for_inference(state.sae.corrected(state.usage, recipe.steps))
-    save_sae(folder / "sae", for_inference, config.sae, config.data.normalize, recipe.normalizer, about)
+    save_sae(folder / "sae", for_inference, config.sae, normalize, recipe.normalizer, about)
     barrier("sae written", EXPORT_SECONDS)  # until then process 0 serves the others
 
 
@@ -169,15 +173,15 @@ def _check_complete(folder: Folder, stop: StopRequest, state: TrainState, steps:
         raise SystemExit(128 + stop.signal)
 
 
-def _source(config: Train, mesh: Mesh) -> Store | AbstractSource:
-    """The store, or the language model that stands in for one."""
+def _source(config: Train, mesh: Mesh) -> Stores | AbstractSource:
+    """The stores, or the language model that stands in for one."""
     if config.data.live is not None:
         return cfg.build(config.data.live, AbstractSource, mesh=mesh)
     assert config.data.store is not None  # one of the two is there
-    return Store.open(config.data.store)
+    return open_stores(config.data.store, config.data.target)
 
 
-def _loader(config: Train, store: Store | AbstractSource, mesh: Mesh) -> DatasetIterator | AbstractBatches:
+def _loader(config: Train, store: Stores | AbstractSource, mesh: Mesh) -> DatasetIterator | AbstractBatches:
     """This process's rows of every batch."""
     share, data = share_of(mesh), config.data
     if isinstance(store, AbstractSource):

@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from jhsae import config as cfg
-from jhsae.data import Store
+from jhsae.data import Hook, ModelName, Stores, places_of
+from jhsae.data.hook import RESIDUAL
 from jhsae.data.source import AbstractSource
 from jhsae.errors import UserError
 from jhsae.files.bounded import read_object, to_json
@@ -48,7 +49,7 @@ def finished(folder: Folder) -> bool:
 
 
 def write_metadata(
-    folder: Folder, config: Train, store: Store | AbstractSource, notes: Sequence[str] = ()
+    folder: Folder, config: Train, store: Stores | AbstractSource, notes: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Writes config.yaml and run.json (`notes` too), or checks that a run to be resumed began with this very store."""
     identity = {"path": store.path, "sha256": store.identity()}
@@ -67,6 +68,24 @@ def write_metadata(
         write_whole(folder / "config.yaml", cfg.to_yaml(config))
         write_whole(path, to_json(about, indent=2) + "\n")
     return about
+
+
+def origin_of(store: Stores | AbstractSource) -> dict[str, Any]:
+    """What ``sae.json`` says of the model and the hooks: ``reads``, and ``writes`` of an SAE of another target.
+
+    Of a residual stream the layer alone is told; of another hook its name too; of several a list of ``hooks``.
+    """
+    model = ModelName.recorded(store.manifest)
+    if isinstance(store, AbstractSource):
+        return {"reads": _place(model, (store.manifest.place,))}
+    read, written = places_of(store)
+    return {"reads": _place(model, read)} | ({} if written == read else {"writes": _place(model, written)})
+
+
+def _place(model: ModelName, hooks: tuple[Hook, ...]) -> dict[str, Any]:
+    if len(hooks) > 1:
+        return model.reads(None) | {"hooks": [str(hook) for hook in hooks]}
+    return model.reads(hooks[0].block) | ({} if hooks[0].name == RESIDUAL else {"hook": hooks[0].name})
 
 
 def summary(folder: Folder, config: Train) -> str:

@@ -74,7 +74,9 @@ def test_a_transcoder_is_the_plain_one_gradients_included(kernel):
     sae = flat(1, kernel=kernel)
     same(sae, lambda x, s: plain.transcoder(x, s, K), rows(WIDTH), rows(WRITTEN, 2))
     codes = sae.encode(rows(WIDTH))
-    np.testing.assert_allclose(codes.dense(), jax.vmap(lambda x: plain.transcoder(x, sae, K)[1])(rows(WIDTH)), atol=1e-5)
+    np.testing.assert_allclose(
+        codes.dense(), jax.vmap(lambda x: plain.transcoder(x, sae, K)[1])(rows(WIDTH)), atol=1e-5
+    )
 
 
 def test_a_skip_connection_adds_a_matrix_times_the_input():
@@ -159,9 +161,9 @@ def test_rules_select_in_each_layer_by_itself_and_keep_their_own_thresholds(rule
         one = eqx.tree_at(lambda s: (s.W_enc, s.b_enc, s.rules), one, parts)
         own = one.encode(x[:, layer * WIDTH : (layer + 1) * WIDTH]).dense()
         np.testing.assert_allclose(forward.codes.dense()[:, cut], own, rtol=1e-5, atol=1e-6)
-    for step in range(1, 4):
+    for _ in range(3):
         usage = sae.observe(usage, forward.codes, 10)
-    trained = sae.for_inference(sae.corrected(usage, step))
+    trained = sae.for_inference(sae.corrected(usage, 3))
     assert len(usage.thresholds) == layers and trained.encode(x).size == sae.features
 
 
@@ -173,7 +175,7 @@ def test_the_parts_of_a_layered_rule_are_those_of_all_features():
 def test_an_objective_of_a_tree_compares_with_the_target():
     sae, x, y = tree(3), rows(3 * WIDTH), rows(3 * WRITTEN, 2)
     forward = sae.forward(x, Context()).compared_to(y)
-    total, terms = Objective({"a": SquaredError(), "b": ParentsOnly()}, {"b": 0.5})(sae, forward, 0)
+    total, _ = Objective({"a": SquaredError(), "b": ParentsOnly()}, {"b": 0.5})(sae, forward, 0)
     error = jnp.mean(jnp.sum((y - forward.x_hat) ** 2, axis=1))
     upper = jnp.mean(jnp.sum((y - forward.x_hat_parents) ** 2, axis=1))
     np.testing.assert_allclose(total, error + 0.5 * upper, rtol=1e-6)

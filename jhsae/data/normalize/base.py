@@ -100,6 +100,11 @@ class AbstractNormalizer(Ranged, eqx.Module):
         """The map from what is written to its normalised form: `affine`, unless that is not what is read."""
         return self.affine()
 
+    @property
+    def written(self) -> tuple[int, ...]:
+        """The widths of several layers that are written side by side; () for one vector."""
+        return ()
+
     def split(self, rows: Rows) -> tuple[Rows, Float[Array, "batch output"] | None]:
         """What is read and what is written of rows that hold both; None where the one is the other."""
         return rows, None
@@ -109,7 +114,7 @@ class AbstractNormalizer(Ranged, eqx.Module):
         return self(rows)[0], None
 
     def statistics(self, embed: int) -> dict[str, tuple[tuple[int, ...], Array | None]]:
-        """The arrays that `fit` makes over rows of size `embed`, by name: the shape, and the array once it is fitted."""
+        """The arrays that `fit` makes over rows of size `embed`, by name: shape, and array once it is fitted."""
         return {name: (shape, getattr(self, name)) for name, shape in self.shapes(embed).items()}
 
     def with_statistics(self, arrays: dict[str, Array]) -> "AbstractNormalizer":

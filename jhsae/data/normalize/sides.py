@@ -1,4 +1,4 @@
-"""Normalisers of several activations of a token: side by side, and of an SAE that writes something else than it reads."""
+"""Normalisers of several activations of a token: side by side, and of what is read and what is written apart."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Protocol, runtime_checkable
@@ -69,6 +69,10 @@ class SideBySide(AbstractAffine):
         shift = jnp.concatenate([affine.shift for affine in affines])
         return Affine(shift, self._joined([a.matrix for a in affines]), self._joined([a.inverse for a in affines]))
 
+    @property
+    def written(self) -> tuple[int, ...]:
+        return self.widths
+
     def _joined(self, factors: list[Any]) -> Any:
         """One factor per dimension, or a matrix of blocks where a part has one."""
         vectors = [a if a.ndim == 2 else jnp.broadcast_to(a, (w,)) for a, w in zip(factors, self.widths, strict=True)]
@@ -81,7 +85,8 @@ class SideBySide(AbstractAffine):
         return {f"parts.{i}.{name}": one for i, part in enumerate(parts) for name, one in part.items()}
 
     def with_statistics(self, arrays: dict[str, Array]) -> "SideBySide":
-        return SideBySide([p.with_statistics(_below(arrays, f"parts.{i}.")) for i, p in enumerate(self.parts)], self.widths)
+        own = [_below(arrays, f"parts.{i}.") for i in range(len(self.parts))]
+        return SideBySide([part.with_statistics(a) for part, a in zip(self.parts, own, strict=True)], self.widths)
 
 
 class Between(AbstractNormalizer):
@@ -135,10 +140,14 @@ class Between(AbstractNormalizer):
     def affine_of_target(self) -> Affine | None:
         return self.target.affine()
 
+    @property
+    def written(self) -> tuple[int, ...]:
+        return self.target.written
+
     def split(self, rows: Float[Array, "batch both"]) -> tuple[Rows, Float[Array, "batch output"] | None]:
         read, written = self.widths
         if rows.shape[-1] != read + written:
-            raise UserError(f"rows have {rows.shape[-1]} numbers, expected {read} that are read and {written} of a target")
+            raise UserError(f"rows have {rows.shape[-1]} numbers, expected {read} that are read and {written} written")
         return rows[:, :read], rows[:, read:]
 
     def inside(self, rows: Float[Array, "batch both"]) -> tuple[Rows, Float[Array, "batch output"] | None]:
