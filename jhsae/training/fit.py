@@ -12,7 +12,7 @@ from annotated_types import Ge, MinLen
 from jaxtyping import Array, Float
 
 from jhsae.constraint import AbstractConstraint, ProjectAndRenormalize
-from jhsae.data import AbstractNormalizer, Identity
+from jhsae.data import AbstractNormalizer, Between, Identity
 from jhsae.errors import UserError
 from jhsae.losses import AbstractTerm, Objective, ParentsOnly, Prefix, SquaredError
 from jhsae.ops import Precision
@@ -78,6 +78,7 @@ def fit(
     log_every: Count | None = None,
     seed: Seed = 0,
     mesh: MeshShape | None = None,
+    target: Float[np.ndarray, "rows output"] | Float[Array, "rows output"] | Any = None,
 ) -> tuple[AbstractSAE, list[dict[str, Any]]]:
     """Trains `sae` on the rows of an array.
 
@@ -111,6 +112,7 @@ def fit(
         seed: Order of the rows, routing noise and resampling.
         mesh: Devices; by default one. ``MeshShape()`` splits the batch over all devices, ``MeshShape(2, 4)`` over 2
             groups of 4 devices, each of which splits the experts.
+        target: What a transcoder writes, a row for each of `x`; its normaliser is then a `jhsae.data.Between`.
 
     Returns:
         The trained SAE for inference (`AbstractSAE.for_inference`) and the rows of metrics.
@@ -119,7 +121,7 @@ def fit(
         UserError: Rows of another width or that are not finite, and all that ``jhsae train`` refuses.
         DivergedError: The loss or a parameter is not finite.
     """
-    rows = host_rows(x, sae.embed)
+    rows = _with_target(sae, host_rows(x, sae.embed), target)
     if not len(rows):
         raise UserError("x has no rows, expected at least 1")
     batch = min(batch, len(rows))
@@ -133,7 +135,7 @@ def fit(
         whole.terms,
         {**whole.weights, **(weights or {})},
         constraint or ProjectAndRenormalize(),
-        normalizer or Identity(),
+        normalizer or (Identity() if target is None else Between((sae.embed, sae.output))),
         resampling or NoResampling(),
         optimizer or adam(),
         dead_steps(window, dead_tokens, batch),
@@ -157,6 +159,23 @@ def default_objective(sae: AbstractSAE) -> Objective:
     upper: dict[str, AbstractTerm] = {"parents_only": ParentsOnly(), "prefix": Prefix()}
     fitting = {name: term for name, term in upper.items() if sae.tree is not None and isinstance(sae, term.accepts)}
     return Objective({"reconstruction": SquaredError()} | fitting, dict.fromkeys(fitting, 0.1))
+
+
+def _with_target(sae: AbstractSAE, rows: np.ndarray, target: Any) -> np.ndarray:
+    """The rows, with those of the target beside them."""
+    if sae.writes_input != (target is None):
+        kind = f"a {type(sae).__name__}"
+        raise UserError(
+            f"{kind} writes something else than it reads; write target=..., a row for each of x"
+            if target is None
+            else f"{kind} reconstructs what it reads, but a target was given; leave it out, or write a Transcoder"
+        )
+    if target is None:
+        return rows
+    written = host_rows(target, sae.output)
+    if len(written) != len(rows):
+        raise UserError(f"x has {len(rows)} rows and target {len(written)}, expected one of the target for each of x")
+    return np.concatenate([rows, written], axis=1)
 
 
 def _stages(

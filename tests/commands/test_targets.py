@@ -1,6 +1,7 @@
 """From a harvest of hooks to a trained and evaluated transcoder, crosscoder and cross-layer transcoder."""
 
 import json
+import signal
 from pathlib import Path
 
 import equinox as eqx
@@ -17,10 +18,11 @@ from jhsae import lm
 from jhsae.activations.config import Harvest, Source
 from jhsae.commands import evaluate
 from jhsae.commands.harvest import run as harvest
-from jhsae.data import Store, open_stores, special_ids
+from jhsae.data import Store, open_stores, special_ids, write_array
 from jhsae.errors import UserError
 from jhsae.evals import Spliced
 from jhsae.lm import cross_entropy
+from jhsae.parallel.preemption import StopRequest
 from jhsae.training.config import Train
 from jhsae.training.run import train
 
@@ -101,14 +103,9 @@ def test_a_harvest_of_hooks_is_that_of_the_model_row_by_row(place):
         sequence, position, _ = store.index(0, store.rows).T
         np.testing.assert_allclose(store.read(0, store.rows), np.asarray(expected)[sequence, position], atol=1e-5)
         assert (str(store.manifest.place), store.manifest.format) == (hook, 3 if hook.startswith("resid") else 4)
-    alone = Store.open(
-        harvest(
-            Harvest(
-                str(place / "layer"), Source(str(place / "lm"), 1), stores["resid.1"].manifest.config["text"],
-                rows=10_000, context=CONTEXT, batch=8, dtype="float32", shuffle_rows=50,
-            )  # fmt: skip
-        )
-    )
+    text = stores["resid.1"].manifest.config["text"]
+    how = {"rows": 10_000, "context": CONTEXT, "batch": 8, "dtype": "float32", "shuffle_rows": 50}
+    alone = Store.open(harvest(Harvest(str(place / "layer"), Source(str(place / "lm"), 1), text, **how)))
     np.testing.assert_allclose(alone.read(0, alone.rows), stores["resid.1"].read(0, alone.rows), atol=1e-6)
     open_stores(alone.path, stores["mlp_in.1"].path)  # another harvest of the same rows fits too
 
@@ -183,25 +180,19 @@ def test_layers_of_a_cross_layer_transcoder_read_what_the_replaced_ones_left(pla
     assert metrics["ce"] == pytest.approx(float(jnp.sum(cross_entropy(logits, jnp.asarray(tokens)))) / count, abs=1e-4)
 
 
-@pytest.mark.parametrize("arm", ["transcoder", "clt-tree"])
-def test_eight_devices_train_as_one_does(place, runs, arm):
-    one = train(config_of(place, f"{arm}-one", arm, mesh={"data": 1, "expert": 1}))
-    many = train(config_of(place, f"{arm}-eight", arm, mesh={"data": 4, "expert": 2}))
-    a, b = (jhsae.load_sae(str(run))[0] for run in (one, many))
-    for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-4)
-
-
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(place, runs, monkeypatch):
-    from jhsae.parallel.preemption import StopRequest
-
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(place, monkeypatch):
+    train(config_of(place, "whole", "clt-tree"))
     config = config_of(place, "stopped", "clt-tree")
-    due = StopRequest.due
-    monkeypatch.setattr(StopRequest, "due", lambda self, step: step == 13 or due(self, step))
+
+    def due(self, step):
+        self.signal = signal.SIGTERM
+        return step == 13
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(StopRequest, "due", due)
+        train(config)
     train(config)
-    monkeypatch.setattr(StopRequest, "due", due)
-    train(config)
-    a, b = (jhsae.load_sae(place / name)[0] for name in ("stopped", "clt-tree"))
+    a, b = (jhsae.load_sae(place / name)[0] for name in ("stopped", "whole"))
     for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(left, right)
 
@@ -214,15 +205,28 @@ def test_stores_that_do_not_hold_the_same_tokens_are_refused(place, tmp_path):
         path = given.pop("path", str(place / "lm"))
         return str(harvest(Harvest(str(tmp_path / name), Source(path, hooks=["mlp_out.1"]), text, **given)))
 
-    save_model_and_text(tmp_path / "other" if (tmp_path / "other").mkdir() else tmp_path / "other", 3)
+    (tmp_path / "changed").mkdir()
+    save_model_and_text(tmp_path / "changed", 60)
+    config = json.loads((tmp_path / "changed" / "lm" / "config.json").read_text())
+    config["query_pre_attn_scalar"] = 9
+    (tmp_path / "changed" / "lm" / "config.json").write_text(json.dumps(config))
     store = str(place / "train-mlp_in.1")
+    few = str(tmp_path / "350")
+    source = Source(str(place / "lm"), hooks=["mlp_in.1"])
+    harvest(Harvest(few, source, text, rows=350, context=CONTEXT, batch=8, dtype="float32", shuffle_rows=50))
     for target, message in (
         (other("few", rows=100), r"has \d+ rows and .*few 100, expected as many; harvest both in one pass"),
-        (other("seed", seed=1), r"another text than|in another order"),
-        (other("order", shuffle_rows=10_000), "the same tokens in another order, or other ones than .* row i is not"),
+        (other("seed", rows=350, seed=1), "holds another text than"),
+        (
+            other("model", path=str(tmp_path / "changed" / "lm")),
+            "holds activations of .* and .* of .*, expected one mod",
+        ),
     ):
         with pytest.raises(UserError, match=message):
-            open_stores(store, target)
+            open_stores(few if target.endswith("seed") else store, target)
+    one, other_order = (str(write_array(tmp_path / f"a{i}", np.eye(9), seed=i).path) for i in range(2))
+    with pytest.raises(UserError, match=r"the same tokens in another order, or other ones than .*, so row i is not of"):
+        open_stores(one, other_order)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +238,7 @@ def test_stores_that_do_not_hold_the_same_tokens_are_refused(place, tmp_path):
         ("transcoder", {"sae.embed": 8}, "the SAE reads 8 numbers, but .* hold 16; write sae.embed=16"),
         ("transcoder", {"sae.output": 8}, "the SAE writes 8 numbers, but .* hold 16; write sae.output=16"),
         ("transcoder", {"sae.layers": 2}, "sae.layers is 2, but data.target names 1 stores"),
-        ("transcoder", {"live": True}, "names both of store and live"),
+        ("transcoder", {"live": True}, "names a target of live, which reads one hook"),
         ("transcoder", {"resampling": True}, "points encoder and decoder of a dead feature the same way"),
     ],
 )
@@ -242,7 +246,7 @@ def test_combinations_that_make_no_sense_are_refused(place, tmp_path, arm, chang
     config = cfg.to_dict(config_of(place, "refused", arm)) | {"out": str(tmp_path / "run")}
     for key, value in changes.items():
         if key == "resampling":
-            value = {"_target_": "jhsae.resampling.ResampleDead", "every": 5, "until": 20}
+            value = {"_target_": "jhsae.resampling.Resample", "every": 5, "until": 20}
         if key == "live":
             value = {"_target_": "jhsae.worlds.WorldActivations", "path": "x"}
         section, _, name = key.rpartition(".")

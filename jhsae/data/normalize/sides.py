@@ -181,7 +181,7 @@ def _affine(part: AbstractNormalizer) -> Affine:
 
 
 def _check_affine(part: AbstractNormalizer, what: str) -> None:
-    if not isinstance(part, AbstractAffine):
+    if not isinstance(part, AbstractAffine | Identity):
         raise UserError(
             f"{type(part).__name__} scales every token by a number of its own, which is not known of {what}; write "
             f"{AFFINE}"
