@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from annotated_types import MinLen
 from jaxtyping import Float
 
 from jhsae import evals
@@ -23,7 +24,7 @@ from jhsae.files.bounded import read_lines, to_json
 from jhsae.files.folders import local_folder, refuse_existing
 from jhsae.files.forms import check
 from jhsae.files.lock import owned
-from jhsae.interop import delphi, hub, neuronpedia, plain, saelens, torch_hsae, torch_pursuit
+from jhsae.interop import circuit_tracer, delphi, hub, neuronpedia, plain, saelens, torch_hsae, torch_pursuit
 from jhsae.ranges import Count, Words, ranged
 from jhsae.sae import AbstractSAE, PursuitSAE
 from jhsae.training.checkpoint import load_sae
@@ -36,11 +37,14 @@ READ_ROWS = 4096
 class Export:
     """The SAE to export, the format, and where to."""
 
-    run: Annotated[Words, "folder of a finished run (jhsae train), of an import or of a saved SAE"]
+    run: Annotated[
+        Words | Annotated[list[Words], MinLen(1)],
+        "folder of a finished run (jhsae train), of an import or of a saved SAE; for circuit_tracer one for each layer",
+    ]
     format: Annotated[
-        Literal["saelens", "torch", "folder", "delphi", "neuronpedia"],
+        Literal["saelens", "torch", "folder", "delphi", "neuronpedia", "circuit_tracer"],
         "saelens: flat SAEs; torch: H-SAEs and pursuits, also for SAEBench and SAELens; folder: our own, with a README"
-        "; delphi and neuronpedia: codes of a store",
+        "; delphi and neuronpedia: codes of a store; circuit_tracer: flat transcoders of MLPs",
     ]
     out: Annotated[Words, "folder to write, must not exist"]
     store: Annotated[str | None, "store of held-out text: for delphi, neuronpedia and to measure the L0"] = None
@@ -49,7 +53,16 @@ class Export:
     push: Annotated[str | None, "hub repository to upload it to, such as org/name"] = None
     trust: TrustedPackages = field(default_factory=list)
 
+    @property
+    def runs(self) -> list[str]:
+        """Every folder that is named."""
+        return [self.run] if isinstance(self.run, str) else list(self.run)
+
     def __post_init__(self) -> None:
+        if len(self.runs) > 1 and self.format != "circuit_tracer":
+            raise UserError(f"run names {len(self.runs)} folders, but format {self.format} is of one SAE; write one")
+        if self.format == "circuit_tracer" and self.store is not None:
+            raise UserError("format is circuit_tracer, which is made of weights alone; leave store out")
         if self.store is None and self.format in ("delphi", "neuronpedia"):
             raise UserError(f"format is {self.format}, which is made of codes; write store=... of held-out text")
         if self.push is not None and self.format in ("delphi", "neuronpedia"):
@@ -109,13 +122,15 @@ def _next(config: Export, out: Path) -> str:
             return command("jhsae", "evaluate", f"run={out}", "store=...", "lm=...", trust=config.trust)
         case "delphi":
             return f"delphi.latents.LatentDataset(raw_dir={str(out)!r}, ...) in Python"
+        case "circuit_tracer":
+            return f"circuit_tracer.utils.hf_utils.load_transcoder_from_hub in Python, of a repository that holds {out}"
         case "neuronpedia":
             return f"upload the folders in {out} with Neuronpedia's importer"
 
 
 def _read(config: Export) -> Job:
     """Reads and checks the input, before anything is written, a lock included."""
-    sae, normalizer, about = load_sae(config.run, trust=config.trust)
+    sae, normalizer, about = load_sae(config.runs[0], trust=config.trust)
     store = None if config.store is None else Store.open(config.store)
     if store is not None:
         check_origin(sae, about, store)
@@ -142,11 +157,16 @@ def _torch(job: Job, out: Path) -> None:
 
 
 def _folder(job: Job, out: Path) -> None:
-    path = Path(job.config.run) / "results.jsonl"
+    path = Path(job.config.runs[0]) / "results.jsonl"
     rows = read_lines(path) if path.exists() else []
     if rows:
         check(rows[-1], plain.RESULTS, path)
     plain.write(out, job.sae, job.normalizer, job.about, rows[-1] if rows else None)
+
+
+def _circuit_tracer(job: Job, out: Path) -> None:
+    others = [load_sae(run, trust=job.config.trust) for run in job.config.runs[1:]]
+    circuit_tracer.write(out, [(job.sae, job.normalizer, job.about), *others])
 
 
 def _delphi(job: Job, out: Path) -> None:
@@ -166,6 +186,7 @@ FORMATS: dict[str, Callable[[Job, Path], None]] = {
     "folder": _folder,
     "delphi": _delphi,
     "neuronpedia": _neuronpedia,
+    "circuit_tracer": _circuit_tracer,
 }
 
 

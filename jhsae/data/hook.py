@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jhsae.errors import UserError
 
 RESIDUAL = "resid"
-HOOKS = (RESIDUAL, "attn_out", "mlp_in", "mlp_out")
+HOOKS = (RESIDUAL, "attn_out", "mlp_normalized", "mlp_in", "mlp_out")  # in the order of a pass
 
 
 class Hook(NamedTuple):

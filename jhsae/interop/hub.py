@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 from jhsae.errors import UserError
 
 REVISION = re.compile(r"\w[\w.+/-]*")
-PATTERNS = ("*.safetensors", "*.json", "*.md", "*.py", "*.npz", "*SHA256SUMS")
+PATTERNS = ("*.safetensors", "*.json", "*.md", "*.py", "*.npz", "*SHA256SUMS", "*config.yaml")
 SCHEME = "hf://"
 LOG_IN = "log in with `hf auth login`"
 

@@ -6,8 +6,9 @@ compiling does not grow with L. Activations are float32 throughout; only the ope
 rounded to `matmul_dtype`. Axis names in the annotations determine the sharding (`jhsae.lm.sharding`).
 
 Hooks are places of width ``embed`` inside a block. Block l (from 0) has ``resid``, its input, which is layer l; and
-what it passes to its `tap`: ``attn_out``, what attention adds to the residual stream; ``mlp_in``, the input of the
-MLP's matrices, after the norm; ``mlp_out``, what the MLP adds to the residual stream, after the norm that Gemma-2 has.
+what it passes to its `tap`: ``attn_out``, what attention adds to the residual stream; ``mlp_normalized``, the norm
+before the MLP without its gain and bias; ``mlp_in``, the input of the MLP's matrices, with them; ``mlp_out``, what the
+MLP adds to the residual stream, after the norm that Gemma-2 has there.
 """
 
 from abc import ABC, abstractmethod
@@ -107,7 +108,7 @@ class AbstractLM(eqx.Module):
     def _block(
         self, x: Float[Array, "batch time embed"], layer: Any, tap: Tap = untapped
     ) -> Float[Array, "batch time embed"]:
-        """One block; it goes on with what `tap` makes of ``attn_out``, ``mlp_in`` and ``mlp_out``."""
+        """One block; it goes on with what `tap` makes of the hooks inside it, in the order of the pass."""
 
     @abstractmethod
     def _head(self, x: Float[Array, "batch time embed"]) -> Float[Array, "batch time vocab"]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jhsae.lm.base import AbstractLM, Tap, untapped
 from jhsae.lm.gemma2_config import Gemma2Config
-from jhsae.lm.parts import attend, linear, rms_norm, rotate, softcap, visible
+from jhsae.lm.parts import attend, linear, rescaled, rms_norm, rotate, softcap, visible
 from jhsae.lm.product import product
 from jhsae.lm.rope import Rope
 
@@ -108,7 +108,7 @@ class Gemma2(AbstractLM):
         eps, dtype = self.config.norm_eps, self.matmul_dtype
         h = _attention(rms_norm(x, _gain(block.attention_in), eps), block, sliding, self.config, dtype)
         x = x + tap("attn_out", rms_norm(h, _gain(block.attention_out), eps))
-        h = tap("mlp_in", rms_norm(x, _gain(block.mlp_in), eps))
+        h = tap("mlp_in", tap("mlp_normalized", rescaled(x, eps)) * _gain(block.mlp_in))
         gate = jax.nn.gelu(linear(h, block.gate, None, dtype), approximate=True)
         h = linear(gate * linear(h, block.up, None, dtype), block.down, None, dtype)
         return x + tap("mlp_out", rms_norm(h, _gain(block.mlp_out), eps))

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jhsae.lm.base import AbstractLM, Tap, untapped
 from jhsae.lm.llama_config import LlamaConfig
-from jhsae.lm.parts import attend, linear, rms_norm, rotate, visible
+from jhsae.lm.parts import attend, linear, rescaled, rms_norm, rotate, visible
 from jhsae.lm.product import product
 
 
@@ -118,7 +118,7 @@ class Llama(AbstractLM):
         eps, dtype = self.config.norm_eps, self.matmul_dtype
         h = rms_norm(x, block.attention_in, eps)
         x = x + tap("attn_out", _attention(h, block, sliding, self.config, dtype))
-        h = tap("mlp_in", rms_norm(x, block.mlp_in, eps))
+        h = tap("mlp_in", tap("mlp_normalized", rescaled(x, eps)) * block.mlp_in.astype(jnp.float32))
         gate = jax.nn.silu(linear(h, block.gate, block.gate_bias, dtype))
         h = gate * linear(h, block.up, block.up_bias, dtype)
         return x + tap("mlp_out", linear(h, block.down, block.down_bias, dtype))

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jhsae.lm.base import AbstractLM, Tap, untapped
 from jhsae.lm.neox_config import NeoXConfig
-from jhsae.lm.parts import attend, layer_norm, linear, rotate, visible
+from jhsae.lm.parts import attend, layer_norm, linear, rotate, standardized, visible
 from jhsae.lm.product import product
 
 
@@ -117,8 +117,8 @@ class NeoX(AbstractLM):
         eps = self.config.norm_eps
         h = layer_norm(x, layer.attention_norm, layer.attention_norm_bias, eps)
         after = x + tap("attn_out", _attention(h, layer, self.config, self.matmul_dtype))
-        h = layer_norm(x if self.config.parallel else after, layer.mlp_norm, layer.mlp_norm_bias, eps)
-        h = tap("mlp_in", h)
+        h = tap("mlp_normalized", standardized(x if self.config.parallel else after, eps))
+        h = tap("mlp_in", h * layer.mlp_norm.astype(jnp.float32) + layer.mlp_norm_bias.astype(jnp.float32))
         h = jax.nn.gelu(linear(h, layer.mlp_up, layer.mlp_up_bias, self.matmul_dtype), approximate=False)
         return after + tap("mlp_out", linear(h, layer.mlp_down, layer.mlp_down_bias, self.matmul_dtype))
 

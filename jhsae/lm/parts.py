@@ -7,18 +7,26 @@ from jaxtyping import Array, Bool, Float
 from jhsae.lm.product import product
 
 
+def rescaled(x: Float[Array, "*axes embed"], eps: float) -> Float[Array, "*axes embed"]:
+    """x / sqrt(mean(x^2) + eps)."""
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+
+
 def rms_norm(x: Float[Array, "*axes embed"], gain: Float[Array, " embed"], eps: float) -> Float[Array, "*axes embed"]:
     """x / sqrt(mean(x^2) + eps) * gain."""
-    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
-    return x * scale * gain.astype(jnp.float32)
+    return rescaled(x, eps) * gain.astype(jnp.float32)
+
+
+def standardized(x: Float[Array, "*axes embed"], eps: float) -> Float[Array, "*axes embed"]:
+    """(x - mean(x)) / sqrt(var(x) + eps)."""
+    return rescaled(x - jnp.mean(x, axis=-1, keepdims=True), eps)
 
 
 def layer_norm(
     x: Float[Array, "*axes embed"], gain: Float[Array, " embed"], bias: Float[Array, " embed"], eps: float
 ) -> Float[Array, "*axes embed"]:
     """(x - mean(x)) / sqrt(var(x) + eps) * gain + bias."""
-    x = x - jnp.mean(x, axis=-1, keepdims=True)
-    return rms_norm(x, gain, eps) + bias.astype(jnp.float32)
+    return standardized(x, eps) * gain.astype(jnp.float32) + bias.astype(jnp.float32)
 
 
 def softcap(x: Float[Array, "*axes"], cap: float | None) -> Float[Array, "*axes"]:

@@ -277,7 +277,7 @@ def test_an_evaluation_on_other_places_is_refused(place, runs):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"hooks": ["mlp.2"]}, "a hook is 'mlp.2', expected one of resid, attn_out, mlp_in, mlp_out"),
+        ({"hooks": ["mlp.2"]}, "a hook is 'mlp.2', expected one of resid, attn_out, mlp_normalized, mlp_in, mlp_out"),
         ({"hooks": ["mlp_in.-1"]}, "a hook is 'mlp_in.-1'"),
         ({"hooks": ["mlp_in.1", "mlp_in.1"]}, "lm.hooks is .* expected different ones"),
         ({"hooks": ["mlp_in.1"], "layer": 1}, "names both of layer and hooks"),

@@ -107,11 +107,7 @@ def test_without_a_config_the_folder_must_say_that_it_is_an_sae(tmp_path: Path):
     [
         ({"architecture": "topk"}, "config.json: unknown architecture 'topk'; known: jump_relu"),
         ({"architecture": 1}, "config.json: 'architecture' is 1, expected str"),
-        ({"affine_connection": True}, "config.json: affine_connection is True; only SAEs can be read"),
-        (
-            {"hf_hook_point_out": "model.layers.13.output"},
-            "writes model.layers.13.output, which makes this a transcoder",
-        ),
+        ({"affine_connection": 3}, "config.json: affine_connection is 3, expected true or false"),
     ],
 )
 def test_configs_that_are_refused(tmp_path: Path, change: dict, message: str):
@@ -122,7 +118,10 @@ def test_configs_that_are_refused(tmp_path: Path, change: dict, message: str):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"affine_skip_connection": normal(EMBED, EMBED)}, "'affine_skip_connection' makes this a transcoder"),
+        (
+            {"affine_skip_connection": normal(EMBED, EMBED)},
+            "'affine_skip_connection' makes this a transcoder, but neither config.json nor the folders say so",
+        ),
         ({"w_dec": normal(FEATURES, 3, EMBED)}, f"'w_dec' has shape [{FEATURES}, 3, {EMBED}]"),
         ({"threshold": normal(1)}, f"'threshold' has shape [1], expected [{FEATURES}]"),
         ({"extra": normal(1)}, "unknown tensor 'extra'"),
@@ -133,10 +132,36 @@ def test_tensors_that_are_refused(tmp_path: Path, change: dict[str, np.ndarray],
         gemma_scope.read(second(tmp_path / "sae", **change))
 
 
-@pytest.mark.parametrize("name", ["gemma-scope-2b-pt-transcoders/layer_1/width_16k/average_l0_1", "clt_all/layer_1"])
-def test_transcoders_are_refused_by_their_folders(tmp_path: Path, name: str):
-    with pytest.raises(UserError, match="only SAEs can be read"):
+@pytest.mark.parametrize("name", ["crosscoder/layer_1_2/width_16k", "clt_all/layer_1/width_16k"])
+def test_crosscoders_and_cross_layer_transcoders_are_refused_by_their_folders(tmp_path: Path, name: str):
+    with pytest.raises(UserError, match="only SAEs and transcoders can be read"):
         gemma_scope.read(first(tmp_path / name))
+
+
+def test_a_transcoder_of_gemma_2(tmp_path: Path):
+    hub = tmp_path / "models--google--gemma-scope-2b-pt-transcoders" / "snapshots" / "123"
+    read = gemma_scope.read(first(hub / "layer_20" / "width_16k" / "average_l0_71"))
+    where = {"model": "google/gemma-2-2b", "layer": 20}
+    assert (read.about["reads"], read.about["writes"]) == (
+        where | {"hook": "mlp_normalized"},
+        where | {"hook": "mlp_out"},
+    )
+    agrees(read, *oracle(), tmp_path / "a")
+
+
+@pytest.mark.parametrize("block", ["12", "13"])
+def test_a_transcoder_of_gemma_3_with_an_affine_skip_connection(tmp_path: Path, block: str):
+    places = {
+        "hf_hook_point_in": "model.layers.12.pre_feedforward_layernorm.output",
+        "hf_hook_point_out": f"model.layers.{block}.post_feedforward_layernorm.output",
+    }
+    skip = normal(EMBED, EMBED, seed=9)
+    folder = second(tmp_path / "t", CONFIG | places | {"affine_connection": True}, affine_skip_connection=skip)
+    read = gemma_scope.read(folder)
+    codes, written = oracle()
+    agrees(read, codes, written + inputs() @ skip, tmp_path / "a")
+    assert read.about["reads"]["layer"] == (12 if block == "12" else None)
+    assert ("writes" in read.about) == (block == "12")
 
 
 def test_an_npz_with_objects_is_never_unpickled(tmp_path: Path):

@@ -55,6 +55,17 @@ def test_hooks_are_those_of_transformers(name, tmp_path):
         close(values, expected[hook])
 
 
+def test_the_norm_before_the_mlp_is_its_input_without_gain():
+    model = tiny()[0]
+    stream, attention, normalized, given = model.hooked(
+        ids(), [("resid", 1), ("attn_out", 1), ("mlp_normalized", 1), ("mlp_in", 1)]
+    )
+    x = stream + attention
+    expected = x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + model.config.norm_eps)
+    np.testing.assert_allclose(normalized, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(given, normalized * (1 + model.blocks.mlp_in[1]), rtol=1e-5, atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def model():
     return tiny()[0]
@@ -91,7 +102,7 @@ def test_an_edit_that_changes_nothing_gives_the_same_logits_and_order_of_hooks(m
         return value
 
     np.testing.assert_allclose(model.edited(ids(), {1: tap, 3: tap}), model(ids()), rtol=1e-5, atol=1e-6)
-    assert seen == ["resid", "attn_out", "mlp_in", "mlp_out"] * 2
+    assert seen == ["resid", "attn_out", "mlp_normalized", "mlp_in", "mlp_out"] * 2
 
 
 def test_an_edit_of_an_mlp_is_the_residual_stream_without_it(model):
@@ -110,7 +121,7 @@ def test_an_edit_of_an_mlp_is_the_residual_stream_without_it(model):
         ([], "write at least one"),
         ([("mlp_in", 4)], r"hook mlp_in.4 of a model with 4 blocks; write mlp_in.0 to mlp_in.3"),
         ([("resid", 5)], r"write resid.0 to resid.4"),
-        ([("q_in", 0)], r"hook 'q_in' in a model of type gemma2, which has resid, attn_out, mlp_in, mlp_out"),
+        ([("q_in", 0)], r"hook 'q_in' in a model of type gemma2, which has resid, attn_out, mlp_normalized, mlp_in"),
     ],
 )
 def test_a_hook_that_is_not_there_is_refused(model, hooks, message):
