@@ -14,11 +14,11 @@ from jhsae.browser.contexts import Reader, Window
 from jhsae.browser.entries import Entries, label
 from jhsae.browser.pieces import Pieces, Sequences
 from jhsae.browser.tables import Json, densities, rounded, search_index
-from jhsae.data import Store
+from jhsae.data import Aligned, Stores, places_of
 from jhsae.data.normalize import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.features.contexts import frequent_children, spread_features
-from jhsae.features.decoder import decoder_in_lm_units, typical_rows
+from jhsae.features.decoder import decoder_in_lm_units, into_stream, typical_rows
 from jhsae.features.firings import firing_table
 from jhsae.features.latents import latent_statistics, token_profile
 from jhsae.features.token_text import word_ids
@@ -54,7 +54,7 @@ class Limits:
 def gather(
     sae: AbstractSAE,
     normalizer: AbstractNormalizer,
-    store: Store,
+    store: Stores,
     rows: int,
     model: lm.LanguageModel,
     names: dict[int, str],
@@ -65,7 +65,8 @@ def gather(
     Args:
         sae: a trained SAE.
         normalizer: its fitted input normaliser.
-        store: held-out activations of the SAE's model and layer, of which the first `rows` rows are measured.
+        store: held-out activations of the SAE's model and layer, of which the first `rows` rows are measured; with what
+            is written beside what is read where that is something else.
         rows: how many.
         model: the language model of the store, for tokens and logits.
         names: of experts or flat features, by index.
@@ -74,7 +75,8 @@ def gather(
     Raises:
         UserError: no latent fired.
     """
-    fired = firing_table(sae, normalizer, store, rows)
+    inputs = store.read_alone() if isinstance(store, Aligned) else store
+    fired = firing_table(sae, normalizer, inputs, rows)
     statistics = latent_statistics(fired, BINS)
     tree, occupied = sae.tree, np.asarray(sae.occupied)
     shown = _shown(statistics.frequency, tree, limits)
@@ -88,7 +90,8 @@ def gather(
     by_word = token_profile(fired, of_token[index[:, 2]], len(words))
     entries = Entries(fired, statistics, profile, shown, tree, occupied, pieces, sequences)
     firing = entries.firing(Reader(index, tokens.shape[1], limits.window), limits.examples, limits.spread)
-    dictionary, unembedding = decoder_in_lm_units(sae, normalizer, store), model.model.unembedding()
+    written = into_stream(decoder_in_lm_units(sae, normalizer, inputs), places_of(store)[1])
+    dictionary, unembedding = written, model.model.unembedding()
     writing = entries.writing(dictionary, unembedding, limits.logits, limits.neighbours)
     return {
         "latents": [
@@ -99,7 +102,7 @@ def gather(
         "density": densities(_kinds(statistics.frequency, tree, occupied)),
         "rows": rows,
         "window": [*limits.window],
-        "norm": rounded(np.median(np.linalg.norm(typical_rows(store), axis=1)), 4),
+        "norm": rounded(np.median(np.linalg.norm(typical_rows(store)[:, -sae.output :], axis=1)), 4),
         **sequences.written(),
         **pieces.written(profile.occurrences),
     }

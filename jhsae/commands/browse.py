@@ -10,13 +10,16 @@ from html import unescape
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+from annotated_types import MinLen
+
 from jhsae import browser
 from jhsae import config as cfg
 from jhsae.browser.contexts import Window
 from jhsae.commands.evaluate import expert_names
 from jhsae.commands.last_line import last_line, opened
 from jhsae.config.trust import TrustedPackages
-from jhsae.data import AbstractNormalizer, Store
+from jhsae.data import AbstractNormalizer, Stores, open_stores, places_of
+from jhsae.data.hook import RESIDUAL
 from jhsae.errors import UserError
 from jhsae.features.origin import check_origin, language_model
 from jhsae.files import bounded
@@ -32,9 +35,13 @@ class Browse:
     """The SAE to show, the text to show it on, and how much of both."""
 
     UNHASHED: ClassVar[frozenset[str]] = frozenset({"trust"})
+    LATER: ClassVar[dict[str, Any]] = {"target": None}
 
     run: Annotated[Words, "folder of a finished run (jhsae train) or of a saved SAE"]
-    store: Annotated[Words, "activation store of held-out text, same model and layer"]
+    store: Annotated[
+        Words | Annotated[list[Words], MinLen(1)],
+        "activation store of held-out text, same model and layer; of an SAE that reads several, a list",
+    ]
     lm: Annotated[Words, "language model of the store, for tokens and logits: a folder, a hub name, or 'embedded'"]
     out: Annotated[Words, "the page to write, such as runs/scale.html"]
     rows: Annotated[Count | None, "held-out activations to measure; null for all"] = None
@@ -48,6 +55,10 @@ class Browse:
     after: Annotated[Natural, "tokens shown after it"] = 10
     logits: Annotated[Count, "tokens raised and lowered most"] = 10
     neighbours: Annotated[Natural, "nearest decoder directions"] = 8
+    target: Annotated[
+        Words | Annotated[list[Words], MinLen(1)] | None,
+        "of an SAE that writes something else than it reads, a store of that, of the same harvest; or a list",
+    ] = None
     title: Annotated[str | None, "heading of the page; null for the name of the run"] = None
     trust: TrustedPackages = field(default_factory=list)
 
@@ -58,7 +69,7 @@ def run(config: Browse) -> Path:
     sae, normalizer, about = load_sae(folder, trust=config.trust)
     name = about.get("name") or folder.name
     claim(out, name)
-    store = Store.open(config.store)
+    store = open_stores(config.store, config.target)
     check_origin(sae, about, store, config.run)
     model = language_model(config.lm, store)
     rows = min(config.rows or store.rows, store.rows)
@@ -98,7 +109,7 @@ def describe(
     sae: AbstractSAE,
     normalizer: AbstractNormalizer,
     about: dict[str, Any],
-    store: Store,
+    store: Stores,
     data: dict[str, Any],
 ) -> dict[str, Any]:
     """What the template says around the data."""
@@ -116,8 +127,9 @@ def describe(
         "name": name,
         "title": config.title or f"What the latents of {name} do",
         "model": manifest.model,
-        "layer": manifest.layer,
-        "store": config.store,
+        "place": _place(store),
+        "measured": _measured(store),
+        "store": config.store if isinstance(config.store, str) else " and ".join(config.store),
         "text": f"{manifest.dataset.get('source', 'text')} ({', '.join(facts)})",
         "rows": data["rows"],
         "stored": store.rows,
@@ -130,6 +142,19 @@ def describe(
         "named": any(latent["name"] for latent in data["latents"]),
         "origin": [(key, (value or "unknown")) for key, value in origin.items()],
     }
+
+
+def _place(store: Stores) -> str:
+    """Where the SAE reads, and where it writes if that is elsewhere."""
+    read, written = (" and ".join(hook.words for hook in hooks) for hooks in places_of(store))
+    return read if read == written else f"{read} to {written}"
+
+
+def _measured(store: Stores) -> str:
+    read, _ = places_of(store)
+    if len(read) == 1 and read[0].name == RESIDUAL:
+        return f"the residual stream of {store.manifest.model} at layer {read[0].block}"
+    return f"{' and '.join(hook.words for hook in read)} of {store.manifest.model}"
 
 
 def _short(commit: str | None) -> str | None:

@@ -8,6 +8,7 @@ in between. The order of tokens and the ratios of values mean something, their s
 vocabulary is subtracted.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from jhsae.data import AbstractNormalizer, times
+from jhsae.data import AbstractNormalizer, Hook, times
+from jhsae.data.hook import RESIDUAL
 from jhsae.data.normalize.moments import RowSource
 from jhsae.errors import UserError
 from jhsae.sae import AbstractSAE
@@ -33,7 +35,7 @@ def typical_rows(store: RowSource) -> Float32[np.ndarray, "rows embed"]:
 def decoder_in_lm_units(
     sae: AbstractSAE, normalizer: AbstractNormalizer, store: RowSource
 ) -> Float32[np.ndarray, "features embed"]:
-    """What a code of 1 adds to the residual stream, one row per feature of ``sae.dictionary()``.
+    """What a code of 1 adds to what is written, the residual stream say; one row per feature of ``sae.dictionary()``.
 
     An affine normaliser ``x = times(x', inverse) + shift`` turns a row into ``times(row, inverse)``. One that scales
     every token by itself (unit norm, layer norm) adds the row times the token's own scale: here that of a token of the
@@ -48,12 +50,28 @@ def decoder_in_lm_units(
         store: activations that the SAE reads; of its `typical_rows` the scale is taken, whatever part of the store a
             page or an export measures.
     """
-    rows, affine = sae.dictionary(), normalizer.affine()
+    rows, affine = sae.dictionary(), normalizer.affine_of_target()
     if affine is not None:
         return np.asarray(times(rows, affine.inverse), np.float32)
     _, tokens = normalizer(jnp.asarray(typical_rows(store)))
     typical = jax.tree.map(lambda a: jnp.broadcast_to(jnp.median(a, axis=0), (len(rows), *a.shape[1:])), tokens)
     return np.asarray(normalizer.undo(rows, typical) - normalizer.undo(jnp.zeros_like(rows), typical), np.float32)
+
+
+def into_stream(
+    rows: Float32[np.ndarray, "features output"], written: Sequence[Hook]
+) -> Float32[np.ndarray, "n embed"]:
+    """What rows that hold several layers side by side add to the last residual stream.
+
+    What modules write adds up over their layers; of residual streams it is the last one.
+
+    Args:
+        rows: in the language model's units.
+        written: the hooks that they write, each as wide as the others.
+    """
+    parts = np.split(rows, len(written), axis=1)
+    added = [part for part, hook in zip(parts, written, strict=True) if hook.name != RESIDUAL]
+    return np.sum(added, axis=0) if added else parts[int(np.argmax([hook.block for hook in written]))]
 
 
 @dataclass(frozen=True, eq=False)
