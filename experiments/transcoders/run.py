@@ -27,18 +27,26 @@ RESULTS, README = HERE / "results.jsonl", HERE / "README.md"
 SKIP = "sae.skip={_target_: jhsae.sae.LinearSkip}"
 MLP = ["mlp_in.0", "mlp_in.1", "mlp_in.2", "mlp_in.3"], ["mlp_out.0", "mlp_out.1", "mlp_out.2", "mlp_out.3"]
 ONE, STREAMS = (["mlp_in.2"], ["mlp_out.2"]), (["resid.1", "resid.2", "resid.3"], [])
-# name -> config, overrides, what is read and written
+# name -> config, overrides, what is read and written; "few": as many multiplications in the encoder as the tree has
 ARMS: dict[str, tuple[str, list[str], tuple[list[str], list[str]]]] = {
     "transcoder": ("transcoder", [], ONE),
     "transcoder, tree": ("transcoder_tree", [], ONE),
     "transcoder with skip": ("transcoder", [SKIP], ONE),
     "transcoder with skip, tree": ("transcoder_tree", [SKIP], ONE),
+    "transcoder, few": ("transcoder", ["sae.features=133"], ONE),
     "crosscoder": ("crosscoder", [], STREAMS),
     "crosscoder, tree": ("crosscoder_tree", [], STREAMS),
+    "crosscoder, few": ("crosscoder", ["sae.features=133"], STREAMS),
     "cross-layer": ("cross_layer", [], MLP),
     "cross-layer, tree": ("cross_layer_tree", [], MLP),
+    "cross-layer, few": ("cross_layer", ["sae.features=268"], MLP),
 }
-PAIRS = [(name, f"{name}, tree") for name in ARMS if not name.endswith("tree")]
+PAIRS = [
+    (flat, f"{kind}, tree")
+    for kind in ("transcoder", "transcoder with skip", "crosscoder", "cross-layer")
+    for flat in (kind, f"{kind}, few")
+    if flat in ARMS
+]
 SEQUENCES = 48
 
 
@@ -61,7 +69,7 @@ def main() -> None:
 def measure(name: str, seed: int, runs: Path) -> dict[str, Any]:
     """Trains and evaluates one arm."""
     file, overrides, hooks = ARMS[name]
-    out = runs / f"{file}{'_skip' if overrides else ''}-{seed}"
+    out = runs / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
     config = cfg.load(Train, CONFIGS / f"{file}.yaml", [*overrides, f"seed={seed}", f"data.seed={seed}", f"out={out}"])
     folder = str(train(config))
     store, target = (stores(side) for side in hooks)
@@ -109,27 +117,24 @@ def page(found: list[dict[str, Any]]) -> str:
             f"{main_numbers(own, 'l0').mean():.1f} | {parents} | {100 * main_numbers(own, 'dead').mean():.1f} % | "
             f"{first['parameters']:,} | {main_numbers(own, 'encoder_macs').mean():,.0f} |"
         )
-    hashes = sorted({f"`{row['config_hash']}`" for row in found})
-    commits = sorted({f"`{str(row['commit'])[:12]}`" for row in found})
-    seeds = sorted({row["seed"] for row in found})
-    text = (HERE / "text.md").read_text()
-    parts = {
-        "table": "\n".join(table),
-        "differences": "\n".join(differences(by_arm)),
-        "layers": "\n".join(layers(by_arm)),
-        "seeds": ", ".join(map(str, seeds)),
-        "commits": ", ".join(commits),
-        "hashes": ", ".join(hashes),
-    }
-    for key, value in parts.items():
-        text = text.replace(f"<{key}>", value)
+    commits = ", ".join(sorted({f"`{str(row['commit'])[:12]}`" for row in found}))
+    hashes = sorted({(row["arm"], row["config_hash"]) for row in found if row["seed"] == 0})
+    seeds = ", ".join(map(str, sorted({row["seed"] for row in found})))
+    origin = f"Seeds {seeds}, mean ± standard deviation. Commit {commits}. Config hashes of seed 0: "
+    origin += ", ".join(f"{arm} `{digest}`" for arm, digest in hashes) + "."
+    parts = {"table": [*table, "", origin], "differences": differences(by_arm), "layers": layers(by_arm)}
+    text = README.read_text()
+    for key, lines in parts.items():
+        before, _, rest = text.partition(f"<!-- {key} -->\n")
+        _, _, after = rest.partition(f"<!-- end of {key} -->\n")
+        text = f"{before}<!-- {key} -->\n" + "\n".join(lines) + f"\n<!-- end of {key} -->\n{after}"
     return text
 
 
 def differences(by_arm: dict[str, list[dict[str, Any]]]) -> list[str]:
     """Tree less flat, seed by seed."""
     lines = [
-        "| tree - flat | explained variance | of each seed | CE recovered | of each seed |",
+        "| tree less | explained variance | of each seed | CE recovered | of each seed |",
         "|---|---|---|---|---|",
     ]
     for flat, tree in PAIRS:
