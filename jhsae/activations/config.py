@@ -36,10 +36,10 @@ class Source:
         if (self.layer is None) == (self.hooks is None):
             given = "both" if self.layer is not None else "neither"
             raise UserError(f"names {given} of layer and hooks; write lm.layer=2, or lm.hooks=[mlp_in.2,mlp_out.2]")
-        places, (key, given) = self.places, ("hooks", self.hooks) if self.layer is None else ("layer", self.layer)
-        if len(set(places)) < len(places):
-            one = "one layer or a list of different ones" if key == "layer" else "different ones"
-            raise UserError(f"lm.{key} is {given}, expected {one}")
+        if len(set(self.places)) < len(self.places):
+            if self.hooks is not None:
+                raise UserError(f"lm.hooks is {self.hooks}, expected different ones")
+            raise UserError(f"lm.layer is {self.layer}, expected one layer or a list of different ones")
 
     @property
     def places(self) -> tuple[Hook, ...]:

@@ -146,7 +146,8 @@ def places_of(store: Stores) -> tuple[tuple[Hook, ...], tuple[Hook, ...]]:
 
 
 def _opened(paths: str | Path | Sequence[str]) -> tuple[Store, ...]:
-    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    if isinstance(paths, str | Path):
+        return (Store.open(paths),)
     if not paths:
         raise UserError("an empty list of stores; write at least one folder")
     return tuple(Store.open(path) for path in paths)

@@ -155,7 +155,7 @@ def metrics_of(
     saebench_total = uncentred - np.mean(totals["squares"] / rows) ** 2
     frequency = np.asarray(totals["fired"] / rows)
     there = np.asarray(sae.occupied)
-    metrics = {
+    metrics: dict[str, Any] = {
         "ev_r2": explained(totals["error"], total),
         "ev_saebench": explained(totals["error"] / rows, saebench_total),
         "ev_legacy": explained(totals["ratio"], totals["varying"]),

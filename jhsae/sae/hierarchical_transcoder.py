@@ -197,10 +197,8 @@ class HierarchicalTranscoder(AbstractHierarchicalSAE):
         return ops.Decoder(self.sizes.masked(self.router_dec), self.sizes.masked(self.up), self.atom_dec)
 
     def _route(self, layer: int, x: Float[Array, "batch width"], context: Context) -> Encoded:
-        arrays = (self.router_enc, self.b_enc, self.down, self.atom_enc)
-        weight, bias, down, atom_enc = (self.sizes.of(layer, a) for a in arrays)
-        assert weight is not None and down is not None and atom_enc is not None
-        experts = ops.ExpertEncoders(down, atom_enc)
+        weight, down, atom_enc = (self.sizes.of(layer, a) for a in (self.router_enc, self.down, self.atom_enc))
+        bias, experts = self.sizes.of_any(layer, self.b_enc), ops.ExpertEncoders(down, atom_enc)
         return route_and_encode(
             self.routes[layer], ops.Encoder(x, weight, bias), context, experts, self.kernel, self.chunk
         )
@@ -208,7 +206,7 @@ class HierarchicalTranscoder(AbstractHierarchicalSAE):
     def _pick(self, layer: int, routed: Encoded, context: Context) -> tuple[Codes, Float[Array, "batch k atoms"]]:
         """The codes of the atoms of one layer, and their pre-activations."""
         assert routed.child_pre is not None
-        parents, bias = routed.codes, self.sizes.of(layer, self.b_atom)
+        parents, bias = routed.codes, self.sizes.of_any(layer, self.b_atom)
         pre = plus(routed.child_pre, None if bias is None else bias[parents.slot_indices()])
         among = jnp.where((parents.values != 0)[..., None], pre, 0.0) if self.pick.across_experts else pre
         children = self.pick(among, of_children(context))

@@ -6,7 +6,7 @@ Tracing"). With one layer there is nothing to divide: a transcoder.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -19,20 +19,18 @@ from jhsae.errors import UserError
 from jhsae.sparsify import AbstractSparsifier
 from jhsae.usage import Context
 
-A = TypeVar("A", bound=Array | None)
-
 
 class Layers(NamedTuple):
     """How many layers there are, and how wide all of them are together.
 
     Args:
-        count: the number of layers.
+        layers: how many there are.
         embed: what is read.
         output: what is written.
         groups: the features, or the experts, of all layers.
     """
 
-    count: int
+    layers: int
     embed: int
     output: int
     groups: int
@@ -40,34 +38,38 @@ class Layers(NamedTuple):
     def check(self, names: str) -> None:
         """`UserError` for a size that the layers cannot share; `names` is what the last one is called."""
         for size, name in ((self.embed, "embed"), (self.output, "output"), (self.groups, names)):
-            if size % self.count:
+            if size % self.layers:
                 raise UserError(
-                    f"{name} is {size}, which {self.count} layers cannot share; write the size of all layers together, "
-                    f"a multiple of {self.count}"
+                    f"{name} is {size}, which {self.layers} layers cannot share; write the size of all layers "
+                    f"together, a multiple of {self.layers}"
                 )
 
     @property
     def width(self) -> int:
         """How wide one layer of the input is."""
-        return self.embed // self.count
+        return self.embed // self.layers
 
     @property
     def written(self) -> int:
         """How wide one layer of the output is."""
-        return self.output // self.count
+        return self.output // self.layers
 
     @property
     def own(self) -> int:
         """How many features, or experts, one layer has."""
-        return self.groups // self.count
+        return self.groups // self.layers
 
     def split(self, x: Float[Array, "batch embed"]) -> Float[Array, "batch layers width"]:
         """The input by layer."""
-        return x.reshape(len(x), self.count, self.width)
+        return x.reshape(len(x), self.layers, self.width)
 
-    def of(self, layer: int, array: A) -> A:
+    def of(self, layer: int, array: Float[Array, "groups *inside"]) -> Float[Array, "own *inside"]:
         """The part of a layer in an array with a row per feature, or expert, of all of them."""
-        return array if array is None or self.count == 1 else array[layer * self.own : (layer + 1) * self.own]
+        return array if self.layers == 1 else array[layer * self.own : (layer + 1) * self.own]
+
+    def of_any(self, layer: int, array: Float[Array, "groups *inside"] | None) -> Float[Array, "own *inside"] | None:
+        """`of`, or None of None."""
+        return None if array is None else self.of(layer, array)
 
     def writes(self) -> Bool[np.ndarray, "groups output"]:
         """Whether each feature, or expert, may write each number of the output."""
@@ -76,14 +78,14 @@ class Layers(NamedTuple):
 
     def masked(self, rows: Float[Array, "groups *inside output"]) -> Float[Array, "groups *inside output"]:
         """`rows` with 0 where a feature may not write."""
-        if self.count == 1:
+        if self.layers == 1:
             return rows
         mask = self.writes()
         return jnp.where(mask.reshape(self.groups, *(1,) * (rows.ndim - 2), self.output), rows, 0.0)
 
     def joined(self, parts: Sequence[Codes]) -> Codes:
         """The codes of all layers, from those of each."""
-        if self.count == 1:
+        if self.layers == 1:
             return parts[0]
         values = jnp.concatenate([part.values for part in parts], axis=1)
         if parts[0].indices is None:
@@ -93,10 +95,10 @@ class Layers(NamedTuple):
 
     def parted(self, codes: Codes) -> list[Codes]:
         """Inverse of `joined`."""
-        if self.count == 1:
+        if self.layers == 1:
             return [codes]
-        slots = codes.values.shape[-1] // self.count
-        spans = [slice(layer * slots, (layer + 1) * slots) for layer in range(self.count)]
+        slots = codes.values.shape[-1] // self.layers
+        spans = [slice(layer * slots, (layer + 1) * slots) for layer in range(self.layers)]
         inside = [None if codes.indices is None else codes.indices[:, s] - i * self.own for i, s in enumerate(spans)]
         return [Codes(codes.values[:, s], at, self.own) for s, at in zip(spans, inside, strict=True)]
 
@@ -109,7 +111,7 @@ class Layers(NamedTuple):
 
     def whole_rule(self, rules: tuple[AbstractSparsifier, ...]) -> AbstractSparsifier:
         """One rule with the thresholds of all layers."""
-        if self.count == 1:
+        if self.layers == 1:
             return rules[0]
 
         def together(*arrays: Array) -> Array:

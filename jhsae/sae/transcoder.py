@@ -146,8 +146,8 @@ class Transcoder(AbstractSAE):
         sizes, by_layer, norms = self.sizes, self.sizes.split(x), self.code_unit.norms(self._rows())
         found: list[Encoded] = []
         for layer, rule in enumerate(self.rules):
-            weight, bias, scale = (sizes.of(layer, a) for a in (self.W_enc, self.b_enc, norms))
-            encoder = ops.Encoder(by_layer[:, layer], weight, bias, scale=scale)
+            weight, bias = sizes.of(layer, self.W_enc), sizes.of(layer, self.b_enc)
+            encoder = ops.Encoder(by_layer[:, layer], weight, bias, scale=sizes.of_any(layer, norms))
             found.append(route_and_encode(rule, encoder, sizes.context(layer, context), chunk=self.chunk))
         codes = sizes.joined([one.codes for one in found])
         return Forward(x, with_skip(self.decode(codes), self.skip(by_layer)), codes, whole(found), context)

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import equinox as eqx
@@ -16,11 +17,12 @@ import jhsae
 from jhsae import config as cfg
 from jhsae import lm
 from jhsae.activations.config import Harvest, Source
-from jhsae.commands import evaluate
+from jhsae.commands import browse, evaluate
 from jhsae.commands.harvest import run as harvest
-from jhsae.data import Store, open_stores, special_ids, write_array
+from jhsae.data import Hook, Store, open_stores, special_ids, write_array
 from jhsae.errors import UserError
 from jhsae.evals import Spliced
+from jhsae.features.decoder import into_stream
 from jhsae.lm import cross_entropy
 from jhsae.parallel.preemption import StopRequest
 from jhsae.training.config import Train
@@ -292,3 +294,25 @@ def test_hooks_that_cannot_be_read_are_refused(source, message):
 def test_several_hooks_need_several_folders():
     with pytest.raises(UserError, match=r"names 2 hooks, but out=x one store; write \{hook\}"):
         Harvest("x", Source("lm", hooks=["mlp_in.1", "mlp_out.1"]), {"_target_": "jhsae.data.WordNetGlosses"}, rows=1)
+
+
+@pytest.mark.parametrize("arm", ["transcoder-tree", "clt"])
+def test_a_page_shows_what_fires_where_it_reads_and_what_it_writes_into_the_stream(place, tmp_path, arm):
+    train(config_of(tmp_path, "run", arm, data=cfg.to_dict(config_of(place, f"{arm}-page", arm))["data"]))
+    _, read, written = ARMS[arm]
+    stores = paths(place, "held", read), paths(place, "held", written)
+    config = browse.Browse(
+        str(tmp_path / "run"), stores[0], str(place / "lm"), str(tmp_path / "page.html"), target=stores[1], neighbours=2
+    )
+    text = browse.run(config).read_text()
+    assert f"{' and '.join(read)} to {' and '.join(written)}" in text
+    with pytest.raises(UserError, match="writes something else than it reads; write target=FOLDER"):
+        browse.run(replace(config, target=None))
+
+
+def test_rows_of_several_layers_add_up_where_modules_write_and_not_where_streams_are_read():
+    rows = np.arange(12, dtype=np.float32).reshape(2, 6)
+    modules, streams = ([Hook(name, i) for i in range(2)] for name in ("mlp_out", "resid"))
+    np.testing.assert_array_equal(into_stream(rows, modules), rows[:, :3] + rows[:, 3:])
+    np.testing.assert_array_equal(into_stream(rows, streams), rows[:, 3:])
+    np.testing.assert_array_equal(into_stream(rows, streams[:1]), rows)

@@ -122,11 +122,7 @@ class Between(AbstractNormalizer):
     def fit(self, store: RowSource | SeveralSources) -> "Between":
         if not isinstance(store, SeveralSources) or not store.targets:
             raise UserError("a normaliser of a target is to be fitted on a store without one; write data.target=FOLDER")
-        source, target = (
-            part.fit(stores[0] if len(stores) == 1 else _Several(stores))
-            for part, stores in ((self.source, store.inputs), (self.target, store.targets))
-        )
-        return Between(self.widths, source, target)
+        return Between(self.widths, _fitted(self.source, store.inputs), _fitted(self.target, store.targets))
 
     def __call__(self, x: Rows) -> tuple[Rows, PerToken]:
         return self.source(x)
@@ -151,7 +147,8 @@ class Between(AbstractNormalizer):
         return rows[:, :read], rows[:, read:]
 
     def inside(self, rows: Float[Array, "batch both"]) -> tuple[Rows, Float[Array, "batch output"] | None]:
-        x, y = self.split(rows)
+        read, _ = self.widths
+        x, y = self.split(rows)[0], rows[:, read:]
         return self.source(x)[0], self.target(y)[0]
 
     def statistics(self, embed: int) -> dict[str, tuple[tuple[int, ...], Array | None]]:
@@ -168,6 +165,11 @@ class _Several:
 
     def __init__(self, stores: tuple[RowSource, ...]):
         self.stores, self.inputs, self.targets = stores, stores, ()
+
+
+def _fitted(part: AbstractNormalizer, stores: tuple[RowSource, ...]) -> AbstractNormalizer:
+    several: Any = stores[0] if len(stores) == 1 else _Several(stores)
+    return part.fit(several)
 
 
 def _below(arrays: dict[str, Array], start: str) -> dict[str, Array]:
