@@ -48,7 +48,7 @@ KINDS = (
     AbstractChildInput, AbstractChildScale, AbstractCodeUnit, AbstractConstraint, AbstractEstimator, AbstractEvidence,
     AbstractInit, AbstractMagnitudes, AbstractMetric, AbstractNormalizer, AbstractProbabilities, AbstractResampling,
     AbstractSchedule, AbstractSource, AbstractTerm, AbstractText, optax.GradientTransformation, sae.AbstractSAE,
-    sae.AbstractCandidates, sparsify.AbstractRule,
+    sae.AbstractCandidates, sae.AbstractSkip, sparsify.AbstractRule,
 )  # fmt: skip
 RESAMPLE = "{_target_: jhsae.revival.Resample, every: 1, until: 4}"
 TARGET = re.compile(r"""_target_["']?\s*:\s*["']?(jhsae(?:\.\w+)+)""")

@@ -1,4 +1,4 @@
-"""What hierarchical SAEs share: experts with atoms inside subspaces, and how their codes are decoded."""
+"""Parts that hierarchical SAEs have in common: experts with atoms inside subspaces, and how codes are decoded."""
 
 from typing import Annotated
 
