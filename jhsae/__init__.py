@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jhsae.codes import TreeCodes as TreeCodes
     from jhsae.data import Store as Store
     from jhsae.errors import UserError as UserError
+    from jhsae.evals import with_sae as with_sae
     from jhsae.losses import Objective as Objective
     from jhsae.sae import FlatSAE as FlatSAE
     from jhsae.sae import GatedSAE as GatedSAE
@@ -44,6 +45,7 @@ _HOME = {
     "TreeCodes": "jhsae.codes",
     "Store": "jhsae.data",
     "UserError": "jhsae.errors",
+    "with_sae": "jhsae.evals",
     "Objective": "jhsae.losses",
     "FlatSAE": "jhsae.sae",
     "GatedSAE": "jhsae.sae",

@@ -13,6 +13,7 @@ from jhsae.features.contexts import children
 from jhsae.features.decoder import feature_logits
 from jhsae.features.firings import Firings
 from jhsae.features.latents import LatentStatistics, TokenProfile, main_tokens
+from jhsae.features.names import label
 from jhsae.sae import Forest
 
 TOKENS = 8
@@ -45,14 +46,6 @@ class Members:
         """The strongest atom on a row; None where the expert fired alone."""
         i = int(np.searchsorted(self._rows, row))
         return int(self._atoms[i]) if i < len(self._rows) and self._rows[i] == row else None
-
-
-def label(feature: int, tree: Forest | None) -> str:
-    """The name of a feature in the addresses of the page: ``f7``, ``e12``, ``e12/a3``, ``e12/a3/a1``."""
-    if tree is None:
-        return f"f{feature}"
-    parent = int(tree.parents[feature])
-    return f"e{feature}" if parent < 0 else f"{label(parent, tree)}/a{feature - children(tree, parent).start}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import numpy as np
 
 from jhsae import lm
 from jhsae.browser.contexts import Reader, Window
-from jhsae.browser.entries import Entries, label
+from jhsae.browser.entries import Entries
 from jhsae.browser.pieces import Pieces, Sequences
 from jhsae.browser.tables import Json, densities, rounded, search_index
 from jhsae.data import Store
@@ -21,6 +21,7 @@ from jhsae.features.contexts import frequent_children, spread_features
 from jhsae.features.decoder import decoder_in_lm_units, typical_rows
 from jhsae.features.firings import firing_table
 from jhsae.features.latents import latent_statistics, token_profile
+from jhsae.features.names import label
 from jhsae.features.token_text import word_ids
 from jhsae.files.escaping import visible
 from jhsae.sae import AbstractSAE, Forest

@@ -119,6 +119,22 @@ VERBS = {
         "one self-contained HTML page",
         "jhsae report report.yaml out=runs/report.html",
     ),
+    "steer": Verb(
+        "edit latents inside the language model, beside random directions, and attribute logits to them",
+        "a run folder, the language model that it reads, and prompts",
+        "a table on the screen and one self-contained HTML page",
+        "jhsae steer run=runs/quickstart/scale lm=embedded 'prompts=[\"dog: a domestic\"]' latents=[e3,e3/a1] "
+        "out=runs/steer.html",
+        bare=True,
+        notes=(
+            "Latents are named as on the page of jhsae browse: f7, e12, e12/a3; e12/* means e12 and all below it.",
+            "edit: jhsae.evals.AddShare (share of the stream's norm), Add (value), Set (value) or Ablate; "
+            "edit.within._target_=jhsae.evals.WhereParentActive edits an atom within its expert alone, TimesParent "
+            "in proportion to its expert's code.",
+            "Random directions are added where the edit adds something, with the same norm. Definitions: "
+            "jhsae.evals.interventions.",
+        ),
+    ),
     "export": Verb(
         "write a trained SAE in the files of another library, or as a folder to share",
         "a run folder; for some formats a store of held-out text",

@@ -194,9 +194,19 @@ def _change(
 ) -> Float[Array, "batch kinds"]:
     """The change of each group's mean logit less that of the vocabulary's, averaged over the steered positions."""
     change = model.logits_from(jnp.where(steered[..., None], base + vector, base), layer) - logits
-    by_group = jnp.einsum("bsv,kv->bsk", change - jnp.mean(change, axis=-1, keepdims=True), members)
+    by_group = relative(change, members)
     count = jnp.maximum(jnp.sum(steered, axis=1), 1)[:, None]
     return jnp.sum(by_group * steered[..., None], axis=1) / count
+
+
+def relative(change: Float[Array, "*some vocab"], members: Float[Array, "kinds vocab"]) -> Float[Array, "*some kinds"]:
+    """The change of each group's mean logit, less that of the whole vocabulary, which the softmax does not see.
+
+    Args:
+        change: of the logits.
+        members: a row of weights per group, which add up to 1.
+    """
+    return jnp.einsum("...v,kv->...k", change - jnp.mean(change, axis=-1, keepdims=True), members)
 
 
 def _summary(latents: list[int], effects: np.ndarray) -> dict[str, Any]:

@@ -31,6 +31,36 @@ def check_origin(sae: AbstractSAE, about: dict[str, Any], store: Store, name: st
         )
 
 
+def check_model(
+    sae: AbstractSAE, about: dict[str, Any], model: lm.LanguageModel, layer: int, name: str = "the SAE"
+) -> None:
+    """Raises `UserError` unless `model` has the width of the SAE, and with the layer is what it was trained on.
+
+    As `check_origin`, where there is no store.
+    """
+    if not 0 <= layer <= model.model.layers:
+        raise UserError(
+            f"layer is {layer}, but {model.name} has {model.model.layers} blocks; write a layer from 0 to "
+            f"{model.model.layers}"
+        )
+    if sae.embed != model.model.embed:
+        raise UserError(
+            f"{name} reads vectors of {sae.embed} numbers, but the residual stream of {model.name} has "
+            f"{model.model.embed}; write the model that the SAE was trained on"
+        )
+    reads = about["reads"]
+    if reads["layer"] not in (None, layer):
+        raise UserError(f"layer is {layer}, but {name} reads layer {reads['layer']}; write layer={reads['layer']}")
+    if reads["model"] is None:
+        return
+    trained, here = ModelName(reads["model"], reads.get("model_sha256")), ModelName.of(model.name, model.sha256)
+    if not same_model(trained, here):
+        why = "; its weights have changed" if trained.name == here.name else ""
+        raise UserError(
+            f"{name} reads {trained.name}, but the model is {here.name}{why}; write the model of the training"
+        )
+
+
 def language_model(path: str | None, store: Store) -> lm.LanguageModel:
     """The language model at `path`, or of None where the store says it lies; checked by `check_language_model`."""
     model = lm.load(_place(ModelName.recorded(store.manifest), store) if path is None else path)

@@ -167,6 +167,23 @@ class AbstractLM(eqx.Module):
         self._check(layer)
         return self._head(self._run(x.astype(jnp.float32), layer, self.layers))
 
+    def logits_at(
+        self, x: Float[Array, "batch time embed"], layer: int, positions: Int[Array, "batch"]
+    ) -> Float[Array, "batch vocab"]:
+        """As `logits_from`, at one position of each sequence: those of the others are never made.
+
+        Args:
+            x: The residual stream at `layer`, [batch, time, embed].
+            layer: Number of blocks that have run.
+            positions: One of each sequence.
+
+        Returns:
+            float32 [batch, vocab].
+        """
+        self._check(layer)
+        last = self._run(x.astype(jnp.float32), layer, self.layers)
+        return self._head(jnp.take_along_axis(last, positions[:, None, None], axis=1))[:, 0]
+
     def __call__(self, ids: Int[Array, "batch time"]) -> Float[Array, "batch time vocab"]:
         """Next-token logits."""
         return self.logits_from(self.residual(ids, 0), 0)
