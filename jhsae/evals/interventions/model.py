@@ -1,8 +1,8 @@
 """A language model with an SAE at one layer: codes read, the stream replaced by their reconstruction, codes edited.
 
 At every token that is neither special nor padding ``x' = base + sum_i (c'_i - c_i) row_i``. With the error term kept
-the base is the residual stream x itself, so that without an edit the model is unchanged to the bit; with it dropped the
-base is the reconstruction. Rows are in the units of the language model: the input normaliser is undone at each token.
+the base is the residual stream x itself, which without an edit stays as it is to the bit; with it dropped the base is
+the reconstruction. Rows are in the units of the language model: the input normaliser is undone at each token.
 """
 
 from collections.abc import Mapping, Sequence
