@@ -54,7 +54,7 @@ class Settings:
     seed: int = 0
 
 
-TINY = Settings(rows=1_500, steps=5, prompts=3, prompt=6, cases=2, controls=39, points=12)
+TINY = Settings(rows=1_500, steps=5, prompts=3, prompt=6, cases=2, controls=40, points=12)
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def place(tmp_path_factory):
 
 def steer(place, out="page.html", **changes):
     given = {"run": str(place / "run"), "lm": str(place / "lm"), "prompts": PROMPTS, "out": str(place / out)}
-    return run(Steer(**given | {"controls": 39, "continuation": 2, "attributed": 3} | changes))
+    return run(Steer(**given | {"controls": 40, "continuation": 2, "attributed": 3} | changes))
 
 
 def test_the_page_holds_the_numbers_and_loads_nothing(place, capsys):
@@ -49,7 +49,7 @@ def test_the_page_holds_the_numbers_and_loads_nothing(place, capsys):
     inside = jhsae.with_sae(lm.load(place / "lm"), jhsae.load_sae(place / "run"))
     assert inside.layer == LAYER and isinstance(inside.normalizer, UnitNorm)
     for name in ("e1", "e2/a3"):
-        found = evals.steer(inside, PROMPTS, name, evals.AddShare(0.5), [7, 9], controls=39)
+        found = evals.steer(inside, PROMPTS, name, evals.AddShare(0.5), [7, 9], controls=40)
         estimate = found.comparison().estimate
         value = float(re.search(rf'>{name}</a>.*?title="([^"]+)"', page, re.DOTALL)[1])
         assert value == pytest.approx(estimate, rel=1e-5)
@@ -66,7 +66,7 @@ def test_the_page_holds_the_numbers_and_loads_nothing(place, capsys):
 
 def test_every_edit_from_the_command_line(place, capsys):
     words = [f"run={place / 'run'}", f"lm={place / 'lm'}", 'prompts=["w5 w6", "w8"]', f"out={place / 'words.html'}"]
-    words += ["controls=39", "continuation=0", "attributed=0", "latents=[e0/a1,7]"]
+    words += ["controls=40", "continuation=0", "attributed=0", "latents=[e0/a1,7]"]
     target = "edit._target_=jhsae.evals."
     for edit, said in (
         (["edit={_target_: jhsae.evals.Ablate}"], "edit: Ablate"),
@@ -130,7 +130,7 @@ def test_another_file_is_not_overwritten_and_values_are_checked(place):
     with pytest.raises(UserError, match=r"mine\.html exists and is no page of jhsae steer"):
         steer(place, "mine.html")
     for changes, said in (
-        ({"controls": 5}, "controls is 5, expected at least 39"),
+        ({"controls": 5}, "controls is 5, expected at least 40"),
         ({"prompts": []}, "prompts is"),
         ({"norm": "half"}, "norm is 'half'"),
         ({"latents": [1.5]}, "latents.0 is 1.5"),

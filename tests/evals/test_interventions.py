@@ -115,10 +115,10 @@ def test_every_family_is_what_it_was_and_is_steered(family, tmp_path):
     inside = jhsae.with_sae(model, sae, 1)
     found = inside.run(prompt)
     close(found.logits, plainly(model.model, prompt.ids), 1e-6)
-    steered = evals.steer(inside, prompt, "f3", evals.AddShare(2.0), controls=39, own_tokens=3)
+    steered = evals.steer(inside, prompt, "f3", evals.AddShare(2.0), controls=40, own_tokens=3)
     assert np.isfinite(steered.effects).all() and np.abs(steered.effects).max() > 1e-3
-    got = evals.attribute(inside, prompt, 4, VOCAB - 3)
-    assert got.gap < 0.05 and got.difference == pytest.approx(float(found.logits[0, -1, 4] - found.logits[0, -1, -3]))
+    got, last = evals.attribute(inside, prompt, 4, VOCAB - 3), found.logits[0, -1]
+    assert got.gap < 0.05 and got.difference == pytest.approx(float(last[4] - last[VOCAB - 3]), abs=1e-5)
 
 
 @pytest.mark.few(4)
@@ -237,9 +237,9 @@ def test_effects_of_single_ablations(model):
 @pytest.mark.parametrize("norm", ["free", "kept"])
 def test_the_null_is_a_random_direction_of_the_same_norm(model, norm):
     inside = jhsae.with_sae(model, kinds()["tree"], LAYER, normalizer=UnitNorm())
-    found = evals.steer(inside, PROMPTS, "e1/a2", evals.Add(0.7), [7, 9], controls=39, norm=norm, batch=2)
+    found = evals.steer(inside, PROMPTS, "e1/a2", evals.Add(0.7), [7, 9], controls=40, norm=norm, batch=2)
     rng = np.random.default_rng(0)
-    directions = rng.normal(size=(39, EMBED))
+    directions = rng.normal(size=(40, EMBED))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     plain = inside.run(PROMPTS)
     steered = inside.run(PROMPTS, {"e1/a2": evals.Add(0.7)})
@@ -247,15 +247,15 @@ def test_the_null_is_a_random_direction_of_the_same_norm(model, norm):
     for i in range(3):
         n = int(plain.prompts.lengths[i])
         x = np.asarray(plain.stream[i, :n])
-        for k, direction in enumerate([None, directions[0], directions[38]]):
+        for k, direction in enumerate([None, directions[0], directions[39]]):
             added = np.asarray(steered.stream[i, :n]) - x if direction is None else lengths[i, :n, None] * direction
             moved = x + added
             if norm == "kept":
                 moved *= np.linalg.norm(x, axis=1, keepdims=True) / np.linalg.norm(moved, axis=1, keepdims=True)
             change = logits(model, moved)[-1] - logits(model, x)[-1]
-            got = found.effects[i] if direction is None else found.null[[0, 0, 38][k], i]
+            got = found.effects[i] if direction is None else found.null[[0, 0, 39][k], i]
             assert got == pytest.approx(change[[7, 9]].mean() - change.mean(), abs=3e-4)
-    assert found.comparison().draws == 39 and found.edited.tolist() == [4, 2, 6]
+    assert found.comparison().draws == 40 and found.edited.tolist() == [4, 2, 6]
     margin = found.margin()
     assert margin.estimate == pytest.approx(found.effects.mean() - found.null.mean(), abs=1e-5)
 
@@ -274,7 +274,7 @@ def test_an_edit_that_applies_nowhere_has_no_effect(model):
     codes = np.asarray(inside.run("w5 w6").read.codes.parents.dense())[1:]
     silent = int(np.flatnonzero(~codes.any(axis=0))[0])
     within = evals.Add(3.0, within=evals.WhereParentActive())
-    found = evals.steer(inside, "w5 w6", f"e{silent}/a0", within, controls=39)
+    found = evals.steer(inside, "w5 w6", f"e{silent}/a0", within, controls=40)
     assert np.isnan(found.effects).all() and found.comparison() is None and found.margin() is None
     assert found.edited.tolist() == [0]
 
@@ -324,7 +324,7 @@ def test_what_cannot_be_is_one_sentence(model):
         inside.run(["w5", " "])
     with refused("prompt 0 is empty"):
         inside.run("<bos>")
-    with refused("latent e1 is edited twice"):
+    with refused("latent 1 is edited twice"):
         inside.run("w5", {"e1": evals.Ablate(), 1: evals.Ablate()})
     with refused("latent e1 has no latent above it, which TimesParent asks about"):
         inside.run("w5", {"e1": evals.Add(1.0, within=evals.TimesParent())})
@@ -337,10 +337,12 @@ def test_what_cannot_be_is_one_sentence(model):
     with refused("token and than are both token 5"):
         evals.attribute(inside, "w5", "w5", 5)
     with refused("there are 3 prompts, expected 1"):
-        evals.attribute(inside, PROMPTS)
+        evals.attribute(inside, inside.prompts(PROMPTS))
+    with refused(r"prompt is \['w5'\] \(list\), expected text"):
+        evals.attribute(inside, ["w5"])
     with refused("tokens is an empty list"):
         evals.steer(inside, "w5", "e1", evals.Ablate(), [])
-    with refused("controls is 5, expected at least 39"):
+    with refused("controls is 5, expected at least 40"):
         evals.steer(inside, "w5", "e1", evals.Ablate(), controls=5)
     with refused("the logits are not finite with latent e1 edited"):
         evals.steer(inside, "w5", "e1", evals.Add(1e38))

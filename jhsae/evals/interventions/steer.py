@@ -27,7 +27,7 @@ from jhsae.features.decoder import feature_logits
 from jhsae.lm import AbstractLM
 from jhsae.ranges import Count, Seed, ranged
 
-LEAST = 39  # random directions: with fewer no two-sided p-value is below 0.05
+LEAST = 40  # random directions: with fewer no two-sided p-value is below 0.05
 
 
 @dataclass(frozen=True, eq=False)
