@@ -118,9 +118,8 @@ def name_of(row):
 )  # fmt: skip
 def test_what_cannot_be_is_one_sentence_and_writes_nothing(place, changes, said):
     before = sorted(place.iterdir())
-    changes = changes | ({"out": str(place / changes["out"])} if "out" in changes else {})
     with pytest.raises(UserError) as refused:
-        steer(place, "none.html", **changes)
+        steer(place, **{"out": "none.html"} | changes)
     assert said in str(refused.value) and len(str(refused.value).splitlines()) == 1
     assert sorted(place.iterdir()) == before
 

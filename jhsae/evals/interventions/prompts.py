@@ -114,7 +114,8 @@ def token_id(token: str | int, model: LanguageModel) -> int:
     """The id of a single token.
 
     Args:
-        token: its text, with the space before it where it has one, or its id.
+        token: its text, with the space before it where it has one, or its id. Where no token reads so, the one that the
+            tokenizer makes of it.
         model: the language model and its tokenizer.
 
     Raises:
@@ -126,10 +127,12 @@ def token_id(token: str | int, model: LanguageModel) -> int:
             raise UserError(f"token is {token}, but the vocabulary has {vocab}; write an id from 0 to {vocab - 1}")
         return token
     ids = _encoded(token, model.tokenizer)
-    if len(ids) != 1:  # such as SentencePiece, which begins " cat" with a space of its own
+    if token_text(model.tokenizer, ids) != [
+        token
+    ]:  # such as Llama 2, which makes " the" of "the", and pieces of " the"
         known = sorted(i for i in model.tokenizer.get_vocab().values() if i < vocab)
         texts = token_text(model.tokenizer, known)
-        ids = [i for i, text in zip(known, texts, strict=True) if text == token] or ids
+        ids = [i for i, text in zip(known, texts, strict=True) if text == token][:1] or ids
     if len(ids) != 1 or ids[0] == model.tokenizer.unk_token_id or ids[0] >= vocab:
         pieces = ", ".join(repr(text) for text in token_text(model.tokenizer, ids)) or "nothing"
         raise UserError(

@@ -82,7 +82,7 @@ def steer(
     *,
     positions: Positions = "all",
     norm: Norm = "free",
-    controls: Annotated[Count, Ge(LEAST)] = 60,
+    controls: Annotated[int, Ge(LEAST)] = 60,
     own_tokens: Count = 10,
     seed: Seed = 0,
     batch: Count = 8,
