@@ -344,7 +344,7 @@ def test_what_cannot_be_is_one_sentence(model):
         evals.steer(inside, "w5", "e1", evals.Ablate(), [])
     with refused("controls is 5, expected at least 40"):
         evals.steer(inside, "w5", "e1", evals.Ablate(), controls=5)
-    with refused("the logits are not finite with latent e1 edited"):
+    with refused("stream or logits are not finite with latent e1 edited"):
         evals.steer(inside, "w5", "e1", evals.Add(1e38))
     with refused("value is nan"):
         evals.Add(float("nan"))

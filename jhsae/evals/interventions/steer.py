@@ -119,13 +119,12 @@ def steer(
             targets = own(inside, part, read, row, own_tokens)
         delta = inside.delta(read, rows, part.at(positions))
         parts.append(_measured(inside, part, read, delta, directions, members(targets, inside.model.model.vocab), norm))
-    effects, null, share, edited, before, after = (np.concatenate(column, axis=-1) if i == 1 else np.concatenate(column)
-        for i, column in enumerate(zip(*parts, strict=True)))  # fmt: skip
-    if not np.isfinite(after).all():
-        raise UserError(f"the logits are not finite with latent {latent} edited; write a smaller strength")
+    effects, share, edited, before, after, null = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if not (np.isfinite(after).all() and np.isfinite(share).all()):
+        raise UserError(f"stream or logits are not finite with latent {latent} edited; write a smaller strength")
     effects[edited == 0] = np.nan
     assert targets is not None
-    return Steered(str(latent), row, targets, effects, null, share, edited, before, after)
+    return Steered(str(latent), row, targets, effects, null.T, share, edited, before, after)
 
 
 def own(inside: SplicedLM, prompts: Prompts, read: Read, row: int, count: int) -> tuple[int, ...]:
@@ -191,7 +190,7 @@ def _measured(
     weights: Float[Array, "1 vocab"],
     norm: Norm,
 ) -> tuple[np.ndarray, ...]:
-    """Effects, those of the null, norms, positions and logits of one batch."""
+    """Effects, shares of the norm, edited tokens, logits, and the effects of the null, by prompt of one batch."""
     model, base = inside.model.model, inside.base(prompts, read)
     lengths = jnp.linalg.norm(delta, axis=-1)
     before = logits_at(model, base, inside.layer, prompts.last)
@@ -200,7 +199,7 @@ def _measured(
     count = jnp.sum(lengths > 0, axis=1)
     shares = jnp.where(lengths > 0, lengths / jnp.linalg.norm(base, axis=-1), 0.0)
     share = jnp.sum(shares, axis=1) / jnp.maximum(count, 1)
-    found = (relative(after - before, weights)[:, 0], null, share, count, before, after)
+    found = (relative(after - before, weights)[:, 0], share, count, before, after, null.T)
     return tuple(np.array(one) for one in found)
 
 
