@@ -141,7 +141,7 @@ def test_an_sae_is_written_to_a_bucket_and_read_from_it(bucket):
         save_sae(bucket / "sae", sae, FLAT, IDENTITY, Identity(), {})
 
 
-@pytest.mark.parametrize("verb", ["export", "import", "world", "teach", "quickstart", "browse"])
+@pytest.mark.parametrize("verb", ["export", "import", "world", "teach", "quickstart", "browse", "steer"])
 def test_what_is_written_on_this_machine_alone_takes_no_url(tmp_path, monkeypatch, capsys, verb):
     """pathlib would make the folder gs:/ of it."""
     monkeypatch.chdir(tmp_path)
@@ -153,6 +153,7 @@ def test_what_is_written_on_this_machine_alone_takes_no_url(tmp_path, monkeypatc
         "teach": ["teacher/embedded.yaml"],
         "quickstart": [],
         "browse": ["run=run", "store=none", "lm=none"],
+        "steer": ["run=run", "lm=none", "prompts=[a]"],
     }[verb]
     assert main([verb, *words, "out=gs://bucket/page.html"]) == 2
     assert "out is gs://bucket/page.html, expected a path of this machine" in capsys.readouterr().err

@@ -180,7 +180,7 @@ def test_load_sae(place: Path, sae: FlatSAE):
         assert sentence.startswith((f"{folder}/sae/sae.json: sae", f"{folder}/sae/sae.json: normalize")), sentence
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "export", "browse", "import", "import from the hub"])
+@pytest.mark.parametrize("verb", ["evaluate", "export", "browse", "steer", "import", "import from the hub"])
 def test_verbs_that_read_a_saved_sae(verb: str, place: Path, sae: FlatSAE, capsys, monkeypatch):
     for name, slots in cases(place, of_saved):
         folder, out = saved(place, sae, slots), place / "out.html"
@@ -189,6 +189,7 @@ def test_verbs_that_read_a_saved_sae(verb: str, place: Path, sae: FlatSAE, capsy
             "evaluate": [f"run={folder}", "store=s", "lm=embedded"],
             "export": [f"run={folder}", "format=folder", f"out={out}"],
             "browse": [f"run={folder}", "store=s", "lm=embedded", f"out={out}"],
+            "steer": [f"run={folder}", "lm=embedded", "prompts=[a]", f"out={out}"],
             "import": [f"source={folder}", f"out={out}"],
             "import from the hub": ["source=hf://org/name", f"out={out}"],
         }[verb]

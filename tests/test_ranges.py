@@ -194,7 +194,7 @@ def numbers(cls: type) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "verb", ["train", "harvest", "world", "teach", "evaluate", "ablate", "export", "browse", "report"]
+    "verb", ["train", "harvest", "world", "teach", "evaluate", "ablate", "export", "browse", "steer", "report"]
 )
 def test_every_whole_number_of_every_config_has_a_range(verb):
     module = table.module(verb.removesuffix("_"))
@@ -208,6 +208,10 @@ def test_every_whole_number_of_every_config_has_a_range(verb):
           for o in ("rows=0", "rows=-1", "sequences=0", "batch=0", "features=-1", "atoms=-1", "examples=0", "run=''")],
         *[("browse", None, {"run": "r", "store": "s", "lm": "m", "out": "o.html"}, o)
           for o in ("rows=0", "features=0", "atoms=0", "examples=-1", "spread=-1", "before=-1", "logits=0")],
+        *[("steer", None, {"run": "r", "lm": "m", "prompts": ["a"], "out": "o.html"}, o)
+          for o in ("prompts=[]", "prompts=['']", "controls=39", "most=0", "continuation=-1", "edit.share=.nan",
+                    "batch=0", "seed=-1", "layer=-1", "latents=[-1]", "token=-1",
+                    "path={_target_: jhsae.evals.AlongPath, count: 0}")],
         *[("export", None, {"run": "r", "out": "o", "format": "torch"}, o) for o in ("rows=0", "rows=x", "format=zip")],
         *[("import_", None, {"source": "s", "out": "o"}, o) for o in ("layer=-1", "layer=1.5", "out=''", "unpickle=1")],
         *[("harvest", "harvest/embedded.yaml", {"out": "o"}, o)

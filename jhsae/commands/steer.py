@@ -40,16 +40,16 @@ class Steer:
     lm: Annotated[Words, "language model that it reads: a folder, a hub name, or 'embedded'"]
     prompts: Annotated[list[Words], MinLen(1), "texts; effects are measured at the end of each"]
     out: Annotated[Words, "the page to write, such as runs/steer.html"]
-    latents: Annotated[list[Words | int], "names or rows of latents; empty for those that write most there"] = field(
-        default_factory=list
+    latents: Annotated[list[Words | Natural], "names or rows of latents; empty for those that write most there"] = (
+        field(default_factory=list)
     )
     most: Annotated[Count, "how many latents where none is named"] = 6
     edit: Annotated[Slot, "what happens to the code of a latent", Supplied(kind=AbstractEdit)] = field(
         default_factory=lambda: {"_target_": "jhsae.evals.AddShare", "share": 0.5}
     )
-    tokens: Annotated[list[Words | int] | None, "tokens whose logits are measured; null: those that its row raises"] = (
-        None
-    )
+    tokens: Annotated[
+        list[Words | Natural] | None, "tokens whose logits are measured; null: those that its row raises"
+    ] = None
     positions: Annotated[Positions, "all tokens of a prompt are edited, or the last one"] = "all"
     norm: Annotated[Norm, "kept scales the edited stream to the norm that it had"] = "free"
     error: Annotated[ErrorTerm, "what the SAE does not reconstruct stays in the stream, or is dropped"] = "kept"
@@ -57,8 +57,8 @@ class Steer:
     controls: Annotated[int, Ge(LEAST), "random directions per latent"] = 60
     continuation: Annotated[Natural, "tokens by which the prompts are continued; 0 for none"] = 12
     attributed: Annotated[Natural, "latents in the attribution of each prompt; 0 for none"] = 8
-    token: Annotated[Words | int | None, "token whose logit is attributed; null for the likeliest"] = None
-    than: Annotated[Words | int | None, "token whose logit is subtracted; null for the likeliest other"] = None
+    token: Annotated[Words | Natural | None, "token whose logit is attributed; null for the likeliest"] = None
+    than: Annotated[Words | Natural | None, "token whose logit is subtracted; null for the likeliest other"] = None
     path: Annotated[Slot, "where the gradient is taken", Supplied(kind=AbstractPath)] = field(
         default_factory=lambda: {"_target_": "jhsae.evals.AlongPath"}
     )
