@@ -6,10 +6,14 @@ its batches, in random order, from part 0 of the newest refill, part 1 of the on
 overwrites the oldest segment, all of whose parts have been drawn. So every row is drawn once, beside rows of four
 refills, no row leaves its device, and the buffer at any step follows from the last `SEGMENTS` refills: to resume, they
 are run again.
+
+Buffers whose refills read the same sequences, of one layer or of several, can be filled from one pass of the model: the
+first that needs a refill writes it into all that need it next. That is each of them as long as none is drawn from ahead
+of the others; one that is ahead or behind gets its rows from passes of its own.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Int32, Int64
 
-from jhsae.activations.streams import Streams
+from jhsae.activations.passes import Passes
 from jhsae.data.source import AbstractBatches
 from jhsae.data.stream import Stream
 from jhsae.errors import UserError
@@ -81,6 +85,11 @@ class Plan:
         """How many batches are drawn between two refills."""
         return self.segment // self.per_lane
 
+    def refills_as(self, other: "Plan") -> bool:
+        """Whether each refill has the same sequences in the same places; windows may have other batches."""
+        names = ("seed", "lanes", "segment", "sequences", "passes")
+        return self.stream is other.stream and all(getattr(self, name) == getattr(other, name) for name in names)
+
     def chosen(self, refill: int) -> Int64[np.ndarray, "passes lanes sequences"]:
         """The sequences of a refill."""
         epoch, number = divmod(refill, self.per_epoch)
@@ -122,16 +131,19 @@ class Plan:
 class LiveBatches(AbstractBatches):
     """Batches [batch, embed] in float32 on the mesh, split over its ``host`` and ``data`` axes."""
 
-    def __init__(self, streams: Streams, mesh: Mesh, plan: Callable[[int], Plan], lanes: int | None):
+    def __init__(self, passes: Passes, layer: int, mesh: Mesh, plan: Callable[[int], Plan], lanes: int | None):
         """`plan` gives the plan for a number of lanes; `lanes` is that number, or None for one per shard."""
-        self._streams, self._mesh, self._make = streams, mesh, plan
+        self._passes, self._layer, self._mesh, self._make = passes, layer, mesh, plan
+        self._streams = passes.join(layer)
         self._write, self._draw = _operations(mesh)
+        self._others: list[LiveBatches] = []
         self._lay(rows_shards(mesh) if lanes is None else lanes)
         self._step = 0
 
     def __next__(self) -> Float[Array, "batch embed"]:
+        while self._needs(self._following):
+            self._refill(self._following)
         window, number = divmod(self._step, self._plan.per_window)
-        self._fill(window)
         slots = self._put(self._plan.slots(window)[number], PartitionSpec())
         self._step += 1
         return self._draw(self._buffer, slots)
@@ -146,6 +158,11 @@ class LiveBatches(AbstractBatches):
             self._lay(state["lanes"])
         self._step = state["next_index"]
 
+    def together(self, others: Sequence[AbstractBatches]) -> None:
+        """Refills are shared with those of `others` that read the same model and text."""
+        live = [other for other in others if isinstance(other, LiveBatches) and other is not self]
+        self._others = [other for other in live if other._passes is self._passes]
+
     def _lay(self, lanes: int) -> None:
         shards = rows_shards(self._mesh)
         if lanes < 1 or lanes % shards:
@@ -158,26 +175,45 @@ class LiveBatches(AbstractBatches):
         self._mine = [shard * share + i for shard in self._streams.shards for i in range(share)]
         self._newest: int | None = None
 
-    def _fill(self, window: int) -> None:
-        """Brings the buffer to the refills that `window` draws from."""
-        last = window + SEGMENTS - 1
-        if self._newest is None or not window - 1 <= self._newest <= last:
+    @property
+    def _window(self) -> int:
+        """The window of the next batch."""
+        return self._step // self._plan.per_window
+
+    @property
+    def _following(self) -> int:
+        """The refill after the newest one that is of use to this window; the first of them where none is there."""
+        first, newest = self._window, self._newest
+        return newest + 1 if newest is not None and first - 1 <= newest < first + SEGMENTS else first
+
+    def _needs(self, refill: int) -> bool:
+        """Whether the next batch waits for `refill`, and has those before it."""
+        return refill == self._following < self._window + SEGMENTS
+
+    def _refill(self, refill: int) -> None:
+        same = [other for other in self._others if other._plan.refills_as(self._plan) and other._needs(refill)]
+        filled = [self, *same]
+        for buffer in filled:
+            buffer._make_room(refill)
+        chosen = self._plan.chosen(refill)
+        targets = self._plan.targets(refill, chosen, self._mine)
+        layers = tuple(sorted({buffer._layer for buffer in filled}))
+        for sequences, rounds in zip(chosen, targets, strict=True):
+            tokens = self._plan.stream.tokens[sequences[self._mine].reshape(-1)]
+            residuals = self._passes(tokens, layers)
+            for places in (self._put(places, PartitionSpec(ROWS)) for places in rounds):
+                for buffer in filled:
+                    buffer._buffer = buffer._write(buffer._buffer, *residuals[buffer._layer], places)
+        for buffer in filled:
+            buffer._newest = refill
+
+    def _make_room(self, refill: int) -> None:
+        """Begins with an empty buffer where the refill before this one is not there."""
+        if self._newest is None or self._newest != refill - 1:
             shape = (self._plan.lanes, SEGMENTS * self._plan.segment, self._streams.embed)
             place = NamedSharding(self._mesh, PartitionSpec(ROWS))
             self._buffer = jax.jit(partial(jnp.zeros, shape, self._streams.dtype), out_shardings=place)()
-            self._newest = window - 1
-        for refill in range(self._newest + 1, last + 1):
-            self._refill(refill)
-        self._newest = last
-
-    def _refill(self, refill: int) -> None:
-        chosen = self._plan.chosen(refill)
-        targets = self._plan.targets(refill, chosen, self._mine)
-        for sequences, places in zip(chosen, targets, strict=True):
-            tokens = self._plan.stream.tokens[sequences[self._mine].reshape(-1)]
-            residual = self._streams(tokens)
-            for place in places:
-                self._buffer = self._write(self._buffer, residual, self._put(place, PartitionSpec(ROWS)))
+            self._newest = refill - 1
 
     def _put(self, a: np.ndarray, spec: PartitionSpec) -> Array:
         return jax.make_array_from_process_local_data(NamedSharding(self._mesh, spec), a)
@@ -187,13 +223,19 @@ def _operations(mesh: Mesh) -> tuple[Callable[..., Array], Callable[..., Array]]
     """Writing into the buffer and drawing from it, each device in its own lanes."""
     lanes = PartitionSpec(ROWS)
 
-    @partial(jax.jit, donate_argnums=0)
-    @partial(
-        jax.shard_map, mesh=mesh, in_specs=(lanes, PartitionSpec(None, ROWS), lanes), out_specs=lanes, check_vma=False
-    )
+    @partial(jax.jit, donate_argnums=0, static_argnums=2)
     def write(
         buffer: Float[Array, "lanes rows embed"],
-        residual: Float[Array, "1 share context embed"],
+        residuals: Float[Array, "taps batch context embed"],
+        tap: int,
+        places: Int[Array, "lanes positions"],
+    ) -> Float[Array, "lanes rows embed"]:
+        return within(buffer, residuals[tap], places)
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=(lanes, lanes, lanes), out_specs=lanes, check_vma=False)
+    def within(
+        buffer: Float[Array, "lanes rows embed"],
+        residual: Float[Array, "share context embed"],
         places: Int[Array, "lanes positions"],
     ) -> Float[Array, "lanes rows embed"]:
         x = residual.reshape(*places.shape, -1)

@@ -7,6 +7,7 @@ sequences are read as by a harvest, epoch after epoch; their residual streams go
 
 import hashlib
 import json
+from copy import copy
 from functools import cached_property
 from itertools import chain
 from typing import Annotated, Any, Literal
@@ -21,7 +22,7 @@ from jaxtyping import Float32
 
 from jhsae import lm
 from jhsae.activations.buffer import LiveBatches, Plan
-from jhsae.activations.streams import Streams
+from jhsae.activations.passes import Passes
 from jhsae.data import ArrayRows, ModelName, pack
 from jhsae.data.source import AbstractSource, SourceInfo
 from jhsae.data.stream import Stream
@@ -63,13 +64,25 @@ class LiveActivations(AbstractSource):
         check_context(loaded.model.config.heads, context, sequences, mesh)
         loaded.model.check_context(context)
         tokens = pack(documents, loaded.tokenizer, context, seed, rows=rows, vocab=loaded.model.vocab)
-        self.path = f"{loaded.name}, layer {layer}, live"
         self._stream = Stream.of(tokens, loaded.tokenizer, seed)
-        self._streams = Streams(loaded.model, (layer,), mesh, sequences, dtype)
+        self._passes = Passes(loaded.model, mesh, sequences, dtype)
         self._mesh, self._sequences, self._buffer_rows, self._lanes = mesh, sequences, buffer_rows, lanes
-        self._about = {"model": loaded.name, "layer": layer, "dtype": [lm_dtype, dtype], "text": text.describe()}
-        self._name, self._layer = loaded.name, layer
+        self._about = {"model": loaded.name, "dtype": [lm_dtype, dtype], "text": text.describe()}
+        self._name = loaded.name
         self._tokenizer = {"model": ModelName.of(loaded.name, loaded.sha256).record()}
+        self._read_at(layer)
+
+    def _read_at(self, layer: int) -> None:
+        self._layer, self.path = layer, f"{self._name}, layer {layer}, live"
+        self._streams = self._passes.join(layer)
+
+    def at(self, layer: int) -> "LiveActivations":
+        """The same text and model at another layer; both read what one pass of the model gives."""
+        other = copy(self)
+        for name in ("manifest", "_sample"):  # computed for this layer
+            vars(other).pop(name, None)
+        other._read_at(layer)
+        return other
 
     @cached_property
     def manifest(self) -> SourceInfo:
@@ -89,7 +102,8 @@ class LiveActivations(AbstractSource):
 
     def identity(self) -> str:
         """A hash of the model's name and layer, and of the sequences."""
-        digest = hashlib.sha256(json.dumps(self._about, sort_keys=True).encode())
+        about = self._about | {"layer": self._layer}
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         digest.update(self._stream.tokens.tobytes())
         return digest.hexdigest()
 
@@ -99,12 +113,10 @@ class LiveActivations(AbstractSource):
         def plan(lanes: int) -> Plan:
             return Plan.of(self._stream, batch, lanes, self._sequences, self._buffer_rows, seed)
 
-        return LiveBatches(self._streams, self._mesh, plan, self._lanes)
+        return LiveBatches(self._passes, self._layer, self._mesh, plan, self._lanes)
 
     @cached_property
     def _sample(self) -> ArrayRows:
         """Every process reads the same sequences; process 0's numbers count, so that all fit the same normaliser."""
-        rows = self.rows
-        parts = self._streams.rows(self._stream, 0, rows, self._streams.passes(self._stream, 0, rows))
-        x: Any = np.concatenate([x[0] for x, _ in parts])
+        x: Any = self._passes.sample(self._stream, self.rows, self._layer)
         return ArrayRows(np.asarray(multihost_utils.broadcast_one_to_all(x)) if jax.process_count() > 1 else x)

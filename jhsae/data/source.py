@@ -1,7 +1,7 @@
 """Interface of on-the-fly activation sources."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,12 @@ class AbstractBatches(ABC, Iterator[Float[Array, "batch embed"]]):
     def set_state(self, state: dict[str, Any]) -> None:
         """Resumes from a position."""
 
+    def together(self, others: Sequence["AbstractBatches"]) -> None:
+        """Says which `others` are drawn from in turns with these: what they need too may be computed once.
+
+        Their batches do not depend on it. By default nothing is shared.
+        """
+
 
 class AbstractSource(Ranged, ABC):
     """Batches of activations; also a `RowSource` of a sample that a normaliser can be fitted on."""
@@ -60,6 +66,13 @@ class AbstractSource(Ranged, ABC):
     def is_known_as(self, identity: Any) -> bool:
         """Whether `identity`, recorded by a run, is that of this source."""
         return identity == self.identity()
+
+    def at(self, layer: int) -> "AbstractSource | None":
+        """The source of the same stream at another layer, of which one pass can serve both; None where there is none.
+
+        `layer` is at most the layer of this source.
+        """
+        return None
 
     @abstractmethod
     def batches(self, batch: int, seed: int) -> AbstractBatches:

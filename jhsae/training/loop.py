@@ -1,14 +1,16 @@
 """The one training loop: stages of jitted steps over batches, metrics read one step late.
 
 While the device computes step n + 1 the host reads the metrics of step n; every read is explicit (`jax.device_get`),
-so that ``jax.transfer_guard`` finds one that is not. A loss that is not finite stops the run and names the step.
+so that ``jax.transfer_guard`` finds one that is not. A loss that is not finite stops the run and names the step. The
+loop is a generator, `updates`, so that several runs can take turns; `run_stages` runs one to its end.
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from functools import wraps
+from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -66,6 +68,24 @@ def _never(step: int) -> bool:
     return False
 
 
+P, T = ParamSpec("P"), TypeVar("T")
+
+
+def drained(updates: Callable[P, Generator[int, None, T]]) -> Callable[P, T]:
+    """The function that runs the generator of `updates` to its end and returns what that returns."""
+
+    @wraps(updates)
+    def run(*arguments: P.args, **named: P.kwargs) -> T:
+        steps = updates(*arguments, **named)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
+
+    return run
+
+
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
     """What `run_stages` calls; each does nothing unless given.
@@ -82,7 +102,7 @@ class Hooks:
     on_step: Callable[[], None] = _ignore
 
 
-def run_stages(
+def updates(
     state: TrainState,
     stages: list[Stage],
     batches: Iterator[np.ndarray | Array],
@@ -94,8 +114,9 @@ def run_stages(
     label: str = "train",
     profiler: StepProfiler | None = None,
     hooks: Hooks = Hooks(),
-) -> TrainState:
-    """Runs the updates that `state.step` does not count yet.
+    shown: Callable[[str, int, int], Progress] = Progress,
+) -> Generator[int, None, TrainState]:
+    """Runs the updates that `state.step` does not count yet; as a generator, one each time it is resumed.
 
     Args:
         state: Where to start; its arrays are donated.
@@ -108,6 +129,10 @@ def run_stages(
         label: Name of the progress bar, which process 0 draws.
         profiler: Traces some of the steps.
         hooks: What to call besides.
+        shown: Makes the progress bar of a label, all updates and those that are done.
+
+    Yields:
+        The number of finished updates, before each update.
 
     Returns:
         The state after the last update, or after the one at which ``hooks.due`` was True.
@@ -119,12 +144,13 @@ def run_stages(
     total = sum(stage.steps for stage in stages)
     done, end, stopped = int(jax.device_get(state.step)), 0, False
     kept = "; the last checkpoint is intact" if checkpoint_every else ""
-    with Progress(label, total, done) as progress, profiler or StepProfiler() as profiler:
+    with shown(label, total, done) as progress, profiler or StepProfiler() as profiler:
         reader = _Reader(log, log_every, total, hooks.on_step, kept, progress)
         for stage in stages:
             end += stage.steps
             step = None
             while done < end and not stopped:
+                yield done
                 inputs = stage.modules, shard_batch(next(batches), mesh)
                 step = step or _compiled(stage.step, inputs, state)
                 done += 1
@@ -144,6 +170,9 @@ def run_stages(
         for note in filter(None, (part.unmet(reader.l0) for part in state.sae.sparsifiers)):
             logger.warning(f"{label}: {note}")
     return state
+
+
+run_stages = drained(updates)
 
 
 @runtime_checkable
