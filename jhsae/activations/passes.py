@@ -51,7 +51,7 @@ class Passes:
         Returns:
             Of each layer an array with the residual streams of several, and its place in it.
         """
-        found = {}
+        found: dict[int, tuple[Array, int]] = {}
         for streams in self._program(tokens, layers):
             residuals = streams(tokens)
             found |= {layer: (residuals, tap) for tap, layer in enumerate(streams.layers)}

@@ -174,7 +174,7 @@ class Checkpoints:
                     f"{self._folder}: the checkpoint of step {step} is damaged ({reason}); kept as {step}.damaged"
                 )
         if damage:
-            barrier(f"set aside {sorted(damage)}", RENAMING_SECONDS)
+            barrier(f"set aside {sorted(damage)} of {self._folder}", RENAMING_SECONDS)
             self._manager.reload()
             if is_main():
                 logger.warning(f"{self._folder}: {then}")

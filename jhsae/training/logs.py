@@ -79,10 +79,12 @@ class RunLog:
         step: int = 0,
         about: Mapping[str, Any] | None = None,
         waited: Callable[[], float] | None = None,
+        beside: int = 0,
     ):
         """Continues after `step` finished updates. A sink is named, or is what `open_sinks` gives.
 
-        `waited` gives the seconds spent waiting for batches so far; timing.jsonl then has them by row.
+        `waited` gives the seconds spent waiting for batches so far; timing.jsonl then has them by row. `beside` is the
+        number of other runs that this process trains in turns with this one: the times are those of all.
         """
         self._metrics = JsonLines(folder / "metrics.jsonl", step)
         self._timing = JsonLines(folder / "timing.jsonl", step)
@@ -90,6 +92,7 @@ class RunLog:
         seconds = (self._timing.last or {}).get("seconds")
         before = seconds if isinstance(seconds, int | float) else 0.0
         self._waited, self._waited_before = waited, 0.0
+        self._beside = {"beside": beside} if beside else {}
         self._started, self._last = time.perf_counter() - before, (step, time.perf_counter())
 
     def write(self, step: int, stage: str, metrics: Mapping[str, float], tokens_per_step: int) -> None:
@@ -98,7 +101,7 @@ class RunLog:
         rate = (step - self._last[0]) * tokens_per_step / (now - self._last[1])
         self._last = (step, now)
         self._metrics.write({"step": step, "stage": stage, **metrics})
-        row = {"step": step, "seconds": now - self._started, "tokens_per_second": rate}
+        row = {"step": step, "seconds": now - self._started, "tokens_per_second": rate, **self._beside}
         if self._waited is not None:
             waited = self._waited()
             row["input_seconds"], self._waited_before = waited - self._waited_before, waited

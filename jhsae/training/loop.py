@@ -68,7 +68,8 @@ def _never(step: int) -> bool:
     return False
 
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def drained(updates: Callable[P, Generator[int, None, T]]) -> Callable[P, T]:

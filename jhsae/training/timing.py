@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jhsae.files.bounded import read_lines
-from jhsae.files.forms import NUMBER, check
+from jhsae.files.forms import COUNT, NUMBER, check
 
 
 class TimedBatches(Iterator[np.ndarray | Array]):
@@ -30,7 +30,7 @@ class TimedBatches(Iterator[np.ndarray | Array]):
 
 
 def timing(folder: Path) -> dict[str, float]:
-    """Seconds of the training loop and its median rate; nothing for an imported SAE.
+    """Seconds of the training loop and its median rate; nothing for an imported SAE or a run beside others.
 
     Args:
         folder: The run folder.
@@ -43,7 +43,7 @@ def timing(folder: Path) -> dict[str, float]:
         UserError: timing.jsonl is damaged.
     """
     rows = _rows(folder)
-    if not rows:
+    if not rows or any("beside" in row for row in rows):  # the times of all runs of the process
         return {}
     return {
         "train_seconds": rows[-1]["seconds"],
@@ -73,6 +73,6 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     path = folder / "timing.jsonl"
     rows = read_lines(path) if path.exists() else []
     for number, row in enumerate(rows, start=1):
-        form = {"seconds": NUMBER, "tokens_per_second": NUMBER, "input_seconds?": NUMBER}
+        form = {"seconds": NUMBER, "tokens_per_second": NUMBER, "input_seconds?": NUMBER, "beside?": COUNT}
         check(row, form, f"{path}, row {number}")
     return rows
