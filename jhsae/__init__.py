@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from jhsae.teacher import Teacher as Teacher
     from jhsae.training.checkpoint import load_sae as load_sae
     from jhsae.training.fit import fit as fit
+    from jhsae.training.many import train_many as train_many
     from jhsae.usage import Context as Context
 
 __version__ = "0.1.0"
@@ -58,6 +59,7 @@ _HOME = {
     "TopK": "jhsae.sparsify",
     "Teacher": "jhsae.teacher",
     "fit": "jhsae.training.fit",
+    "train_many": "jhsae.training.many",
     "Context": "jhsae.usage",
 }
 _MODULES = {

@@ -12,6 +12,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from jhsae import __version__
@@ -105,6 +106,12 @@ def _run(verb: str, words: list[str]) -> int:
     if VERBS[verb].together:
         _join()
     found = module(verb)
+    if VERBS[verb].many and named:
+        more = takewhile(lambda word: word.endswith((".yaml", ".yml")) or config.is_file(word), words[1:])
+        paths = [config.find(word) for word in (path, *more)]
+        if len(paths) > 1 or config.has_key(paths[0], "runs"):
+            found.run_many(paths, words[len(paths) :])
+            return 0
     try:
         settings = config.load(getattr(found, verb.capitalize()), config.find(path), words[named:])
     except UserError as error:  # bare.yaml is not the user's, so no message names it

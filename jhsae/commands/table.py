@@ -12,7 +12,8 @@ class Verb(NamedTuple):
     A verb with a config has in its module the class of that config (``Train``) and ``run(config)``; `default` is its
     YAML when none is given, and a `bare` verb needs none: it starts from the defaults of its keys. A verb with `flags`
     has ``add_arguments(parser)`` and ``run(arguments) -> exit code``; one that several processes run as one is
-    `together`. `notes` are printed as paragraphs.
+    `together`. One that takes several configs, or one with the key ``runs``, is `many` and has ``run_many(paths,
+    overrides)``. `notes` are printed as paragraphs.
     """
 
     summary: str
@@ -23,11 +24,14 @@ class Verb(NamedTuple):
     bare: bool = False
     flags: bool = False
     together: bool = False
+    many: bool = False
     notes: tuple[str, ...] = ()
 
     @property
     def config_word(self) -> str:
         """How a usage line names the config."""
+        if self.many:
+            return "CONFIG.yaml [CONFIG.yaml ...]"
         return "[CONFIG.yaml]" if self.default or self.bare else "CONFIG.yaml"
 
 
@@ -75,11 +79,12 @@ VERBS = {
         "jhsae teach teacher/gemma2_2b.yaml out=teachers/gemma-2-2b",
     ),
     "train": Verb(
-        "train one SAE",
+        "train one SAE, or several together",
         "a store and, where the config names one, a teacher",
         "a run folder: config.yaml, run.json, metrics.jsonl, timing.jsonl, checkpoints/, sae/",
         "jhsae train scale.yaml data.store=stores/gemma-2-2b-l20 out=runs/scale",
         together=True,
+        many=True,
         notes=(
             "An existing run is resumed, never overwritten. Checkpoints are saved asynchronously and restored onto "
             "any mesh and number of processes, bit for bit on the same mesh; a corrupt one is set aside with a "
@@ -88,6 +93,9 @@ VERBS = {
             "or features. Several hosts: TPU pods, GKE, SLURM and Open MPI are recognised; else set "
             "JHSAE_COORDINATOR, JHSAE_PROCESSES and JHSAE_PROCESS. Scripts: experiments/launch/.",
             "Without a store: jhsae train live.yaml computes activations while it trains.",
+            "Several configs, or one YAML with runs: {NAME: [key=value, ...]} and train: CONFIG.yaml (such as "
+            "layers.yaml), are trained together: one pass of the language model, or one reading of the store, serves "
+            "all; each has a folder of its own, with the bytes of a run by itself.",
         ),
     ),
     "evaluate": Verb(

@@ -17,6 +17,7 @@ from jhsae.config.check import CheckedSlot as CheckedSlot
 from jhsae.config.parts import build as build
 from jhsae.config.parts import checked as checked
 from jhsae.config.reading import find as find
+from jhsae.config.reading import has_key as has_key
 from jhsae.config.reading import is_file as is_file
 from jhsae.config.reading import load as load
 from jhsae.config.reading import plain as plain

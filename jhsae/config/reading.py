@@ -73,6 +73,11 @@ def read(cls: type[Config], path: str | Path, trust: str | Iterable[str] = ()) -
     return fit_section(with_defaults(cls, tree), cls, place)
 
 
+def has_key(path: str | Path, key: str) -> bool:
+    """Whether a config file, or a file that it names as its ``base:``, has `key` at the top."""
+    return any(key in layer for _, layer in _read(Path(path), ()))
+
+
 def plain(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file as plain data; slots are not checked, references not resolved."""
     tree = plain_yaml.read(Path(path))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from jhsae import config as cfg
 from jhsae import lm
 from jhsae.activations.buffer import SEGMENTS
 from jhsae.activations.live import LiveActivations
+from jhsae.activations.passes import Passes
+from jhsae.activations.streams import Streams
 from jhsae.data import ModelName, TextFiles
 from jhsae.errors import UserError
 from jhsae.parallel.mesh import MeshShape, make_mesh
@@ -34,10 +37,10 @@ def place(tmp_path_factory) -> Path:
     return save_model_and_text(folder, 900, shortest=4)
 
 
-def live(place: Path, devices: int = 8, **changes) -> LiveActivations:
+def live(place: Path, devices: int = 8, layer: int = LAYER, **changes) -> LiveActivations:
     options = {"rows": 8000, "context": CONTEXT, "sequences": 8, "buffer_rows": 2048, "dtype": "float32"} | changes
     mesh = make_mesh(MeshShape(), devices)
-    return LiveActivations(str(place / "lm"), LAYER, TextFiles(str(place / "text.txt")), **options, mesh=mesh)
+    return LiveActivations(str(place / "lm"), layer, TextFiles(str(place / "text.txt")), **options, mesh=mesh)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +126,85 @@ def test_the_sample_is_the_start_of_the_text_on_any_mesh(place, source):
     np.testing.assert_allclose(source.read(3, 40), other.read(3, 40), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(source.manifest.mean, source.read(0, source.rows).mean(axis=0), atol=1e-5)
     assert source.identity() == other.identity() != live(place, 2, rows=500).identity()
+
+
+TURNS = [(0, BATCH, 40), (1, 2 * BATCH, 20), (2, BATCH, 24)]  # layer, rows of a batch, batches
+
+
+@pytest.fixture
+def read(monkeypatch) -> Counter:
+    """How many sequences the programs for each set of layers have read."""
+    counts, call = Counter(), Streams.__call__
+
+    def counted(streams, tokens):
+        counts[streams.layers] += len(tokens)
+        return call(streams, tokens)
+
+    monkeypatch.setattr(Streams, "__call__", counted)
+    return counts
+
+
+def _in_turns(place) -> list[list[np.ndarray]]:
+    """The batches of `TURNS`, each time of the one that has read the fewest rows, from sources that share passes."""
+    deepest = live(place, 1, layer=2)
+    batches = [(deepest if n == 2 else deepest.at(n)).batches(size, 0) for n, size, _ in TURNS]
+    found: list[list[np.ndarray]] = [[] for _ in TURNS]
+    left = list(range(len(TURNS)))
+    while left:
+        for i in left:
+            batches[i].together([batches[j] for j in left])
+        i = min(left, key=lambda i: len(found[i]) * TURNS[i][1])
+        found[i].append(np.asarray(next(batches[i])))
+        left = [j for j in left if len(found[j]) < TURNS[j][2]]
+    return found
+
+
+def test_layers_are_read_in_one_pass_with_the_bits_of_each_alone(place, read):
+    """Three layers, two sizes of a batch, one that ends before the others: no sequence is read twice."""
+    found = _in_turns(place)
+    plan = live(place, 1).batches(BATCH, 0)._plan
+    compared = plan.sequences  # in each program, and in that of each layer alone
+    assert read[0, 1, 2] == 5 * plan._taken + compared and read[0, 1] == plan._taken + compared
+    assert {n: read.pop((n,)) for n in range(3)} == {0: 2 * compared, 1: 2 * compared, 2: compared} and len(read) == 2
+    for (layer, size, steps), together in zip(TURNS, found, strict=True):
+        alone = live(place, 1, layer=layer).batches(size, 0)
+        np.testing.assert_array_equal(np.stack(together), np.stack([np.asarray(b) for b in islice(alone, steps)]))
+
+
+def test_a_layer_that_one_pass_would_round_differently_has_its_own(place, read, monkeypatch, caplog):
+    make = Streams.__init__
+
+    def rounding(streams, model, layers, *rest):
+        make(streams, model, layers, *rest)
+        forward = streams._forward
+        streams._forward = lambda m, ids: (
+            forward(m, ids)
+            + (1e-3 if len(layers) > 1 and 1 in layers else 0) * (jnp.asarray(layers) == 1).reshape(-1, 1, 1, 1)
+        )
+
+    monkeypatch.setattr(Streams, "__init__", rounding)
+    deepest = live(place, 1, layer=2)
+    passes = Passes(*deepest._passes._arguments)
+    tokens = deepest._stream.tokens[: deepest._streams.local_batch]
+    with caplog.at_level("INFO", "jhsae"):
+        found = passes(tokens, (0, 1, 2))
+    assert {n: (len(array), tap) for n, (array, tap) in found.items()} == {0: (2, 0), 1: (1, 0), 2: (2, 1)}
+    assert "one for layer 1 and one for layers 0, 2, which one pass would round differently" in caplog.text
+
+
+def test_a_buffer_that_is_ahead_or_behind_has_the_same_batches(place, read):
+    """Turns that are not taken evenly cost passes, not rows."""
+    deepest = live(place, 1, layer=2)
+    pair = [deepest.batches(BATCH, 0), deepest.at(1).batches(BATCH, 0)]
+    for one in pair:
+        one.together(pair)
+    ahead = [np.asarray(b) for b in islice(pair[0], 70)]
+    behind = [np.asarray(b) for b in islice(pair[1], 70)]
+    pair[1].set_state({"next_index": 37, "lanes": 1})
+    again = [np.asarray(b) for b in islice(pair[0], 3)], [np.asarray(b) for b in islice(pair[1], 3)]
+    alone = [[np.asarray(b) for b in islice(live(place, 1, layer=n).batches(BATCH, 0), 73)] for n in (2, 1)]
+    np.testing.assert_array_equal(ahead + again[0], alone[0])
+    np.testing.assert_array_equal(behind + again[1], alone[1][:70] + alone[1][37:40])
 
 
 def test_what_does_not_fit_is_a_sentence(place, source):

@@ -7,7 +7,7 @@ import pytest
 
 from jhsae.errors import UserError
 from jhsae.parallel import progress
-from jhsae.parallel.progress import Progress
+from jhsae.parallel.progress import Progress, ProgressLines
 
 
 class Clock:
@@ -129,3 +129,34 @@ def test_other_processes_show_nothing(logged, monkeypatch, capsys):
             shown.update()
             clock.now += 60
     assert lines(logged) == [] and capsys.readouterr().err == ""
+
+
+def test_several_loops_have_a_line_each_in_one_record(logged):
+    clock = Clock()
+    with ProgressLines(["early", "a longer name"], clock=clock) as view:
+        first, second = view.of("early", 40), view.of("a longer name", 100, 50)
+        with first, second:
+            for _ in range(32):
+                first.show(ev=0.5)
+                first.update(tokens=100)
+                second.update(tokens=200)
+                clock.now += 1
+        first.update()
+        second.update()
+        clock.now += 31
+        second.update()
+    assert lines(logged)[0].splitlines() == [
+        "early          step 31/40  ev 0.5  100 tokens/s  ETA 9 s",
+        "a longer name  step 80/100  193 tokens/s  ETA 21 s",
+    ]
+    assert [line.split()[-1] for line in lines(logged)[1].splitlines()] == ["stopped", "stopped"]
+
+
+def test_a_terminal_has_a_bar_for_each_loop(logged, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with ProgressLines(["early", "late"]) as view, view.of("early", 2) as first, view.of("late", 3) as second:
+        first.update(2)
+        second.update(3)
+    assert "early: 100%" in terminal.text and "late : 100%" in terminal.text and "2/2" in terminal.text
+    assert lines(logged) == []

@@ -3,18 +3,17 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import runs
+from own_process import in_own_process
 from small_lm import EMBED, save_model_and_text
 
 from jhsae import config as cfg
-from jhsae.activations.streams import Streams
-from jhsae.data import Store
-from jhsae.data.loader import Batches
 from jhsae.errors import UserError
 from jhsae.files.lock import owned
 from jhsae.training import logs
@@ -76,17 +75,29 @@ def three(place: Path, out: str) -> list[Train]:
     ]
 
 
+def at_row(monkeypatch, step, act):
+    """Does something when a row of metrics of `step` is written for the first time."""
+    write, done = logs.JsonLines.write, []
+
+    def and_act(lines, row):
+        write(lines, row)
+        if row["step"] == step and "loss" in row and not done:
+            done.append(act())
+
+    monkeypatch.setattr(logs.JsonLines, "write", and_act)
+
+
 def of_stores(place: Path, out: str) -> list[Train]:
-    """One store: the smallest complete config, another seed and architecture, another order, another batch."""
+    """One store: the smallest complete config, another architecture, another order, another batch."""
     sae = {"_target_": "jhsae.sae.FlatSAE", "embed": runs.EMBED, "features": 24, "sparsifier": RELU}
     objective = {"reconstruction": {"_target_": "jhsae.losses.SquaredError"}}
     stages = [{"name": "all", "steps": 11, "learning_rate": 1e-2}]
     flat = {"sae": sae, "objective": objective, "weights": {}, "init": [], "stages": stages}
     return [
-        load(place, f"{out}/tree"),
+        load(place, f"{out}/tree", "stages.0.steps=3", "stages.1.steps=8"),
         load(place, f"{out}/flat", "seed=1", **flat),
-        load(place, f"{out}/order", "data.seed=5"),
-        load(place, f"{out}/batch", "data.batch=128", "data.streams=2", "stages.1.steps=4"),
+        load(place, f"{out}/order", "data.seed=5", **flat),
+        load(place, f"{out}/batch", "data.batch=128", "data.streams=2", "stages.0.steps=15", **flat),
     ]
 
 
@@ -96,9 +107,9 @@ MAKE = {"live": three, "store": of_stores}
 def content(folder: Path) -> dict[str, bytes]:
     """Every file of a run but times and checkpoints, without the name of the folder above it."""
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and "checkpoints" not in file.parts]
-    mine = str(folder.parent).encode()
+    above = re.escape(str(folder.parents[1]).encode()) + rb"/[\w-]+/"
     return {
-        str(file.relative_to(folder)): file.read_bytes().replace(mine, b"")
+        str(file.relative_to(folder)): re.sub(above, b"", file.read_bytes())
         for file in files
         if file.name not in {"timing.jsonl", "SHA256SUMS"}
     }
@@ -134,3 +145,89 @@ def test_together_they_write_the_bytes_of_each_by_itself(place, kind, caplog):
     train_many(configs)
     assert caplog.text.count("is finished; nothing to do") == len(configs)
     assert before == {out: os.stat(Path(out) / "metrics.jsonl").st_mtime_ns for out in before}
+
+
+def unfinished(config: Train) -> None:
+    """What a run that was killed after its last checkpoint but one leaves behind, with rows of later steps."""
+    folder = Path(config.out)
+    shutil.rmtree(folder / "sae")
+    shutil.rmtree(max((folder / "checkpoints").iterdir(), key=lambda file: int(file.name)))
+
+
+def test_killed_at_different_points_each_goes_on_as_by_itself(place, kind):
+    """From its own newest checkpoint: some are ahead of others, one has not begun; those in between are finished."""
+    shutil.copytree(place / f"alone-{kind}", place / f"killed-{kind}")
+    configs = MAKE[kind](place, f"killed-{kind}")
+    unfinished(configs[0])
+    unfinished(configs[1])
+    shutil.rmtree(configs[-1].out)
+    train_many(configs)
+    same_as_alone(place, kind, f"killed-{kind}")
+
+
+def test_a_signal_saves_all_and_the_same_command_goes_on(place, kind, monkeypatch, caplog):
+    configs = MAKE[kind](place, f"stopped-{kind}")
+    with monkeypatch.context() as patch:
+        at_row(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit) as ended, caplog.at_level("INFO", "jhsae"):
+            train_many(configs)
+    assert ended.value.code == 143
+    for config in configs:
+        saved = max(int(file.name) for file in Path(config.out, "checkpoints").iterdir())
+        assert 3 <= saved <= 7 and f"{config.out}: stopped by SIGTERM after step {saved}, which is saved" in caplog.text
+    train_many(configs)
+    same_as_alone(place, kind, f"stopped-{kind}")
+
+
+def test_a_run_that_diverges_ends_alone(place, kind, caplog):
+    out = f"diverged-{kind}"
+    configs = MAKE[kind](place, out)
+    bad = cfg.load(Train, Path(f"{configs[1].out}.yaml"), [f"out={place}/{out}/bad", "stages.0.learning_rate=1e30"])
+    says = r"1 of \d runs failed, the others are finished: .*/bad: the loss is not finite at step"
+    with pytest.raises(FailedRunsError, match=says) as ended:
+        train_many([configs[0], bad, *configs[1:]])
+    assert ended.value.exit_code == 3 and list(ended.value.errors) == [bad.out]
+    assert f"{bad.out} has ended, the other runs go on: the loss is not finite at step" in caplog.text
+    same_as_alone(place, kind, out)
+    with pytest.raises(FailedRunsError, match="1 of 1 runs failed"):
+        train_many([*configs, bad])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["out=OUT/a/"], r"two runs have one folder, .*refused/a/?; write another out=... for each"),
+        (
+            ["mesh.expert=2"],
+            r"has the mesh data=None expert=1, .*/b data=None expert=2; runs that are trained together",
+        ),
+        (["sae.embed=8"], r"refused/b: sae.embed is 8, but the store .* holds vectors of \d+"),
+        (["data.live.layer=7"], r"data.live: layers=7 of the 2"),
+        (["profile_steps=[2,3]"], r"profile_steps is in 2 runs .*keep one"),
+    ],
+)
+def test_what_does_not_go_together_is_a_sentence_and_writes_nothing(place, words, sentence):
+    a, b = three(place, "refused")[:2]
+    words = [word.replace("OUT", f"{place}/refused") for word in words]
+    a = cfg.load(Train, Path(f"{a.out}.yaml"), [word for word in words if "profile" in word])
+    with pytest.raises(UserError, match=sentence):
+        train_many([a, cfg.load(Train, Path(f"{b.out}.yaml"), words)])
+    assert not Path(a.out).exists() and not Path(b.out).exists()
+
+
+def test_no_run_is_a_sentence():
+    with pytest.raises(UserError, match="there is no run to train"):
+        train_many([])
+
+
+def holds(folder: str) -> None:
+    """Trains into a folder that the process above owns."""
+    with pytest.raises(UserError, match="is being written by process"):
+        train_many(three(Path(folder).parents[1], "owned"))
+
+
+def test_a_folder_that_another_process_writes_is_refused(place):
+    b = three(place, "owned")[1]
+    with owned(b.out, "train"):
+        in_own_process(holds, b.out)
+    assert not Path(b.out).exists()
