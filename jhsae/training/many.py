@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
+from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
@@ -29,6 +30,7 @@ from jhsae.parallel.progress import ProgressLines
 from jhsae.parallel.watchdog import Watchdog
 from jhsae.training.config import Train
 from jhsae.training.loop import DivergedError
+from jhsae.training.many_config import load_many
 from jhsae.training.run import Run, open_loader, open_source, prepare, stopped
 from jhsae.training.run_folder import check_owner, finished
 from jhsae.training.sharding import abstract_state
@@ -53,13 +55,14 @@ class FailedRunsError(RuntimeError):
         self.exit_code = 1 if first is None else first[1]
 
 
-def train_many(configs: Sequence[Train]) -> list[Folder]:
+def train_many(configs: Sequence[Train | str | Path], overrides: Sequence[str] = ()) -> list[Folder]:
     """Trains, or resumes, several runs together; those that are finished are left alone.
 
     Args:
-        configs: The runs, each with a folder of its own. They share a mesh; all else may differ. Runs whose ``data`` is
-            equal share one loader; where ``data.live`` differs in the layer alone, one pass of the language model
-            serves all layers.
+        configs: The runs, each with a folder of its own: configs, or YAMLs of one run or of several (`load_many`). They
+            share a mesh; all else may differ. Runs whose ``data`` is equal share one loader; where ``data.live``
+            differs in the layer alone, one pass of the language model serves all layers.
+        overrides: Overrides, such as ``stages.0.steps=100``, of every run that is read from a YAML.
 
     Returns:
         The run folders, in the order of `configs`.
@@ -69,7 +72,15 @@ def train_many(configs: Sequence[Train]) -> list[Folder]:
         FailedRunsError: Some runs have failed (a loss that is not finite); the others are finished.
         SystemExit: SIGTERM or Ctrl-C, after every state is saved; the code is 128 + the number of the signal.
     """
-    _check_together(configs)
+    runs: list[Train] = []
+    for one in configs:
+        runs += [one] if isinstance(one, Train) else load_many([one], overrides)
+    _check_together(runs)
+    return _trained(runs)
+
+
+def _trained(configs: Sequence[Train]) -> list[Folder]:
+    """The folders of the runs, all of which this process owns while it trains those that are not finished."""
     folders = [open_folder(config.out) for config in configs]
     with Watchdog() as watchdog, ExitStack() as stack:
         for config, folder in zip(configs, folders, strict=True):

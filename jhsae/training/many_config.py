@@ -66,18 +66,18 @@ class Many:
         return found
 
 
-def load_many(paths: Sequence[Path], overrides: Sequence[str] = ()) -> list[Train]:
+def load_many(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> list[Train]:
     """The configs of the runs in YAMLs of ``jhsae train``, and in those with ``runs:``.
 
     Args:
-        paths: The YAMLs.
+        paths: The YAMLs, or names of configs of this package.
         overrides: Overrides of every run; ``out``, ``train`` and ``overrides`` are those of a YAML with ``runs:``.
 
     Raises:
         UserError: As of `jhsae.config.load`.
     """
     found = []
-    for path in paths:
+    for path in map(cfg.find, map(str, paths)):
         if cfg.has_key(path, "runs"):
             its = [word for word in overrides if re.split(r"[.\[=]", word, maxsplit=1)[0] in Many.__annotations__]
             found += cfg.load(Many, path, its).configs([word for word in overrides if word not in its])
