@@ -1,4 +1,4 @@
-"""experiments/many: the example of its page runs as printed, and the study at tiny size; its table is that of the results."""
+"""experiments/many: the example of its page and the study run at tiny size; its table is that of the results."""
 
 import json
 import re

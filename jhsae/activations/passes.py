@@ -2,8 +2,8 @@
 
 One pass gives the residual streams at all layers that are wanted, and each has the very bits that a pass for it alone
 gives. A compiler may round a block differently in a program with other outputs (XLA turns a loop of one block into
-straight code, so that layer 1 differs on several devices), so the two are compared on the first sequences; a layer
-that differs gets a pass of its own.
+straight code, so that layer 1 may differ), so the two are compared on the first sequences, for every number of them;
+a layer that differs gets a pass of its own.
 """
 
 import logging
@@ -30,7 +30,7 @@ class Passes:
         """Arguments as of `Streams`, whose layers come with `join`."""
         self._arguments = model, mesh, sequences, dtype
         self._made: dict[Layers, Streams] = {}
-        self._programs: dict[Layers, list[Streams]] = {}
+        self._programs: dict[tuple[Layers, int], list[Streams]] = {}  # layers and sequences
         self._samples: dict[int, Shaped[np.ndarray, "rows embed"] | None] = {}  # None: given away
         self.layers: Layers = ()
 
@@ -72,13 +72,14 @@ class Passes:
 
     def _program(self, tokens: UInt32[np.ndarray, "local_batch context"], layers: Layers) -> list[Streams]:
         """The programs that give `layers`: one, unless its bits on `tokens` are not those of each layer alone."""
-        if layers not in self._programs:
-            self._programs[layers] = list(self._compared(tokens, layers))
+        key = layers, len(tokens)
+        if key not in self._programs:
+            self._programs[key] = list(self._compared(tokens, layers))
             if len(layers) > 1:
-                groups = [_named(streams.layers) for streams in self._programs[layers]]
+                groups = [_named(streams.layers) for streams in self._programs[key]]
                 apart = "" if len(groups) == 1 else ", which one pass would round differently"
                 logger.info(f"passes of the language model: {' and '.join(groups)}{apart}")
-        return self._programs[layers]
+        return self._programs[key]
 
     def _compared(self, tokens: UInt32[np.ndarray, "local_batch context"], layers: Layers) -> Iterator[Streams]:
         while len(layers) > 1:
