@@ -31,8 +31,8 @@ from jhsae.training.many_config import load_many
 HERE = Path(__file__).parent
 WORK = Path("runs/many")
 TEXT, COPIES = "text.txt", 4
-LONGEST = "layer3"
-LAYERS = (1, 2, 3)
+LONGEST = "layer4"
+LAYERS = (2, 3, 4)
 ORDERS = (("harvest", "longest", "together", "alone"), ("alone", "together", "harvest", "longest"))
 FILES = ("sae/sae.safetensors", "metrics.jsonl")
 
