@@ -28,10 +28,11 @@ from jhsae.ops.parameters import Decoder, ExpertEncoders
 from jhsae.ops.precision import COMPUTE, once, operand
 from jhsae.ops.rows import row_gradients, weighted_rows
 from jhsae.ops.sharding import ShardingKind, shard_mapped, shards, to_local_index
-from jhsae.ops.tiles import by_number, tile
+from jhsae.ops.tiles import tile
 
 from . import tile_kernels as kernels
-from .tile_pipeline import LANES, Atoms, Numbers, Source, Table, Wide, check_platform, packed
+from .pair_numbers import LANES, Numbers, added, numbers_at, numbers_of, repeated
+from .tile_pipeline import Atoms, Source, Table, Wide, check_platform, packed
 
 TOKENS, EXPERTS, OWN = ShardingKind.TOKENS, ShardingKind.EXPERTS, ShardingKind.OWN
 TOKEN_SUM, EXPERT_SUM = ShardingKind.TOKEN_SUM, ShardingKind.EXPERT_SUM
@@ -90,24 +91,25 @@ def encode_backward(
     (down, atom_enc), (table, indices) = (encoders.down, encoders.atom_enc), residuals
     experts, atoms, _ = atom_enc.shape
     raw = jnp.zeros(indices.shape) if weights is None else weights
-    numbers = _numbers(g, raw)
+    numbers = numbers_of(g, raw)
     d_down, d_atoms, d_rows, sums = kernels.weights(
         table,
         _source(x, indices.shape[1]),
         down,
-        _atoms(atom_enc, BLOCK, BLOCK_ROWS, numbers.shape[1]),
+        _atoms(atom_enc, BLOCK, BLOCK_ROWS, numbers.width),
         numbers,
+        indices.size,
         projected=False,
         weight=atoms,
     )
-    hidden_sum = jnp.einsum("ea,eas->es", sums.reshape(experts, -1)[:, :atoms], atom_enc)
-    d_encoders = ExpertEncoders(d_down, _of_experts(d_atoms, atom_enc))
+    hidden_sum = jnp.einsum("ea,eas->es", added(sums.reshape(experts, -1), numbers.width)[:, :atoms], atom_enc)
+    d_encoders = ExpertEncoders(d_down, _of_experts(d_atoms, numbers.width, atom_enc))
     return d_encoders, d_rows.reshape(experts, -1), jnp.einsum("es,esd->d", hidden_sum, down)
 
 
 def encode_to_input(x: Array, encoders: ExpertEncoders, residuals: Residuals, g: Array) -> Float[Array, "batch embed"]:
     """The gradient of x: kernels of its own, which are not run where nobody asks for it."""
-    return _into_tokens(_numbers(g), residuals.indices, encoders.down, encoders.atom_enc)
+    return _into_tokens(numbers_of(g), residuals.indices, encoders.down, encoders.atom_enc)
 
 
 def decode_atoms(codes: TreeCodes, decoder: Decoder) -> Float[Array, "batch embed"]:
@@ -129,7 +131,7 @@ def _decode_fwd(
 
 def _decode(children: Codes, indices: Array, up: Array, atom_dec: Array) -> Array:
     check(up.shape[2], up)
-    return _into_tokens(_dense(children), indices, up, atom_dec)
+    return _into_tokens(numbers_at(children), indices, up, atom_dec)
 
 
 def _decode_bwd(
@@ -143,12 +145,14 @@ def _decode_bwd(
 def _decode_gradients(
     children: Codes, indices: Array, up: Array, atom_dec: Array, g: Array
 ) -> tuple[Array, Array, Array]:
+    numbers = numbers_at(children)
     d_up, d_atoms, rows = kernels.weights(
         _table(indices, up, BLOCK, BLOCK_ROWS),
         _source(g, indices.shape[1]),
         up,
-        _atoms(atom_dec, BLOCK, BLOCK_ROWS),
-        _dense(children),
+        _atoms(atom_dec, BLOCK, BLOCK_ROWS, numbers.width),
+        numbers,
+        indices.size,
         projected=True,
     )
     dense = _by_slot(rows, indices, len(up))
@@ -157,7 +161,7 @@ def _decode_gradients(
     else:
         chosen = children.indices[..., None] == jnp.arange(dense.shape[-1])
         d_children = jnp.sum(jnp.where(chosen, dense[:, :, None], 0), axis=-1)
-    return d_children, d_up, _of_experts(d_atoms, atom_dec)
+    return d_children, d_up, _of_experts(d_atoms, numbers.width, atom_dec)
 
 
 _decode_atoms.defvjp(_decode_fwd, _decode_bwd)
@@ -215,20 +219,18 @@ def _table(indices: Int[Array, "batch k"], wide: Wide, most: int, rows: int) -> 
     return Table(tiles.expert, count, tiles.pair[:, None], own[:, None], tiles.used)
 
 
-def _atoms(atoms: Float[Array, "experts atoms sub"], most: int, rows: int, lanes: int | None = None) -> Atoms:
+def _atoms(atoms: Float[Array, "experts atoms sub"], most: int, rows: int, width: int | None = None) -> Atoms:
+    """The atoms of blocks, once for each pair of a row of numbers of that width; else with zeros."""
     experts, size, sub = atoms.shape
     block = _block(experts, sub, most, rows)
     below = jnp.swapaxes(atoms, 1, 2).reshape(experts // block, block * sub, size)
-    return jnp.pad(below, [(0, 0), (0, 0), (0, (lanes or _lanes(size)) - size)])
+    found = jnp.pad(below, [(0, 0), (0, 0), (0, (width or size + -size % LANES) - size)])
+    return found if width is None else repeated(found, width)
 
 
-def _of_experts(atoms: Atoms, like: Float[Array, "experts atoms sub"]) -> Float[Array, "experts atoms sub"]:
+def _of_experts(atoms: Atoms, width: int, like: Float[Array, "experts atoms sub"]) -> Float[Array, "experts atoms sub"]:
     experts, size, sub = like.shape
-    return jnp.swapaxes(atoms.reshape(experts, sub, -1)[..., :size], 1, 2)
-
-
-def _lanes(size: int) -> int:
-    return size + -size % LANES
+    return jnp.swapaxes(added(atoms, width).reshape(experts, sub, -1)[..., :size], 1, 2)
 
 
 def _source(x: Float[Array, "batch embed"], k: int) -> Source:
@@ -236,25 +238,9 @@ def _source(x: Float[Array, "batch embed"], k: int) -> Source:
     return Source(x if COMPUTE.get() == "float32" else once(packed(x)), k)
 
 
-def _numbers(values: Float[Array, "batch k atoms"], last: Float[Array, "batch k"] | None = None) -> Numbers:
-    """The values of every pair, then `last`, then zeros."""
-    size = values.shape[-1]
-    lanes = _lanes(size + (last is not None))
-    padded = jnp.pad(values, [(0, 0), (0, 0), (0, lanes - size)])
-    if last is not None:  # not concatenated: that would be written once more
-        padded = jnp.where(jnp.arange(lanes) == size, last[..., None], padded)
-    return by_number(padded)
-
-
-def _dense(children: Codes) -> Numbers:
-    """The children of every pair at their atoms; those that share one add up."""
-    if children.indices is None:
-        return _numbers(children.values)
-    chosen = children.indices[..., None] == jnp.arange(_lanes(children.size))
-    return by_number(jnp.sum(jnp.where(chosen, children.values[..., None], 0), axis=2))
-
-
-def _by_slot(rows: Numbers, indices: Int[Array, "batch k"], experts: int) -> Float[Array, "batch k lanes"]:
+def _by_slot(
+    rows: Float[Array, "pairs lanes"], indices: Int[Array, "batch k"], experts: int
+) -> Float[Array, "batch k lanes"]:
     """Rows of pairs by token; 0 for those of other devices, which no kernel wrote."""
     found = rows.reshape(*indices.shape, -1)
     return found if shards() == 1 else jnp.where((to_local_index(indices, experts) < experts)[..., None], found, 0)
@@ -271,9 +257,8 @@ def _into_tokens(
     parts = -(-batch // max(8, SUMS // (4 * embed) // 8 * 8))
     tokens = -(-batch // (8 * parts)) * 8
     more = parts * tokens - batch
-    wide, atoms = operand(wide), _atoms(atoms, *SPREAD, numbers.shape[1])
-    numbers = jnp.pad(numbers, [(0, more * k), (0, 0)]) if more else numbers
-    # tokens that do not exist have numbers of 0; their experts follow one another, so that none gets all of them
+    wide, atoms = operand(wide), _atoms(atoms, *SPREAD, numbers.width)
+    # tokens that do not exist have any numbers; their experts follow one another, so that none gets all of them
     extra = jnp.arange(more * k, dtype=indices.dtype).reshape(more, k) % len(wide)
     indices = jnp.concatenate([indices, extra]).reshape(parts, tokens, k)
 

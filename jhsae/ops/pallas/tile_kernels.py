@@ -25,10 +25,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from .pair_numbers import Numbers, own_lanes, parts_of
 from .tile_pipeline import (
     Atoms,
     Copied,
-    Numbers,
     Source,
     Table,
     Wide,
@@ -42,7 +42,7 @@ from .tile_pipeline import (
 )
 
 
-def project(table: Table, x: Source, wide: Wide, atoms: Atoms, pairs: int) -> Numbers:
+def project(table: Table, x: Source, wide: Wide, atoms: Atoms, pairs: int) -> Float[Array, "pairs lanes"]:
     """``A W x`` of every pair; rows of pairs in no tile hold anything."""
     lanes = atoms.shape[2]
     return call(
@@ -57,15 +57,22 @@ def project(table: Table, x: Source, wide: Wide, atoms: Atoms, pairs: int) -> Nu
     )[0]
 
 
-def _project(block, in_use, now, ahead, own, x, wide, atoms, out, buffers, done, staged, sent, *, share, dtype):
+def _project(block, in_use, now, ahead, _pair, own, x, wide, atoms, out, buffers, done, staged, sent, *, share, dtype):
     i = pl.program_id(0)
-    (rows,) = gather(i, in_use, now, ahead, [Copied(x, share, buffers, done)])
+    (rows,) = gather(i, in_use, now, ahead, [Copied(x, share, 1, buffers, done)])
     hidden = _hidden(_stacked(wide), columns_of(rows), _mask(own, wide.shape), dtype)
     leave(i, in_use, now, _dot(hidden, atoms[...], (0, 0), dtype), out, staged, sent)
 
 
 def weights(
-    table: Table, x: Source, wide: Wide, atoms: Atoms, numbers: Numbers, projected: bool, weight: int | None = None
+    table: Table,
+    x: Source,
+    wide: Wide,
+    atoms: Atoms,
+    numbers: Numbers,
+    pairs: int,
+    projected: bool,
+    weight: int | None = None,
 ) -> Sequence[Array]:
     """The gradients of `wide` and `atoms`, and what else is asked for.
 
@@ -75,6 +82,7 @@ def weights(
         wide: the wide matrices.
         atoms: the atoms.
         numbers: of the pairs.
+        pairs: how many.
         projected: whether to give `project` as well.
         weight: which of the numbers weighs x in a sum for every expert, [blocks, block, embed]; then also the sums of
             the numbers for every expert, [blocks, block, lanes].
@@ -82,7 +90,7 @@ def weights(
     Returns:
         The gradients of `wide` and `atoms`; the two sums with `weight`; the projection where it is asked for.
     """
-    lanes, pairs, (experts, sub, embed) = atoms.shape[2], len(numbers), wide.shape
+    lanes, (experts, sub, embed) = atoms.shape[2], wide.shape
     block = experts // len(atoms)
     outs = [(of_experts(wide.shape, block), wide.shape), (of_blocks(atoms.shape), atoms.shape)]
     if weight is not None:
@@ -91,33 +99,36 @@ def weights(
         outs.append((pl.BlockSpec(memory_space=pl.ANY), (pairs, lanes)))
     moved = pairs * (_width(x) + 4 * lanes) + sum(4 * math.prod(shape) for _, shape in outs)
     return call(
-        partial(_weights, share=x.share, dtype=_dtype(x), weight=weight, projected=projected),
+        partial(_weights, share=x.share, dtype=_dtype(x), width=numbers.width, weight=weight, projected=projected),
         table,
-        [x, Source(numbers, 1)],
+        [x, Source.of(numbers)],
         wide,
         atoms,
         outs,
         leaving(table, lanes) if projected else [],
         (moved, 2 * pairs * sub * (2 * embed + 2 * lanes)),
-        # a tile has read the numbers of its pairs when it writes their projections
-        in_place={1: len(outs) - 1} if projected else None,
     )
 
 
-def _weights(block, in_use, now, ahead, own, x, numbers, wide, atoms, *refs, share, dtype, weight, projected):
+def _weights(
+    block, in_use, now, ahead, pair, own, x, numbers, wide, atoms, *refs, share, dtype, width, weight, projected
+):
     i = pl.program_id(0)
     sums = 2 if weight is None else 4
     outs, refs = refs[:sums], refs[sums:]
     way_out, refs = ((refs[0], *refs[-2:]), refs[1:-2]) if projected else (None, refs)
     buffers, more, done, came = refs
-    rows, c = gather(i, in_use, now, ahead, [Copied(x, share, buffers, done), Copied(numbers, 1, more, came)])
+    sources = [Copied(x, share, 1, buffers, done), Copied(numbers, 1, parts_of(width), more, came)]
+    rows, c = gather(i, in_use, now, ahead, sources)
+    c = own_lanes(c, pair[...], numbers.shape[0], width)
     parts, mask = columns_of(rows), _mask(own, wide.shape)
     hidden = _hidden(_stacked(wide), parts, mask, dtype)
     left = jnp.where(mask, _dot(atoms[...], c, (1, 1), dtype), 0)
     found = [None, _dot(hidden, c, (1, 0), dtype)]
     if weight is not None:
         own_row = _mask(own, (wide.shape[0], 1))
-        chosen = jax.lax.broadcasted_iota(jnp.int32, (8, c.shape[1]), 1) == weight
+        lane = jax.lax.broadcasted_iota(jnp.int32, (8, c.shape[1]), 1)
+        chosen = jax.lax.rem(lane, jnp.int32(width)) == weight
         by_pair = _dot(chosen.astype(jnp.float32), c, (1, 1), dtype)[:1]
         left = jnp.concatenate([left, jnp.where(own_row, by_pair, 0)], axis=0)
         found.append(None)
@@ -179,9 +190,9 @@ def spread(
     """
     embed, lanes, rows = wide.shape[2], atoms.shape[2], table.pair.shape[2]
     return call(
-        partial(_spread, k=k, dtype=wide.dtype),
+        partial(_spread, k=k, dtype=wide.dtype, width=numbers.width),
         table,
-        [Source(numbers, 1)],
+        [Source.of(numbers)],
         wide,
         atoms,
         [(pl.BlockSpec(memory_space=pl.ANY), out.shape)],
@@ -192,7 +203,27 @@ def spread(
 
 
 def _spread(
-    block, in_use, first, now, ahead, own, numbers, wide, atoms, _out, out, buffers, done, sums, rows, left, *, k, dtype
+    block,
+    in_use,
+    first,
+    now,
+    ahead,
+    pair,
+    own,
+    numbers,
+    wide,
+    atoms,
+    _out,
+    out,
+    buffers,
+    done,
+    sums,
+    rows,
+    left,
+    *,
+    k,
+    dtype,
+    width,
 ):
     i = pl.program_id(0)
 
@@ -204,7 +235,9 @@ def _spread(
 
         jax.lax.fori_loop(0, sums.shape[0] // 8, clear, 0)
 
-    (c,) = gather(i, in_use, now, ahead, [Copied(numbers, 1, buffers, done)], first[0] * k)
+    start = first[0] * k
+    (c,) = gather(i, in_use, now, ahead, [Copied(numbers, 1, parts_of(width), buffers, done)], start)
+    c = own_lanes(c, start + pair[...], numbers.shape[0], width)
     inside = jnp.where(_mask(own, wide.shape), _dot(atoms[...], c, (1, 1), dtype), 0)
     rows[...] = _dot(inside, _stacked(wide), (0, 0), dtype)
 

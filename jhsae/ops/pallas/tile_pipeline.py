@@ -18,8 +18,9 @@ from jaxtyping import Array, Float, Int, Shaped
 from jhsae.errors import UserError
 from jhsae.ops.chunks import PLATFORM
 
+from .pair_numbers import Numbers, parts_of, row_of
+
 LIMIT = 56 * 2**20  # bytes of fast memory
-LANES = 128
 
 Interpret = bool | pltpu.InterpretParams
 INTERPRET: ContextVar[Interpret] = ContextVar("interpret", default=False)
@@ -27,8 +28,7 @@ INTERPRET: ContextVar[Interpret] = ContextVar("interpret", default=False)
 
 Wide = Float[Array, "experts sub embed"]
 Atoms = Float[Array, "blocks block_sub lanes"]
-"""The atoms of the experts of a block below one another, with zeros up to a multiple of 128."""
-Numbers = Float[Array, "pairs lanes"]
+"""The atoms of the experts of a block below one another, with zeros up to a multiple of 128, or repeated up to it."""
 
 
 class Table(NamedTuple):
@@ -45,10 +45,16 @@ class Table(NamedTuple):
 
 
 class Source(NamedTuple):
-    """An array whose rows are copied for each pair: row ``pair // share``."""
+    """An array whose rows are copied for each pair: row ``pair // share``, counted modulo their number."""
 
     rows: Shaped[Array, "some width"]
     share: int
+    parts: int = 1
+    """How often the pairs go through the rows; see `pair_numbers`."""
+
+    @classmethod
+    def of(cls, numbers: Numbers) -> "Source":
+        return cls(numbers.rows, 1, parts_of(numbers.width))
 
 
 class Copied(NamedTuple):
@@ -56,6 +62,7 @@ class Copied(NamedTuple):
 
     rows: Any
     share: int
+    parts: int
     buffers: Any
     done: Any
 
@@ -121,12 +128,11 @@ def call(
     scratch: Sequence[Any],
     cost: tuple[int, int],
     into: tuple[Int[Array, ""], Array] | None = None,
-    in_place: dict[int, int] | None = None,
 ) -> Sequence[Array]:
     """Runs a kernel over the tiles in use.
 
     `cost`: bytes to and from slow memory, and FLOPs. `into`: a number for the kernel, and an array that becomes its
-    only result. `in_place`: the number of a source, and that of the result which takes its memory.
+    only result.
     """
     tiles, _, rows = table.pair.shape
     scalars = [table.block, table.in_use, *([] if into is None else [into[0][None]])]
@@ -135,16 +141,14 @@ def call(
     def pairs(ahead: int, **space: Any) -> pl.BlockSpec:
         return pl.BlockSpec((None, 1, rows), lambda i, *_: (jnp.minimum(i + ahead, tiles - 1), 0, 0), **space)
 
-    tables = [pairs(0, memory_space=pltpu.SMEM), pairs(1, memory_space=pltpu.SMEM), pairs(0)]
+    tables = [pairs(0, memory_space=pltpu.SMEM), pairs(1, memory_space=pltpu.SMEM), pairs(0), pairs(0)]
     weights = [of_experts(wide.shape, len(wide) // len(atoms)), of_blocks(atoms.shape)]
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     specs = [*tables, *(anywhere for _ in sources), *weights, *([] if into is None else [anywhere])]
     buffers = [pltpu.VMEM((2, rows, source.rows.shape[1]), source.rows.dtype) for source in sources]
     done = [pltpu.SemaphoreType.DMA((2,)) for _ in sources]
-    aliases = {len(scalars) + len(tables) + source: out for source, out in (in_place or {}).items()}
-    if into is not None:
-        aliases[len(scalars) + len(specs) - 1] = 0
-    moved = cost[0] + _bytes(wide, atoms, table.pair, table.pair, table.own)
+    aliases = {} if into is None else {len(scalars) + len(specs) - 1: 0}
+    moved = cost[0] + _bytes(wide, atoms, table.pair, table.pair, table.pair, table.own)
     return pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -157,7 +161,7 @@ def call(
         cost_estimate=pl.CostEstimate(flops=cost[1], transcendentals=0, bytes_accessed=moved),
         interpret=INTERPRET.get(),
         name=kernel.func.__name__.strip("_") if isinstance(kernel, partial) else kernel.__name__,
-    )(*scalars, table.pair, table.pair, table.own, *arrays)
+    )(*scalars, table.pair, table.pair, table.pair, table.own, *arrays)
 
 
 def gather(i: Any, in_use: Any, now: Any, ahead: Any, sources: Sequence[Copied], start: Any = 0) -> list[Array]:
@@ -167,9 +171,9 @@ def gather(i: Any, in_use: Any, now: Any, ahead: Any, sources: Sequence[Copied],
         slot = jax.lax.rem(tile, 2)
 
         def copy(r, _):
-            for rows, share, buffers, done in sources:
+            for rows, share, parts, buffers, done in sources:
                 pair = start + pairs[0, r]
-                row = pair if share == 1 else jax.lax.div(pair, share)
+                row = row_of(pair if share == 1 else jax.lax.div(pair, share), rows.shape[0], parts)
                 action(pltpu.make_async_copy(rows.at[pl.ds(row, 1)], buffers.at[slot, pl.ds(r, 1)], done.at[slot]))
             return 0
 
