@@ -40,7 +40,58 @@ def adam(
     Returns:
         The optax transformation.
     """
-    optimizer = optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=momentum)
+    return _decayed(optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=momentum), weight_decay)
+
+
+@ranged
+def adam_mini(
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: Positive = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    momentum: Literal["float32", "bfloat16"] = "float32",
+) -> optax.GradientTransformation:
+    """Adam with one second moment for each row, the mean of those of its entries (Zhang et al., arXiv 2406.16793).
+
+    Rows lie along the last axis: the vectors of a feature, an atom's coordinates. Vectors (biases, thresholds) keep one
+    for each entry. So the second moments take hardly any memory.
+
+    Args:
+        b1: the decay of the first moment.
+        b2: the decay of the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: as of `adam`.
+        momentum: as of `adam`.
+
+    Returns:
+        The optax transformation.
+    """
+
+    def init(params: PyTree) -> optax.ScaleByAdamState:
+        nu = jax.tree.map(lambda a: jnp.zeros_like(_of_rows(a)), params)
+        mu = optax.tree.zeros_like(params, dtype=jnp.dtype(momentum))
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu, nu)
+
+    def update(
+        grads: PyTree, state: optax.ScaleByAdamState, params: PyTree | None = None
+    ) -> tuple[PyTree, optax.ScaleByAdamState]:
+        mu = optax.tree.update_moment(grads, state.mu, b1, 1)
+        squares = jax.tree.map(lambda g: _of_rows(g * g), grads)
+        nu = optax.tree.update_moment(squares, state.nu, b2, 1)
+        count = optax.safe_increment(state.count)
+        unbiased = (optax.tree.bias_correction(moment, b, count) for moment, b in ((mu, b1), (nu, b2)))
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), *unbiased)
+        return updates, optax.ScaleByAdamState(count, optax.tree.cast(mu, jnp.dtype(momentum)), nu)
+
+    return _decayed(optax.GradientTransformation(init, update), weight_decay)
+
+
+def _of_rows(a: Float[Array, "*shape"]) -> Float[Array, "..."]:
+    """The mean along the last axis, which stays with length 1; of a vector or a number, itself."""
+    return a if a.ndim < 2 else jnp.mean(a, axis=-1, keepdims=True)
+
+
+def _decayed(optimizer: optax.GradientTransformation, weight_decay: float) -> optax.GradientTransformation:
     return optax.chain(optimizer, optax.add_decayed_weights(weight_decay)) if weight_decay else optimizer
 
 

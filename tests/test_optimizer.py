@@ -10,7 +10,7 @@ from reference.training import Explicit
 from jhsae.constraint import ProjectAndRenormalize, Renormalize, Unconstrained
 from jhsae.leaf import matching
 from jhsae.metric import Euclidean, Whitened
-from jhsae.optimizer import adam, chain
+from jhsae.optimizer import adam, adam_mini, chain
 from jhsae.sae import FlatSAE, HierarchicalSAE
 from jhsae.sparsify import JumpReLU, TopK
 
@@ -84,7 +84,39 @@ def test_stages_share_their_moments(constraint, unit, project):
         np.testing.assert_allclose(getattr(params, name), explicit.params[name], atol=2e-6, rtol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("direction", [adam(), adam(weight_decay=0.1)], ids=["adam", "adamw"])
+@pytest.mark.parametrize("momentum, close", [("float32", 1e-5), ("bfloat16", 2**-7)])
+def test_adam_mini_has_one_second_moment_for_each_row(momentum, close):
+    """Ten lines of NumPy."""
+    b1, b2, eps, params, mu, nu = 0.8, 0.95, 1e-3, new(), {}, {}
+    optimizer = adam_mini(b1, b2, eps, momentum=momentum)
+    state = optimizer.init(params)
+    for step in range(1, 5):
+        grads = new(step)
+        updates, state = jax.jit(optimizer.update)(grads, state)
+        for name, g in arrays(grads).items():
+            square = g**2 if g.ndim < 2 else (g**2).mean(-1, keepdims=True)
+            mu[name] = b1 * mu.get(name, 0) + (1 - b1) * g
+            nu[name] = b2 * nu.get(name, 0) + (1 - b2) * square
+            want = mu[name] / (1 - b1**step) / (np.sqrt(nu[name] / (1 - b2**step)) + eps)
+            np.testing.assert_allclose(getattr(updates, name), want, rtol=close, atol=close * np.abs(want).max())
+    assert {a.dtype.name for a in jax.tree.leaves(state.mu)} == {momentum}
+    assert state.nu.up.shape == (4, SUB, 1) and state.nu.b_dec.shape == (EMBED,)
+    assert {a.dtype.name for a in jax.tree.leaves(state.nu)} == {"float32"}
+
+
+def test_adam_mini_is_adam_where_the_entries_of_a_row_have_equal_squares():
+    params = new()
+    signs = jax.tree.map(lambda a: jnp.sign(a) * (1 + jnp.arange(len(a)).reshape(-1, *(1,) * (a.ndim - 1))), params)
+    one, other = (optimizer.update(signs, optimizer.init(params), params)[0] for optimizer in (adam(), adam_mini()))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "direction",
+    [adam(), adam(weight_decay=0.1), adam_mini(weight_decay=0.1)],
+    ids=["adam", "adamw", "adam-mini"],
+)
 def test_frozen_leaves_stay_bit_identical(direction):
     """Not even renormalised: the decoder rows of `new()` are not of unit norm."""
     params = start = new()

@@ -9,7 +9,7 @@ from jhsae.constraint import ProjectAndRenormalize, Unconstrained
 from jhsae.data import Identity
 from jhsae.leaf import matching
 from jhsae.losses import Objective, SquaredError
-from jhsae.optimizer import adam, chain
+from jhsae.optimizer import adam, adam_mini, chain
 from jhsae.resampling import NoResampling, Resample
 from jhsae.sae import FlatSAE, GatedSAE, HierarchicalSAE
 from jhsae.schedule import Constant
@@ -110,6 +110,17 @@ def test_only_the_rows_of_dead_features_change_and_as_the_paper_says(kind):
             want = np.array(before)
             want[dead if name in names else np.zeros(len(want), bool)] = 0.0
             np.testing.assert_array_equal(after, want, err_msg=name)
+
+
+def test_the_second_moments_of_rows_are_forgotten_too():
+    sae, _, forward, dead = setup("hierarchical")
+    optimizer = chain(adam_mini(), 1e-3, Unconstrained())
+    state = jax.tree.map(lambda a: a + 1, optimizer.init(eqx.filter(sae, eqx.is_inexact_array)))
+    run = eqx.filter_jit(lambda *a: REVIVAL(sae, state, optimizer, *a))
+    _, nu = adam_moments(run(forward, jnp.asarray(EVERY - 1), jax.random.key(0))[1])
+    np.testing.assert_array_equal(nu.router_dec[:, 0], np.where(dead, 0, 1))
+    np.testing.assert_array_equal(nu.b_enc, np.where(dead, 0, 1))
+    assert np.all(np.asarray(nu.up) == 1)
 
 
 def unchanged(a, b):

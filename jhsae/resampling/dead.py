@@ -57,8 +57,7 @@ class Resample(AbstractResampling):
             nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, bool), params)
             touched = eqx.tree_at(_leaves, nothing, [jnp.broadcast_to(_mask(dead, a), a.shape) for a in old])
             fresh = [jnp.where(_mask(dead, a), b, a) for a, b in zip(old, new, strict=True)]
-            forget = lambda moment, gone: jnp.where(gone, 0, moment)  # noqa: E731
-            return eqx.tree_at(_leaves, params, fresh), optax.tree_map_params(optimizer, forget, opt_state, touched)
+            return eqx.tree_at(_leaves, params, fresh), optax.tree_map_params(optimizer, _forget, opt_state, touched)
 
         params, opt_state = jax.lax.cond(due, again, lambda p, o: (p, o), params, opt_state)
         return eqx.combine(params, static), opt_state, dead
@@ -83,6 +82,11 @@ def _resampled(
     counted = ~dead | jnp.all(dead)  # where nothing lives, the norm of the dead is the best guess
     living = jnp.sum(norms * counted) / jnp.sum(counted)
     return [directions * encoder_norm * living, *rows]
+
+
+def _forget(moment: Array, gone: Bool[Array, "..."]) -> Array:
+    """A moment without the rows that are `gone`, all of a row or none of it: it may have one number for each row."""
+    return jnp.where(gone[..., : moment.shape[-1]] if moment.ndim else gone, 0, moment)
 
 
 def bad_directions(count: int, sae: AbstractSAE, forward: Forward, key: Key[Array, ""]) -> Float[Array, "count embed"]:

@@ -22,7 +22,7 @@ from jhsae.sae import AbstractSAE
 from jhsae.schedule import AbstractSchedule
 from jhsae.training.logs import Sink
 
-OPTIMIZER = Supplied(kind=optax.GradientTransformation, functions=("jhsae.optimizer.adam",))
+OPTIMIZER = Supplied(kind=optax.GradientTransformation, functions=("jhsae.optimizer.adam", "jhsae.optimizer.adam_mini"))
 Schedule = Annotated[Slot | float, Supplied(kind=AbstractSchedule), Ge(0)]
 Normalizer = Annotated[Slot, Supplied(kind=AbstractNormalizer)]
 Live = Annotated[Slot, Supplied("mesh", kind=AbstractSource)]
