@@ -257,7 +257,7 @@ def _into_tokens(
     parts = -(-batch // max(8, SUMS // (4 * embed) // 8 * 8))
     tokens = -(-batch // (8 * parts)) * 8
     more = parts * tokens - batch
-    wide, atoms = operand(wide), _atoms(atoms, *SPREAD, numbers.width)
+    wide, atoms = operand(wide), once(_atoms(atoms, *SPREAD, numbers.width))
     # tokens that do not exist have any numbers; their experts follow one another, so that none gets all of them
     extra = jnp.arange(more * k, dtype=indices.dtype).reshape(more, k) % len(wide)
     indices = jnp.concatenate([indices, extra]).reshape(parts, tokens, k)
