@@ -2,9 +2,11 @@
 
     pip install -e '.[tpu]'
     python experiments/plan/plan.py [--only v5p] [--experts 16384] [--mesh data=64,expert=1] [--config scale.yaml]
+    python experiments/plan/plan.py --with kernels --with bfloat16      # scale.yaml at 16,384 experts, so changed
     python experiments/plan/plan.py --table      # writes the table of README.md from results.jsonl, compiles nothing
 
-A program takes some minutes to compile; rows that exist already (slice, config, libtpu, commit) are not made again.
+A program takes some minutes to compile; rows that exist already (slice, config, libtpu, commit) are not made again
+unless a change is asked for.
 """
 
 import argparse
@@ -27,6 +29,7 @@ RESULTS, PAGE = HERE / "results.jsonl", HERE / "README.md"
 TOPOLOGIES = {"v5e:16x16": 256, "v5p:4x4x4": 64, "v6e:16x16": 256}
 EXPERTS = (16_384, 65_536)
 SCALE, PURSUIT = "scale.yaml", "pursuit/scale.yaml"
+CHANGES = {"kernels": ["sae.kernel=tpu", "sae.route.topk=tpu"], "bfloat16": ["precision=bfloat16"]}
 TOKENS = 32_512  # per chip
 SEQUENCES = 32  # of the harvest, per chip
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->"
@@ -38,10 +41,11 @@ def main() -> int:
     top.add_argument("--experts", type=int, choices=EXPERTS, help="this number of experts alone")
     top.add_argument("--mesh", action="append", default=[], help="of jhsae plan; repeated, these (default: its own)")
     top.add_argument("--config", choices=(SCALE, PURSUIT), help="this config alone")
+    top.add_argument("--with", dest="changes", action="append", default=[], choices=CHANGES, help="may be repeated")
     top.add_argument("--table", action="store_true", help="only write the table")
     arguments = top.parse_args()
     for topology, config, experts in [] if arguments.table else cases(arguments):
-        if code := plan(topology, config, experts, arguments.mesh):
+        if code := plan(topology, config, experts, arguments.changes, arguments.mesh):
             return code
     PAGE.write_text(with_table(PAGE.read_text(), [*rows()]))
     return 0
@@ -52,25 +56,28 @@ def cases(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
     use_libtpu()
     done = {key(row) for row in rows()}
     every = [(topology, SCALE, experts) for topology in TOPOLOGIES for experts in EXPERTS]
-    for topology, config, experts in [*every, ("v5p:4x4x4", PURSUIT, EXPERTS[0])]:
+    pursuit = ("v5p:4x4x4", PURSUIT, EXPERTS[0])
+    for topology, config, experts in every[:: len(EXPERTS)] if arguments.changes else [*every, pursuit]:
         wanted = topology.startswith(arguments.only or "") and arguments.experts in (None, experts)
         wanted = wanted and arguments.config in (None, config)
-        settings = cfg.load(Train, cfg.find(config), overrides(config, experts))
+        settings = cfg.load(Train, cfg.find(config), overrides(config, experts, arguments.changes))
         about = {"topology": topology, "config_hash": cfg.config_hash(settings), "libtpu": version("libtpu")}
-        if wanted and key(about | cfg.provenance()) not in done:
+        if wanted and (arguments.changes or key(about | cfg.provenance()) not in done):
             yield topology, config, experts
 
 
-def overrides(config: str, experts: int) -> list[str]:
-    """What gives a config this number of experts."""
-    return [f"sae.experts={experts}"] if config == SCALE else []
+def overrides(config: str, experts: int, changes: list[str]) -> list[str]:
+    """What gives a config this number of experts, and the changes."""
+    size = [f"sae.experts={experts}"] if config == SCALE else []
+    return [*size, *(word for name, words in CHANGES.items() if name in changes for word in words)]
 
 
-def plan(topology: str, config: str, experts: int, meshes: list[str]) -> int:
+def plan(topology: str, config: str, experts: int, changes: list[str], meshes: list[str]) -> int:
     """One row; the exit code of `jhsae plan` where it could not plan at all."""
-    words = ["plan", config, "--topology", topology, "--tokens-per-chip", str(TOKENS), *overrides(config, experts)]
+    words = ["plan", config, "--topology", topology, "--tokens-per-chip", str(TOKENS)]
+    words += overrides(config, experts, changes)
     words += [word for mesh in meshes for word in ("--mesh", mesh)]
-    if (config, experts) == (SCALE, EXPERTS[0]):
+    if (config, experts, changes) == (SCALE, EXPERTS[0], []):
         words += ["--harvest", "harvest/gemma2_2b.yaml", f"harvest.lm.path={HERE / 'gemma-2-2b'}"]
         words += [f"harvest.batch={SEQUENCES * TOPOLOGIES[topology]}"]
     with TemporaryDirectory() as folder:
@@ -92,18 +99,29 @@ def key(row: dict) -> tuple:
 
 
 def with_table(text: str, found: list[dict]) -> str:
-    """The page with the table of the newest row of each slice and number of experts."""
-    newest = {(row["topology"], row["config"], row["experts"]): row for row in found}
+    """The page with the table of the newest row of each slice, config and mesh."""
+    newest = {(row["topology"], row["config"], row["experts"], changes_of(row), meshes_of(row)): row for row in found}
     columns = ["slice", "config", "experts", "mesh", "GiB a chip, of", "products", "HBM", "exchange", "step"]
     columns += ["tokens/s", "minutes", "input"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for topology, config, experts in sorted(newest):
-        best = newest[topology, config, experts]
+    for topology, config, experts, changes, meshes in sorted(newest):
+        best = newest[topology, config, experts, changes, meshes]
+        name = f"{config}{', ' if changes else ''}{', '.join(changes)}"
         for row in best["meshes"]:
-            lines.append(f"| {topology} | {config} | {experts:,} | {cells(row, best)} |")
+            lines.append(f"| {topology} | {name} | {experts:,} | {cells(row, best)} |")
     before, rest = text.split(BEGIN)
     table = "\n".join([*lines, "", *harvests(newest), *provenance(newest)])
     return f"{before}{BEGIN}{table}\n{END}{rest.split(END)[1]}"
+
+
+def changes_of(row: dict) -> tuple[str, ...]:
+    """The names of what was changed in the config of a row."""
+    return tuple(name for name, words in CHANGES.items() if set(words) <= set(row["overrides"]))
+
+
+def meshes_of(row: dict) -> tuple[tuple[int, int], ...]:
+    """The meshes of a row with changes: each has a line. Of others the newest row alone is shown."""
+    return tuple(tuple(one["mesh"].values()) for one in row["meshes"]) if changes_of(row) else ()
 
 
 def cells(row: dict, best: dict) -> str:
@@ -131,7 +149,10 @@ def harvests(newest: dict) -> Iterator[str]:
 
 def provenance(newest: dict) -> list[str]:
     """Which programs and compilers these numbers are of."""
-    hashes = {f"{config}, {experts:,} experts: {row['config_hash']}" for (_, config, experts), row in newest.items()}
+    hashes = {
+        f"{config}, {experts:,} experts{''.join(f', {change}' for change in changes)}: {row['config_hash']}"
+        for (_, config, experts, changes, _), row in newest.items()
+    }
     tools = {f"jax {row['versions']['jax']}, libtpu {row['libtpu']}, commit {row['commit']}" for row in newest.values()}
     return ["", f"Config {'; '.join(sorted(hashes))}. {'; '.join(sorted(tools))}."] if newest else []
 

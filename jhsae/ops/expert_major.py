@@ -16,11 +16,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jhsae.codes import Codes, TreeCodes
 from jhsae.ops import dense_rows
+from jhsae.ops.chunks import on_cpu
 from jhsae.ops.parameters import Decoder, ExpertEncoders
 from jhsae.ops.precision import dot, operand, source
 from jhsae.ops.rows import weighted_rows
 from jhsae.ops.sharding import ShardingKind, shard_mapped
-from jhsae.ops.tiles import Tiles, add, by_number, group_size, group_tiles, over_rows, over_sub, over_tiles, store
+from jhsae.ops.tiles import Tiles, add, by_number, group_tiles, over_rows, over_sub, over_tiles, store
 
 TOKENS, EXPERTS, OWN = ShardingKind.TOKENS, ShardingKind.EXPERTS, ShardingKind.OWN
 TOKEN_SUM, EXPERT_SUM = ShardingKind.TOKEN_SUM, ShardingKind.EXPERT_SUM
@@ -77,7 +78,7 @@ def encode_forward(x: Array, indices: Array, encoders: ExpertEncoders) -> tuple[
         return store(pre, first, dot("nts,nas->nta", h, atom_enc[some.expert])), store(hidden, first, h)
 
     init = (jnp.zeros((*shape, atom_enc.shape[1])), jnp.zeros((*shape, down.shape[1])))
-    pre, hidden = over_tiles(tiles, group_size(down.shape[2]), body, init)
+    pre, hidden = over_tiles(tiles, tiles.group(down.shape[2]), body, init)
     return tiles.by_pair(pre), Residuals(tiles, hidden)
 
 
@@ -99,17 +100,31 @@ def encode_backward(
         gt = some.of_pairs(g)
         h = jax.lax.dynamic_slice_in_dim(hidden, first, some.expert.shape[0])
         dh = dot("nta,nas->nts", gt, atom_enc[some.expert])
-        left = dh if raw is None else jnp.concatenate([dh, some.of_pairs(raw)[..., None]], axis=-1)
-        sums = over_rows(left, x[some.token])
-        if raw is not None:
-            d_rows = add(d_rows, some, sums[:, sub])
-        d_down, d_enc = add(d_down, some, sums[:, :sub]), add(d_enc, some, over_rows(gt, h))
+        sums, of_rows = _sums_of_x(dh, None if raw is None else some.of_pairs(raw), x[some.token])
+        if of_rows is not None:
+            d_rows = add(d_rows, some, of_rows)
+        d_down, d_enc = add(d_down, some, sums), add(d_enc, some, over_rows(gt, h))
         return d_down, d_enc, d_rows, add(hidden_sum, some, jnp.sum(dh, axis=1))
 
     shapes = (down.shape, atom_enc.shape, (experts, embed), (experts, sub))
     init = tuple(jnp.zeros(shape) for shape in shapes)
-    d_down, d_enc, d_rows, hidden_sum = over_tiles(tiles, group_size(embed), body, init)
+    d_down, d_enc, d_rows, hidden_sum = over_tiles(tiles, tiles.group(embed), body, init)
     return ExpertEncoders(d_down, d_enc), d_rows, jnp.einsum("es,esd->d", hidden_sum, down)
+
+
+def _sums_of_x(
+    dh: Float[Array, "group rows sub"], raw: Float[Array, "group rows"] | None, x: Float[Array, "group rows embed"]
+) -> tuple[Float[Array, "group sub embed"], Float[Array, "group embed"] | None]:
+    """The sums of x over the rows of each tile, weighted by `dh` and by `raw`.
+
+    On a CPU, which would read x twice, they are one product, whose parts an accelerator would copy.
+    """
+    if raw is None:
+        return over_rows(dh, x), None
+    if not on_cpu():
+        return over_rows(dh, x), over_rows(raw[..., None], x)[:, 0]
+    both = over_rows(jnp.concatenate([dh, raw[..., None]], axis=-1), x)
+    return both[:, :-1], both[:, -1]
 
 
 def encode_to_input(x: Array, encoders: ExpertEncoders, residuals: Residuals, g: Array) -> Float[Array, "batch embed"]:
@@ -120,7 +135,7 @@ def encode_to_input(x: Array, encoders: ExpertEncoders, residuals: Residuals, g:
         dh = dot("nta,nas->nts", some.of_pairs(g), atom_enc[some.expert])
         return _scatter(dx, some, over_sub(dh, down[some.expert]))
 
-    return over_tiles(tiles, group_size(down.shape[2]), body, jnp.zeros(x.shape))
+    return over_tiles(tiles, tiles.group(down.shape[2]), body, jnp.zeros(x.shape))
 
 
 def _encode_bwd(
@@ -168,7 +183,7 @@ def _decode(children: Codes, indices: Array, up: Array, atom_dec: Array) -> tupl
         inside = dot("nta,nas->nts", dense, atom_dec[some.expert])
         return _scatter(out, some, over_sub(inside, up[some.expert]))
 
-    out = over_tiles(tiles, group_size(embed), body, jnp.zeros((indices.shape[0], embed)))
+    out = over_tiles(tiles, tiles.group(embed), body, jnp.zeros((indices.shape[0], embed)))
     return out, tiles
 
 
@@ -178,7 +193,7 @@ def _decode_bwd(
     def gradients(children: Codes, tiles: Tiles, up: Array, atom_dec: Array, g: Array) -> tuple[Array, Array, Array]:
         body = partial(_d_atoms, slots=_Slots.of(children), g=source(g), up=operand(up), atom_dec=atom_dec)
         d_children, d_up, d_dec = over_tiles(
-            tiles, group_size(g.shape[-1]), body, _no_d_atoms(tiles, children, up, atom_dec)
+            tiles, tiles.group(g.shape[-1]), body, _no_d_atoms(tiles, children, up, atom_dec)
         )
         return tiles.by_pair(d_children), d_up, d_dec
 
@@ -229,7 +244,7 @@ def _tree_gradients(
     parents, rows, atom_dec = codes.parents, decoder.rows, decoder.atom_dec
     g_atoms, up, slots = source(g_atoms), operand(decoder.up), _Slots.of(codes.children)
     no_atoms = _no_d_atoms(tiles, codes.children, up, atom_dec)
-    group = group_size(up.shape[-1])
+    group = tiles.group(up.shape[-1])
     if dense_rows.cheaper(parents.values.shape[1], len(rows)):
         d_parents, d_rows = dense_rows.gradients(parents.values, parents.slot_indices(), rows, g_parents)
         body = partial(_d_atoms, slots=slots, g=g_atoms, up=up, atom_dec=atom_dec)

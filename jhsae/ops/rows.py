@@ -15,7 +15,7 @@ from jhsae.ops import dense_rows
 from jhsae.ops.chunks import chunk_size, map_chunks, on_cpu
 from jhsae.ops.precision import dot, rounded, source
 from jhsae.ops.sharding import ShardingKind, shard_mapped, shards
-from jhsae.ops.tiles import Tiles, add, by_number, group_size, group_tiles, over_rows, over_tiles, store
+from jhsae.ops.tiles import Tiles, add, by_number, group_tiles, over_rows, over_tiles, store
 
 WRITTEN_OUT = 128  # rows of a token: a longer sum takes more than a second to compile
 DECODER = (ShardingKind.TOKENS, ShardingKind.TOKENS, ShardingKind.EXPERTS)
@@ -101,7 +101,7 @@ def add_rows(
 
     width = vectors.shape[-1]
     tiles = group_tiles(indices, size, width)
-    return over_tiles(tiles, group_size(width), body, jnp.zeros((size, width), jnp.float32))
+    return over_tiles(tiles, tiles.group(width), body, jnp.zeros((size, width), jnp.float32))
 
 
 # Where devices share the rows, most of a token's belong to others: the tiles hold a device's own alone.
@@ -115,7 +115,7 @@ def _weighted_by_tiles(values: Array, indices: Array, rows: Array) -> Array:
 
     width = rows.shape[-1]
     tiles = group_tiles(indices, rows.shape[0], width)
-    return over_tiles(tiles, group_size(width), body, jnp.zeros((indices.shape[0], width), jnp.float32))
+    return over_tiles(tiles, tiles.group(width), body, jnp.zeros((indices.shape[0], width), jnp.float32))
 
 
 def _projected_by_tiles(x: Array, indices: Array, rows: Array) -> Array:
@@ -125,7 +125,7 @@ def _projected_by_tiles(x: Array, indices: Array, rows: Array) -> Array:
         return store(out, first, dot("ntd,nd->nt", x[some.token], rows[some.expert]))
 
     tiles = group_tiles(indices, *rows.shape)
-    return tiles.by_pair(over_tiles(tiles, group_size(rows.shape[-1]), body, jnp.zeros(tiles.pair.shape)))
+    return tiles.by_pair(over_tiles(tiles, tiles.group(rows.shape[-1]), body, jnp.zeros(tiles.pair.shape)))
 
 
 def _chunk(indices: Array, rows: Array) -> int:

@@ -18,9 +18,10 @@ from jhsae.ops.chunks import on_cpu
 from jhsae.ops.precision import dot, once, rounded
 from jhsae.ops.sharding import shards, to_local_index
 
-ROWS = 16  # pairs of a tile: fewer leave the products small, more leave tiles half empty
+ROWS = 16  # pairs of a tile, at least: fewer leave the products small, more leave tiles half empty
+MOST_ROWS = 64
 CPU_BYTES = 1 << 21  # gathered rows of one group: they should stay in the second-level cache
-ACCELERATOR_BYTES = 1 << 26
+ACCELERATOR_BYTES = 1 << 25
 AWAY = 1 << 30  # beyond the rows of any tile
 THIN = 16  # columns of the thin side: up to here no written-out sum was clearly slower than a product
 TERMS = 16  # terms of a sum that is written out
@@ -42,6 +43,10 @@ class Tiles(NamedTuple):
     def token(self) -> Int[Array, "tiles rows"]:
         """The token of each row."""
         return self.pair // self.place.shape[-1]
+
+    def group(self, width: int) -> int:
+        """How many of them a loop takes at once, for rows of `width` float32 numbers."""
+        return group_size(width, self.pair.shape[1])
 
     def padded(self, group: int) -> "Tiles":
         """The same with empty tiles at the end, so that their number is a multiple of `group`, or less than one."""
@@ -105,9 +110,22 @@ def _order(flat: Int[Array, "pairs"], experts: int) -> Int[Array, "pairs"]:
     return jnp.sort(flat * pairs + jnp.arange(pairs, dtype=jnp.int32)) % pairs
 
 
+def rows_for(pairs: int, experts: int) -> int:
+    """Pairs of a tile: at most three quarters of what an expert has on average, in powers of two.
+
+    A tile reads its expert's matrices once, so that more pairs of a tile cost fewer bytes, and empty rows more. On a
+    CPU always 16: sums over the rows of a tile are written out there.
+    """
+    rows = ROWS
+    while not on_cpu() and rows < MOST_ROWS and 8 * rows * experts <= 3 * pairs:
+        rows *= 2
+    return rows
+
+
 def group_tiles(indices: Int[Array, "batch k"], experts: int, width: int) -> Tiles:
-    """The tiles for loops over rows of `width` numbers, in groups of ``group_size(width)``."""
-    return tile(indices, experts).padded(group_size(width))
+    """The tiles for loops over rows of `width` numbers, in groups of ``Tiles.group(width)``."""
+    tiles = tile(indices, experts, rows_for(indices.size // shards(), experts))
+    return tiles.padded(tiles.group(width))
 
 
 def add(out: Float[Array, "experts *rest"], some: Tiles, values: Float[Array, "tiles *rest"]) -> Array:

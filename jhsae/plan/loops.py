@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from math import ceil
 from typing import NamedTuple
 
-from jhsae.ops.tiles import ROWS
+from jhsae.ops.tiles import MOST_ROWS, ROWS
 from jhsae.plan.hlo import Computation, Instruction, Module
 
+SIZES = [(ROWS << i,) for i in range((MOST_ROWS // ROWS).bit_length())]  # of the tiles of `jhsae.ops.tiles`
 KNOWN = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -26,9 +27,9 @@ class TileLoad(NamedTuple):
     experts: int
     """Per chip."""
 
-    def expected(self, group: int, most: int) -> int:
-        """Trips of a loop over groups of `group` tiles that makes at most `most`."""
-        used = self.experts * ceil(self.pairs / self.experts / ROWS)
+    def expected(self, group: int, most: int, rows: int = ROWS) -> int:
+        """Trips of a loop over groups of `group` tiles of `rows` pairs that makes at most `most`."""
+        used = self.experts * ceil(self.pairs / self.experts / rows)
         return min(most, ceil(used / group))
 
 
@@ -104,8 +105,8 @@ def _loop(module: Module, outside: Computation, loop: Instruction, tiles: TileLo
     slices = sorted(_slices(module, body))
     if tiles is None or not slices:
         return Loop(loop.label, 1, 1, "once")
-    _, group, most = slices[-1]
-    return Loop(loop.label, tiles.expected(group, most), most, "expected")
+    _, group, most, rows = slices[-1]
+    return Loop(loop.label, tiles.expected(group, most, rows), most, "expected")
 
 
 def _compares(module: Module, condition: Computation) -> tuple[list[tuple[Instruction, Instruction]], bool]:
@@ -162,8 +163,8 @@ def _by_one(body: Computation, counter: Instruction) -> bool:
     return 1 in steps
 
 
-def _slices(module: Module, body: Computation) -> Iterator[tuple[int, int, int]]:
-    """(axes, tiles at once, groups of them) of the integer arrays of tiles that a body takes a slice of.
+def _slices(module: Module, body: Computation) -> Iterator[tuple[int, int, int, int]]:
+    """(axes, tiles at once, groups of them, their rows) of the integer arrays of tiles that a body takes a slice of.
 
     Sorted, the last is the most reliable: arrays of tiles x rows rank above one-dimensional lists.
     """
@@ -173,6 +174,7 @@ def _slices(module: Module, body: Computation) -> Iterator[tuple[int, int, int]]
         if instruction.opcode != "dynamic-slice":
             continue
         whole, part = body.operand(instruction, 0).values[0], instruction.values[0]
-        listed = part.dtype in ("s32", "pred") and part.dims[1:] == whole.dims[1:] and part.dims[1:] in ((), (ROWS,))
+        rows = part.dims[1:]
+        listed = part.dtype in ("s32", "pred") and rows == whole.dims[1:] and (rows == () or rows in SIZES)
         if listed and part.dims and 1 <= part.dims[0] < whole.dims[0]:
-            yield len(part.dims), part.dims[0], whole.dims[0] // part.dims[0]
+            yield len(part.dims), part.dims[0], whole.dims[0] // part.dims[0], *(rows or (ROWS,))

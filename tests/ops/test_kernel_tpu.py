@@ -9,6 +9,8 @@ from jax.sharding import Mesh
 from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
 from jhsae.errors import UserError
+from jhsae.ops import tiles
+from jhsae.ops.chunks import sized_for
 from jhsae.ops.pallas import tile_pipeline
 from jhsae.ops.precision import compute_in
 from jhsae.ops.sharding import sharded_over
@@ -110,6 +112,24 @@ def test_an_expert_without_a_token_has_a_gradient_of_exactly_zero(precision):
     for gradient in (d_up, d_dec, d_down, d_enc):
         assert not np.asarray(gradient)[UNUSED].any()
         assert np.asarray(gradient)[used].any(axis=(1, 2)).all()
+
+
+@pytest.mark.parametrize("batch, uneven", [(BATCH, False), (301, True)])
+@pytest.mark.parametrize("precision", CLOSE)
+def test_tiles_of_an_accelerator_give_the_same_as_those_of_a_cpu(precision, batch, uneven):
+    """They have more rows, and sum x apart."""
+    indices = selected(batch, uneven)
+    with compute_in(precision):
+        want = decode("tiles", indices, 1), route("tiles", indices)
+        with sized_for("tpu"):
+            assert tiles.rows_for(indices.size, EXPERTS) == (32 if batch == 301 else 16)
+            same((decode("tiles", indices, 1), route("tiles", indices)), want, CLOSE[precision])
+
+
+def test_a_tile_has_at_most_three_quarters_of_what_an_expert_has():
+    assert [tiles.rows_for(n * 100, 100) for n in (0, 63, 1000)] == [16, 16, 16]
+    with sized_for("tpu"):
+        assert [tiles.rows_for(n * 100, 100) for n in (0, 42, 43, 85, 86, 1000)] == [16, 16, 32, 32, 64, 64]
 
 
 @pytest.mark.parametrize("shape", [(2, 1), (1, 2), (2, 2)])
