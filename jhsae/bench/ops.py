@@ -88,7 +88,7 @@ def cases(inputs: Inputs, chunk: int | None) -> dict[str, Case]:
 
 def _here(choices: Any) -> list[Any]:
     """Those that this platform can run."""
-    return [name for name in get_args(choices) if name != "tpu" or jax.default_backend() == "tpu"]
+    return [name for name in get_args(choices) if name not in ("tpu", "gpu") or name == jax.default_backend()]
 
 
 def _encode_atoms(x: Array, indices: Array, down: Array, atom_enc: Array, **how: Any) -> Array:

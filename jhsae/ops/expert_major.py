@@ -5,6 +5,7 @@ add into the tokens. Nothing of the size batch x k x embed or batch x experts ex
 few: k x (sub + atoms) for each token.
 """
 
+import importlib
 import sys
 from functools import partial
 from types import ModuleType
@@ -27,12 +28,11 @@ TOKEN_SUM, EXPERT_SUM = ShardingKind.TOKEN_SUM, ShardingKind.EXPERT_SUM
 
 
 def passes(kernel: str) -> ModuleType:
-    """The module with the operations of a kernel: this one for "tiles", `experts_tpu` for "tpu"."""
-    if kernel != "tpu":
+    """The module with the operations of a kernel: `experts_tpu` for "tpu", `experts_gpu` for "gpu", else this one."""
+    if kernel not in ("tpu", "gpu"):
         return sys.modules[__name__]
-    from jhsae.ops.pallas import experts_tpu  # Pallas takes more than a second to import
-
-    return experts_tpu
+    # Pallas takes more than a second to import
+    return importlib.import_module(f"jhsae.ops.pallas.experts_{kernel}")
 
 
 class Residuals(NamedTuple):

@@ -3,11 +3,12 @@
 For token b and selected expert e = indices[b, j] (``codes.parents.indices``), with c the children of that parent:
 ``pre[b, j, a] = atom_enc[e, a] . (down[e] x_b)`` and ``x_hat[b] = sum_j (sum_i c[b,j,i] atom_dec[e, a_i]) up[e]``.
 
-Four kernels compute the same numbers, gradients included:
+Five kernels compute the same numbers, gradients included:
 - ``tiles``: pairs of token and expert sorted by expert (`expert_major`), exact under any imbalance. Work grows with k,
   nothing of size batch x k x embed exists. Rows of flat decoders are gathered token by token (`rows`).
 - ``tpu``: the same with kernels for TPU (`jhsae.ops.pallas.experts_tpu`), which move far fewer bytes; no TPU has run
   them. Rows of flat decoders are gathered as by ``tiles``.
+- ``gpu``: the same for NVIDIA GPUs (`jhsae.ops.pallas.experts_gpu`), which write no row of a pair; no GPU has run them.
 - ``dense``: matrix products with all experts; work grows with their number. For few experts.
 - ``gather``: each token gathers the rows of its experts: the plain reference. `chunk` bounds how many tokens are
   gathered at once (batch x k x sub x embed is 38 GB at the headline shape); chunks are recomputed in the backward.
@@ -26,7 +27,7 @@ from jhsae.ops.chunks import map_chunks
 from jhsae.ops.parameters import Decoder, ExpertEncoders
 from jhsae.ops.rows import gather_rows
 
-Kernel = Literal["auto", "tiles", "gather", "dense", "tpu"]
+Kernel = Literal["auto", "tiles", "gather", "dense", "tpu", "gpu"]
 DENSE_BELOW = 8  # experts per selected expert; a guess: where products with all of them begin to win was not measured
 
 
@@ -56,7 +57,7 @@ def encode_atoms(
         return jnp.einsum("bks,bkas->bka", jnp.einsum("bd,bksd->bks", x, down[indices]), atom_enc[indices])
 
     match kernel_for(kernel, indices.shape[1], down.shape[0]):
-        case "tiles" | "tpu" as chosen:
+        case "tiles" | "tpu" | "gpu" as chosen:
             return expert_major.passes(chosen).encode_atoms(x, indices, encoders)
         case "gather":
             return map_chunks(jax.checkpoint(gathered), chunk or x.shape[0], x, indices)
@@ -91,7 +92,7 @@ def decode_atoms(
     chosen = kernel_for(kernel, indices.shape[1], up.shape[0])
     values, atoms = children.values, children.slot_indices()
     match chosen:
-        case "tiles" | "tpu":
+        case "tiles" | "tpu" | "gpu":
             return expert_major.passes(chosen).decode_atoms(codes, decoder)
         case "gather":
             return map_chunks(jax.checkpoint(gathered), chunk or values.shape[0], values, atoms, indices)
@@ -121,7 +122,7 @@ def decode_rows(
 
     values, indices = codes.values, codes.indices
     match kernel_for(kernel, indices.shape[1], rows.shape[0]):
-        case "tiles" | "tpu":
+        case "tiles" | "tpu" | "gpu":
             return gather_rows(values, indices, rows)
         case "gather":
             return map_chunks(jax.checkpoint(gathered), chunk or values.shape[0], values, indices)
@@ -134,7 +135,7 @@ def decode_tree(
 ) -> tuple[Float[Array, "batch embed"], Float[Array, "batch embed"]]:
     """What the parents and what the atoms add: (`decode_rows`, `decode_atoms`).
 
-    The kernels ``tiles`` and ``tpu`` compute their gradients together.
+    The kernels ``tiles``, ``tpu`` and ``gpu`` compute their gradients together.
 
     Args:
         codes: of a batch.
@@ -147,7 +148,7 @@ def decode_tree(
     """
     indices, experts = codes.parents.indices, decoder.up.shape[0]
     match None if indices is None else kernel_for(kernel, indices.shape[1], experts):
-        case "tiles" | "tpu" as chosen:
+        case "tiles" | "tpu" | "gpu" as chosen:
             return expert_major.passes(chosen).decode_tree(codes, decoder)
     from_atoms = decode_atoms(codes, decoder, kernel, chunk)
     return decode_rows(codes.parents, decoder.rows, kernel, chunk), from_atoms

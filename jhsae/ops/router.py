@@ -68,7 +68,7 @@ def route(
         activate: the elementwise activation whose absolute values are summed.
         chunk: how many tokens at a time; None for a size that suits the machine.
         experts: the encoders inside the experts, which then encode the token in the loops of the router's gradient.
-        kernel: how these are computed: "tiles" or "tpu", see `jhsae.ops.experts`.
+        kernel: how these are computed: "tiles", "tpu" or "gpu", see `jhsae.ops.experts`.
 
     Returns:
         The selected pre-activations, with gradients.

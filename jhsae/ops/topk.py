@@ -13,8 +13,8 @@ entry that was selected.
   but for the order of ties. Never chosen by ``auto``.
 - ``per_shard``: APPROXIMATE where the entries are split over devices: k / shards of each, without asking the others
   (Gemma Scope 2). Exact on one device, and where none of the others has more of the top k.
-- ``tpu``: a kernel for TPU that reads every row once (`jhsae.ops.pallas.topk_tpu`), for k up to 256 and rows up to
-  131,072; no TPU has run it. Never chosen by ``auto``.
+- ``tpu``, ``gpu``: kernels that read every row once (`jhsae.ops.pallas`), for k up to 256 and, on TPU, rows up to
+  131,072; no TPU or GPU has run them. Never chosen by ``auto``.
 - ``auto``: an exact one, by platform and shape (`_auto`).
 
 Inside `shard_mapped` the last axis may be split over devices. Then every device selects k of its own, all gather the
@@ -42,7 +42,7 @@ from jhsae.ops.sharding import (
     to_local_index,
 )
 
-Method = Literal["auto", "lax", "scan", "blocked", "bits", "blocked_bits", "approx", "per_shard", "tpu"]
+Method = Literal["auto", "lax", "scan", "blocked", "bits", "blocked_bits", "approx", "per_shard", "tpu", "gpu"]
 SHORT = 64  # entries of a row times those taken from it
 Pair = tuple[Float[Array, "*batch k"], Int[Array, "*batch k"]]
 
@@ -251,6 +251,15 @@ def _tpu(x: Float[Array, "*batch n"], k: int) -> Int[Array, "*batch k"]:
     return topk_tpu(rows, k, interpret=bool(INTERPRET.get()))[1].reshape(*x.shape[:-1], k)
 
 
+def _gpu(x: Float[Array, "*batch n"], k: int) -> Int[Array, "*batch k"]:
+    from jhsae.ops.pallas.topk_gpu import topk_gpu  # Pallas takes more than a second to import
+    from jhsae.ops.pallas.wide_gpu import INTERPRET, check_platform
+
+    check_platform('topk is "gpu"', "topk: auto")
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return topk_gpu(rows, k, interpret=INTERPRET.get())[1].reshape(*x.shape[:-1], k)
+
+
 METHODS: dict[str, Callable[[Array, int], Array]] = {
     "auto": _auto,
     "lax": _lax,
@@ -261,4 +270,5 @@ METHODS: dict[str, Callable[[Array, int], Array]] = {
     "approx": _approx,
     "per_shard": _auto,
     "tpu": _tpu,
+    "gpu": _gpu,
 }

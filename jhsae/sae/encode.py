@@ -41,8 +41,8 @@ def route_and_encode(
     """Selects among the features of an encoder and, where given, encodes with the selected experts.
 
     A rule that selects row by row sees some tokens at a time, so that no array of batch x features exists; a dense one
-    needs all pre-activations at once. Where pairs of token and expert are sorted (the kernels "tiles" and "tpu"), the
-    experts encode in the loops of the router's gradient.
+    needs all pre-activations at once. Where pairs of token and expert are sorted (by the kernels "tiles", "tpu",
+    "gpu"), the experts encode in the loops of the router's gradient.
 
     Args:
         sparsifier: the rule that selects.
@@ -69,7 +69,7 @@ def route_and_encode(
         return indices
 
     chosen = ops.kernel_for(kernel, sparsifier.most_active(encoder.size), encoder.size)
-    sorts_pairs = chosen in ("tiles", "tpu")
+    sorts_pairs = chosen in ("tiles", "tpu", "gpu")
     routed = ops.route(encoder, select, sparsifier.activate, chunk, experts if sorts_pairs else None, chosen)
     codes = Codes(sparsifier.value(routed.pre, context), routed.indices, encoder.size)
     encoded = Encoded(codes, encoder, routed.l1, routed.child_pre)

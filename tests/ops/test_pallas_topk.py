@@ -1,23 +1,19 @@
 """The kernels equal `ops.topk` in Pallas' interpreters; on hardware they run through the same code."""
 
-import importlib
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import mosaic_gpu as plgpu
+from gpu_interpreter import InterpretGPUParams
 
 from jhsae import ops
 from jhsae.ops.pallas import topk_gpu, topk_tpu
 
-# The interpreter of GPU kernels is public from jax 0.11 on.
-PRIVATE = "jax._src.pallas.mosaic_gpu.interpret.params"
-home = plgpu if jax.__version_info__ >= (0, 11) else importlib.import_module(PRIVATE)
 KERNELS = {
     "tpu": partial(topk_tpu, interpret=True),
-    "gpu": partial(topk_gpu, interpret=home.InterpretGPUParams()),
+    "gpu": partial(topk_gpu, interpret=InterpretGPUParams()),
 }
 TYPES = (jnp.float32, jnp.bfloat16)
 run = jax.jit(lambda x, k, kernel: KERNELS[kernel](x, k), static_argnums=(1, 2))

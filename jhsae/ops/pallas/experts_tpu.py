@@ -26,15 +26,13 @@ from jhsae.errors import UserError
 from jhsae.ops import expert_major
 from jhsae.ops.parameters import Decoder, ExpertEncoders
 from jhsae.ops.precision import COMPUTE, once, operand
-from jhsae.ops.rows import row_gradients, weighted_rows
-from jhsae.ops.sharding import ShardingKind, shard_mapped, shards, to_local_index
+from jhsae.ops.sharding import shards, to_local_index
 from jhsae.ops.tiles import by_number, tile
 
+from . import decoding
 from . import tile_kernels as kernels
 from .tile_pipeline import LANES, Atoms, Numbers, Source, Table, Wide, check_platform, packed
 
-TOKENS, EXPERTS, OWN = ShardingKind.TOKENS, ShardingKind.EXPERTS, ShardingKind.OWN
-TOKEN_SUM, EXPERT_SUM = ShardingKind.TOKEN_SUM, ShardingKind.EXPERT_SUM
 ROWS = 128  # pairs of a tile
 BLOCK, BLOCK_ROWS = 8, 64  # experts of a block, and rows of their wide matrices, where the whole batch is sorted
 SPREAD = (16, 64)  # the same for spread, to which fewer pairs of an expert come at a time
@@ -112,32 +110,17 @@ def encode_to_input(x: Array, encoders: ExpertEncoders, residuals: Residuals, g:
 
 def decode_atoms(codes: TreeCodes, decoder: Decoder) -> Float[Array, "batch embed"]:
     """``sum_j (sum_c children[b, j, c] atom_dec[e_j, a_jc]) up[e_j]``: what the atoms alone add."""
-    return _decode_atoms(codes.children, codes.parents.slot_indices(), decoder.up, decoder.atom_dec)
+    return decoding.decode_atoms(DECODING, codes.children, codes.parents.slot_indices(), decoder.up, decoder.atom_dec)
 
 
-@jax.custom_vjp
-def _decode_atoms(children: Codes, indices: Array, up: Array, atom_dec: Array) -> Array:
-    return _decode_fwd(children, indices, up, atom_dec)[0]
-
-
-def _decode_fwd(
-    children: Codes, indices: Array, up: Array, atom_dec: Array
-) -> tuple[Array, tuple[Codes, Array, Array, Array]]:
-    decode = shard_mapped(_decode, (TOKENS, TOKENS, EXPERTS, EXPERTS), TOKEN_SUM, up.shape[0])
-    return decode(children, indices, up, atom_dec), (children, indices, up, atom_dec)
+def decode_tree(codes: TreeCodes, decoder: Decoder) -> tuple[Float[Array, "batch embed"], Float[Array, "batch embed"]]:
+    """What the parents add, ``sum_j parents[b, j] rows[e_j]``, and what the atoms add: `decode_atoms`."""
+    return decoding.decode_tree(DECODING, codes, decoder)
 
 
 def _decode(children: Codes, indices: Array, up: Array, atom_dec: Array) -> Array:
     check(up.shape[2], up)
     return _into_tokens(_dense(children), indices, up, atom_dec)
-
-
-def _decode_bwd(
-    saved: tuple[Codes, Array, Array, Array], g: Float[Array, "batch embed"]
-) -> tuple[Codes, None, Array, Array]:
-    kinds, results = (TOKENS, TOKENS, EXPERTS, EXPERTS, TOKENS), (TOKEN_SUM, EXPERT_SUM, EXPERT_SUM)
-    d_children, d_up, d_dec = shard_mapped(_decode_gradients, kinds, results, saved[2].shape[0])(*saved, g)
-    return Codes(d_children, None, saved[0].size), None, d_up, d_dec
 
 
 def _decode_gradients(
@@ -151,51 +134,10 @@ def _decode_gradients(
         _dense(children),
         projected=True,
     )
-    dense = _by_slot(rows, indices, len(up))
-    if children.indices is None:
-        d_children = dense[..., : children.size]
-    else:
-        chosen = children.indices[..., None] == jnp.arange(dense.shape[-1])
-        d_children = jnp.sum(jnp.where(chosen, dense[:, :, None], 0), axis=-1)
-    return d_children, d_up, _of_experts(d_atoms, atom_dec)
+    return _by_slot(rows, indices, len(up)), d_up, _of_experts(d_atoms, atom_dec)
 
 
-_decode_atoms.defvjp(_decode_fwd, _decode_bwd)
-
-
-@jax.custom_vjp
-def decode_tree(codes: TreeCodes, decoder: Decoder) -> tuple[Float[Array, "batch embed"], Float[Array, "batch embed"]]:
-    """What the parents add, ``sum_j parents[b, j] rows[e_j]``, and what the atoms add: `decode_atoms`."""
-    return _decode_tree_fwd(codes, decoder)[0]
-
-
-def _decode_tree_fwd(codes: TreeCodes, decoder: Decoder) -> tuple[tuple[Array, Array], tuple[TreeCodes, Decoder]]:
-    def decode(codes: TreeCodes, decoder: Decoder) -> tuple[Array, Array]:
-        parents, indices = codes.parents, codes.parents.slot_indices()
-        from_atoms = _decode(codes.children, indices, decoder.up, decoder.atom_dec)
-        return weighted_rows(parents.values, indices, decoder.rows), from_atoms
-
-    both = shard_mapped(decode, (TOKENS, EXPERTS), (TOKEN_SUM, TOKEN_SUM), decoder.up.shape[0])
-    return both(codes, decoder), (codes, decoder)
-
-
-def _decode_tree_bwd(
-    saved: tuple[TreeCodes, Decoder], g: tuple[Float[Array, "batch embed"], Float[Array, "batch embed"]]
-) -> tuple[TreeCodes, Decoder]:
-    def gradients(codes: TreeCodes, decoder: Decoder, g_parents: Array, g_atoms: Array) -> tuple[Array, Array, Decoder]:
-        parents, indices = codes.parents, codes.parents.slot_indices()
-        d_parents, d_rows = row_gradients(parents.values, indices, decoder.rows, g_parents)
-        d_children, d_up, d_dec = _decode_gradients(codes.children, indices, decoder.up, decoder.atom_dec, g_atoms)
-        return d_parents, d_children, Decoder(d_rows, d_up, d_dec)
-
-    codes, decoder = saved
-    kinds, results = (TOKENS, EXPERTS, TOKENS, TOKENS), (TOKEN_SUM, TOKEN_SUM, EXPERT_SUM)
-    d_parents, d_children, d_decoder = shard_mapped(gradients, kinds, results, decoder.up.shape[0])(codes, decoder, *g)
-    d_codes = TreeCodes(Codes(d_parents, None, codes.parents.size), Codes(d_children, None, codes.children.size))
-    return d_codes, d_decoder
-
-
-decode_tree.defvjp(_decode_tree_fwd, _decode_tree_bwd)
+DECODING = decoding.Decoding(_decode, _decode_gradients)
 
 
 def _block(experts: int, sub: int, most: int, rows: int) -> int:
@@ -247,11 +189,8 @@ def _numbers(values: Float[Array, "batch k atoms"], last: Float[Array, "batch k"
 
 
 def _dense(children: Codes) -> Numbers:
-    """The children of every pair at their atoms; those that share one add up."""
-    if children.indices is None:
-        return _numbers(children.values)
-    chosen = children.indices[..., None] == jnp.arange(_lanes(children.size))
-    return by_number(jnp.sum(jnp.where(chosen, children.values[..., None], 0), axis=2))
+    """The children of every pair at their atoms."""
+    return by_number(decoding.all_atoms(children, _lanes(children.size)))
 
 
 def _by_slot(rows: Numbers, indices: Int[Array, "batch k"], experts: int) -> Float[Array, "batch k lanes"]:

@@ -1,28 +1,32 @@
-"""The kernel "tpu" of a training step's operations equals "tiles", gradients included, in Pallas' interpreter."""
+"""The kernels "tpu" and "gpu" of a training step's operations equal "tiles", gradients included, in an interpreter."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gpu_interpreter import InterpretGPUParams
 from jax.sharding import Mesh
 
 from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
 from jhsae.errors import UserError
-from jhsae.ops.pallas import tile_pipeline
+from jhsae.ops.pallas import tile_pipeline, wide_gpu
 from jhsae.ops.precision import compute_in
 from jhsae.ops.sharding import sharded_over
 
 BATCH, EMBED, EXPERTS, SUB, ATOMS, K = 53, 256, 16, 4, 6, 3
 UNUSED = slice(3, 6)  # experts that no token selects
 CLOSE = {"float32": 1e-6, "bfloat16": 2**-8}  # of the largest entry
+GPU = InterpretGPUParams()
+both = pytest.mark.parametrize("kernel", ["tpu", "gpu"])
 
 
 @pytest.fixture(autouse=True)
 def in_the_interpreter():
-    token = tile_pipeline.INTERPRET.set(True)
+    tokens = tile_pipeline.INTERPRET.set(True), wide_gpu.INTERPRET.set(True)
     yield
-    tile_pipeline.INTERPRET.reset(token)
+    tile_pipeline.INTERPRET.reset(tokens[0])
+    wide_gpu.INTERPRET.reset(tokens[1])
 
 
 def draw(*shape, seed=0):
@@ -87,25 +91,28 @@ def same(got, want, close):
 @pytest.mark.parametrize("batch, uneven", [(BATCH, False), (301, True), (1, False)])
 @pytest.mark.parametrize("precision", CLOSE)
 @pytest.mark.parametrize("slots", [1, 2, None])
-def test_a_tree_is_decoded_alike(slots, precision, batch, uneven):
+@both
+def test_a_tree_is_decoded_alike(kernel, slots, precision, batch, uneven):
     indices = selected(batch, uneven)
     with compute_in(precision):
-        same(decode("tpu", indices, slots), decode("tiles", indices, slots), CLOSE[precision])
+        same(decode(kernel, indices, slots), decode("tiles", indices, slots), CLOSE[precision])
 
 
 @pytest.mark.parametrize("batch, uneven", [(BATCH, False), (301, True)])
 @pytest.mark.parametrize("precision", CLOSE)
-def test_a_router_with_experts_has_the_same_gradients(precision, batch, uneven):
+@both
+def test_a_router_with_experts_has_the_same_gradients(kernel, precision, batch, uneven):
     indices = selected(batch, uneven)
     with compute_in(precision):
-        same(route("tpu", indices), route("tiles", indices), CLOSE[precision])
+        same(route(kernel, indices), route("tiles", indices), CLOSE[precision])
 
 
 @pytest.mark.parametrize("precision", CLOSE)
-def test_an_expert_without_a_token_has_a_gradient_of_exactly_zero(precision):
+@both
+def test_an_expert_without_a_token_has_a_gradient_of_exactly_zero(kernel, precision):
     with compute_in(precision):
-        *_, d_up, d_dec = decode("tpu", selected(), 1)[1]
-        *_, d_down, d_enc = route("tpu", selected())[1]
+        *_, d_up, d_dec = decode(kernel, selected(), 1)[1]
+        *_, d_down, d_enc = route(kernel, selected())[1]
     used = np.unique(selected())
     for gradient in (d_up, d_dec, d_down, d_enc):
         assert not np.asarray(gradient)[UNUSED].any()
@@ -113,23 +120,29 @@ def test_an_expert_without_a_token_has_a_gradient_of_exactly_zero(precision):
 
 
 @pytest.mark.parametrize("shape", [(2, 1), (1, 2), (2, 2)])
-def test_devices_share_tokens_and_experts(shape):
+@both
+def test_devices_share_tokens_and_experts(kernel, shape):
     mesh = Mesh(np.array(jax.devices()[: shape[0] * shape[1]]).reshape(1, *shape), ("host", "data", "expert"))
     indices = selected(52)
-    alone = decode("tpu", indices, 1), route("tpu", indices)
+    alone = decode(kernel, indices, 1), route(kernel, indices)
     with sharded_over(mesh):
-        same((decode("tpu", indices, 1), route("tpu", indices)), alone, 1e-5)
+        same((decode(kernel, indices, 1), route(kernel, indices)), alone, 1e-5)
 
 
 @pytest.mark.parametrize("shape", [(5, 300), (2, 3, 257)])
-def test_topk_by_the_kernel_selects_the_same_entries(shape):
+@both
+def test_topk_by_the_kernel_selects_the_same_entries(kernel, shape):
+    token = wide_gpu.INTERPRET.set(GPU)
     x = jnp.where((x := draw(*shape)) > 0.02, x, 0.0)  # ties at 0
-    for got, want in zip(ops.topk(x, 7, "tpu"), ops.topk(x, 7, "lax"), strict=True):
+    for got, want in zip(ops.topk(x, 7, kernel), ops.topk(x, 7, "lax"), strict=True):
         np.testing.assert_array_equal(got, want)
+    wide_gpu.INTERPRET.reset(token)
 
 
-def test_the_kernel_for_top_k_needs_a_tpu():
-    token = tile_pipeline.INTERPRET.set(False)
-    with pytest.raises(UserError, match='topk is "tpu", but the platform is cpu; write topk: auto'):
-        ops.topk(draw(2, 300), 7, "tpu")
-    tile_pipeline.INTERPRET.reset(token)
+@both
+def test_the_kernel_for_top_k_needs_its_platform(kernel):
+    tokens = tile_pipeline.INTERPRET.set(False), wide_gpu.INTERPRET.set(None)
+    with pytest.raises(UserError, match=f'topk is "{kernel}", but the platform is cpu; write topk: auto'):
+        ops.topk(draw(2, 300), 7, kernel)
+    tile_pipeline.INTERPRET.reset(tokens[0])
+    wide_gpu.INTERPRET.reset(tokens[1])
