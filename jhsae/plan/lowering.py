@@ -110,14 +110,20 @@ def with_abstract_metric(config: Train, embed: int) -> Train:
     return replace(config, **{slot: replaced(getattr(config, slot)) for slot in slots})
 
 
-def tile_load(config: Train, mesh: Mesh) -> TileLoad | None:
-    """The load of a chip if experts are used evenly; None for an SAE without selected indices."""
+def tile_load(config: Train, mesh: Mesh, platform: str = "tpu") -> TileLoad | None:
+    """The load of a chip if experts are used evenly; None for an SAE without selected indices.
+
+    Args:
+        config: that of `lower_train`.
+        mesh: that of `lower_train`.
+        platform: one whose kernels the config may name.
+    """
 
     def forward(key: Array) -> tuple[Any, Any]:
         found = (sae := cfg.build(config.sae, AbstractSAE, key=key)).forward(jnp.zeros((8, sae.embed)), Context(key))
         return found.codes, found.encoder
 
-    with ops.sized_for("tpu"):  # only shapes are wanted, and the kernel "tpu" is refused elsewhere
+    with ops.sized_for(platform):  # only shapes are wanted, and kernels of another platform are refused
         codes, encoder = eqx.filter_eval_shape(forward, jax.random.key(0))
     top = codes.levels()[0]
     if top.indices is None:

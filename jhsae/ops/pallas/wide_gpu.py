@@ -132,7 +132,7 @@ def weights(
         groups: the rows of each expert.
     """
     (batch, embed), (experts,), sub = x.shape, groups.first.shape, left.shape[1]
-    lanes = largest_block(embed, min(SLICE // (batch * x.dtype.itemsize), WIDEST_LOAD))
+    lanes = columns_of_weights(embed, batch, x.dtype.itemsize)
     left = jnp.pad(left, [(0, 0), (0, -sub % 4)])  # four numbers are one load
 
     def body(i, first, size, token, x, left, out):
@@ -162,7 +162,7 @@ def spread(
     """
     (batch, k, sub), (experts, _, embed) = numbers.shape, wide.shape
     lanes = THREADS
-    parts = 2 if sub % 2 == 0 and experts * sub * lanes * wide.dtype.itemsize > SLICE else 1
+    parts = parts_of_spread(experts, sub, wide.dtype.itemsize)
     of_part, groups = sub // parts, -(-batch // TOKENS)
 
     def body(i, numbers, indices, wide, out):
@@ -186,6 +186,16 @@ def spread(
 
     pieces = embed // lanes * parts
     return jnp.sum(_call("spread", body, pieces * groups, (parts, batch, embed), numbers, indices, wide), axis=0)
+
+
+def columns_of_weights(embed: int, batch: int, itemsize: int) -> int:
+    """The columns of `weights` that a warpgroup works on: their slice of x should stay in the cache."""
+    return largest_block(embed, min(SLICE // (batch * itemsize), WIDEST_LOAD))
+
+
+def parts_of_spread(experts: int, sub: int, itemsize: int) -> int:
+    """In how many parts `spread` takes the rows of an expert, so that their slice should stay in the cache."""
+    return 2 if sub % 2 == 0 and experts * sub * THREADS * itemsize > SLICE else 1
 
 
 def largest_block(embed: int, most: int) -> int:
