@@ -105,8 +105,11 @@ def compiled(case: Case, on: Any) -> dict[str, Any]:
     """What ptxas says of a kernel, and how many blocks of it a multiprocessor holds."""
     place = lambda a: a.update(sharding=SingleDeviceSharding(on))  # noqa: E731
     with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {"MOSAIC_GPU_DUMP_PTXAS": "1", "MOSAIC_GPU_DUMP_TO": folder}
+        wanted = {"MOSAIC_GPU_DUMP_PTXAS": "1", "MOSAIC_GPU_DUMP_TO": folder}
+        os.environ |= wanted
         jax.jit(case.kernel).lower(*jax.tree.map(place, case.shapes)).compile()
+        for name in wanted:  # or the step's kernels are printed
+            del os.environ[name]
         (text,) = (file.read_text() for file in Path(folder).glob("*.ptxas"))
     found = USED.search(text)
     assert found is not None, text

@@ -40,6 +40,7 @@ def test_a_wrong_kernel_is_not_advised(script, monkeypatch):
     assert module.advice(Timings(seconds), True, "gpu") == ["float32: set sae.kernel=gpu: 0.65 of plain's time"]
     keep = "float32: keep plain XLA, nothing was faster in every round"
     assert module.advice(Timings(seconds), False, "gpu") == [keep]
+    monkeypatch.setattr(module, "LIMITS", {"float32": 1e-5})
     right = wide_gpu.spread
     monkeypatch.setattr(wide_gpu, "spread", lambda *arrays: 1.01 * right(*arrays))
     assert module.errors("gpu", module.Shape(128, 40, 8))["float32"] > 5e-3
