@@ -6,13 +6,14 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jhsae.codes import Codes
 from jhsae.errors import UserError
 from jhsae.ops.inputs import as_rows, host_rows
-from jhsae.sae import FlatSAE, GatedSAE, HierarchicalSAE, MatchingPursuitSAE
+from jhsae.sae import FlatSAE, GatedSAE, HierarchicalSAE, MatchingPursuitSAE, PursuitSAE
 from jhsae.sae.base import check_codes
-from jhsae.sparsify import TopK
+from jhsae.sparsify import ExactL0, TopK
 from jhsae.training.fit import fit
 from jhsae.usage import Context
 
@@ -24,6 +25,7 @@ SAES = [
     MatchingPursuitSAE(EMBED, FEATURES, key=jax.random.key(0)),
     HierarchicalSAE(EMBED, 5, 2, 3, TopK(2), TopK(1), key=jax.random.key(0)),
 ]
+PURSUIT = PursuitSAE(EMBED, [5, 3], ExactL0(3, extra=1), key=jax.random.key(0))
 each = pytest.mark.parametrize("sae", SAES, ids=lambda s: type(s).__name__)
 
 
@@ -67,10 +69,11 @@ def test_a_tensor_of_torch_is_taken():
     ("x", "sentence"),
     [
         (X[:, :5], r"x has shape \[8, 5\], expected \[rows, 6\]"),
-        (X[0], r"x has shape \[6\], expected \[rows, 6\]; write x\[None\] for one row"),
-        (X[None], r"x has shape \[1, 8, 6\], expected \[rows, 6\]; write x.reshape\(-1, 6\)"),
+        (X[None, :, :5], r"x has shape \[1, 8, 5\], expected \[(..., |rows, )6\]"),
+        (X[0, :5], r"x has shape \[5\], expected \[(..., |rows, )6\]"),
         (np.float32(3), r"x has shape \[\], expected"),
         ([], r"x has shape \[0\], expected"),
+        ([[[1.0] * 5]], r"x has shape \[1, 1, 5\], expected"),
         ([[1.0], [1.0, 2.0]], "x is a list that is no array of numbers"),
         ("abc", r"x has shape \[\]|holds <U3"),
         ([["a"] * EMBED], r"x holds <U1, expected activations in a floating-point type"),
@@ -89,6 +92,54 @@ def test_what_is_no_batch_of_activations_is_refused(sae, x, sentence):
     for door in (sae.encode, sae, lambda x: fit(sae, x, steps=1)):
         with pytest.raises(UserError, match=sentence):
             door(x)
+
+
+@pytest.mark.parametrize(
+    ("x", "sentence"),
+    [
+        (X[0], r"x has shape \[6\], expected \[rows, 6\]; write x\[None\] for one row"),
+        (X[None], r"x has shape \[1, 8, 6\], expected \[rows, 6\]; write x.reshape\(-1, 6\)"),
+    ],
+)
+def test_fit_takes_rows_alone(x, sentence):
+    with pytest.raises(UserError, match=sentence):
+        fit(SAES[0], x, steps=1)
+
+
+@pytest.mark.parametrize("axes", [(2, 4), (8, 1), (2, 2, 2), (0, 4), ()], ids=str)
+@pytest.mark.parametrize("sae", [*SAES, PURSUIT], ids=lambda s: type(s).__name__)
+def test_axes_before_the_last_are_kept(sae, axes):
+    """Codes and reconstructions of [..., embed] are those of its rows, in the axes of the input; compiled too."""
+    rows = X[: int(np.prod(axes))]
+    codes, found = sae.encode(rows), sae.encode(rows.reshape(*axes, EMBED))
+    for level, of_rows in zip(found.levels(), codes.levels(), strict=True):
+        assert level.values.shape[: len(axes)] == axes
+        np.testing.assert_array_equal(level.values.reshape(of_rows.values.shape), of_rows.values)
+    np.testing.assert_array_equal(found.dense(), codes.dense().reshape(*axes, sae.features))
+    np.testing.assert_array_equal(found.l0(), codes.l0().reshape(axes))
+    np.testing.assert_array_equal(found.fired(), codes.fired())
+    assert found.rows() == len(rows)
+    x_hat = np.asarray(sae(rows)).reshape(*axes, EMBED)
+    np.testing.assert_array_equal(sae.decode(found), sae.decode(codes).reshape(*axes, EMBED))
+    np.testing.assert_allclose(sae.decode(found.flat()), x_hat, atol=1e-5)
+    np.testing.assert_allclose(sae(rows.reshape(*axes, EMBED)), x_hat, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(lambda x: sae.decode(sae.encode(x)))(rows.reshape(*axes, EMBED)), x_hat, atol=1e-5
+    )
+    parents = np.asarray(sae.parent_values(codes))
+    np.testing.assert_array_equal(sae.parent_values(found), parents.reshape(*axes, parents.shape[-1]))
+    if len(axes) > 2:
+        np.testing.assert_array_equal(sae.encode(rows.reshape(*axes, EMBED).tolist()).dense(), found.dense())
+
+
+@pytest.mark.parametrize("sae", [*SAES, PURSUIT], ids=lambda s: type(s).__name__)
+def test_axes_of_an_input_over_several_devices_are_kept(sae):
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "other"))
+    rows = np.concatenate([X, X])
+    spread = jax.device_put(rows.reshape(2, 8, EMBED), NamedSharding(mesh, PartitionSpec("data", "other")))
+    found = jax.jit(lambda x: (sae.encode(x).dense(), sae(x)))(spread)
+    for array, of_rows in zip(found, (sae.encode(rows).dense(), sae(rows)), strict=True):
+        np.testing.assert_allclose(array.reshape(of_rows.shape), of_rows, atol=1e-5)
 
 
 @each

@@ -4,6 +4,7 @@ Shapes and types are checked inside a compiled function as well, where they are 
 only where there are numbers.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -14,6 +15,31 @@ from jaxtyping import Array, Float
 from jhsae.errors import UserError
 
 SHOWN = 5  # rows that a message names
+
+
+def leading_axes(x: Any, embed: int, name: str = "x") -> tuple[Any, tuple[int, ...] | None]:
+    """`x` as rows, and its axes before the last; None where `x` has two axes, so that it is rows already.
+
+    Args:
+        x: [..., embed], an array of JAX, NumPy or torch or a list.
+        embed: The width.
+        name: What messages call it.
+
+    Raises:
+        UserError: Another width in an array of one axis, or of more than two; else nothing is checked.
+    """
+    try:
+        shape = tuple(x.shape) if hasattr(x, "shape") else np.shape(x)
+    except ValueError:  # lists of different lengths
+        return x, None
+    if len(shape) in (0, 2):
+        return x, None
+    if shape[-1] != embed:
+        raise UserError(f"{name} has shape {list(shape)}, expected [..., {embed}]")
+    if not hasattr(x, "shape"):
+        x = np.asarray(x)
+        x = x.astype(np.float32) if x.dtype.kind in "iu" else x  # as of `host_rows`
+    return x.reshape((math.prod(shape[:-1]), embed)), shape[:-1]
 
 
 def as_rows(x: Any, embed: int | None, name: str = "x") -> Float[Array, "rows embed"]:

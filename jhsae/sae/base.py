@@ -18,9 +18,13 @@ that is more than the decoder rows of the top level.
 
 import abc
 import dataclasses
+import math
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -28,7 +32,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jhsae import ops
 from jhsae.codes import Codes, TreeCodes
 from jhsae.errors import UserError
-from jhsae.ops.inputs import as_rows
+from jhsae.ops.inputs import as_rows, leading_axes
 from jhsae.ranges import Ranged
 from jhsae.sae.macs import EncoderMacs, Number
 from jhsae.sparsify import AbstractRule, AbstractSparsifier
@@ -119,8 +123,8 @@ class AbstractSAE(Ranged, eqx.Module):
         """
 
     @abc.abstractmethod
-    def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
-        """The reconstruction from codes."""
+    def decode(self, codes: Codes | TreeCodes) -> Float[Array, "*batch embed"]:
+        """The reconstruction [..., embed] from codes [..., slots] (`decodes_any_shape`)."""
 
     @property
     @abc.abstractmethod
@@ -245,27 +249,57 @@ class AbstractSAE(Ranged, eqx.Module):
         return (self.features,)
 
     def encode(
-        self, x: Float[Array, "batch embed"] | Float[np.ndarray, "batch embed"] | Any, context: Context | None = None
+        self, x: Float[Array, "*batch embed"] | Float[np.ndarray, "*batch embed"] | Any, context: Context | None = None
     ) -> Codes | TreeCodes:
-        """The sparse codes of a batch.
+        """The sparse codes of vectors in an array of any shape.
 
         Args:
-            x: [batch, embed], an array of JAX, NumPy or torch or a list.
+            x: [..., embed], an array of JAX, NumPy or torch or a list; may be traced.
             context: that of the forward pass; by default that of evaluation.
 
         Returns:
-            The codes.
+            The codes, whose arrays have the axes of `x` before the last: values [..., slots].
 
         Raises:
             UserError: another width than `embed`, no floats, or rows that are not finite.
         """
-        return self.forward(as_rows(x, self.embed), context or Context()).codes
+        rows, axes = leading_axes(x, self.embed)
+        codes = self.forward(as_rows(rows, self.embed), context or Context()).codes
+        return codes if axes is None else with_axes(codes, 1, axes)
 
     def __call__(
-        self, x: Float[Array, "batch embed"] | Float[np.ndarray, "batch embed"] | Any
-    ) -> Float[Array, "batch embed"]:
+        self, x: Float[Array, "*batch embed"] | Float[np.ndarray, "*batch embed"] | Any
+    ) -> Float[Array, "*batch embed"]:
         """The reconstruction of `x`, as in evaluation; checked as in `encode`."""
-        return self.forward(as_rows(x, self.embed), Context()).x_hat
+        rows, axes = leading_axes(x, self.embed)
+        x_hat = self.forward(as_rows(rows, self.embed), Context()).x_hat
+        return x_hat if axes is None else x_hat.reshape((*axes, x_hat.shape[-1]))
+
+
+def with_axes(codes: Codes | TreeCodes, before: int, axes: tuple[int, ...]) -> Codes | TreeCodes:
+    """Codes with other axes of the batch.
+
+    Args:
+        codes: codes.
+        before: how many axes of the batch they have.
+        axes: the sizes of those that replace them.
+    """
+    return jax.tree.map(lambda a: a.reshape((*axes, *a.shape[before:])), codes)
+
+
+def decodes_any_shape(decode: Callable[[S, Any], Array]) -> Callable[[S, Any], Array]:
+    """A ``decode`` that is written for codes [batch, slots], for codes [..., slots]; a decorator of the method."""
+
+    @wraps(decode)
+    def call(sae: S, codes: Any) -> Array:
+        check_codes(sae, codes)
+        axes = codes.levels()[0].values.shape[:-1]
+        if len(axes) == 1:
+            return decode(sae, codes)
+        x_hat = decode(sae, with_axes(codes, len(axes), (math.prod(axes),)))
+        return x_hat.reshape((*axes, x_hat.shape[-1]))
+
+    return call
 
 
 def require(sae: AbstractSAE, kind: type[S], part: str, instead: str) -> S:

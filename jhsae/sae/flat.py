@@ -16,7 +16,7 @@ from jhsae.codes import Codes, TreeCodes
 from jhsae.leaf import Unit
 from jhsae.ops.inputs import check_rows
 from jhsae.ranges import Count
-from jhsae.sae.base import AbstractSAE, Forward, TopLevel, check_codes, check_selects
+from jhsae.sae.base import AbstractSAE, Forward, TopLevel, check_selects, decodes_any_shape
 from jhsae.sae.encode import route_and_encode
 from jhsae.sae.units import AbstractCodeUnit, PlainUnit
 from jhsae.sparsify import AbstractSparsifier
@@ -96,8 +96,8 @@ class FlatSAE(AbstractSAE):
         encoded = route_and_encode(self.sparsifier, encoder, context, chunk=self.chunk)
         return Forward(x, self.decode(encoded.codes), encoded.codes, encoded.encoder, context)
 
+    @decodes_any_shape
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
-        check_codes(self, codes)
         flat = codes.flat()
         if flat.indices is None:
             return flat.values @ self.dictionary() + self.b_dec

@@ -17,7 +17,7 @@ from jhsae.codes import Codes, TreeCodes
 from jhsae.leaf import Unit
 from jhsae.ops.inputs import check_rows
 from jhsae.ranges import Count
-from jhsae.sae.base import AbstractSAE, Forward, TopLevel, check_codes
+from jhsae.sae.base import AbstractSAE, Forward, TopLevel, decodes_any_shape
 from jhsae.sae.flat import random_unit_rows
 from jhsae.usage import Context
 
@@ -68,6 +68,6 @@ class GatedSAE(AbstractSAE):
         codes = Codes(jnp.where(gate > 0, magnitude, 0.0), None, self.features)
         return Forward(x, self.decode(codes), codes, ops.Encoder.from_preactivations(gate), context)
 
+    @decodes_any_shape
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
-        check_codes(self, codes)
         return codes.dense() @ self.W_dec + self.b_dec

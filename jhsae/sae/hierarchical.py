@@ -21,7 +21,7 @@ from jhsae.errors import UserError
 from jhsae.leaf import Unit
 from jhsae.ops.inputs import check_rows
 from jhsae.ranges import Count
-from jhsae.sae.base import AbstractSAE, Forward, TopLevel, TreeForward, check_codes, check_selects
+from jhsae.sae.base import AbstractSAE, Forward, TopLevel, TreeForward, check_selects, decodes_any_shape
 from jhsae.sae.children import AbstractChildInput, AbstractChildScale, Token, Unscaled
 from jhsae.sae.encode import Encoded, route_and_encode
 from jhsae.sae.macs import EncoderMacs, Number
@@ -187,9 +187,9 @@ class HierarchicalSAE(AbstractSAE):
         assert isinstance(forward, TreeForward)
         return (forward.x_hat_parents,)
 
+    @decodes_any_shape
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
         """From `TreeCodes`, or from flat `Codes` over ``dictionary()``."""
-        check_codes(self, codes)
         if isinstance(codes, Codes):
             return _plus(ops.decode_rows(codes, self.dictionary(), self.kernel, self.chunk), self.b_dec)
         from_parents, from_atoms = self._decode_tree(codes)

@@ -19,7 +19,7 @@ from jhsae.codes import Codes, TreeCodes
 from jhsae.leaf import Unit
 from jhsae.ops.inputs import check_rows
 from jhsae.ranges import Count, NonNegative
-from jhsae.sae.base import AbstractSAE, Forward, TopLevel, check_codes
+from jhsae.sae.base import AbstractSAE, Forward, TopLevel, decodes_any_shape
 from jhsae.sae.flat import random_unit_rows
 from jhsae.sae.macs import EncoderMacs, Number
 from jhsae.usage import Context
@@ -73,8 +73,8 @@ class MatchingPursuitSAE(AbstractSAE):
         codes = self._pursue(x if centre is None else x - centre)
         return Forward(x, self.decode(codes), codes, ops.Encoder(x, self.W_dec, None, centre), context)
 
+    @decodes_any_shape
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
-        check_codes(self, codes)
         x_hat = codes.flat().dense() @ self.W_dec
         return x_hat + self.b_dec if self.apply_b_dec_to_input else x_hat
 

@@ -21,7 +21,7 @@ from jhsae.errors import UserError
 from jhsae.leaf import Levels, Unit
 from jhsae.ops.inputs import check_rows
 from jhsae.ranges import Count, Natural
-from jhsae.sae.base import AbstractSAE, Forward, TopLevel, check_codes
+from jhsae.sae.base import AbstractSAE, Forward, TopLevel, decodes_any_shape
 from jhsae.sae.candidates import AbstractCandidates, AllRows
 from jhsae.sae.flat import random_unit_rows
 from jhsae.sae.macs import EncoderMacs, Number, pursuit_macs
@@ -164,8 +164,8 @@ class PursuitSAE(AbstractSAE):
         encoder = ops.Encoder(x, self.rows, centre=self.b_dec)
         return PursuitForward(x, self.decode(codes), codes, encoder, context, prefixes=found.prefixes)
 
+    @decodes_any_shape
     def decode(self, codes: Codes | TreeCodes) -> Float[Array, "batch embed"]:
-        check_codes(self, codes)
         return ops.decode_rows(codes.flat(), self.rows, self.kernel, self.chunk) + self.b_dec
 
     def parent_values(self, codes: Codes | TreeCodes) -> Float[Array, "*batch slots"]:
