@@ -6,6 +6,7 @@ Every failure that can be expected is one line on stderr and an exit code of `EX
 
 import argparse
 import io
+import json
 import logging
 import os
 import shutil
@@ -86,6 +87,7 @@ def _check_place() -> None:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """What the words mean; overrides may stand behind flags too."""
+    _refuse_flags(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     arguments, more = parser.parse_known_args(argv)
     if more and ("words" not in arguments or any(word.startswith("-") for word in more)):
@@ -95,9 +97,23 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def _refuse_flags(argv: Sequence[str]) -> None:
+    """Raises `UserError` for ``--key value`` of a verb whose keys are written ``key=value``."""
+    verb = argv[0] if argv else ""
+    if verb not in VERBS or VERBS[verb].flags:
+        return
+    for word, after in zip(argv[1:], [*argv[2:], ""], strict=False):
+        if word.startswith("-") and word not in ("-", "--", "-h", "--help"):
+            key, equals, value = word.lstrip("-").partition("=")
+            value = value if equals or not after or after.startswith("-") or "=" in after else after
+            write = f"{key.replace('-', '_')}={value or '...'}"
+            raise UserError(f"{word} is no flag of jhsae {verb}, whose keys are written key=value; write {write}")
+
+
 def _run(verb: str, words: list[str]) -> int:
     from jhsae import config
 
+    words = _with_key(VERBS[verb].first, words)
     named = bool(words) and ("=" not in words[0] or config.is_file(words[0]))
     path = words[0] if named else VERBS[verb].default or (str(BARE) if VERBS[verb].bare else None)
     if path is None:
@@ -111,6 +127,15 @@ def _run(verb: str, words: list[str]) -> int:
         raise UserError(str(error).replace(str(BARE), f"jhsae {verb}")) from error
     found.run(settings)
     return 0
+
+
+def _with_key(key: str | None, words: list[str]) -> list[str]:
+    """`words` with the first as the value of `key`, where it is neither a config nor an override."""
+    if not key or not words or words[0].endswith((".yaml", ".yml")):
+        return words
+    if "=" in words[0] and not os.path.exists(words[0]):
+        return words
+    return [f"{key}={json.dumps(words[0], ensure_ascii=False)}", *words[1:]]
 
 
 def _join() -> None:
@@ -162,6 +187,11 @@ def verb_help(name: str) -> str:
         "",
         _summary(verb),
         "",
+        *(
+            [f"{verb.first.upper()} is the value of the key {verb.first}, or a CONFIG.yaml that has it.", ""]
+            if verb.first
+            else []
+        ),
         "CONFIG.yaml is a path or a config of this package. key=value overrides one of its keys, a.b=c one inside a",
         "section, stages.0.steps=9 one inside a list." + (f" The default is {verb.default}." if verb.default else ""),
         "",

@@ -57,6 +57,10 @@ def test_names_that_no_file_has(name: str):
         bounded.read_json(name)
 
 
+def test_an_escape_that_is_spelt_out_is_text():
+    assert bounded.parse_json(b'{"a": "\\\\ud800", "b": "\\ud83d\\ude00"}', "f") == {"a": "\\ud800", "b": "\U0001f600"}
+
+
 def test_a_link_to_a_file_is_read_as_in_the_cache_of_the_hub(tmp_path: Path):
     (tmp_path / "blobs").mkdir()
     (tmp_path / "snapshot").mkdir()

@@ -10,7 +10,8 @@ class Verb(NamedTuple):
     """What ``--help`` says of a verb.
 
     A verb with a config has in its module the class of that config (``Train``) and ``run(config)``; `default` is its
-    YAML when none is given, and a `bare` verb needs none: it starts from the defaults of its keys. A verb with `flags`
+    YAML when none is given, and a `bare` verb needs none: it starts from the defaults of its keys; where it has a
+    `first` key, a first word that is no YAML is the value of that key. A verb with `flags`
     has ``add_arguments(parser)`` and ``run(arguments) -> exit code``; one that several processes run as one is
     `together`. `notes` are printed as paragraphs.
     """
@@ -23,11 +24,14 @@ class Verb(NamedTuple):
     bare: bool = False
     flags: bool = False
     together: bool = False
+    first: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def config_word(self) -> str:
         """How a usage line names the config."""
+        if self.first:
+            return self.first.upper()
         return "[CONFIG.yaml]" if self.default or self.bare else "CONFIG.yaml"
 
 
@@ -55,6 +59,21 @@ VERBS = {
             "harvest resumes.",
             "dtype=int8 needs half the space of bfloat16; its error and its effect on training: "
             "experiments/int8/README.md.",
+        ),
+    ),
+    "store": Verb(
+        "write your own activations into a store",
+        "activations in .npy, .pt, .safetensors or .parquet, or a folder of shards; token ids, positions, text if any",
+        "a store: activation rows, tokens and a manifest",
+        "jhsae store acts.npy out=stores/acts",
+        bare=True,
+        first="source",
+        notes=(
+            "[rows, embed], or [docs, positions, embed] with documents of one length. Files larger than memory are "
+            "read in blocks. An interrupted write resumes.",
+            "With tokens=ids.npy or text=tokens.txt evaluate and browse show contexts; with model=..., layer=... and "
+            "token ids of whole documents they also run the language model.",
+            "Pickles are refused; unpickle=true reads a .pt file with torch's weights_only=True.",
         ),
     ),
     "world": Verb(

@@ -29,6 +29,7 @@ FORMAT = 3
 WITHOUT_CHECKSUMS = 2  # the last format without SHA256SUMS; its chunks of zeros may be absent
 ADDED = {1: {"writers": [1]}}  # values of later fields for stores of an older format
 HASH_ON_OPEN_BYTES = 2 * 10**9
+ARRAYS = (".npy", ".pt", ".pth", ".safetensors", ".parquet")  # what jhsae store reads
 PACKAGES = ("jhsae", "jax", "numpy", "tensorstore", "transformers", "datasets")
 
 
@@ -153,6 +154,10 @@ def read_manifest(path: str | Path) -> Manifest:
 
 def read_identified(path: str | Path) -> tuple[Manifest, str]:
     """The manifest, and the sha256 of its text, which identifies the store."""
+    if not is_bucket(path) and (example := _array_in(Path(path))):
+        raise UserError(
+            f"{path} is no activation store but {example}; write jhsae store {path} out=FOLDER, and name that folder"
+        )
     if not is_bucket(path) and not Path(path).is_dir():
         cut = ": a harvest of it was cut off; run the harvest again" if Path(f"{path}.partial").exists() else ""
         raise UserError(f"the activation store {path} does not exist{cut or '; run jhsae harvest first'}")
@@ -171,6 +176,16 @@ def read_identified(path: str | Path) -> tuple[Manifest, str]:
     elif known != {name: file["sha256"] for name, file in manifest.files.items()}:
         raise UserError(f"the store {path} is damaged: {checksums.NAME} and {NAME} differ; harvest it again")
     return manifest, found
+
+
+def _array_in(path: Path) -> str:
+    """What `path` is, where it is an array or a folder of such and no store; "" otherwise."""
+    if path.is_file() and path.suffix in ARRAYS:
+        return f"a {path.suffix} file"
+    if not path.is_dir() or (path / NAME).exists():
+        return ""
+    found = sorted(file.name for file in path.iterdir() if file.suffix in ARRAYS)
+    return f"a folder of arrays ({found[0]})" if found else ""
 
 
 def _text(path: str | Path, name: str) -> bytes | None:

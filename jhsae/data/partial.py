@@ -101,6 +101,16 @@ def _create_or_resume(out: str, folder: str, plan: StorePlan, channels: Channels
     root.write(PLAN, to_json(plan.record()).encode()).result()
 
 
+def discard(out: str) -> None:
+    """Removes the unfinished store at `out`."""
+    if is_bucket(out):
+        root = kvstore(out)
+        for name in names(root):
+            root.write(name, None).result()
+    else:
+        shutil.rmtree(folder_of(out), ignore_errors=True)
+
+
 def storage_of(root: ts.KvStore, plan: StorePlan) -> AbstractStorage:
     """The storage of the rows; that of an int8 store has the channels that were written at its start."""
     return storage(plan.dtype, lambda: arrays.channels(root, plan.arrays()["channels"]))

@@ -57,6 +57,24 @@ class Store:
         columns = [opened[name] for name in kind.columns(manifest.embed)]
         return cls(str(path), manifest, kind, columns, opened["index"], opened["tokens"], identity)
 
+    @classmethod
+    def from_array(cls, x: Any, out: str | Path, **options: Any) -> "Store":
+        """Writes your own activations as a store: `jhsae.data.write_array`.
+
+        Args:
+            x: [rows, embed] or [docs, positions, embed]: a list, or a NumPy, JAX or torch array, which may be larger
+                than memory where it is mapped from a file.
+            out: Folder of the store, which must not exist.
+            **options: Those of `write_array`: ``tokens``, ``positions`` and ``text`` of each row; ``model`` and
+                ``layer`` that it comes from; ``dtype``, ``seed``.
+
+        Raises:
+            UserError: As `write_array`.
+        """
+        from jhsae.data.from_array import write_array  # which makes a `Store`
+
+        return write_array(out, x, **options)
+
     @property
     def rows(self) -> int:
         """Number of activations."""

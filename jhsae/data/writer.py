@@ -12,7 +12,7 @@ from jaxtyping import Int32, Shaped, UInt32
 
 from jhsae.data.files import writing_store
 from jhsae.data.manifest import Origin, refuse_existing
-from jhsae.data.partial import Partial, StorePlan, create_or_resume
+from jhsae.data.partial import Partial, StorePlan, create_or_resume, discard
 from jhsae.data.shuffle import Group
 from jhsae.data.statistics import Running
 from jhsae.data.storage import DTYPES, Channels
@@ -138,6 +138,11 @@ class Writer:
             raise ValueError(f"{self._added} rows were added to a store of {self._plan.rows}")
         self._partial.seal()
         return Store.open(self._out)
+
+    def discard(self) -> None:
+        """Removes the unfinished store."""
+        self.flush()  # what is still being written
+        discard(self._out)
 
     @property
     def _next_group(self) -> Group:

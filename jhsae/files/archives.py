@@ -111,13 +111,33 @@ def check_zip(archive: zipfile.ZipFile, path: str | File, limit: int | None = No
     check_written(path)
 
 
+def npy_header(path: str | File) -> ArrayInfo:
+    """Shape and type of an npy file, and where its numbers start; none is read.
+
+    Raises:
+        UserError: No npy file of plain numbers, one whose header does not match its size, or one that is mostly holes.
+    """
+    path = regular_file(path)
+    with path.open("rb") as file:
+        info = _parsed(
+            file.read(NPY_HEADER), size_of(path), f"{path} is not an npy file of numbers: its array", "numpy.save"
+        )
+    check_written(path)
+    return info
+
+
 def _npy_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str | File) -> ArrayInfo:
     """The header of one member, whose size must match the archive's entry."""
     where = f"{path} is not an npz file of plain arrays: {info.filename[:100]!r}"
     if not info.filename.endswith(".npy"):
         raise UserError(f"{where} is none; save the arrays again with numpy.savez")
     with archive.open(info) as member:
-        head = io.BytesIO(member.read(NPY_HEADER))
+        return _parsed(member.read(NPY_HEADER), info.file_size, where, "numpy.savez")
+
+
+def _parsed(start: bytes, size: int, where: str, save: str) -> ArrayInfo:
+    """The header at the start of `size` bytes."""
+    head = io.BytesIO(start)
     try:
         version = np.lib.format.read_magic(head)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
@@ -125,14 +145,15 @@ def _npy_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str | Fil
             warnings.simplefilter("ignore")
             shape, fortran, dtype = read(head)
     except Exception as error:  # NumPy parses the header as a Python literal, which may raise any exception
-        raise UserError(f"{where} is none ({reason(error)}); save the arrays again with numpy.savez") from error
+        raise UserError(f"{where} is none ({reason(error)}); save the arrays again with {save}") from error
     if dtype.hasobject:
         raise UserError(f"{where} holds Python objects (a pickle); save numbers")
     if dtype.kind not in "?bifucSU" or not dtype.itemsize:
-        raise UserError(f"{where} has the type {dtype.str}; save numbers")
-    held = info.file_size - head.tell()
+        hint = "; bfloat16 has no name there, so save it as float32" if dtype == np.dtype("V2") else "; save numbers"
+        raise UserError(f"{where} has the type {dtype.str}{hint}")
+    held = size - head.tell()
     if len(shape) > RANK or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != held:
-        raise UserError(f"{where} of shape {str(list(shape))[:100]} does not fit its {info.file_size:,} bytes")
+        raise UserError(f"{where} of shape {str(list(shape))[:100]} does not fit its {size:,} bytes")
     return ArrayInfo(shape, dtype, fortran, head.tell())
 
 

@@ -133,7 +133,7 @@ def parse_json(text: str | bytes, where: str | File, depth: int = DEPTH, nan: bo
         )
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} cannot be read as JSON ({reason(error)}); copy or make it again") from error
-    _check_tree(value, where, depth, strings=_SURROGATE.search(text) is not None)
+    _check_tree(value, where, depth, strings=_MAYBE_SURROGATE.search(text) is not None)
     return value
 
 
@@ -274,7 +274,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # of text before it is parsed: escapes too
 
 
 def _check_tree(value: Any, where: str | File, most: int, strings: bool) -> None:

@@ -34,6 +34,11 @@ def tensor_header(path: str | File) -> dict[str, TensorInfo]:
     return _header(path)[0]
 
 
+def tensors_start(path: str | File) -> int:
+    """Where the tensors of a safetensors file start, which `TensorInfo.start` counts from."""
+    return 8 + int.from_bytes(read_start(path, 8), "little")
+
+
 def tensor_metadata(path: str | File) -> dict[str, str]:
     """The metadata strings of a safetensors header; {} where it has none."""
     found = _header(path)[1]

@@ -38,6 +38,37 @@ def state_dict(path: str | Path, unpickle: bool) -> Tensors:
     `UserError`: `unpickle` is False, torch is not installed, the file cannot be read or holds other objects.
     """
     path = tensors.existing(path)
+    found = _loaded(path, unpickle)
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise UserError(f"{path} holds a {type(found).__name__}, expected a state dict: tensors by their names")
+    held = _tensors(found, path)
+
+    def read(key: str) -> np.ndarray:
+        tensor = held[key].detach()
+        return np.asarray((tensor.float() if tensor.is_floating_point() else tensor).numpy())
+
+    kinds = {key: "f" if tensor.is_floating_point() else "i" for key, tensor in held.items()}
+    others = {key: value for key, value in found.items() if key not in held}
+    return Tensors({key: tuple(tensor.shape) for key, tensor in held.items()}, kinds, read, others)
+
+
+def mapped_tensors(path: str | Path, unpickle: bool) -> dict[str, Any]:
+    """The torch tensors of a file by name, of a file of one tensor under ""; mapped, so that none is in memory.
+
+    `UserError`: as of `state_dict`.
+    """
+    path = tensors.existing(path)
+    found = _loaded(path, unpickle, mmap=True)
+    found = found if isinstance(found, dict) else {"": found}
+    held = _tensors({str(key): value for key, value in found.items()}, path)
+    if not held:
+        kind = type(found.get("", found)).__name__
+        raise UserError(f"{path} holds a {kind} without a tensor, expected a tensor, or tensors by their names")
+    return {key: tensor.detach() for key, tensor in held.items()}
+
+
+def _loaded(path: Path, unpickle: bool, **options: Any) -> Any:
+    """What torch reads of a checked file, with ``weights_only=True``."""
     if not unpickle:
         raise UserError(
             f"{path} is a pickle, which can run code when it is read; write unpickle=True where you trust it, or put "
@@ -51,22 +82,19 @@ def state_dict(path: str | Path, unpickle: bool) -> Tensors:
     try:
         with warnings.catch_warnings():  # of unusual files, beside the error that they end with
             warnings.simplefilter("ignore")
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, **options)
     except Exception as error:  # a broken or hostile pickle raises whatever its bytes lead to
         raise UserError(f"{path} is not a state dict of tensors and plain values ({_first(error)})") from error
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise UserError(f"{path} holds a {type(found).__name__}, expected a state dict: tensors by their names")
+
+
+def _tensors(found: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The entries that are tensors, each checked."""
+    import torch
+
     held = {key: value for key, value in found.items() if isinstance(value, torch.Tensor)}
     for key, tensor in held.items():
-        _check_tensor(tensor, f"{path}: '{key}'")
-
-    def read(key: str) -> np.ndarray:
-        tensor = held[key].detach()
-        return np.asarray((tensor.float() if tensor.is_floating_point() else tensor).numpy())
-
-    kinds = {key: "f" if tensor.is_floating_point() else "i" for key, tensor in held.items()}
-    others = {key: value for key, value in found.items() if key not in held}
-    return Tensors({key: tuple(tensor.shape) for key, tensor in held.items()}, kinds, read, others)
+        _check_tensor(tensor, f"{path}: '{key}'" if key else f"{path}")
+    return held
 
 
 def _check(path: Path) -> None:

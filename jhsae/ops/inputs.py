@@ -52,8 +52,10 @@ def as_rows(x: Any, embed: int | None, name: str = "x") -> Float[Array, "rows em
     return found if isinstance(found, jax.core.Tracer) else _all_finite(found, name)
 
 
-def host_rows(x: Any, embed: int | None = None, name: str = "x") -> Float[np.ndarray, "rows embed"]:
-    """`x` as an array in memory, float64 as float32.
+def host_rows(
+    x: Any, embed: int | None = None, name: str = "x", finite: bool = True
+) -> Float[np.ndarray, "rows embed"]:
+    """`x` as an array in memory, float64 as float32; `finite` says whether rows must be.
 
     Raises:
         UserError: not numbers, not floats, not two axes, another width than `embed`, or rows that are not finite.
@@ -74,7 +76,7 @@ def host_rows(x: Any, embed: int | None = None, name: str = "x") -> Float[np.nda
             raise
         said = " ".join(str(error).split())[:200]
         raise UserError(f"{name} is a {type(x).__name__} that is no array of numbers ({said})") from error
-    return _all_finite(found, name)
+    return _all_finite(found, name) if finite else found
 
 
 def check_rows(x: Any, embed: int | None, name: str = "x") -> None:
