@@ -155,7 +155,7 @@ def test_what_is_trusted_leaves_hashes_as_they_were():
     for make in (
         lambda t: Evaluate("r", "s", "l", trust=t),
         lambda t: Import("s", "o", trust=t),
-        lambda t: Browse("r", "s", "l", "o", trust=t),
+        lambda t: Browse("r", "s", "o", "l", trust=t),
     ):
         assert config.config_hash(make([])) == config.config_hash(make("x"))
 

@@ -15,10 +15,10 @@ function card(latent) {
     tiles(latent),
     h("div", {class: "pair"},
       section("Activation where it fires", null, activationHistogram(latent)),
-      section("Tokens it fires on", "by share of its activation", tokenTable(latent))),
+      latent.tokens.length > 0 && section("Tokens it fires on", "by share of its activation", tokenTable(latent))),
     latent.slots > 0 && section(latent.atoms.some(atom => atom.slots > 0) ? "The tree below" : "Atoms", atomNote(latent), atomTable(latent)),
     contexts(latent),
-    h("div", {class: "pair"},
+    latent.top.length > 0 && h("div", {class: "pair"},
       section("Raises these tokens most", "logit per unit", logitTable(latent.top)),
       section("Lowers these tokens most", "logit per unit", logitTable(latent.bottom))),
     latent.near.length > 0 && section("Nearest decoder directions", "cosine, among all latents that fired", nearTable(latent)),
@@ -48,7 +48,7 @@ function siblings(latent) {
 function tiles(latent) {
   const size = latent.mean * latent.norm;
   return h("dl", {class: "tiles"},
-    tile("of the tokens", percent(latent.fired / DATA.rows), `${whole(latent.fired)} of ${whole(DATA.rows)}`),
+    tile(`of the ${DATA.unit}s`, percent(latent.fired / DATA.rows), `${whole(latent.fired)} of ${whole(DATA.rows)}`),
     latent.up && tile(`of the firings of ${latent.up.id}`, percent(latent.fired / latent.up.fired)),
     tile("mean activation", short(latent.mean)),
     tile("largest activation", short(latent.high)),
@@ -80,7 +80,7 @@ function atomTable(latent) {
     h("td", {class: "fill soft"}, heads(atom, 8))), ...below(atom, depth + 1)]);
   return h("table", null,
     head(["atom"], [latent.atoms.some(atom => atom.slots > 0) ? "of its parent's firings" : "of its firings", "n"], [""],
-      ["of all tokens", "n"], ["largest", "n"], ["strongest on"]),
+      [`of all ${DATA.unit}s`, "n"], ["largest", "n"], ["strongest on"]),
     h("tbody", null, below(latent, 0)));
 }
 

@@ -59,7 +59,7 @@ def label(feature: int, tree: Forest | None) -> str:
 class Entries:
     """What was counted, and the features that are shown; `tree` is None for a flat SAE.
 
-    `occupied` says whether each slot of the dictionary holds a row.
+    `occupied` says whether each slot of the dictionary holds a row, `known` whether tokens are known.
     """
 
     fired: Firings
@@ -70,10 +70,11 @@ class Entries:
     occupied: Bool[np.ndarray, " features"]
     pieces: Pieces
     sequences: Sequences
+    known: bool
 
     def firing(self, reader: Reader, strongest: int, spread: int) -> list[Json]:
         """Numbers, main tokens and contexts of every shown latent; of one with children also what they do."""
-        main = main_tokens(self.profile, self.shown, TOKENS)
+        main = main_tokens(self.profile, self.shown, TOKENS) if self.known else [[] for _ in self.shown]
         found = []
         for i, pairs in zip(self.shown.tolist(), main, strict=True):
             slots = children(self.tree, i) if self.tree else range(0)
@@ -90,19 +91,24 @@ class Entries:
     def writing(
         self,
         dictionary: Float32[np.ndarray, "features embed"],
-        unembedding: Float[Array, "vocab embed"],
+        unembedding: Float[Array, "vocab embed"] | None,
         logits: int,
         near: int,
     ) -> list[Json]:
-        """Length, logits and neighbours of the decoder row of every shown latent."""
-        ends = feature_logits(dictionary[self.shown], unembedding, logits)
+        """Length, logits (none without an unembedding) and neighbours of the decoder row of every shown latent."""
+        top: list[list[Any]] = [[] for _ in self.shown]
+        bottom = top
+        if unembedding is not None:
+            ends = feature_logits(dictionary[self.shown], unembedding, logits)
+            top = [logit_pairs(*pairs, self.pieces) for pairs in zip(ends.top_ids, ends.top, strict=True)]
+            bottom = [logit_pairs(*pairs, self.pieces) for pairs in zip(ends.bottom_ids, ends.bottom, strict=True)]
         nearest = neighbours(dictionary, self.statistics.fired, self.shown, near)
         norms = np.linalg.norm(dictionary[self.shown], axis=1)
         return [
             {
                 "norm": rounded(norms[n]),
-                "top": logit_pairs(ends.top_ids[n], ends.top[n], self.pieces),
-                "bottom": logit_pairs(ends.bottom_ids[n], ends.bottom[n], self.pieces),
+                "top": top[n],
+                "bottom": bottom[n],
                 "near": [[label(other, self.tree), cosine] for other, cosine in nearest[n]],
             }
             for n in range(len(self.shown))

@@ -40,7 +40,7 @@ function activationHistogram(latent) {
   const label = `Histogram of ${plural(latent.fired, "activation")} other than 0, from ${short(latent.low)} to `
     + `${short(latent.high)}, mean ${short(latent.mean)}.`;
   return histogram({counts: latent.histogram, edges, marks, unit: "activation (units of the SAE)",
-    what: {one: "token", many: "tokens"}, label});
+    what: {one: DATA.unit, many: DATA.unit + "s"}, label});
 }
 
 function densityHistogram(one) {
@@ -49,7 +49,7 @@ function densityHistogram(one) {
   const marks = edges.filter(Number.isInteger).map(edge => [edge, bare(100 * 10 ** edge) + " %"]);
   const alive = one.all - one.dead;
   const label = `Histogram of ${whole(alive)} ${one.kind} by how often they fire; ${whole(one.dead)} never fired.`;
-  const svg = histogram({counts, edges, marks, unit: "fires on this part of the tokens (log scale)",
+  const svg = histogram({counts, edges, marks, unit: `fires on this part of the ${DATA.unit}s (log scale)`,
     what: {one: one.kind.slice(0, -1), many: one.kind}, label});
   svg.querySelectorAll("title").forEach((title, i) => {
     const bin = counts.map((count, at) => [count, at]).filter(([count]) => count > 0)[i][1];

@@ -14,12 +14,13 @@ from jhsae.browser.contexts import Reader, Window
 from jhsae.browser.entries import Entries, label
 from jhsae.browser.pieces import Pieces, Sequences
 from jhsae.browser.tables import Json, densities, rounded, search_index
+from jhsae.browser.text import Text, text_of
 from jhsae.data import Store
 from jhsae.data.normalize import AbstractNormalizer
 from jhsae.errors import UserError
 from jhsae.features.contexts import frequent_children, spread_features
 from jhsae.features.decoder import decoder_in_lm_units, typical_rows
-from jhsae.features.firings import firing_table
+from jhsae.features.firings import Firings, firing_table
 from jhsae.features.latents import latent_statistics, token_profile
 from jhsae.features.token_text import word_ids
 from jhsae.files.escaping import visible
@@ -56,7 +57,7 @@ def gather(
     normalizer: AbstractNormalizer,
     store: Store,
     rows: int,
-    model: lm.LanguageModel,
+    model: lm.LanguageModel | None,
     names: dict[int, str],
     limits: Limits,
 ) -> Json:
@@ -67,7 +68,7 @@ def gather(
         normalizer: its fitted input normaliser.
         store: held-out activations of the SAE's model and layer, of which the first `rows` rows are measured.
         rows: how many.
-        model: the language model of the store, for tokens and logits.
+        model: the language model of the store, for tokens and logits; None for those that the store keeps, and none.
         names: of experts or flat features, by index.
         limits: how much of everything is shown.
 
@@ -80,29 +81,38 @@ def gather(
     shown = _shown(statistics.frequency, tree, limits)
     if not len(shown):
         raise UserError(f"no latent fired on the {rows} rows of {store.path}; was the SAE trained on such activations?")
-    index, tokens = store.index(0, rows), store.tokens()
-    pieces, vocab = Pieces(model.tokenizer), model.model.vocab
-    sequences = Sequences(tokens, index, pieces)
-    profile = token_profile(fired, index[:, 2], vocab)
-    words, of_token = word_ids(model.tokenizer, vocab)
-    by_word = token_profile(fired, of_token[index[:, 2]], len(words))
-    entries = Entries(fired, statistics, profile, shown, tree, occupied, pieces, sequences)
-    firing = entries.firing(Reader(index, tokens.shape[1], limits.window), limits.examples, limits.spread)
-    dictionary, unembedding = decoder_in_lm_units(sae, normalizer, store), model.model.unembedding()
+    index = store.index(0, rows)
+    text = text_of(store, index, model)
+    pieces = Pieces(text.text, text.special)
+    sequences = Sequences(text.tokens, index, pieces)
+    profile = token_profile(fired, text.ids, text.vocab)
+    entries = Entries(fired, statistics, profile, shown, tree, occupied, pieces, sequences, text.known)
+    firing = entries.firing(Reader(index, text.tokens.shape[1], limits.window), limits.examples, limits.spread)
+    unembedding = None if model is None else model.model.unembedding()
+    dictionary = decoder_in_lm_units(sae, normalizer, store)
     writing = entries.writing(dictionary, unembedding, limits.logits, limits.neighbours)
     return {
         "latents": [
             {"id": label(i, tree), "name": visible(names[i]) if names.get(i) else None} | where | what
             for i, where, what in zip(shown.tolist(), firing, writing, strict=True)
         ],
-        "search": search_index(by_word, words, shown),
+        "search": _search(fired, text, shown),
+        "unit": "token" if text.known else "row",
         "density": densities(_kinds(statistics.frequency, tree, occupied)),
         "rows": rows,
         "window": [*limits.window],
         "norm": rounded(np.median(np.linalg.norm(typical_rows(store), axis=1)), 4),
         **sequences.written(),
-        **pieces.written(profile.occurrences),
+        **pieces.written(profile.occurrences if text.known else None),
     }
+
+
+def _search(fired: Firings, text: Text, shown: np.ndarray) -> Json:
+    """The search index over the words of the tokens; empty where no token is known."""
+    if not text.known:
+        return {}
+    words, of_token = word_ids(text.text(range(text.vocab)))
+    return search_index(token_profile(fired, of_token[text.ids], len(words)), words, shown)
 
 
 def _shown(frequency: np.ndarray, tree: Forest | None, limits: Limits) -> np.ndarray:

@@ -1,35 +1,36 @@
 """Tokens and sequences of a page, each written once and referred to by its index."""
 
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, Int64, UInt32
 
-from jhsae.data import special_ids
-from jhsae.features.token_text import token_text, word
+from jhsae.features.token_text import word
 from jhsae.files.escaping import visible
 
 
 class Pieces:
     """Tokens, numbered in the order in which they are first used."""
 
-    def __init__(self, tokenizer: Any):
-        self._tokenizer = tokenizer
+    def __init__(self, text: Callable[[Iterable[int]], list[str]], special: Collection[int]):
+        """`text` turns token ids into strings; `special` are those of special tokens."""
+        self._text, self._special = text, special
         self._places: dict[int, int] = {}
 
     def use(self, token: int) -> int:
         """The place of a token on the page."""
         return self._places.setdefault(token, len(self._places))
 
-    def written(self, occurrences: Int64[np.ndarray, " vocab"]) -> dict[str, Any]:
+    def written(self, occurrences: Int64[np.ndarray, " vocab"] | None) -> dict[str, Any]:
         """Text as shown, text as searched, and `occurrences` among the measured rows, by place; special tokens."""
-        ids, special = list(self._places), set(special_ids(self._tokenizer))
-        texts = token_text(self._tokenizer, ids)
+        ids = list(self._places)
+        texts = self._text(ids)
         return {
             "pieces": [visible(text) for text in texts],
             "words": [word(text) for text in texts],
-            "occurrences": occurrences[ids].tolist(),
-            "special": [place for place, token in enumerate(ids) if token in special],
+            "occurrences": [] if occurrences is None else occurrences[ids].tolist(),
+            "special": [place for place, token in enumerate(ids) if token in self._special],
         }
 
 

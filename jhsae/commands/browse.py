@@ -16,7 +16,7 @@ from jhsae.browser.contexts import Window
 from jhsae.commands.evaluate import expert_names
 from jhsae.commands.last_line import last_line, opened
 from jhsae.config.trust import TrustedPackages
-from jhsae.data import AbstractNormalizer, Store
+from jhsae.data import AbstractNormalizer, Manifest, Store
 from jhsae.errors import UserError
 from jhsae.features.origin import check_origin, language_model
 from jhsae.files import bounded
@@ -35,8 +35,10 @@ class Browse:
 
     run: Annotated[Words, "folder of a finished run (jhsae train) or of a saved SAE"]
     store: Annotated[Words, "activation store of held-out text, same model and layer"]
-    lm: Annotated[Words, "language model of the store, for tokens and logits: a folder, a hub name, or 'embedded'"]
     out: Annotated[Words, "the page to write, such as runs/scale.html"]
+    lm: Annotated[
+        Words | None, "language model of the store, for tokens and logits: a folder, a hub name, 'embedded'; null: none"
+    ] = None
     rows: Annotated[Count | None, "held-out activations to measure; null for all"] = None
     features: Annotated[
         Count | None, "experts (or flat features) shown, at even ranks of frequency; null: all live"
@@ -60,7 +62,7 @@ def run(config: Browse) -> Path:
     claim(out, name)
     store = Store.open(config.store)
     check_origin(sae, about, store, config.run)
-    model = language_model(config.lm, store)
+    model = None if config.lm is None else language_model(config.lm, store)
     rows = min(config.rows or store.rows, store.rows)
     window = Window(config.before, config.after)
     limits = browser.Limits(
@@ -73,7 +75,7 @@ def run(config: Browse) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
     content = page.encode("utf-8", "backslashreplace")  # a lone surrogate is no text
     write_whole(out, content)
-    made = f"{len(data['latents'])} latents on {rows:,} tokens", f"{len(content) / 1e6:.1f} MB"
+    made = f"{len(data['latents'])} latents on {rows:,} {data['unit']}s", f"{len(content) / 1e6:.1f} MB"
     print(last_line(out, made, opened(out)))
     return out
 
@@ -103,7 +105,9 @@ def describe(
 ) -> dict[str, Any]:
     """What the template says around the data."""
     manifest, tree = store.manifest, sae.tree is not None
-    facts = [f"{key} {value}" for key, value in manifest.dataset.items() if key != "source" and value is not None]
+    given = {key: value for key, value in manifest.dataset.items() if isinstance(value, str | int | float)}
+    facts = [f"{key} {value}" for key, value in given.items() if key != "source"]
+    reads = f"{manifest.model}, layer {manifest.layer}"
     origin = {
         "run": name,
         "config": about.get("config_hash"),
@@ -115,8 +119,10 @@ def describe(
     return {
         "name": name,
         "title": config.title or f"What the latents of {name} do",
-        "model": manifest.model,
-        "layer": manifest.layer,
+        "reads": str(manifest.dataset.get("name")) if _is_own(manifest) else reads,
+        "residual": not _is_own(manifest),
+        "unit": data["unit"],
+        "logits": config.lm is not None,
         "store": config.store,
         "text": f"{manifest.dataset.get('source', 'text')} ({', '.join(facts)})",
         "rows": data["rows"],
@@ -130,6 +136,11 @@ def describe(
         "named": any(latent["name"] for latent in data["latents"]),
         "origin": [(key, (value or "unknown")) for key, value in origin.items()],
     }
+
+
+def _is_own(manifest: Manifest) -> bool:
+    """Whether the rows are an array of which no language model is known."""
+    return manifest.dataset.get("source") == "array" and manifest.model in ("array", manifest.dataset.get("name"))
 
 
 def _short(commit: str | None) -> str | None:

@@ -18,11 +18,12 @@ from jhsae import evals, lm
 from jhsae.commands.last_line import command, last_line
 from jhsae.config.trust import TrustedPackages
 from jhsae.data import AbstractNormalizer, Store, special_ids
+from jhsae.data.places import has_tokens
 from jhsae.errors import UserError
 from jhsae.features.contexts import children, frequent_children, spread_features, top_contexts
 from jhsae.features.firings import firings, first_rows
 from jhsae.features.origin import check_origin, language_model
-from jhsae.features.token_text import texts, unnamed
+from jhsae.features.token_text import stored_text, texts
 from jhsae.files.bounded import read_lines, to_json
 from jhsae.files.folders import append_line, write_whole
 from jhsae.files.forms import OBJECT, TEXT, check
@@ -102,9 +103,10 @@ def _main_numbers(metrics: dict[str, Any]) -> list[str]:
 
 def _next(config: Evaluate) -> str:
     page = f"{config.run.rstrip('/')}.html"
-    if config.store is None or config.lm is None:
+    if config.store is None:
         return command("jhsae", "report", f"runs=[{config.run}]", f"out={page}", trust=config.trust)
-    words = (f"run={config.run}", f"store={config.store}", f"lm={config.lm}", f"out={page}")
+    model = () if config.lm is None else (f"lm={config.lm}",)
+    words = (f"run={config.run}", f"store={config.store}", *model, f"out={page}")
     return command("jhsae", "browse", *words, trust=config.trust)
 
 
@@ -158,7 +160,7 @@ def _on_store(
         latents = spread_features(_of_top_level(sae, frequency), config.steer)
         steered = evals.steered(sae, normalizer, store, model, latents, batch=config.batch)
         measured |= {"metrics": measured["metrics"] | steered.pop("numbers"), "steering": steered}
-    if model is None and not _has_text(store):
+    if model is None and not has_tokens(store.manifest.dataset):
         return measured, None
     return measured, _contexts(config, sae, normalizer, store, model, frequency, rows)
 
@@ -198,11 +200,6 @@ def _of_top_level(sae: AbstractSAE, frequency: np.ndarray) -> np.ndarray:
     return frequency if sae.tree is None else frequency[: sae.tree.roots]
 
 
-def _has_text(store: Store) -> bool:
-    """Whether the tokens of a store are text: an array in memory has none."""
-    return store.manifest.dataset.get("source") != "array"
-
-
 def _finished(folder: Path, config: Evaluate) -> dict[str, Any] | None:
     """The row of this very evaluation, when the run folder has one."""
     path, wanted = folder / "results.jsonl", cfg.config_hash(config)
@@ -238,7 +235,7 @@ def _contexts(
     atoms = {p: frequent_children(tree, p, frequency, config.atoms) if tree else [] for p in parents}
     wanted = [*parents, *(a for own in atoms.values() for a in own)]
     fired = firings(sae, normalizer, first_rows(store, rows))
-    text = texts(model.tokenizer) if model is not None else unnamed
+    text = texts(model.tokenizer) if model is not None else stored_text(store.manifest.tokenizer, store.path)
     found = top_contexts(fired, wanted, store, text, config.examples)
     names = expert_names(Path(config.run))
 

@@ -13,6 +13,7 @@ from jaxtyping import Int32, Int64, UInt32
 
 from jhsae.errors import UserError
 from jhsae.files.bounded import MIB
+from jhsae.files.forms import TEXT, Each, check
 from jhsae.ranges import INT32
 
 TOKEN_IDS = 2**24
@@ -50,6 +51,17 @@ class Places:
 def has_tokens(dataset: dict[str, Any]) -> bool:
     """Whether a store, by the ``dataset`` of its manifest, knows the tokens of its rows: an array may have none."""
     return dataset.get("source") != "array" or "tokens" in dataset
+
+
+def vocabulary(tokenizer: dict[str, Any], where: str) -> dict[str, str] | None:
+    """Token id, in digits, -> text, where a store keeps it; by the ``tokenizer`` of its manifest.
+
+    Raises:
+        UserError: One of another form.
+    """
+    if (known := tokenizer.get("vocabulary")) is not None:
+        check(known, Each(TEXT), where, "tokenizer.vocabulary")
+    return known
 
 
 def places_of(

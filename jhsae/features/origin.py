@@ -4,6 +4,7 @@ from typing import Any
 
 from jhsae import lm
 from jhsae.data import Store
+from jhsae.data.places import has_tokens
 from jhsae.data.same_model import ModelName, same_model
 from jhsae.errors import UserError
 from jhsae.sae import AbstractSAE
@@ -39,7 +40,17 @@ def language_model(path: str | None, store: Store) -> lm.LanguageModel:
 
 
 def check_language_model(model: lm.LanguageModel, store: Store) -> None:
-    """Raises `UserError` where `store` was harvested from another language model, or with another tokenizer."""
+    """Raises `UserError` where `store` was harvested from another language model, or with another tokenizer.
+
+    So it does for a store of an array that does not hold the whole text that the language model would read.
+    """
+    dataset = store.manifest.dataset
+    if not has_tokens(dataset) or "gaps" in dataset:
+        lacks = "rows of documents with gaps or of different lengths" if "gaps" in dataset else "rows without token ids"
+        raise UserError(
+            f"the store {store.path} holds {lacks}, which no language model can read; leave lm=... out, or store whole "
+            "documents of one length with their token ids"
+        )
     recorded, found = ModelName.recorded(store.manifest), ModelName.of(model.name, model.sha256)
     if not same_model(found, recorded, store.path):
         raise UserError(_difference(found, recorded, store))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from jhsae.data.places import vocabulary
 from jhsae.errors import UserError
 
 UNKNOWN = "<token {}>"
@@ -53,6 +54,22 @@ def unnamed(ids: Iterable[int]) -> list[str]:
     return [UNKNOWN.format(int(i)) for i in ids]
 
 
+def stored_text(tokenizer: dict[str, Any], where: str) -> Callable[[Iterable[int]], list[str]]:
+    """The text of tokens that a store itself keeps; their numbers where it has none.
+
+    Args:
+        tokenizer: The entry of its manifest.
+        where: The store, for messages.
+
+    Raises:
+        UserError: A vocabulary of another form.
+    """
+    known = vocabulary(tokenizer, where)
+    if known is None:
+        return unnamed
+    return lambda ids: [known.get(str(int(i)), UNKNOWN.format(int(i))) for i in ids]
+
+
 def word(text: str) -> str:
     """A token's text, or what was typed, as it is searched for: without spaces around it, in one case, composed (NFC).
 
@@ -61,10 +78,10 @@ def word(text: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text.strip()).casefold())
 
 
-def word_ids(tokenizer: Any, vocab: int) -> tuple[list[str], Int32[np.ndarray, " vocab"]]:
-    """All searched forms of a vocabulary, and which of them each token has: tokens of one form are one word."""
+def word_ids(vocabulary: Iterable[str]) -> tuple[list[str], Int32[np.ndarray, " vocab"]]:
+    """All searched forms of the texts of a vocabulary, and which each token has: tokens of one form are one word."""
     places: dict[str, int] = {}
-    forms = [places.setdefault(word(text), len(places)) for text in token_text(tokenizer, range(vocab))]
+    forms = [places.setdefault(word(text), len(places)) for text in vocabulary]
     return list(places), np.asarray(forms, np.int32)
 
 

@@ -11,9 +11,10 @@ EVIL = "</script><script>alert('&')</script><!--"
 
 def about(**changes):
     """What a template needs around the data."""
-    words = ("name", "title", "model", "store", "text", "normalizer", "shape")
+    words = ("name", "title", "reads", "unit", "store", "text", "normalizer", "shape")
     rest = {
-        "layer": 2,
+        "residual": True,
+        "logits": True,
         "rows": 1,
         "stored": 1,
         "partial": False,

@@ -17,7 +17,7 @@ from jhsae.errors import UserError
 from jhsae.features import firings as firings_module
 from jhsae.features.firings import Firings, firing_table
 from jhsae.features.latents import density, latent_statistics, main_tokens, token_profile
-from jhsae.features.token_text import token_ids, word_ids
+from jhsae.features.token_text import token_ids, token_text, word_ids
 from jhsae.sae import FlatSAE, HierarchicalSAE, mixture_of_experts_v2
 
 ROWS, VOCAB = 96, 7
@@ -177,7 +177,7 @@ def test_text_is_found_by_its_tokens_or_by_its_pieces():
 def test_tokens_of_one_form_are_one_word():
     backend = Tokenizer(models.WordLevel({"▁Dog": 0, "dog": 1, "▁cat": 2}, unk_token="dog"))
     backend.decoder = decoders.Metaspace()
-    words, of_token = word_ids(PreTrainedTokenizerFast(tokenizer_object=backend), 4)
+    words, of_token = word_ids(token_text(PreTrainedTokenizerFast(tokenizer_object=backend), range(4)))
     assert words == ["dog", "cat", "<token 3>"] and of_token.tolist() == [0, 0, 1, 2]
 
 

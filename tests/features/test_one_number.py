@@ -57,7 +57,7 @@ class Made:
         run, store, lm = str(self.run), self.store.path, str(folder / "lm")
         evaluate.run(evaluate.Evaluate(run, store, lm))
         self.page = folder / "browse.html"
-        browse.run(browse.Browse(run, store, lm, str(self.page), logits=LOGITS))
+        browse.run(browse.Browse(run, store, str(self.page), lm, logits=LOGITS))
         self.report = folder / "report" / "report.html"
         report.run(report.Report([run], str(self.report)))
         for kind in ("neuronpedia", "delphi"):

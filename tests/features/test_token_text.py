@@ -10,6 +10,7 @@ import pytest
 from tokenizers_of_families import FAMILIES, SPECIAL, TEXT, byte_level, sentencepiece, wordpiece
 
 from jhsae.browser.pieces import Pieces
+from jhsae.data import special_ids
 from jhsae.features.token_text import texts, token_ids, token_text, word, word_ids
 from jhsae.files.escaping import visible
 
@@ -36,7 +37,7 @@ def test_a_word_has_its_space_and_is_found_with_and_without_one(tokenizer):
     found = token_ids("Water", tokenizer)
     assert {" water", "water "} & set(every)  # </w> writes the space behind the word
     assert found == [i for i, text in enumerate(every) if text.strip().casefold() == "water"]
-    words, of_token = word_ids(tokenizer, len(tokenizer))
+    words, of_token = word_ids(token_text(tokenizer, range(len(tokenizer))))
     assert {words[of_token[i]] for i in found} == {"water"}
 
 
@@ -67,7 +68,7 @@ def test_a_continuation_is_no_word_of_its_own():
 def test_contexts_and_page_show_the_same():
     tokenizer = byte_level(420)
     ids = tokenizer("the naïve 日本語 water", add_special_tokens=False)["input_ids"]
-    page = Pieces(tokenizer)
+    page = Pieces(texts(tokenizer), special_ids(tokenizer))
     for i in ids:
         page.use(i)
     written = page.written(np.zeros(len(tokenizer), np.int64))

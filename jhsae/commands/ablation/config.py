@@ -106,8 +106,10 @@ class Ablate:
 
 def _check_plain(config: Ablate) -> None:
     """Raises `UserError` for keys that are about poles."""
-    if config.store is None or config.lm is None:
-        raise UserError("train is evaluated in a language model; write store=FOLDER lm=MODEL, or name poles")
+    if config.store is None:
+        raise UserError(
+            "train is evaluated on a store; write store=FOLDER, and lm=MODEL where there is one, or name poles"
+        )
     changed = [name for name, default in Ablate.LATER.items() if getattr(config, name) != default]
     changed += ["processes"] if config.processes != 1 else []
     changed += [f"axes.{a}.{v}.set" for a, vs in config.axes.items() for v, o in vs.items() if isinstance(o, Value)]
