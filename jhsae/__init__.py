@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from jhsae.sparsify import TopK as TopK
     from jhsae.teacher import Teacher as Teacher
     from jhsae.training.checkpoint import load_sae as load_sae
+    from jhsae.training.checkpoint import save_sae as save_sae
     from jhsae.training.fit import fit as fit
     from jhsae.usage import Context as Context
 
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "load_sae": "jhsae.training.checkpoint",
+    "save_sae": "jhsae.training.checkpoint",
     "Codes": "jhsae.codes",
     "TreeCodes": "jhsae.codes",
     "Store": "jhsae.data",

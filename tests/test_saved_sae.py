@@ -35,6 +35,7 @@ TREE = {
     "pick": {"_target_": "jhsae.sparsify.TopK", "k": 1},
     "biases": ["encoder", "decoder"],
 }
+LINEAR = {"_target_": "jhsae.schedule.Linear", "start": 1.5, "end": 0.5, "steps": 40}
 BATCH = FLAT | {"sparsifier": {"_target_": "jhsae.sparsify.BatchTopK", "k": 3.0}}
 JUMP = FLAT | {"sparsifier": {"_target_": "jhsae.sparsify.JumpReLU", "initial": 0.5}}
 PURSUIT = {
@@ -70,6 +71,48 @@ def saved(tmp_path):
 def _arguments(slot, normalize):
     sae, normalizer = built(slot, normalize)
     return sae, slot, normalize, normalizer, ABOUT
+
+
+RULES = {
+    "gumbel": {"_target_": "jhsae.sparsify.GumbelTopK", "k": 2, "temperature": LINEAR},
+    "offset": {"_target_": "jhsae.sparsify.OffsetTopK", "k": 2, "offset": 0.1},
+}
+BARE = {
+    "flat": FLAT,
+    "batch": BATCH,
+    "jump": JUMP,
+    "tree": TREE,
+    "pursuit": PURSUIT,
+    "exact": PURSUIT | {"budget": {"_target_": "jhsae.sparsify.ExactL0", "k": 3}, "filled": 1, "growth": 2.0},
+    "gated": {"_target_": "jhsae.sae.GatedSAE", "embed": runs.EMBED, "features": 24, "apply_b_dec_to_input": False},
+    "matching": {"_target_": "jhsae.sae.MatchingPursuitSAE", "embed": runs.EMBED, "features": 24},
+    "unit": FLAT | {"code_unit": {"_target_": "jhsae.sae.DecoderNormUnit"}, "chunk": 8},
+    "tied": TREE
+    | {"tie": ["router", "atoms"], "route": RULES["gumbel"], "child_input": {"_target_": "jhsae.sae.Residual"}},
+    "offset": TREE
+    | {"biases": ["decoder"], "route": RULES["offset"], "child_scale": {"_target_": "jhsae.sae.ScaledByParent"}},
+}
+
+
+@pytest.mark.parametrize("name", BARE)
+@pytest.mark.parametrize("normalize", [NORMALIZERS[0], *NORMALIZERS[3:5], WHITEN], ids=lambda s: s["_target_"][11:])
+def test_a_bare_sae_comes_back_without_its_slots(tmp_path, name, normalize):
+    """`save_sae` and `load_sae` are a pair: the slots are read off the SAE and the normaliser."""
+    sae, normalizer = built(BARE[name], normalize)
+    save_sae(tmp_path / "mine", sae, normalizer=normalizer)
+    again, back, about = load_sae(tmp_path / "mine")
+    assert bool(eqx.tree_equal(again, sae)) and bool(eqx.tree_equal(back, normalizer))
+    assert about["name"] == "mine" and about["reads"] == {"model": None, "layer": None} and "commit" in about
+    save_sae(tmp_path / "again", again)
+    assert (tmp_path / "again" / "sae.safetensors").read_bytes() == (tmp_path / "mine" / "sae.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("slot", "rule"), [(BATCH, "BatchTopK"), (PURSUIT, "MeanL0")])
+def test_an_sae_of_training_needs_its_thresholds(tmp_path, slot, rule):
+    sae = config.build(slot, AbstractSAE, key=jax.random.key(0))
+    with pytest.raises(UserError, match=rf"\({rule}\) is not the one of inference.*for_inference\(usage\)"):
+        save_sae(tmp_path / "s", sae)
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.parametrize("normalize", NORMALIZERS, ids=lambda slot: slot["_target_"].rsplit(".", 1)[1])

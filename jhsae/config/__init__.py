@@ -14,6 +14,7 @@ A config class documents its keys in their annotations and leaves a swappable pa
 
 from jhsae.config.aliases import published as published
 from jhsae.config.check import CheckedSlot as CheckedSlot
+from jhsae.config.describe import slot_of as slot_of
 from jhsae.config.parts import build as build
 from jhsae.config.parts import checked as checked
 from jhsae.config.reading import find as find

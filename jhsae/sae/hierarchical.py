@@ -116,6 +116,18 @@ class HierarchicalSAE(AbstractSAE):
         self.kernel, self.chunk = kernel, chunk
 
     @property
+    def tie(self) -> tuple[Tie, ...]:
+        """The encoder-decoder pairs that share one array."""
+        pairs: dict[Tie, Array | None] = {"router": self.router_enc, "projectors": self.down, "atoms": self.atom_enc}
+        return tuple(name for name, encoder in pairs.items() if encoder is None)
+
+    @property
+    def biases(self) -> tuple[Bias, ...]:
+        """The biases that exist."""
+        pairs: dict[Bias, Array | None] = {"encoder": self.b_enc, "decoder": self.b_dec}
+        return tuple(name for name, bias in pairs.items() if bias is not None)
+
+    @property
     def experts(self) -> int:
         return self.router_dec.shape[0]
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load, save
 
 from jhsae import config
 from jhsae.config import Slot, Supplied
-from jhsae.data import AbstractNormalizer
+from jhsae.data import AbstractNormalizer, Identity
 from jhsae.errors import UserError
 from jhsae.files import bounded, checksums, tensor_files
 from jhsae.files.checksums import Sums
@@ -37,12 +37,14 @@ DESCRIPTION, PARAMETERS, STATISTICS = "sae.json", "sae.safetensors", "normalizer
 def save_sae(
     folder: Folder | str,
     sae: AbstractSAE,
-    slot: Slot,
-    normalize: Slot,
-    normalizer: AbstractNormalizer,
-    about: dict[str, Any],
+    slot: Slot | None = None,
+    normalize: Slot | None = None,
+    normalizer: AbstractNormalizer | None = None,
+    about: dict[str, Any] | None = None,
 ) -> None:
     """Writes an inference-time SAE and its fitted normaliser; the folder appears complete and is never overwritten.
+
+    `load_sae` reads it: ``save_sae(folder, sae)``, then ``sae, normalizer, about = load_sae(folder)``.
 
     ``sae.safetensors`` holds the parameters under their paths, ``normalizer.safetensors`` the normaliser's statistics
     (no file where it has none), ``sae.json`` the two slots and `about`. In a bucket, where no folder can be renamed
@@ -50,16 +52,21 @@ def save_sae(
 
     Args:
         folder: The folder to create, local or in a bucket.
-        sae: The SAE, from `for_inference`.
-        slot: The config slot that builds an SAE of this structure.
-        normalize: The config slot of the normaliser.
-        normalizer: The fitted normaliser.
-        about: Provenance to store beside the slots, ready for JSON.
+        sae: The SAE, from `for_inference` or `jhsae.fit`.
+        slot: The config slot that builds an SAE of this structure; by default read off the SAE (`config.slot_of`).
+        normalize: The config slot of the normaliser; by default read off it.
+        normalizer: The fitted normaliser; by default none.
+        about: Provenance to store beside the slots, ready for JSON; by default the name of the folder, and versions.
 
     Raises:
-        UserError: The folder exists, or cannot be written.
+        UserError: The folder exists, or cannot be written, or the SAE is not that of inference.
     """
     folder = open_folder(folder)
+    slot = described(sae) if slot is None else slot
+    normalizer = Identity() if normalizer is None else normalizer
+    normalize = config.slot_of(normalizer) if normalize is None else normalize
+    if about is None:
+        about = {"name": folder.name, **config.provenance(), "reads": {"model": None, "layer": None}}
     cut_off = is_bucket(folder) and not (folder / DESCRIPTION).exists()
     if is_main() and not cut_off:
         refuse_existing(folder)
@@ -68,6 +75,37 @@ def save_sae(
         with checksums.new_folder(folder, last=DESCRIPTION) as new:
             for name, content in files.items():
                 new.write(name, content)
+
+
+def described(sae: AbstractSAE) -> Slot:
+    """The slot from which `load_sae` builds an SAE of the structure of `sae`.
+
+    Raises:
+        UserError: There is none: the rule of a sparsifier is still that of training, or an argument is not kept.
+    """
+    slot = config.checked(config.slot_of(sae, "key"), type(sae).__name__, SAE, trust=[_package(type(sae))])
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype) if eqx.is_array(a) else a, sae)
+    built = _structure(slot)
+    found, wanted = jax.tree.flatten(built), jax.tree.flatten(shapes)
+    if found != wanted:
+        rules = ", ".join(type(part).__name__ for part in sae.sparsifiers)
+        raise UserError(
+            f"this {type(sae).__name__} ({rules}) is not the one of inference, whose thresholds are numbers; save what "
+            "jhsae.fit returns, or sae.for_inference(usage), or give the slot that builds it"
+        )
+    return slot
+
+
+def _structure(slot: Slot) -> AbstractSAE:
+    """The SAE of inference that a slot builds, with shapes alone.
+
+    Starting values, drawn to be thrown away, would double the memory.
+    """
+    return eqx.filter_eval_shape(lambda key: config.build(slot, key=key).for_inference(None), jax.random.key(0))
+
+
+def _package(cls: type) -> str:
+    return cls.__module__.partition(".")[0]
 
 
 def sae_files(
@@ -109,9 +147,7 @@ def load_sae(
     file = str(folder / DESCRIPTION)
     slot = config.checked(about["sae"], file, SAE, key="sae", trust=trust)
     normalize = config.checked(about["normalize"], file, NORMALIZER, key="normalize", trust=trust)
-    # shapes alone: starting values, drawn to be thrown away, would double the memory
-    structure = eqx.filter_eval_shape(lambda key: config.build(slot, key=key).for_inference(None), jax.random.key(0))
-    arrays, static = eqx.partition(structure, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+    arrays, static = eqx.partition(_structure(slot), lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
     leaves = describe(arrays)
     shapes = {leaf.path: a.shape for leaf, a in zip(jax.tree.leaves(leaves), jax.tree.leaves(arrays), strict=True)}
     parameters = _tensors(sums, PARAMETERS, shapes)
