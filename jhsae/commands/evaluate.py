@@ -88,9 +88,9 @@ def run(config: Evaluate) -> dict[str, Any]:
     """Evaluates, writes, and returns the row of results.jsonl."""
     folder = Path(config.run)
     sae, normalizer, about = load_sae(folder, trust=config.trust)
-    if (row := _finished(folder, config)) is None:
+    if (row := _finished(folder, config, about)) is None:
         with owned(folder, "evaluate"):
-            row = _finished(folder, config) or _run(config, folder, sae, normalizer, about)
+            row = _finished(folder, config, about) or _run(config, folder, sae, normalizer, about)
     print(last_line(folder, _main_numbers(row["metrics"]), _next(config)))
     return row
 
@@ -200,13 +200,13 @@ def _of_top_level(sae: AbstractSAE, frequency: np.ndarray) -> np.ndarray:
     return frequency if sae.tree is None else frequency[: sae.tree.roots]
 
 
-def _finished(folder: Path, config: Evaluate) -> dict[str, Any] | None:
-    """The row of this very evaluation, when the run folder has one."""
-    path, wanted = folder / "results.jsonl", cfg.config_hash(config)
+def _finished(folder: Path, config: Evaluate, about: dict[str, Any]) -> dict[str, Any] | None:
+    """The row of this very evaluation of this SAE, when the run folder has one; a run may have been continued since."""
+    path, wanted = folder / "results.jsonl", (cfg.config_hash(config), about.get("config_hash"))
     rows = read_lines(path) if path.exists() else []
     for number, row in enumerate(rows, start=1):
         check(row, {"evaluation": {"hash?": TEXT}, "metrics": OBJECT}, f"{path}, row {number}")
-    return next((row for row in rows if row["evaluation"].get("hash") == wanted), None)
+    return next((row for row in rows if (row["evaluation"].get("hash"), row.get("config_hash")) == wanted), None)
 
 
 def _geometry(sae: AbstractSAE, model: lm.LanguageModel | None, frequency: np.ndarray) -> dict[str, Any]:

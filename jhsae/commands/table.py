@@ -103,6 +103,8 @@ VERBS = {
             "An existing run is resumed, never overwritten. Checkpoints are saved asynchronously and restored onto "
             "any mesh and number of processes, bit for bit on the same mesh; a corrupt one is set aside with a "
             "warning, and the one before it is restored. SIGTERM saves and ends with exit code 143.",
+            "more=STEPS continues a finished run of the same config, at a constant learning rate: that of its last "
+            "step, or more_rate. It is one more stage in the run's config.yaml; the SAE of before stays as sae-STEPS/.",
             "mesh.data devices share the batch and the optimizer's moments (ZeRO), mesh.expert devices the experts "
             "or features. Several hosts: TPU pods, GKE, SLURM and Open MPI are recognised; else set "
             "JHSAE_COORDINATOR, JHSAE_PROCESSES and JHSAE_PROCESS. Scripts: experiments/launch/.",

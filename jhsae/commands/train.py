@@ -7,6 +7,7 @@ from jhsae.data.places import has_tokens
 from jhsae.files.folders import Folder
 from jhsae.parallel.distributed import is_main
 from jhsae.training.config import Train as Train
+from jhsae.training.more import extended
 from jhsae.training.run import train
 from jhsae.training.run_folder import summary
 
@@ -18,7 +19,7 @@ def run(config: Train) -> Folder:
         held_out = [f"truth={world}"] if (world := _world(config)) else ["store=HELD_OUT_STORE"]
         held_out += ["lm=LANGUAGE_MODEL"] if not world and _has_model(config) else []
         following = command("jhsae", "evaluate", f"run={folder}", *held_out)
-        print(with_next(summary(folder, config), following), flush=True)
+        print(with_next(summary(folder, extended(config)), following), flush=True)
     return folder
 
 

@@ -16,7 +16,7 @@ from jhsae.losses import AbstractTerm
 from jhsae.metric import AbstractMetric
 from jhsae.ops import Precision
 from jhsae.parallel.mesh import MeshShape
-from jhsae.ranges import Count, Positive, Seed, Words, ranged
+from jhsae.ranges import Count, Natural, Positive, Seed, Words, ranged
 from jhsae.resampling import AbstractResampling
 from jhsae.sae import AbstractSAE
 from jhsae.schedule import AbstractSchedule
@@ -82,7 +82,9 @@ class Train:
     UNHASHED: ClassVar[frozenset[str]] = frozenset(
         {"out", "loggers", "log_every", "checkpoint_every", "max_to_keep", "profile_steps"}
     )
-    LATER: ClassVar[dict[str, Any]] = {"precision": "float32", "data.streams": 1, "data.live": None}
+    LATER: ClassVar[dict[str, Any]] = {
+        "precision": "float32", "data.streams": 1, "data.live": None, "more": 0, "more_rate": None
+    }  # fmt: skip
 
     out: Annotated[Words, "the run folder"]
     data: Annotated[Data, "store, batch, normaliser"]
@@ -114,6 +116,10 @@ class Train:
     loggers: Annotated[list[Sink], "tensorboard, wandb"] = field(default_factory=list)
     profile_steps: Annotated[
         list[Count] | None, "[first, last] step of a profiler trace, written to profile/; null for none"
+    ] = None
+    more: Annotated[Natural, "steps to add to the finished run in `out`, as one more stage like its last"] = 0
+    more_rate: Annotated[
+        Schedule | None, "learning rate of these; null: constant at that of the last step of the run"
     ] = None
 
     def __post_init__(self) -> None:

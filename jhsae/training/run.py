@@ -31,6 +31,7 @@ from jhsae.training.checks import bad_rows, check_run, check_sizes, check_teache
 from jhsae.training.config import Train
 from jhsae.training.logs import NoLog, RunLog, check_sinks, open_sinks
 from jhsae.training.loop import DivergedError, Hooks, Stage, run_stages
+from jhsae.training.more import extended, reopen
 from jhsae.training.profile import StepProfiler
 from jhsae.training.recipe import Recipe, build_sae
 from jhsae.training.run_folder import check_owner, finished, write_metadata
@@ -66,8 +67,14 @@ def train(config: Train) -> Folder:
         DivergedError: The loss or a parameter is not finite.
         SystemExit: SIGTERM or Ctrl-C, after the state is saved; the code is 128 + the number of the signal.
     """
+    base, config = config, extended(config)
     with Watchdog() as watchdog:
         folder = open_folder(config.out)
+        if config is not base:
+            with owned(folder, "train") if is_main() else nullcontext():
+                if is_main():
+                    reopen(folder, base, config)
+                barrier("reopened", EXPORT_SECONDS)
         check_owner(folder, config)
         with owned(folder, "train") if is_main() and not finished(folder) else nullcontext():
             check_owner(folder, config)  # again: another process may have written to it until it released the lock
