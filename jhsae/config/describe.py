@@ -38,8 +38,8 @@ def slot_of(part: Any, *supplied: str) -> Slot:
             slot[name] = value
         elif argument.required:
             raise UserError(
-                f"{cls.__name__} does not keep its argument '{name}' as an attribute, so that no slot can describe it; "
-                "keep it, or give the slot"
+                f"{cls.__name__} does not keep its argument '{name}' as a number, a text or a part, so that no slot "
+                "can describe it; keep it so, or give the slot"
             )
     return slot
 

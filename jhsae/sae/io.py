@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Key
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -77,18 +77,20 @@ def save_sae(
                 new.write(name, content)
 
 
-def described(sae: AbstractSAE) -> Slot:
-    """The slot from which `load_sae` builds an SAE of the structure of `sae`.
+def described(sae: AbstractSAE, trained: bool = True) -> Slot:
+    """The slot from which `load_sae`, or for an SAE that is not `trained` a run, builds one of the structure of `sae`.
 
     Raises:
         UserError: There is none: the rule of a sparsifier is still that of training, or an argument is not kept.
     """
     slot = config.checked(config.slot_of(sae, "key"), type(sae).__name__, SAE, trust=[_package(type(sae))])
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype) if eqx.is_array(a) else a, sae)
-    built = _structure(slot)
+    built = _structure(slot, trained)
     found, wanted = jax.tree.flatten(built), jax.tree.flatten(shapes)
     if found != wanted:
         rules = ", ".join(type(part).__name__ for part in sae.sparsifiers)
+        if not trained:
+            raise UserError(f"this {type(sae).__name__} ({rules}) is not what its own arguments build; make it anew")
         raise UserError(
             f"this {type(sae).__name__} ({rules}) is not the one of inference, whose thresholds are numbers; save what "
             "jhsae.fit returns, or sae.for_inference(usage), or give the slot that builds it"
@@ -96,12 +98,17 @@ def described(sae: AbstractSAE) -> Slot:
     return slot
 
 
-def _structure(slot: Slot) -> AbstractSAE:
-    """The SAE of inference that a slot builds, with shapes alone.
+def _structure(slot: Slot, trained: bool = True) -> AbstractSAE:
+    """The SAE that a slot builds, of inference where it is `trained`, with shapes alone.
 
     Starting values, drawn to be thrown away, would double the memory.
     """
-    return eqx.filter_eval_shape(lambda key: config.build(slot, key=key).for_inference(None), jax.random.key(0))
+
+    def build(key: Key[Array, ""]) -> AbstractSAE:
+        sae = config.build(slot, key=key)
+        return sae.for_inference(None) if trained else sae
+
+    return eqx.filter_eval_shape(build, jax.random.key(0))
 
 
 def _package(cls: type) -> str:

@@ -78,16 +78,22 @@ def _in_value(value: Any, hint: Any, path: str) -> Iterator[tuple[str, AbstractS
 
 def check_sizes(config: Train, sae: AbstractSAE, store: Store | AbstractSource) -> None:
     """Raises `UserError` where the SAE and the store differ in width, or the store is smaller than a batch."""
+    check_width(sae, store)
+    manifest = store.manifest
+    if config.data.batch > manifest.rows:
+        raise UserError(
+            f"data.batch is {config.data.batch}, but the store {store.path} has {manifest.rows} rows; "
+            f"write data.batch of at most {manifest.rows}"
+        )
+
+
+def check_width(sae: AbstractSAE, store: Store | AbstractSource) -> None:
+    """Raises `UserError` where the SAE and the store differ in width."""
     manifest = store.manifest
     if sae.embed != manifest.embed:
         raise UserError(
             f"sae.embed is {sae.embed}, but the store {store.path} holds vectors of {manifest.embed} "
             f"({manifest.model}, layer {manifest.layer}); write sae.embed={manifest.embed}"
-        )
-    if config.data.batch > manifest.rows:
-        raise UserError(
-            f"data.batch is {config.data.batch}, but the store {store.path} has {manifest.rows} rows; "
-            f"write data.batch of at most {manifest.rows}"
         )
 
 

@@ -1,8 +1,9 @@
-"""`fit` trains an SAE on the rows of an array, for scripts and notebooks, with the step and loop of ``jhsae train``."""
+"""`fit` trains an SAE on the rows of an array or a store, for scripts and notebooks, as ``jhsae train`` does."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from os import PathLike
 from typing import Annotated, Any, TypeVar, cast
 
 import jax
@@ -11,28 +12,34 @@ import optax
 from annotated_types import Ge, MinLen
 from jaxtyping import Array, Float
 
+from jhsae import config as cfg
 from jhsae.constraint import AbstractConstraint, ProjectAndRenormalize
-from jhsae.data import AbstractNormalizer, Identity
+from jhsae.data import AbstractNormalizer, Identity, Store
 from jhsae.errors import UserError
+from jhsae.files.bounded import read_lines
+from jhsae.files.folders import open_folder
 from jhsae.losses import AbstractTerm, Objective, ParentsOnly, Prefix, SquaredError
 from jhsae.ops import Precision
 from jhsae.ops.inputs import host_rows
-from jhsae.optimizer import adam
 from jhsae.parallel.mesh import MeshShape, check_batch, make_mesh
 from jhsae.ranges import Count, Positive, Seed, Words, ranged
 from jhsae.resampling import AbstractResampling, NoResampling
 from jhsae.sae import AbstractSAE
 from jhsae.schedule import AbstractSchedule, WarmupCosine
-from jhsae.training.checks import check_run
-from jhsae.training.config import StageConfig, Train
-from jhsae.training.logs import NoLog
+from jhsae.training.checkpoint import load_sae
+from jhsae.training.checks import check_run, check_width
+from jhsae.training.config import OPTIMIZER, Data, StageConfig, Train
+from jhsae.training.given import GivenRows, described
+from jhsae.training.logs import NoLog, Sink
 from jhsae.training.loop import run_stages
 from jhsae.training.recipe import Recipe, dead_steps
+from jhsae.training.run import Prepared, batches_of, train_in_folder
 from jhsae.training.sharding import shard_state
 from jhsae.training.step import TrainState
 
 Schedule = Annotated[AbstractSchedule | float, Ge(0)]
 Terms = Annotated[Mapping[str, AbstractTerm], MinLen(1)]
+ADAM = {"_target_": "jhsae.optimizer.adam"}
 DEAD_WINDOW, SAMPLING_WINDOW = 1000, 2000  # those of `jhsae train`
 
 
@@ -66,7 +73,7 @@ def fit(
     weights: Mapping[str, Schedule] | None = None,
     constraint: AbstractConstraint | None = None,
     normalizer: AbstractNormalizer | None = None,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: optax.GradientTransformation | Mapping[str, Any] | None = None,
     resampling: AbstractResampling | None = None,
     freeze: Sequence[Words] = (),
     clip: Positive | None = 1.0,
@@ -78,15 +85,21 @@ def fit(
     log_every: Count | None = None,
     seed: Seed = 0,
     mesh: MeshShape | None = None,
+    out: str | PathLike[str] | None = None,
+    resume: bool = True,
+    loggers: Sequence[Sink] = (),
+    checkpoint_every: Count = 1000,
+    max_to_keep: Count | None = 2,
 ) -> tuple[AbstractSAE, list[dict[str, Any]]]:
-    """Trains `sae` on the rows of an array.
+    """Trains `sae` on the rows of an array or a store.
 
-    Every key of ``jhsae train`` that decides the result is an argument of the same name; initialisers are applied to
-    `sae` before, and what concerns files (checkpoints, loggers) is left out.
+    Every key of ``jhsae train`` is an argument of the same name; initialisers are applied to `sae` before. With `out`
+    the run folder is that of ``jhsae train``, for `load_sae`, ``jhsae evaluate``, browse, report and export, and the
+    same call resumes it; the numbers are those without it.
 
     Args:
         sae: The initialised SAE; it is copied.
-        x: The rows, [rows, embed]: a list, or a NumPy, JAX or torch array.
+        x: The rows, [rows, embed]: a list, or a NumPy, JAX or torch array; or a `Store`, which is read as it goes.
         steps: Number of updates.
         batch: Rows per update; all rows where there are fewer.
         learning_rate: A number or a schedule of the step; by default linear warmup over a twentieth of the steps, then
@@ -96,7 +109,8 @@ def fit(
         weights: Weights of terms, a number or a schedule each; they replace those of `objective`.
         constraint: How decoder rows keep unit norm; by default projection of the gradient and renormalisation.
         normalizer: The fitted input normaliser; by default none.
-        optimizer: The optax transformation before the learning rate; by default that of ``jhsae train``.
+        optimizer: The optax transformation before the learning rate, or its slot, which a run folder needs; by default
+            that of ``jhsae train``.
         resampling: How dead features are resampled; by default not at all.
         freeze: Paths or globs of parameters that do not change.
         clip: Bound on the global gradient norm; None for none.
@@ -111,6 +125,11 @@ def fit(
         seed: Order of the rows, routing noise and resampling.
         mesh: Devices; by default one. ``MeshShape()`` splits the batch over all devices, ``MeshShape(2, 4)`` over 2
             groups of 4 devices, each of which splits the experts.
+        out: The run folder to write; by default nothing is written.
+        resume: Continue a run in `out`, or return what a finished one holds; False refuses a folder that exists.
+        loggers: "tensorboard", "wandb", beside metrics.jsonl; they need `out`.
+        checkpoint_every: Steps between checkpoints in `out`.
+        max_to_keep: Newest checkpoints to keep; None for all.
 
     Returns:
         The trained SAE for inference (`AbstractSAE.for_inference`) and the rows of metrics.
@@ -119,15 +138,14 @@ def fit(
         UserError: Rows of another width or that are not finite, and all that ``jhsae train`` refuses.
         DivergedError: The loss or a parameter is not finite.
     """
-    rows = host_rows(x, sae.embed)
-    if not len(rows):
-        raise UserError("x has no rows, expected at least 1")
-    batch = min(batch, len(rows))
+    source = x if isinstance(x, Store) else _source(x, sae.embed)
+    batch = min(batch, source.rows)
     stages = _stages(steps, learning_rate, freeze, clip, stages)
     total = sum(stage.steps for stage in stages)
     objective = default_objective(sae) if objective is None else objective
     whole = objective if isinstance(objective, Objective) else Objective(objective)
     window = min(DEAD_WINDOW, max(1, total // 10)) if dead_window is None else dead_window
+    slot = ADAM if optimizer is None else optimizer
     recipe = Recipe(
         stages,
         whole.terms,
@@ -135,20 +153,63 @@ def fit(
         constraint or ProjectAndRenormalize(),
         normalizer or Identity(),
         resampling or NoResampling(),
-        optimizer or adam(),
+        cfg.build(dict(slot), OPTIMIZER) if isinstance(slot, Mapping) else slot,
         dead_steps(window, dead_tokens, batch),
         feature_sampling_window,
         precision,
     )
+    prepared = _prepared(sae, source, recipe, batch, seed, mesh)
+    for note in prepared.notes:
+        warnings.warn(note, stacklevel=4)  # attributed to the caller of `fit`, past the wrapper that checks arguments
+    every = log_every or max(1, total // 20)
+    if out is None:
+        if loggers:
+            raise UserError(f"loggers is {list(loggers)}, which write into the run folder; write out=... too")
+        return _in_memory(prepared, batch, seed, every)
+    files = {"loggers": list(loggers), "checkpoint_every": checkpoint_every, "max_to_keep": max_to_keep}
+    options = {"dead_window": window, "dead_tokens": dead_tokens, "seed": seed, "log_every": every} | files
+    config = described(prepared, sae, slot, str(out), batch, mesh or MeshShape(data=1), **options)
+    return _in_folder(prepared, config, resume)
+
+
+def _prepared(
+    sae: AbstractSAE, source: Store | GivenRows, recipe: Recipe, batch: int, seed: int, mesh: MeshShape | None
+) -> Prepared:
+    """What is trained, checked."""
     devices = make_mesh(MeshShape(data=1), devices=1) if mesh is None else make_mesh(mesh)
     check_batch(batch, devices)
-    for note in check_run(recipe, sae, batch):
-        warnings.warn(note, stacklevel=4)  # attributed to the caller of `fit`, past the wrapper that checks arguments
+    check_width(sae, source)
+    notes = check_run(recipe, sae, batch)
     ready = [recipe.stage(stage, sae, devices) for stage in recipe.stages]
-    state = shard_state(TrainState.init(sae, recipe.optimizer, jax.random.key(seed)), devices)
-    log = NoLog()
-    every = log_every or max(1, total // 20)
-    state = run_stages(state, ready, _shuffled(rows, batch, seed), devices, log, log_every=every, label="fit")
+
+    def start() -> TrainState:
+        return TrainState.init(sae, recipe.optimizer, jax.random.key(seed))
+
+    return Prepared(devices, source, recipe, ready, notes, start)
+
+
+def _in_folder(prepared: Prepared, config: Train, resume: bool) -> tuple[AbstractSAE, list[dict[str, Any]]]:
+    """The trained SAE and its metrics, in a run folder."""
+    folder = open_folder(config.out)
+    if not resume and folder.exists():
+        raise UserError(f"{folder} exists already and is never overwritten; write another out=..., or resume=True")
+    train_in_folder(config, lambda: prepared)
+    return load_sae(folder, trust=cfg.packages(config))[0], read_lines(folder / "metrics.jsonl")
+
+
+def _source(x: Any, embed: int) -> GivenRows:
+    rows = host_rows(x, embed)
+    if not len(rows):
+        raise UserError("x has no rows, expected at least 1")
+    return GivenRows(len(rows), embed, x=rows)
+
+
+def _in_memory(prepared: Prepared, batch: int, seed: int, log_every: int) -> tuple[AbstractSAE, list[dict[str, Any]]]:
+    """The trained SAE and its metrics; nothing is written."""
+    log, total = NoLog(), prepared.recipe.steps
+    batches = batches_of(Data(batch, "in memory", seed=seed), prepared.store, prepared.mesh)
+    state = shard_state(prepared.start(), prepared.mesh)
+    state = run_stages(state, prepared.stages, batches, prepared.mesh, log, log_every=log_every, label="fit")
     return state.sae.for_inference(state.sae.corrected(state.usage, total)), log.rows
 
 
@@ -177,11 +238,3 @@ def _stages(
         raise UserError("fit was given neither steps nor stages; write steps=1000 or so")
     rate: Any = WarmupCosine(1e-3, warmup=steps // 20, steps=steps) if learning_rate is None else learning_rate
     return [StageConfig("fit", steps, rate, list(freeze), {}, clip)]
-
-
-def _shuffled(rows: np.ndarray, batch: int, seed: int) -> Iterator[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    while True:
-        order = rng.permutation(len(rows))
-        for start in range(0, len(rows) - batch + 1, batch):
-            yield rows[order[start : start + batch]]

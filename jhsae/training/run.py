@@ -28,7 +28,7 @@ from jhsae.parallel.preemption import StopRequest
 from jhsae.parallel.watchdog import Watchdog
 from jhsae.training.checkpoint import Checkpoints, save_sae
 from jhsae.training.checks import bad_rows, check_run, check_sizes, check_teacher
-from jhsae.training.config import Train
+from jhsae.training.config import Data, Train
 from jhsae.training.logs import NoLog, RunLog, check_sinks, open_sinks
 from jhsae.training.loop import DivergedError, Hooks, Stage, run_stages
 from jhsae.training.more import extended, reopen
@@ -44,13 +44,14 @@ EXPORT_SECONDS = 3600
 
 
 class Prepared(NamedTuple):
-    """What `prepare` has built; `notes` are sentences about settings that have no effect."""
+    """What `prepare` has built; `notes` are sentences about settings that have no effect, `start` makes the state."""
 
     mesh: Mesh
     store: Store | AbstractSource
     recipe: Recipe
     stages: list[Stage]
     notes: list[str]
+    start: Callable[[], TrainState]
 
 
 def train(config: Train) -> Folder:
@@ -68,20 +69,26 @@ def train(config: Train) -> Folder:
         SystemExit: SIGTERM or Ctrl-C, after the state is saved; the code is 128 + the number of the signal.
     """
     base, config = config, extended(config)
+    if config is not base:
+        folder = open_folder(config.out)
+        with Watchdog(), owned(folder, "train") if is_main() else nullcontext():
+            if is_main():
+                reopen(folder, base, config)
+            barrier("reopened", EXPORT_SECONDS)
+    return train_in_folder(config, lambda: prepare(config))
+
+
+def train_in_folder(config: Train, prepared: Callable[[], Prepared]) -> Folder:
+    """Trains, or resumes, what `prepared` builds, in the run folder of its config; errors are those of `train`."""
     with Watchdog() as watchdog:
         folder = open_folder(config.out)
-        if config is not base:
-            with owned(folder, "train") if is_main() else nullcontext():
-                if is_main():
-                    reopen(folder, base, config)
-                barrier("reopened", EXPORT_SECONDS)
         check_owner(folder, config)
         with owned(folder, "train") if is_main() and not finished(folder) else nullcontext():
             check_owner(folder, config)  # again: another process may have written to it until it released the lock
             if finished(folder):
                 logger.info(f"{folder} is finished; nothing to do")
             else:
-                _train(config, folder, watchdog)
+                _train(config, folder, watchdog, prepared())
         return folder
 
 
@@ -94,26 +101,25 @@ def prepare(config: Train) -> Prepared:
     mesh = make_mesh(config.mesh)
     check_batch(config.data.batch, mesh)
     store = _source(config, mesh)
-    init_key, _ = jax.random.split(jax.random.key(config.seed))
+    init_key, train_key = jax.random.split(jax.random.key(config.seed))
     shapes = eqx.filter_eval_shape(build_sae, config, init_key)
     check_sizes(config, shapes, store)
     check_teacher(config, store)
     recipe = Recipe.of(config, cfg.build(config.data.normalize, AbstractNormalizer).fit(store))
     notes = check_run(recipe, shapes, config.data.batch)
-    return Prepared(mesh, store, recipe, [recipe.stage(stage, shapes, mesh) for stage in config.stages], notes)
-
-
-def _train(config: Train, folder: Folder, watchdog: Watchdog) -> None:
-    """The updates that are not done yet, then the export of the trained SAE."""
-    mesh, store, recipe, stages, notes = prepare(config)
-    stages = [replace(stage, modules=replicate(stage.modules, mesh)) for stage in stages]
-    init_key, train_key = jax.random.split(jax.random.key(config.seed))
-    loader = _loader(config, store, mesh)
-    check_sinks(config.loggers if is_main() else [])
 
     def start() -> TrainState:
         return TrainState.init(build_sae(config, init_key), recipe.optimizer, train_key)
 
+    return Prepared(mesh, store, recipe, [recipe.stage(stage, shapes, mesh) for stage in config.stages], notes, start)
+
+
+def _train(config: Train, folder: Folder, watchdog: Watchdog, prepared: Prepared) -> None:
+    """The updates that are not done yet, then the export of the trained SAE."""
+    mesh, store, recipe, stages, notes, start = prepared
+    stages = [replace(stage, modules=replicate(stage.modules, mesh)) for stage in stages]
+    loader = batches_of(config.data, store, mesh)
+    check_sinks(config.loggers if is_main() else [])
     check_state(abstract_state(start, mesh), mesh)
     about = write_metadata(folder, config, store, notes)
     for note in notes if is_main() else ():
@@ -184,9 +190,9 @@ def _source(config: Train, mesh: Mesh) -> Store | AbstractSource:
     return Store.open(config.data.store)
 
 
-def _loader(config: Train, store: Store | AbstractSource, mesh: Mesh) -> DatasetIterator | AbstractBatches:
+def batches_of(data: Data, store: Store | AbstractSource, mesh: Mesh) -> DatasetIterator | AbstractBatches:
     """This process's rows of every batch."""
-    share, data = share_of(mesh), config.data
+    share = share_of(mesh)
     if isinstance(store, AbstractSource):
         return store.batches(data.batch, data.seed)
     if data.streams < share.count:

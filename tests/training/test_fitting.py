@@ -10,7 +10,7 @@ import pytest
 import runs
 
 from jhsae import config
-from jhsae.data import Batches, CenterScale, Store
+from jhsae.data import CenterScale, Store
 from jhsae.errors import UserError
 from jhsae.losses import AuxK, L1Active, Objective, SquaredError
 from jhsae.optimizer import adam
@@ -41,12 +41,12 @@ def fresh(seed=0):
 
 def test_every_key_of_a_run_that_decides_the_result_is_an_argument():
     files = {"out", "data", "sae", "init", "metric", "teacher", "loggers"}
-    files |= {"checkpoint_every", "max_to_keep", "profile_steps"}
+    files |= {"checkpoint_every", "max_to_keep", "profile_steps", "more", "more_rate"}
     wanted = {f.name for cls in (Train, StageConfig) for f in fields(cls)} - files - {"name"}
     assert wanted <= signature(fit).parameters.keys()
 
 
-def test_fit_and_train_are_the_same_steps(tmp_path, monkeypatch):
+def test_fit_and_train_are_the_same_steps(tmp_path):
     """Two stages, weights by a schedule, a frozen leaf, dead features, resampling: equal to the bit."""
     store = runs.store(tmp_path / "store")
     sae = part("sae.FlatSAE", embed=runs.EMBED, features=96, sparsifier=part("sparsify.TopK", k=1))
@@ -73,11 +73,9 @@ def test_fit_and_train_are_the_same_steps(tmp_path, monkeypatch):
     start = init_sharded(lambda: build_sae(settings, init_key), make_mesh(settings.mesh))
     train(settings)
     rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    batches = Batches(Store.open(tmp_path / "store"), BATCH, 0)
-    monkeypatch.setattr(fitting, "_shuffled", lambda *_: map(batches.__getitem__, range(100)))
     trained, mine = fit(
         start,
-        runs.activations(),
+        Store.open(tmp_path / "store"),
         batch=BATCH,
         objective={"mse": SquaredError(), "l1": L1Active(), "auxk": AuxK(4)},
         weights={"l1": Linear(0.0, 0.01, 10), "auxk": 0.1},
