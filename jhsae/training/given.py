@@ -1,4 +1,4 @@
-"""What a script gives to `fit`, as parts of a run's config: the rows of an array and the starting values of an SAE.
+"""The rows of an array and the starting values of an SAE that a script gives to `fit`, as parts of a run's config.
 
 A config cannot hold them, so it holds their hashes: a run folder that `fit` wrote says what it was trained on, and is
 resumed by the same script alone.

@@ -1,6 +1,7 @@
 """`fit` with `out` writes the run folder of ``jhsae train``, with the numbers that it has without."""
 
 import json
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -173,3 +174,28 @@ def test_rows_are_drawn_epoch_by_epoch_from_any_place():
         there = source.batches(4, 5)
         there.set_state({"batches": number})
         np.testing.assert_array_equal(next(there)[:, 0], rows)
+
+
+EXAMPLE = """
+store = jhsae.Store.from_array(acts, "stores/mine", tokens=ids)  # [docs, positions, embed]; ids are optional
+sae = jhsae.mixture_of_experts_v2(embed=64, experts=64, k=4, key=jax.random.key(0))
+sae, metrics = jhsae.fit(sae, store, steps=300, batch=256, out="runs/mine")
+jhsae.save_sae("saes/mine", sae)
+codes = jhsae.load_sae("saes/mine")[0].encode(acts[:2])  # of every position: values [2, positions, slots]
+"""
+
+
+def test_five_lines(tmp_path, monkeypatch):
+    """Your own activations, as the README writes it, at a small size; and the command that does the same."""
+    monkeypatch.chdir(tmp_path)
+    acts, ids = np.tile(runs.activations(64), 4).reshape(8, 8, 64), np.arange(64).reshape(8, 8)
+    scope = {"acts": acts, "ids": ids, "jax": jax, "jhsae": __import__("jhsae")}
+    exec(EXAMPLE.replace("steps=300, batch=256", "steps=4, batch=16"), scope)
+    assert scope["codes"].parents.values.shape == (2, 8, 4) and len(scope["metrics"]) == 4
+    assert Path("runs/mine/sae/sae.json").exists()
+    np.save("acts.npy", acts)
+    np.save("ids.npy", ids)
+    assert main(["store", "acts.npy", "tokens=ids.npy", "out=stores/same"]) == 0
+    one, other = Store.open("stores/same"), Store.open("stores/mine")
+    np.testing.assert_array_equal(one.read(0, 64), other.read(0, 64))
+    assert main(["evaluate", "run=runs/mine", "store=stores/same"]) == 0
