@@ -5,17 +5,16 @@ of a quantised weight) may change what the model computes, so none is silently i
 """
 
 import re
+from collections.abc import Iterable
 
 import jax
 
 from jhsae.errors import UserError
 from jhsae.leaf import describe
-from jhsae.lm.base import AbstractConfig, AbstractLM
+from jhsae.lm.base import AbstractLM
 from jhsae.lm.scaled import Weights
 
-# Buffers that follow from config.json or from the length of the text; older versions of transformers saved them.
-UNNEEDED = re.compile(r".*\.rotary_emb\.inv_freq|gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias)")
-LAYER = re.compile(r"(?:model|gpt_neox)\.layers\.(\d+)\.")
+ROTARY = r".*\.rotary_emb\.inv_freq"  # follows from config.json; older versions of transformers saved it
 ADVICE = "write a checkpoint in bfloat16 or float32"
 # Parts of tensor names, and the weights that they indicate.
 MARKS = {
@@ -65,22 +64,31 @@ def account(weights: Weights, whole: AbstractLM, unneeded: set[str], source: str
     """
     wanted = {name for names in tensor_names(whole).values() for name in names}
     known = unneeded.union(*(weights.names(name) for name in wanted))
-    left = sorted(name for name in weights.tensors.names - known if not UNNEEDED.fullmatch(name))
+    unread = re.compile("|".join([ROTARY, *(f"({_any(whole.prefixes)})({name})" for name in whole.unread)]))
+    left = sorted(name for name in weights.tensors.names - known if not unread.fullmatch(name))
     if not left:
         return
     first = next((name for name in left if _mark(name)), left[0])
     more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
-    raise UserError(f"{weights.tensors.folder}: tensor {first}{more} {_meaning(first, whole.config, source)}")
+    raise UserError(f"{weights.tensors.folder}: tensor {first}{more} {_meaning(first, whole, source)}")
+
+
+def _any(words: Iterable[str]) -> str:
+    """A pattern for one of these words."""
+    return "|".join(map(re.escape, words))
 
 
 def _mark(name: str) -> tuple[str, str] | None:
     return next((meaning for pattern, meaning in MARKS.items() if re.search(pattern, name)), None)
 
 
-def _meaning(name: str, config: AbstractConfig, source: str) -> str:
+def _meaning(name: str, model: AbstractLM, source: str) -> str:
+    config = model.config
     if mark := _mark(name):
         return f"belongs to {mark[0]}, which is not read; {mark[1]}"
-    layer = LAYER.match(name)
+    stems = {pattern.partition("{}")[0] for pattern in model.tensors.values() if "{}" in pattern}
+    stems = {stem.removeprefix(model.prefixes[0]) for stem in stems}
+    layer = re.match(rf"(?:{_any(model.prefixes)})(?:{_any(stems)})(\d{{1,9}})\.", name)
     if layer and int(layer[1]) >= config.layers:
         return f"is beyond the {config.layers} layers of {source}; write the config.json that belongs to the weights"
     return (

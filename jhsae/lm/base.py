@@ -7,6 +7,8 @@ rounded to `matmul_dtype`. Axis names in the annotations determine the sharding 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -45,7 +47,7 @@ class AbstractConfig(ABC):
 
     @abstractmethod
     def to_hugging_face(self) -> dict[str, Any]:
-        """The config.json of the same model in transformers, except model_type and num_hidden_layers."""
+        """The config.json of the same model in transformers, except model_type."""
 
     def position_settings(self) -> dict[str, int]:
         """The config.json entry of `positions`."""
@@ -68,9 +70,18 @@ class AbstractLM(eqx.Module):
 
     `matmul_dtype` rounds the operands of matrix products; `unroll` compiles the blocks one by one instead of as a
     loop (same values; slower to compile, faster to differentiate on a CPU).
+
+    `tensors` maps every leaf to its name in a checkpoint, where {} is the layer. In checkpoints of other versions or
+    classes the names may begin with another of `prefixes` than the first, and the head may be one of `other_heads`.
+    `unread` are patterns of tensors, without the prefix, that do not affect the logits. `inputs_first` says that
+    matrices are [inputs, outputs], as those of transformers' Conv1D.
     """
 
-    tensors: ClassVar[dict[str, str]]  # leaf -> name in the checkpoint; {} is the layer
+    tensors: ClassVar[dict[str, str]]
+    prefixes: ClassVar[tuple[str, ...]] = ("",)
+    other_heads: ClassVar[tuple[str, ...]] = ()
+    unread: ClassVar[tuple[str, ...]] = ()
+    inputs_first: ClassVar[bool] = False
     embedding: eqx.AbstractVar[Float[Array, "vocab embed"]]
     blocks: eqx.AbstractVar[Any]
     final_norm: eqx.AbstractVar[Float[Array, " embed"]]
@@ -176,7 +187,8 @@ class AbstractLM(eqx.Module):
         most = self.config.positions
         if most is not None and context > most:
             raise UserError(
-                f"context is {context}, but the model was made for at most {most} tokens (max_position_embeddings); "
+                f"context is {context}, but the model was made for at most {most} tokens "
+                f"({', '.join(self.config.position_settings())}); "
                 f"write a context of at most {most}"
             )
 
@@ -194,3 +206,18 @@ class AbstractLM(eqx.Module):
             return self._block(x, layer), None
 
         return jax.lax.scan(step, x, self._slice(start, stop), unroll=self.unroll)[0]
+
+
+@dataclass(frozen=True)
+class Family:
+    """An architecture: what its file in `jhsae.lm.families` defines as FAMILY.
+
+    Args:
+        model_types: The model_type of config.json of its checkpoints.
+        config: Reads a parsed config.json, whose name it gets for its errors.
+        model: Computes.
+    """
+
+    model_types: tuple[str, ...]
+    config: Callable[[dict[str, Any], str], AbstractConfig]
+    model: type[AbstractLM]

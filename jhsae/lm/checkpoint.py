@@ -22,12 +22,12 @@ from jhsae.files.bounded import read_object, to_json
 from jhsae.leaf import describe
 from jhsae.lm.accounting import account
 from jhsae.lm.base import AbstractLM
-from jhsae.lm.families import FAMILIES, config_of, shapes
+from jhsae.lm.families import config_of, model_of, shapes
 from jhsae.lm.head import settle_head
 from jhsae.lm.identity import identity
 from jhsae.lm.scaled import Weights
 from jhsae.lm.tokenizer import check_vocabulary, read_tokenizer
-from jhsae.lm.weights import load_weights
+from jhsae.lm.weights import fused, load_weights
 
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json")
 
@@ -97,10 +97,12 @@ def load(
     weights = Weights(folder, settings, source)
     tokenizer = read_tokenizer(folder)
     check_vocabulary(tokenizer, config.vocab, folder)
-    config, unneeded = settle_head(config, FAMILIES[config.model_type].model, weights)
+    model = model_of(config)
+    weights.settle_names(model.prefixes, model.tensors["final_norm"], model.inputs_first)
+    config, unneeded = settle_head(config, model, weights)
     account(weights, shapes(config, dtype), unneeded, source)
-    model = load_weights(shapes(config.first(count), dtype), weights, mesh)
-    return LanguageModel(model, tokenizer, str(path_or_hub_name), identity(settings, weights.tensors))
+    loaded = load_weights(shapes(config.first(count), dtype), weights, mesh)
+    return LanguageModel(loaded, tokenizer, str(path_or_hub_name), identity(settings, weights.tensors))
 
 
 def save(
@@ -123,14 +125,13 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, np.ndarray] = {}
     for leaf, array in zip(jax.tree.leaves(describe(model)), jax.tree.leaves(model), strict=True):
-        name, values = model.tensors[leaf.path], np.asarray(array).astype(dtype)
+        name, values = model.tensors[leaf.path], fused(np.asarray(array).astype(dtype), leaf)
         arrays |= {name.format(i): row for i, row in enumerate(values)} if "{}" in name else {name: values}
     save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save_pretrained(folder)
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     config = model.config
-    settings = {"model_type": config.model_type, "dtype": dtype.name, "num_hidden_layers": config.layers}
-    settings |= config.to_hugging_face() | ids
+    settings = {"model_type": config.model_type, "dtype": dtype.name} | config.to_hugging_face() | ids
     (folder / "config.json").write_text(to_json(settings, indent=2) + "\n")
 
 

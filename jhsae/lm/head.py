@@ -13,17 +13,14 @@ from jhsae.lm.base import AbstractConfig, AbstractLM
 from jhsae.lm.scaled import Weights
 
 ROWS = 4096
-LATER = {"embed_out.weight": "lm_head.weight"}  # the name of the head of a GPT-NeoX in transformers 5
 
 
 def settle_head(config: Any, model: type[AbstractLM], weights: Weights) -> tuple[AbstractConfig, set[str]]:
     """`config`, untied where the checkpoint has a different head; and the tensors that are not needed."""
     head, embedding = model.tensors["head"], model.tensors["embedding"]
-    if head not in weights and LATER.get(head, head) in weights:
-        weights.stands_for(LATER[head], head)
-        held = LATER[head]
-    else:
-        held = head
+    held = next((name for name in (head, *model.other_heads) if name in weights), head)
+    if held != head:
+        weights.stands_for(held, head)
     if "head" in config.extras or held not in weights:
         return config, set()
     if embedding not in weights:
@@ -35,8 +32,8 @@ def settle_head(config: Any, model: type[AbstractLM], weights: Weights) -> tuple
 
 
 def _equal(weights: Weights, one: str, other: str) -> bool:
-    shape = weights.tensors.info(one).shape
-    if weights.tensors.info(other).shape != shape or len(shape) != 2:
+    shape = weights.info(one).shape
+    if weights.info(other).shape != shape or len(shape) != 2:
         return False
     for name in (one, other):
         weights.check(name, shape)

@@ -21,6 +21,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jhsae.errors import UserError
+from jhsae.files.tensor_files import TensorInfo
 from jhsae.lm.quantised import PLAIN, block_sizes, multiplies_int8
 from jhsae.lm.tensors import EIGHT_BITS, FLOATS, CheckpointTensors, Index
 
@@ -51,39 +52,63 @@ class Weights:
         self._int8 = multiplies_int8(settings, source)
         self.tensors = CheckpointTensors(folder)
         self._other: dict[str, str] = {}
+        self._prefix = ("", "")
+        self._inputs_first = False
 
     def __contains__(self, name: str) -> bool:
-        return name in self.tensors
+        return self._stored(name) in self.tensors
+
+    def settle_names(self, prefixes: tuple[str, ...], witness: str, inputs_first: bool) -> None:
+        """Reads names that begin with the first prefix under the one that this checkpoint has.
+
+        Args:
+            prefixes: The prefix of the names that are asked for, and others.
+            witness: The name of a tensor that every checkpoint has.
+            inputs_first: Whether matrices are [inputs, outputs].
+        """
+        stem = witness.removeprefix(prefixes[0])
+        found = next((prefix for prefix in prefixes if prefix + stem in self.tensors), prefixes[0])
+        self._prefix, self._inputs_first = (prefixes[0], found), inputs_first
 
     def stands_for(self, tensor: str, name: str) -> None:
         """From now on `tensor` is read wherever `name` is asked for."""
         self._other[name] = tensor
 
-    def names(self, name: str) -> set[str]:
-        """The tensor of this name and those that are used together with it."""
-        return {self._other.get(name, name), *self.companions(name)}
+    def info(self, name: str) -> TensorInfo:
+        """Type and shape of a tensor in the file."""
+        return self.tensors.info(self._stored(name))
 
-    def companions(self, name: str) -> set[str]:
+    def names(self, name: str) -> set[str]:
+        """The tensor of this name in the file and those that are used together with it."""
+        stored = self._stored(name)
+        return {stored, *self._companions(stored)}
+
+    def _stored(self, name: str) -> str:
+        """The name in the file."""
+        name, (first, found) = self._other.get(name, name), self._prefix
+        return found + name.removeprefix(first) if name.startswith(first) else name
+
+    def _companions(self, name: str) -> set[str]:
         """The tensors beside a weight that are used together with it, or needed for activations alone."""
-        name = self._other.get(name, name)
         if not name.endswith(".weight") or (
             self.tensors.present(name) and self.tensors.info(name).dtype not in EIGHT_BITS
         ):
             return set()
         stem = name.removesuffix("weight")
-        there = {stem + word for word in COMPANIONS if stem + word in self}
+        there = {stem + word for word in COMPANIONS if stem + word in self.tensors}
         if not there & {stem + word for word in SCALED}:
             return set()
-        return there | {stem + word for word in CACHE if stem + word in self}
+        return there | {stem + word for word in CACHE if stem + word in self.tensors}
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Checks dtype and shape of a tensor and of its scales; reads no other values."""
-        name = self._other.get(name, name)
+        name = self._stored(name)
         found = self.tensors.info(name)
         if found.dtype not in FLOATS and found.dtype not in EIGHT_BITS:
             raise UserError(
                 f"tensor {name} in {self.tensors.folder} holds {found.dtype} numbers, expected a float type; {PLAIN}"
             )
+        shape = shape[::-1] if self._turned(name) else shape
         if found.shape != shape:
             raise UserError(
                 f"tensor {name} is {found.shape}, config.json makes it {shape}; "
@@ -94,7 +119,9 @@ class Weights:
 
     def read(self, name: str, index: Index, dtype: DTypeLike) -> np.ndarray:
         """A slice of one tensor, rounded to `dtype`."""
-        name = self._other.get(name, name)
+        name = self._stored(name)
+        turned = self._turned(name)
+        index = index[::-1] if turned else index
         values = self.tensors.read(name, index)
         if self.tensors.info(name).dtype not in FLOATS:
             values = self._multiplied(name, values.astype(np.float32), index)
@@ -105,7 +132,19 @@ class Weights:
                 f"tensor {name} in {self.tensors.folder} has entries that are not finite numbers of type "
                 f"{np.dtype(dtype).name}; fetch the checkpoint again"
             )
-        return rounded
+        return rounded.T if turned else rounded
+
+    def _turned(self, name: str) -> bool:
+        """Whether an 8-bit matrix is stored [outputs, inputs] though the family has [inputs, outputs]."""
+        dtype = self.tensors.info(name).dtype
+        if not self._inputs_first or dtype in FLOATS:
+            return False
+        if name.removesuffix("weight") + "SCB" in self.tensors:
+            return True  # bitsandbytes makes a Linear of every Conv1D
+        raise UserError(
+            f"tensor {name} in {self.tensors.folder} holds {dtype} numbers without SCB beside it, and whether its rows "
+            f"are inputs or outputs is unknown; {PLAIN}"
+        )
 
     def _multiplied(self, name: str, values: np.ndarray, index: Index) -> np.ndarray:
         scale = self._scale(name)
@@ -113,7 +152,7 @@ class Weights:
         rows, columns = (np.arange(n)[part] // size for n, part, size in zip(shape, index, scale.block, strict=True))
         place = np.ix_(rows, columns)
         stem = name.removesuffix("weight")
-        if stem + "weight_zero_point" in self:
+        if stem + "weight_zero_point" in self.tensors:
             values -= self._factors(stem + "weight_zero_point", scale.grid)[place]
         factors = self._factors(scale.tensor, scale.grid)
         return values * (factors / np.float32(127) if scale.tensor.endswith("SCB") else factors)[place]
@@ -128,7 +167,7 @@ class Weights:
         """The scales of an 8-bit weight, with types and shapes checked."""
         found, stem = self.tensors.info(name), name.removesuffix("weight")
         where = f"tensor {name} in {self.tensors.folder}"
-        beside = [word for word in SCALED if stem + word in self]
+        beside = [word for word in SCALED if stem + word in self.tensors]
         if len(beside) != 1 or not name.endswith(".weight") or len(found.shape) != 2:
             what = f"{' and '.join(beside)} beside it" if beside else "no scales (SCB, weight_scale) beside it"
             raise UserError(f"{where} holds {found.dtype} numbers and has {what}, so their meaning is unknown; {PLAIN}")
@@ -142,13 +181,13 @@ class Weights:
 
     def _check_zero_point(self, stem: str, word: str, dtype: str) -> None:
         point, form = stem + "weight_zero_point", stem + "weight_format"
-        if point in self:
+        if point in self.tensors:
             here, scales = self.tensors.info(point), self.tensors.info(stem + word)
             if dtype != "I8" or word != "weight_scale" or here.dtype != "I8" or here.shape != scales.shape:
                 raise UserError(
                     f"tensor {point} {here.dtype} {here.shape} does not fit its scales {scales.shape}; {PLAIN}"
                 )
-        if form in self and (self.tensors.info(form).dtype != "U8" or np.any(self.tensors.read(form))):
+        if form in self.tensors and (self.tensors.info(form).dtype != "U8" or np.any(self.tensors.read(form))):
             raise UserError(f"tensor {form} says another layout than rows (0), which is not read; {PLAIN}")
 
     def _grid(self, where: str, tensor: str, shape: tuple[int, ...]) -> WeightScale:

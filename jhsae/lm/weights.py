@@ -19,6 +19,8 @@ from jhsae.lm.scaled import Weights
 from jhsae.lm.sharding import shardings
 from jhsae.lm.tensors import Index
 
+THREE = "qkv"  # an axis of queries, keys and values, which files hold as one with the next axis: one after another
+
 
 def load_weights(model: AbstractLM, weights: Weights, mesh: Mesh | None) -> AbstractLM:
     """`model` is one of shapes; its arrays come from `weights`, on `mesh` or on the default device.
@@ -30,7 +32,7 @@ def load_weights(model: AbstractLM, weights: Weights, mesh: Mesh | None) -> Abst
     layouts = [None] * len(structs) if mesh is None else jax.tree.leaves(shardings(model, mesh))
 
     def leaf(facts: Leaf, struct: jax.ShapeDtypeStruct, layout: jax.sharding.Sharding | None) -> jax.Array:
-        read = _reader(weights, model.tensors[facts.path], struct)
+        read = _reader(weights, model.tensors[facts.path], struct, facts)
         if layout is None:
             return jnp.asarray(read((slice(None),) * struct.ndim))
         return jax.make_array_from_callback(struct.shape, layout, _once(read), dtype=struct.dtype)
@@ -42,11 +44,24 @@ def _check(model: AbstractLM, weights: Weights) -> None:
     names = tensor_names(model)
     for facts, struct in zip(jax.tree.leaves(describe(model)), jax.tree.leaves(model), strict=True):
         stacked = "{}" in model.tensors[facts.path]
+        shape = _fused_shape(struct.shape, facts)
         for name in names[facts.path]:
-            weights.check(name, struct.shape[1:] if stacked else struct.shape)
+            weights.check(name, shape[1:] if stacked else shape)
 
 
-def _reader(weights: Weights, name: str, struct: jax.ShapeDtypeStruct) -> Callable[[Index], np.ndarray]:
+def fused(values: np.ndarray, facts: Leaf) -> np.ndarray:
+    """A leaf in the shape that files have it in."""
+    return values.reshape(_fused_shape(values.shape, facts))
+
+
+def _fused_shape(shape: tuple[int, ...], facts: Leaf) -> tuple[int, ...]:
+    if THREE not in facts.axes:
+        return shape
+    place = facts.axes.index(THREE)
+    return (*shape[:place], shape[place] * shape[place + 1], *shape[place + 2 :])
+
+
+def _reader(weights: Weights, name: str, struct: jax.ShapeDtypeStruct, facts: Leaf) -> Callable[[Index], np.ndarray]:
     """A function from an index into one array to its values."""
 
     def stacked(index: Index) -> np.ndarray:
@@ -54,13 +69,23 @@ def _reader(weights: Weights, name: str, struct: jax.ShapeDtypeStruct) -> Callab
         sizes = [len(range(*part.indices(n))) for part, n in zip(index[1:], struct.shape[1:], strict=True)]
         out = np.empty((len(layers), *sizes), struct.dtype)
         for row, layer in enumerate(layers):
-            out[row] = weights.read(name.format(layer), index[1:], struct.dtype)
+            one = jax.ShapeDtypeStruct(struct.shape[1:], struct.dtype)
+            out[row] = _read(weights, name.format(layer), index[1:], one, facts.axes[1:])
         return out
 
-    def alone(index: Index) -> np.ndarray:
-        return weights.read(name, index, struct.dtype)
+    return stacked if "{}" in name else lambda index: _read(weights, name, index, struct, facts.axes)
 
-    return stacked if "{}" in name else alone
+
+def _read(weights: Weights, name: str, index: Index, struct: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> np.ndarray:
+    """A slice of one tensor with logical `axes`."""
+    if THREE not in axes:
+        return weights.read(name, index, struct.dtype)
+    at = axes.index(THREE)
+    size = struct.shape[at + 1]
+    first, last, _ = index[at + 1].indices(size)
+    parts = range(*index[at].indices(struct.shape[at]))
+    places = [(*index[:at], slice(part * size + first, part * size + last), *index[at + 2 :]) for part in parts]
+    return np.stack([weights.read(name, place, struct.dtype) for place in places], axis=at)
 
 
 def _once(read: Callable[[Index], np.ndarray]) -> Callable[[Any], np.ndarray]:

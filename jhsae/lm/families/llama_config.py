@@ -81,6 +81,7 @@ class LlamaConfig(AbstractConfig):
     def to_hugging_face(self) -> dict[str, Any]:
         settings = {
             "architectures": [f"{ARCHITECTURE[self.model_type]}ForCausalLM"],
+            "num_hidden_layers": self.layers,
             "num_key_value_heads": self.kv_heads,
             "head_dim": self.head_dim,
             "rope_parameters": self.rope.to_hugging_face(),

@@ -95,6 +95,7 @@ class Gemma2Config(AbstractConfig):
     def to_hugging_face(self) -> dict[str, Any]:
         return {
             "architectures": ["Gemma2ForCausalLM"],
+            "num_hidden_layers": self.layers,
             "layer_types": type_names(self.sliding),
             "rope_theta": self.rope_theta,
             "rope_parameters": Rope(self.rope_theta).to_hugging_face(),

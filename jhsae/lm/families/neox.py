@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jhsae.lm.base import AbstractLM
-from jhsae.lm.neox_config import NeoXConfig
+from jhsae.lm.base import AbstractLM, Family
+from jhsae.lm.families.neox_config import NeoXConfig, neox_config
 from jhsae.lm.parts import attend, layer_norm, linear, rotate, visible
 from jhsae.lm.product import product
 
@@ -83,6 +83,8 @@ class NeoX(AbstractLM):
         "blocks.mlp_norm": "gpt_neox.layers.{}.post_attention_layernorm.weight",
         "blocks.mlp_norm_bias": "gpt_neox.layers.{}.post_attention_layernorm.bias",
     }
+    other_heads: ClassVar[tuple[str, ...]] = ("lm_head.weight",)  # its name in transformers 5
+    unread: ClassVar[tuple[str, ...]] = (r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias)",)
     embedding: Float[Array, "vocab embed"]
     blocks: NeoXBlocks
     final_norm: Float[Array, " embed"]
@@ -131,3 +133,6 @@ def _attention(h, block: NeoXBlocks, config: NeoXConfig, dtype: str):
     mask = visible(h.shape[1], None, jnp.asarray(False))
     mixed = attend(rotate(q * config.head_dim**-0.5, turn), rotate(k, turn), v, mask, dtype)
     return linear(mixed, block.out, block.out_bias, dtype)
+
+
+FAMILY = Family(("gpt_neox",), neox_config, NeoX)

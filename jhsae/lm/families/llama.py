@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jhsae.lm.base import AbstractLM
-from jhsae.lm.llama_config import LlamaConfig
+from jhsae.lm.base import AbstractLM, Family
+from jhsae.lm.families.llama_config import ARCHITECTURE, LlamaConfig, llama_config
 from jhsae.lm.parts import attend, linear, rms_norm, rotate, visible
 from jhsae.lm.product import product
 
@@ -136,3 +136,6 @@ def _attention(h, block: LlamaBlocks, sliding, config: LlamaConfig, dtype: str):
     mask = visible(h.shape[1], config.window, sliding)
     mixed = attend(rotate(q * config.head_dim**-0.5, turn), rotate(k, turn), v, mask, dtype)
     return linear(mixed, block.o, block.o_bias, dtype)
+
+
+FAMILY = Family(tuple(ARCHITECTURE), llama_config, Llama)

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jhsae.lm.base import AbstractLM
-from jhsae.lm.gemma2_config import Gemma2Config
+from jhsae.lm.base import AbstractLM, Family
+from jhsae.lm.families.gemma2_config import Gemma2Config, gemma2_config
 from jhsae.lm.parts import attend, linear, rms_norm, rotate, softcap, visible
 from jhsae.lm.product import product
 from jhsae.lm.rope import Rope
@@ -128,3 +128,6 @@ def _attention(h, block: Blocks, sliding, config: Gemma2Config, dtype: str):
     v = linear(h, block.v, None, dtype).reshape(heads)
     mask = visible(h.shape[1], config.window, sliding)
     return linear(attend(q, k, v, mask, dtype, config.attention_cap), block.o, None, dtype)
+
+
+FAMILY = Family(("gemma2",), gemma2_config, Gemma2)
