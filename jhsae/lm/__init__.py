@@ -12,6 +12,12 @@ from jhsae.lm.families import shapes as shapes
 from jhsae.lm.families.gemma2 import Blocks as Blocks
 from jhsae.lm.families.gemma2 import Gemma2 as Gemma2
 from jhsae.lm.families.gemma2_config import Gemma2Config as Gemma2Config
+from jhsae.lm.families.gemma3 import Gemma3 as Gemma3
+from jhsae.lm.families.gemma3 import Gemma3Blocks as Gemma3Blocks
+from jhsae.lm.families.gemma3 import Gemma3Config as Gemma3Config
+from jhsae.lm.families.gpt2 import GPT2 as GPT2
+from jhsae.lm.families.gpt2 import GPT2Blocks as GPT2Blocks
+from jhsae.lm.families.gpt2 import GPT2Config as GPT2Config
 from jhsae.lm.families.llama import Llama as Llama
 from jhsae.lm.families.llama import LlamaBlocks as LlamaBlocks
 from jhsae.lm.families.llama_config import LlamaConfig as LlamaConfig

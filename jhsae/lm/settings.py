@@ -82,10 +82,11 @@ def check_head_dim(head_dim: int, source: str) -> None:
         raise UserError(f"{source}: head_dim is {head_dim}, expected an even number, because entries turn in pairs")
 
 
-def head_size(embed: int, heads: int, source: str) -> int:
-    """The size of a head that config.json does not name: the width over the heads."""
+def head_size(embed: int, heads: int, source: str, key: str = "hidden_size") -> int:
+    """The size of a head that config.json does not name: the width, the setting `key`, over the heads."""
     if embed % heads:
-        raise UserError(f"{source}: hidden_size {embed} over {heads} heads; write a multiple of {heads}, or head_dim")
+        named = ", or head_dim" if key == "hidden_size" else ""
+        raise UserError(f"{source}: {key} {embed} over {heads} heads; write a multiple of {heads}{named}")
     return embed // heads
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lm.families import class_of, config_of
 from lm.tiny import tiny
 
 from jhsae import lm
@@ -21,12 +22,10 @@ IDS = np.random.default_rng(0).integers(3, 64, (2, 12))
 def random_model(kind: str = "Llama", **settings: Any) -> Any:
     """A torch model of transformers, all of whose weights matter."""
     torch = pytest.importorskip("torch")
-    import transformers
-
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**SIZES | settings)
+    config = config_of(kind)(**SIZES | settings)
     config._attn_implementation = "eager"
-    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    model = class_of(kind)(config).eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(torch.randn_like(weight) * (0.2 if weight.ndim == 2 else 0.4))

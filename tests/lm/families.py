@@ -16,6 +16,9 @@ VOCAB = 61
 SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
 GROUPED = SIZES | {"num_attention_heads": 4, "num_key_value_heads": 2}
 THETA = {"rope_theta": 100.0}
+GPT2 = {"vocab_size": VOCAB, "n_positions": 14, "n_embd": 32, "n_layer": 3, "n_head": 4}
+GPT2 |= {"bos_token_id": 2, "eos_token_id": 1}
+GEMMA3 = GROUPED | {"head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 11, "sliding_window_pattern": 2}
 LLAMA3 = {"factor": 4.0, "low_freq_factor": 0.5, "high_freq_factor": 2.0, "original_max_position_embeddings": 16}
 # name -> (class in transformers, settings); between them every setting that changes the numbers, both ways.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -42,6 +45,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"num_attention_heads": 4, "use_parallel_residual": False, "attention_bias": False}
         | {"tie_word_embeddings": True, "rope_parameters": THETA | {"partial_rotary_factor": 1.0}},
     ),
+    "gemma3": ("Gemma3", GEMMA3 | {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 3.0}}}),
+    "gemma3-untied": ("Gemma3", GEMMA3 | {"tie_word_embeddings": False, "layer_types": ["full_attention"] * 3}),
+    "gpt2": ("GPT2", GPT2),
+    "gpt2-altered": (
+        "GPT2",
+        GPT2
+        | {"n_inner": 48, "activation_function": "gelu", "scale_attn_by_inverse_layer_idx": True}
+        | {"reorder_and_upcast_attn": True, "scale_attn_weights": False, "tie_word_embeddings": False},
+    ),
 }
 
 
@@ -57,14 +69,25 @@ class Oracle:
         return lm.load(self.folder, **how).model
 
 
+def config_of(kind: str) -> Any:
+    """The class in transformers of the config."""
+    transformers = pytest.importorskip("transformers")
+    return getattr(transformers, {"Gemma3": "Gemma3TextConfig"}.get(kind, f"{kind}Config"))
+
+
+def class_of(kind: str) -> Any:
+    """The class in transformers that computes logits."""
+    transformers = pytest.importorskip("transformers")
+    return getattr(transformers, {"GPT2": "GPT2LMHeadModel"}.get(kind, f"{kind}ForCausalLM"))
+
+
 def write(name: str, folder: Path) -> Oracle:
     torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
     kind, settings = CASES[name]
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**settings)
+    config = config_of(kind)(**settings)
     config._attn_implementation = "eager"
-    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    model = class_of(kind)(config).eval()
     with torch.no_grad():
         for weight in model.parameters():
             # Far from the ones and zeros of initialisation, so that gains and biases matter.

@@ -12,11 +12,11 @@ from jhsae import lm
 from jhsae.errors import UserError
 
 torch = pytest.importorskip("torch")
-FAMILIES = ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma2", "GPTNeoX"]
+FAMILIES = ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma2", "Gemma3", "GPTNeoX", "GPT2"]
 
 
 def family(kind, folder, **more):
-    sizes = {"head_dim": 12} if kind in ("Qwen3", "Gemma2") else {}
+    sizes = {"head_dim": 12} if kind in ("Qwen3", "Gemma2", "Gemma3") else {}
     sizes |= {"rope_parameters": {"rope_theta": 100.0, "partial_rotary_factor": 0.5}} if kind == "GPTNeoX" else {}
     return written(folder, random_model(kind, **sizes | more))
 
@@ -68,6 +68,10 @@ def test_buffers_that_older_versions_saved_are_not_needed(folder, tmp_path):
     assert lm.load(neox).model.config.positions == 32
 
 
+def embedding_of(folder):
+    return next(name for name in tensors(folder) if "embed" in name or "wte" in name)
+
+
 def head_of(kind):
     return ("embed_out" if kind == "GPTNeoX" else "lm_head") + ".weight"
 
@@ -89,25 +93,26 @@ def test_a_head_that_is_there_beats_the_flag(kind, tied, tmp_path):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_tied_head_that_equals_the_embedding_is_not_kept_twice(kind, tmp_path):
     folder = family(kind, tmp_path, tie_word_embeddings=True)
-    embedding = next(name for name in tensors(folder) if "embed" in name)
+    embedding = embedding_of(folder)
     change(folder, {head_of(kind): tensors(folder)[embedding].clone()})
     assert lm.load(folder).model.head is None
     close(ours(folder), theirs(folder))
 
 
-@pytest.mark.parametrize("kind", ["Llama", "GPTNeoX"])
+@pytest.mark.parametrize("kind", ["Llama", "GPTNeoX", "GPT2"])
 def test_a_tied_embedding_may_stand_under_the_name_of_the_head(kind, tmp_path):
     folder = family(kind, tmp_path, tie_word_embeddings=True)
-    embedding = next(name for name in tensors(folder) if "embed" in name)
+    embedding = embedding_of(folder)
     change(folder, {head_of(kind): tensors(folder)[embedding]}, embedding)
     close(ours(folder), theirs(folder))
 
 
-@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2", "GPTNeoX", "Gemma2"])
+@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2", "GPTNeoX", "Gemma2", "Gemma3", "GPT2"])
 def test_without_a_flag_the_family_decides(kind, tmp_path):
-    folder = family(kind, tmp_path, tie_word_embeddings=kind == "Gemma2")
+    tied = kind in ("Gemma2", "Gemma3", "GPT2")
+    folder = family(kind, tmp_path, tie_word_embeddings=tied)
     settings(folder, tie_word_embeddings="absent")
-    assert (lm.load(folder).model.head is None) == (kind == "Gemma2")
+    assert (lm.load(folder).model.head is None) == tied
     close(ours(folder), theirs(folder))
 
 

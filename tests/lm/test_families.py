@@ -33,7 +33,7 @@ def test_equals_torch(case):
 def logits_by_unembedding(model, x):
     """The logits by the docstring of each family's `unembedding`, from the last residual stream."""
     gamma, eps = model.unembedding(), model.config.norm_eps
-    if isinstance(model, lm.NeoX):
+    if isinstance(model, lm.NeoX | lm.GPT2):
         np.testing.assert_allclose(gamma.sum(axis=1), 0, atol=1e-5)
         head = model.embedding if model.head is None else model.head
         return x @ gamma.T / jnp.sqrt(jnp.var(x, axis=-1, keepdims=True) + eps) + head @ model.final_norm_bias

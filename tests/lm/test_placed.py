@@ -24,7 +24,7 @@ MESH = MeshShape(data=2, expert=4)
 WORKER = Path(__file__).parent / "load_in_two_processes.py"
 
 
-@pytest.fixture(scope="module", params=["gemma2", "llama-biased", "gpt_neox"])
+@pytest.fixture(scope="module", params=["gemma2", "gemma3", "llama-biased", "gpt_neox", "gpt2"])
 def case(request, tmp_path_factory):
     return write(request.param, tmp_path_factory.mktemp(request.param))
 
@@ -52,6 +52,8 @@ def test_heads_hidden_and_vocabulary_are_split_where_they_can_be(case):
         split
         == {
             "Gemma2": {"queries", "hidden"},  # two key-value heads cannot be shared by four devices, nor 61 tokens
+            "Gemma3": {"queries", "hidden"},
+            "GPT2": {"queries", "hidden"},
             "Llama": {"queries", "keys", "hidden"},
             "NeoX": {"queries", "fused", "hidden", "vocab"},
         }[type(placed).__name__]
@@ -76,7 +78,8 @@ def test_slices_are_read_once_and_are_those_of_the_shards(case, monkeypatch):
         pattern = model.tensors[leaf.path]
         names = {pattern.format(i) for i in range(model.layers)}
         shard = array.addressable_shards[0].data.size // (model.layers if "{}" in pattern else 1)
-        assert {size for name, _, size in read if name in names} == {shard}, leaf.path
+        parts = 3 if "qkv" in leaf.axes else 1  # queries, keys and values stand one after another
+        assert {size * parts for name, _, size in read if name in names} == {shard}, leaf.path
 
 
 @pytest.mark.slow

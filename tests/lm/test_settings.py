@@ -17,6 +17,9 @@ BASE = {
     "qwen3": SIZES | HEADS | {"model_type": "qwen3", "rms_norm_eps": 1e-6},
     "gemma2": SIZES | HEADS | {"model_type": "gemma2", "rms_norm_eps": 1e-6, "sliding_window": 8}
     | {"query_pre_attn_scalar": 12, "attn_logit_softcapping": 50.0, "final_logit_softcapping": None},
+    "gemma3_text": SIZES | HEADS | {"model_type": "gemma3_text", "sliding_window": 8},
+    "gpt2": {"model_type": "gpt2", "vocab_size": 64, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 16}
+    | {"layer_norm_epsilon": 1e-5},
     "gpt_neox": SIZES | {"model_type": "gpt_neox", "layer_norm_eps": 1e-5, "rotary_pct": 0.5},
 }  # fmt: skip
 
@@ -26,11 +29,19 @@ def read(family, **changes):
     return lm.config_of({key: value for key, value in found.items() if value != "absent"}, "config.json")
 
 
+THEIRS = {"gpt2": {"hidden_size": "n_embd", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}}
+THEIRS["gpt2"]["intermediate_size"] = "n_inner"
+
+
 @pytest.mark.parametrize("family", BASE)
 @pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"])
 @pytest.mark.parametrize("value", [0, -1, 10**12, 1.5, "many", None, True, [4], {}])
 def test_sizes_are_whole_numbers(family, key, value):
     assert read(family).layers == 2
+    key = THEIRS.get(family, {}).get(key, key)
+    if (key, value) == ("n_inner", None):
+        assert read(family, n_inner=None).hidden == 4 * 48
+        return
     with pytest.raises(UserError, match=rf"config.json: {key} is .*, expected a whole number from 1 to"):
         read(family, **{key: value})
 
@@ -38,8 +49,9 @@ def test_sizes_are_whole_numbers(family, key, value):
 @pytest.mark.parametrize("family", BASE)
 @pytest.mark.parametrize("value", [-1, 10**9, "two", None, 2.0])
 def test_the_number_of_layers_is_bounded(family, value):
-    with pytest.raises(UserError, match=r"num_hidden_layers is .*, expected a whole number from 0 to 10000"):
-        read(family, num_hidden_layers=value)
+    key = THEIRS.get(family, {}).get("num_hidden_layers", "num_hidden_layers")
+    with pytest.raises(UserError, match=rf"{key} is .*, expected a whole number from 0 to 10000"):
+        read(family, **{key: value})
 
 
 @pytest.mark.parametrize(
@@ -71,6 +83,32 @@ def test_the_number_of_layers_is_bounded(family, value):
         ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5, only 1.0"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ("gemma2", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5, only 1.0"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0, only None"),
+        ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0, only None"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+        ("gemma3_text", {"attention_bias": True}, "attention_bias is True"),
+        ("gemma3_text", {"sliding_window": None}, "sliding_window is None"),
+        ("gemma3_text", {"sliding_window_pattern": 0}, "sliding_window_pattern is 0"),
+        ("gemma3_text", {"sliding_window_pattern": "LLG"}, "sliding_window_pattern is 'LLG'"),
+        ("gemma3_text", {"layer_types": ["full_attention"]}, "layer_types needs 2 entries"),
+        ("gemma3_text", {"head_dim": 7}, "head_dim is 7, expected an even number"),
+        ("gemma3_text", {"rope_parameters": {"rope_theta": 1.0}}, "expected an object with full_attention and sliding"),
+        ("gemma3_text", {"rope_parameters": 3}, "rope_parameters is 3"),
+        ("gemma3_text", {"rope_scaling": [8]}, r"rope_scaling \[8\]"),
+        ("gemma3_text", {"rope_parameters": {"full_attention": 3}}, "full_attention of rope_parameters is '3'"),
+        ("gemma3_text", {"rope_scaling": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
+        ("gemma3_text", {"rope_scaling": {"rope_type": "linear"}}, "rope_type 'linear' needs factor"),
+        ("gemma3_text", {"rope_local_base_freq": "low"}, "rope_theta is 'low'"),
+        ("gpt2", {"activation_function": "swish"}, "activation_function is 'swish', supported: gelu_new, "),
+        ("gpt2", {"activation_function": ["gelu"]}, "activation_function is "),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention is True"),
+        ("gpt2", {"n_embd": 50}, "n_embd 50 over 4 heads; write a multiple of 4$"),
+        ("gpt2", {"n_positions": 0}, "n_positions is 0"),
+        ("gpt2", {"n_positions": "absent"}, "no n_positions"),
+        ("gpt2", {"scale_attn_weights": 1}, "scale_attn_weights is 1, expected true or false"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": None}, "scale_attn_by_inverse_layer_idx is None"),
+        ("gpt2", {"reorder_and_upcast_attn": "yes"}, "reorder_and_upcast_attn is 'yes'"),
+        ("gpt2", {"layer_norm_epsilon": -1.0}, "layer_norm_epsilon is -1.0"),
         ("gpt_neox", {"rotary_pct": "half"}, "factor is 'half'"),
         ("gpt_neox", {"rotary_pct": 2.0}, "2.0 of 12 entries per head turn"),
         ("llama", {"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new', only 'silu'"),
