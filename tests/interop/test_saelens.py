@@ -112,7 +112,7 @@ def test_what_saelens_trained_is_read_and_computes_the_same(
         imported.save(read, tmp_path / f"{kind}_ours")
         loaded, normalizer, about = jhsae.load_sae(tmp_path / f"{kind}_ours")
         same(run(loaded, normalizer, DATA), expected)
-        assert about["reads"] == {"model": "gemma-2-2b", "layer": 3} and about["source"]["version"] == "6.54.12"
+        assert about["reads"] == {"model": "google/gemma-2-2b", "layer": 3} and about["source"]["version"] == "6.54.12"
 
 
 @pytest.mark.parametrize("rescale", [True, False])

@@ -134,3 +134,29 @@ def test_a_scale_read_is_the_one_that_was_written(written):
     read = saelens.read(written)
     assert isinstance(read.normalizer, Scale) and read.normalizer.scale == 4
     assert read.normalize == {"_target_": "jhsae.data.Scale"}
+
+
+@pytest.mark.parametrize(
+    ("named", "hook", "reads"),
+    [
+        ("gpt2-small", "blocks.8.hook_resid_pre", ("openai-community/gpt2", 8)),
+        ("gpt2", "transformer.h.7", ("gpt2", 8)),
+        ("gemma-2-2b", "blocks.20.hook_resid_post", ("google/gemma-2-2b", 21)),
+        ("gemma-2-9b-it", "blocks.20.hook_resid_post", ("google/gemma-2-9b-it", 21)),
+        ("gemma-3-270m", "model.layers.5", ("google/gemma-3-270m", 6)),
+        ("google/gemma-3-4b-pt", "model.language_model.layers.9", ("google/gemma-3-4b-pt", 10)),
+        ("pythia-70m-deduped", "gpt_neox.layers.3", ("EleutherAI/pythia-70m-deduped", 4)),
+        ("models/gemma-2-2b", "blocks.3.hook_mlp_out", ("models/gemma-2-2b", None)),
+        ("gemma-2-2b and more", "transformer.h.7.mlp", ("gemma-2-2b and more", None)),
+    ],
+)
+def test_models_and_layers_by_the_names_of_other_libraries(written, named, hook, reads):
+    configure(written, metadata={"model_name": named, "hook_name": hook, "hf_hook_name": None, "jhsae": None})
+    about = saelens.read(written).about["reads"]
+    assert (about["model"], about["layer"]) == reads
+
+
+def test_the_model_of_our_own_export_keeps_its_name(tmp_path):
+    about = ABOUT | {"reads": {"model": "gemma-2-2b", "layer": 3}}
+    saelens.write(tmp_path / "out", jump(), Identity(), about)
+    assert saelens.read(tmp_path / "out").about["reads"] == {"model": "gemma-2-2b", "layer": 3}

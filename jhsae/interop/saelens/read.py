@@ -19,7 +19,7 @@ from jhsae.files.checksums import verify
 from jhsae.files.forms import brief, count, setting
 from jhsae.interop import imported
 from jhsae.interop.imported import Imported
-from jhsae.interop.saelens.layout import CONFIG, MAJOR, WEIGHTS, layer_of
+from jhsae.interop.saelens.layout import CONFIG, MAJOR, WEIGHTS, hub_name, layer_of
 from jhsae.interop.saelens.normalize import normalizer_of
 from jhsae.interop.tensors import Tensors, load, read_json, refuse_unknown, take, take_all
 
@@ -113,6 +113,8 @@ def _model_and_layer(metadata: dict[str, Any]) -> tuple[str | None, int | None]:
     model, *hooks = (metadata.get(key) for key in ("model_name", "hook_name", "hf_hook_name"))
     layers = (layer_of(hook) for hook in hooks if isinstance(hook, str))
     found = next((layer for layer in layers if layer is not None), None)
+    if isinstance(model, str) and metadata.get("jhsae") is None:  # our own exports name the model as the harvest did
+        model = hub_name(model)
     return model if isinstance(model, str) else None, found
 
 
