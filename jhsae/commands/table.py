@@ -46,8 +46,9 @@ VERBS = {
         "jhsae harvest harvest/gemma2_2b.yaml out=stores/gemma-2-2b-l20",
         together=True,
         notes=(
-            "Models: Gemma-2, Llama, Mistral, Qwen 2 and 3, GPT-NeoX (Pythia), from a folder or the Hugging Face "
-            "hub; each equals transformers to 1e-5 on random small checkpoints (tests/lm).",
+            "Models: GPT-2, Gemma-2, Gemma-3 (its language model), Llama, Mistral, Qwen 2 and 3, GPT-NeoX (Pythia), "
+            "from a folder or the Hugging Face hub; each equals transformers to 1e-5 on random small checkpoints "
+            "(tests/lm). Another family is one file (jhsae/lm/families/__init__.py).",
             "Text: one column of .jsonl, .json or .parquet, or the paragraphs of .txt. Rows without text (null, "
             "missing, empty, not Unicode) are skipped, counted and recorded in the manifest; a value of another "
             "kind is an error.",
