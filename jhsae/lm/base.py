@@ -4,10 +4,14 @@ A model is an embedding, L blocks whose weights are stacked along a first axis `
 residual stream after l blocks; layer 0 is the input of the first block. Blocks run in one `jax.lax.scan`, so that
 compiling does not grow with L. Activations are float32 throughout; only the operands of matrix products are
 rounded to `matmul_dtype`. Axis names in the annotations determine the sharding (`jhsae.lm.sharding`).
+
+Hooks are places of width ``embed`` inside a block. Block l (from 0) has ``resid``, its input, which is layer l; and
+what it passes to its `tap`: ``attn_out``, what attention adds to the residual stream; ``mlp_in``, the input of the
+MLP's matrices, after the norm; ``mlp_out``, what the MLP adds to the residual stream, after the norm that Gemma-2 has.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,6 +22,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jhsae.errors import UserError
+
+Tap = Callable[[str, Array], Array]  # (name of a hook, its value) -> the value that the block goes on with
+RESIDUAL = "resid"
+
+
+def untapped(name: str, value: Array) -> Array:
+    """The tap of a plain forward pass."""
+    return value
 
 
 class AbstractConfig(ABC):
@@ -102,8 +114,10 @@ class AbstractLM(eqx.Module):
         """The inputs of `_block`, stacked over layers along the first axis of every leaf."""
 
     @abstractmethod
-    def _block(self, x: Float[Array, "batch time embed"], layer: Any) -> Float[Array, "batch time embed"]:
-        """One block."""
+    def _block(
+        self, x: Float[Array, "batch time embed"], layer: Any, tap: Tap = untapped
+    ) -> Float[Array, "batch time embed"]:
+        """One block; it goes on with what `tap` makes of ``attn_out``, ``mlp_in`` and ``mlp_out``."""
 
     @abstractmethod
     def _head(self, x: Float[Array, "batch time embed"]) -> Float[Array, "batch time vocab"]:
@@ -165,6 +179,73 @@ class AbstractLM(eqx.Module):
         (_, kept), _ = jax.lax.scan(step, (x, kept), (self._slice(0, last), slots), unroll=self.unroll)
         return kept if tuple(taps) == tuple(layers) else kept[place]
 
+    def hooked(
+        self, ids: Int[Array, "batch time"], hooks: Sequence[tuple[str, int]]
+    ) -> Float[Array, "taps batch time embed"]:
+        """The activations at several hooks in one pass; blocks after the last one that is needed do not run.
+
+        Args:
+            ids: Token ids, [batch, time].
+            hooks: (name, block) of each, such as ("mlp_in", 2); ("resid", l) is the residual stream at layer l.
+
+        Returns:
+            float32 [hooks, batch, time, embed], in the order of `hooks`.
+
+        Raises:
+            UserError: No hooks, or one that the model does not have.
+        """
+        if not hooks:
+            raise UserError("activations at no hooks; write at least one, e.g. mlp_in.0")
+        unique = list(dict.fromkeys(hooks))
+        names = list(dict.fromkeys(name for name, _ in unique))
+        for name, block in unique:
+            self._check_hook(name, block)
+        last = max(block + (name != RESIDUAL) for name, block in unique)
+        slots = np.full((last, len(names)), len(unique), np.int32)  # the last slot takes what was not asked for
+        for slot, (name, block) in enumerate(unique):
+            if block < last:
+                slots[block, names.index(name)] = slot
+        x = self._start(ids)
+
+        def step(carry: tuple[Array, Array], layer: Any) -> tuple[tuple[Array, Array], None]:
+            x, kept = carry
+            found = {RESIDUAL: x}
+            after = self._block(x, layer[0], lambda name, value: found.setdefault(name, value))
+            for i, name in enumerate(names):
+                kept = jax.lax.dynamic_update_index_in_dim(kept, self._found(found, name), layer[1][i], 0)
+            return (after, kept), None
+
+        start = x, jnp.zeros((len(unique) + 1, *x.shape), x.dtype)
+        (x, kept), _ = jax.lax.scan(step, start, (self._slice(0, last), jnp.asarray(slots)), unroll=self.unroll)
+        if (RESIDUAL, last) in unique:
+            kept = kept.at[unique.index((RESIDUAL, last))].set(x)
+        return kept[np.asarray([unique.index(hook) for hook in hooks])]
+
+    def edited(
+        self, ids: Int[Array, "batch time"], taps: Mapping[int, Tap], until: int | None = None
+    ) -> Float[Array, "batch time width"]:
+        """Next-token logits of a pass in which the hooks of some blocks are edited.
+
+        Args:
+            ids: Token ids, [batch, time].
+            taps: By block: what it goes on with at each of its hooks, in the order of the pass, ``resid`` first.
+            until: Stop after so many blocks and return the residual stream there; None for the logits.
+
+        Raises:
+            UserError: A block that the model does not have.
+        """
+        end = self.layers if until is None else until
+        self._check(end)
+        for block in taps:
+            self._check_hook(RESIDUAL, block, whole=True)
+        x, done = self._start(ids), 0
+        for block in sorted(block for block in taps if block < end):
+            x, tap = self._run(x, done, block), taps[block]
+            layer = jax.tree.map(lambda leaf, at=block: leaf[at], self._stacked())
+            x, done = self._block(tap(RESIDUAL, x), layer, tap), block + 1
+        x = self._run(x, done, end)
+        return self._head(x) if until is None else x
+
     def logits_from(self, x: Float[Array, "batch time embed"], layer: int) -> Float[Array, "batch time vocab"]:
         """Next-token logits from a residual stream.
 
@@ -197,6 +278,19 @@ class AbstractLM(eqx.Module):
             raise UserError(
                 f"layer {layer} of a model with {self.layers} blocks; write 0 (the embedding) to {self.layers}"
             )
+
+    def _check_hook(self, name: str, block: int, whole: bool = False) -> None:
+        """Raises `UserError` for a block that is not there; the residual stream exists after the last block too."""
+        last = self.layers if name == RESIDUAL and not whole else self.layers - 1
+        if not 0 <= block <= last:
+            raise UserError(
+                f"hook {name}.{block} of a model with {self.layers} blocks; write {name}.0 to {name}.{last}"
+            )
+
+    def _found(self, found: dict[str, Array], name: str) -> Array:
+        if name not in found:
+            raise UserError(f"hook '{name}' in a model of type {self.config.model_type}, which has {', '.join(found)}")
+        return found[name]
 
     def _slice(self, start: int, stop: int) -> Any:
         return jax.tree.map(lambda leaf: leaf[start:stop], self._stacked())

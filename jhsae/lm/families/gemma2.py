@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jhsae.lm.base import AbstractLM, Family
+from jhsae.lm.base import AbstractLM, Family, Tap, untapped
 from jhsae.lm.families.gemma2_config import Gemma2Config, gemma2_config
 from jhsae.lm.parts import attend, linear, rms_norm, rotate, softcap, visible
 from jhsae.lm.product import product
@@ -101,15 +101,17 @@ class Gemma2(AbstractLM):
     def _stacked(self) -> Any:
         return self.blocks, jnp.asarray(self.config.sliding, bool)
 
-    def _block(self, x: Float[Array, "batch time embed"], layer: Any) -> Float[Array, "batch time embed"]:
+    def _block(
+        self, x: Float[Array, "batch time embed"], layer: Any, tap: Tap = untapped
+    ) -> Float[Array, "batch time embed"]:
         block, sliding = layer
         eps, dtype = self.config.norm_eps, self.matmul_dtype
-        h = rms_norm(x, _gain(block.attention_in), eps)
-        x = x + rms_norm(_attention(h, block, sliding, self.config, dtype), _gain(block.attention_out), eps)
-        h = rms_norm(x, _gain(block.mlp_in), eps)
+        h = _attention(rms_norm(x, _gain(block.attention_in), eps), block, sliding, self.config, dtype)
+        x = x + tap("attn_out", rms_norm(h, _gain(block.attention_out), eps))
+        h = tap("mlp_in", rms_norm(x, _gain(block.mlp_in), eps))
         gate = jax.nn.gelu(linear(h, block.gate, None, dtype), approximate=True)
         h = linear(gate * linear(h, block.up, None, dtype), block.down, None, dtype)
-        return x + rms_norm(h, _gain(block.mlp_out), eps)
+        return x + tap("mlp_out", rms_norm(h, _gain(block.mlp_out), eps))
 
     def _head(self, x: Float[Array, "batch time embed"]) -> Float[Array, "batch time vocab"]:
         x = rms_norm(x, _gain(self.final_norm), self.config.norm_eps)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jhsae.lm.base import AbstractLM, Family
+from jhsae.lm.base import AbstractLM, Family, Tap, untapped
 from jhsae.lm.families.llama_config import ARCHITECTURE, LlamaConfig, llama_config
 from jhsae.lm.parts import attend, linear, rms_norm, rotate, visible
 from jhsae.lm.product import product
@@ -111,14 +111,17 @@ class Llama(AbstractLM):
     def _stacked(self) -> Any:
         return self.blocks, jnp.asarray(self.config.sliding, bool)
 
-    def _block(self, x: Float[Array, "batch time embed"], layer: Any) -> Float[Array, "batch time embed"]:
+    def _block(
+        self, x: Float[Array, "batch time embed"], layer: Any, tap: Tap = untapped
+    ) -> Float[Array, "batch time embed"]:
         block, sliding = layer
         eps, dtype = self.config.norm_eps, self.matmul_dtype
-        x = x + _attention(rms_norm(x, block.attention_in, eps), block, sliding, self.config, dtype)
-        h = rms_norm(x, block.mlp_in, eps)
+        h = rms_norm(x, block.attention_in, eps)
+        x = x + tap("attn_out", _attention(h, block, sliding, self.config, dtype))
+        h = tap("mlp_in", rms_norm(x, block.mlp_in, eps))
         gate = jax.nn.silu(linear(h, block.gate, block.gate_bias, dtype))
         h = gate * linear(h, block.up, block.up_bias, dtype)
-        return x + linear(h, block.down, block.down_bias, dtype)
+        return x + tap("mlp_out", linear(h, block.down, block.down_bias, dtype))
 
     def _head(self, x: Float[Array, "batch time embed"]) -> Float[Array, "batch time vocab"]:
         x = rms_norm(x, self.final_norm, self.config.norm_eps)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jhsae.lm.base import AbstractLM, Family
+from jhsae.lm.base import AbstractLM, Family, Tap, untapped
 from jhsae.lm.families.neox_config import NeoXConfig, neox_config
 from jhsae.lm.parts import attend, layer_norm, linear, rotate, visible
 from jhsae.lm.product import product
@@ -113,13 +113,16 @@ class NeoX(AbstractLM):
     def _stacked(self) -> Any:
         return self.blocks
 
-    def _block(self, x: Float[Array, "batch time embed"], layer: Any) -> Float[Array, "batch time embed"]:
+    def _block(
+        self, x: Float[Array, "batch time embed"], layer: Any, tap: Tap = untapped
+    ) -> Float[Array, "batch time embed"]:
         eps = self.config.norm_eps
         h = layer_norm(x, layer.attention_norm, layer.attention_norm_bias, eps)
-        after = x + _attention(h, layer, self.config, self.matmul_dtype)
+        after = x + tap("attn_out", _attention(h, layer, self.config, self.matmul_dtype))
         h = layer_norm(x if self.config.parallel else after, layer.mlp_norm, layer.mlp_norm_bias, eps)
+        h = tap("mlp_in", h)
         h = jax.nn.gelu(linear(h, layer.mlp_up, layer.mlp_up_bias, self.matmul_dtype), approximate=False)
-        return after + linear(h, layer.mlp_down, layer.mlp_down_bias, self.matmul_dtype)
+        return after + tap("mlp_out", linear(h, layer.mlp_down, layer.mlp_down_bias, self.matmul_dtype))
 
     def _head(self, x: Float[Array, "batch time embed"]) -> Float[Array, "batch time vocab"]:
         x = layer_norm(x, self.final_norm, self.final_norm_bias, self.config.norm_eps)
