@@ -15,6 +15,8 @@ from jhsae.errors import UserError
 # where transformers has the module whose output is attn_out, the MLP, and the module whose output is mlp_out
 PLACES = {
     "gemma2": ("model.layers.{}.post_attention_layernorm", "mlp", "post_feedforward_layernorm"),
+    "gemma3": ("model.layers.{}.post_attention_layernorm", "mlp", "post_feedforward_layernorm"),
+    "gpt2": ("transformer.h.{}.attn", "mlp", "mlp"),
     "gpt_neox": ("gpt_neox.layers.{}.attention", "mlp", "mlp"),
 }
 OTHERS = ("model.layers.{}.self_attn", "mlp", "mlp")

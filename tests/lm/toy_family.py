@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jhsae.lm import AbstractConfig, AbstractLM, Family
+from jhsae.lm.base import Tap, untapped
 from jhsae.lm.parts import linear, rms_norm
 from jhsae.lm.product import product
 from jhsae.lm.settings import check_present, layer_count, whole
@@ -81,11 +82,12 @@ class Toy(AbstractLM):
     def _stacked(self) -> Any:
         return self.blocks
 
-    def _block(self, x: Float[Array, "batch time embed"], layer: Any) -> Float[Array, "batch time embed"]:
+    def _block(
+        self, x: Float[Array, "batch time embed"], layer: Any, tap: Tap = untapped
+    ) -> Float[Array, "batch time embed"]:
         mean = jnp.cumsum(x, axis=1) / jnp.arange(1, x.shape[1] + 1)[:, None]
-        return x + linear(
-            jnp.tanh(linear(mean, layer.up, None, self.matmul_dtype)), layer.down, None, self.matmul_dtype
-        )
+        h = jnp.tanh(linear(tap("mlp_in", mean), layer.up, None, self.matmul_dtype))
+        return x + tap("mlp_out", linear(h, layer.down, None, self.matmul_dtype))
 
     def _head(self, x: Float[Array, "batch time embed"]) -> Float[Array, "batch time vocab"]:
         head = self.embedding if self.head is None else self.head

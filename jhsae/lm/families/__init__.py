@@ -7,7 +7,7 @@ To add one, write a file here that ends with ``FAMILY = Family(model_types, conf
 - an Equinox module with the weights of all blocks, stacked; annotations name their logical axes, which determine shapes
   (`AbstractConfig.pieces`) and sharding (`jhsae.lm.sharding`);
 - a model under `AbstractLM`: `tensors` maps its leaves to the names in a checkpoint, `_start` is layer 0, `_block` one
-  block, `_head` the logits, `unembedding` the rows behind them.
+  block, which passes what its hooks are to `tap`, `_head` the logits, `unembedding` the rows behind them.
 
 Loading (sharded, quantised), saving, harvest, evaluation and plan need no other change. In a package of your own, the
 entry point ``gptj = "my_package.gptj:FAMILY"`` of the group ``jhsae.families`` adds the model_type gptj. gpt2.py is one

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jhsae.errors import UserError
-from jhsae.lm.base import AbstractConfig, AbstractLM, Family
+from jhsae.lm.base import AbstractConfig, AbstractLM, Family, Tap, untapped
 from jhsae.lm.parts import attend, linear, rms_norm, rotate, visible
 from jhsae.lm.product import product
 from jhsae.lm.rope import AbstractRope
@@ -276,15 +276,17 @@ class Gemma3(AbstractLM):
         sliding = jnp.asarray(c.sliding, bool)
         return self.blocks, sliding, jnp.where(sliding[:, None], local, everywhere)
 
-    def _block(self, x: Float[Array, "batch time embed"], layer: Any) -> Float[Array, "batch time embed"]:
+    def _block(
+        self, x: Float[Array, "batch time embed"], layer: Any, tap: Tap = untapped
+    ) -> Float[Array, "batch time embed"]:
         block, sliding, turn = layer
         eps, dtype = self.config.norm_eps, self.matmul_dtype
-        h = rms_norm(x, _gain(block.attention_in), eps)
-        x = x + rms_norm(_attention(h, block, sliding, turn, self.config, dtype), _gain(block.attention_out), eps)
-        h = rms_norm(x, _gain(block.mlp_in), eps)
+        h = _attention(rms_norm(x, _gain(block.attention_in), eps), block, sliding, turn, self.config, dtype)
+        x = x + tap("attn_out", rms_norm(h, _gain(block.attention_out), eps))
+        h = tap("mlp_in", rms_norm(x, _gain(block.mlp_in), eps))
         gate = jax.nn.gelu(linear(h, block.gate, None, dtype), approximate=True)
         h = linear(gate * linear(h, block.up, None, dtype), block.down, None, dtype)
-        return x + rms_norm(h, _gain(block.mlp_out), eps)
+        return x + tap("mlp_out", rms_norm(h, _gain(block.mlp_out), eps))
 
     def _head(self, x: Float[Array, "batch time embed"]) -> Float[Array, "batch time vocab"]:
         x = rms_norm(x, _gain(self.final_norm), self.config.norm_eps)

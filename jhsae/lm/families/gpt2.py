@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jhsae.errors import UserError
-from jhsae.lm.base import AbstractConfig, AbstractLM, Family
+from jhsae.lm.base import AbstractConfig, AbstractLM, Family, Tap, untapped
 from jhsae.lm.parts import attend, layer_norm, visible
 from jhsae.lm.product import product
 from jhsae.lm.settings import (
@@ -244,14 +244,16 @@ class GPT2(AbstractLM):
     def _stacked(self) -> Any:
         return self.blocks, jnp.asarray(self.config.scales, jnp.float32)
 
-    def _block(self, x: Float[Array, "batch time embed"], layer: Any) -> Float[Array, "batch time embed"]:
+    def _block(
+        self, x: Float[Array, "batch time embed"], layer: Any, tap: Tap = untapped
+    ) -> Float[Array, "batch time embed"]:
         block, scale = layer
         eps, dtype = self.config.norm_eps, self.matmul_dtype
         h = layer_norm(x, block.attention_norm, block.attention_norm_bias, eps)
-        x = x + _attention(h, block, scale, self.config, dtype)
-        h = layer_norm(x, block.mlp_norm, block.mlp_norm_bias, eps)
+        x = x + tap("attn_out", _attention(h, block, scale, self.config, dtype))
+        h = tap("mlp_in", layer_norm(x, block.mlp_norm, block.mlp_norm_bias, eps))
         h = ACTIVATIONS[self.config.activation](_affine(h, block.mlp_up, block.mlp_up_bias, dtype))
-        return x + _affine(h, block.mlp_down, block.mlp_down_bias, dtype)
+        return x + tap("mlp_out", _affine(h, block.mlp_down, block.mlp_down_bias, dtype))
 
     def _head(self, x: Float[Array, "batch time embed"]) -> Float[Array, "batch time vocab"]:
         x = layer_norm(x, self.final_norm, self.final_norm_bias, self.config.norm_eps)
