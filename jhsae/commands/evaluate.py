@@ -1,13 +1,15 @@
 """``jhsae evaluate``: a finished run on held-out activations, in the language model it reads, or on a known world.
 
 Appends one row to results.jsonl in the run folder (metrics, config hash, commit). Of a store of text it also writes
-contexts.json: the most active contexts of features at evenly spaced ranks of frequency. Without a language model
+contexts.json: the most active contexts of features at evenly spaced ranks of frequency and, with `coherent`, of those
+whose tokens have most in common (`jhsae.evals.coherence`). Without a language model
 nothing is spliced and the only metric is the Euclidean one; with a world (`truth`) the row says what of it was
 recovered; with labels, how pure the latents are and how well few of them tell the classes apart, beside permuted
 labels, and of a teacher's concepts what is absorbed; with `steer`, what adding a latent's direction does to the logits.
 """
 
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -53,7 +55,7 @@ class Evaluate:
     """The run to evaluate, and the data to evaluate it on."""
 
     UNHASHED: ClassVar[frozenset[str]] = frozenset({"trust"})
-    LATER: ClassVar[dict[str, Any]] = {"truth": None, "labels": None, "steer": 0}
+    LATER: ClassVar[dict[str, Any]] = {"truth": None, "labels": None, "steer": 0, "coherent": 0}
 
     run: Annotated[Words, "folder of a finished run (jhsae train) or of an import"]
     store: Annotated[Words | None, "activation store of held-out text, same model and layer"] = None
@@ -67,6 +69,7 @@ class Evaluate:
     batch: Annotated[Count, "sequences per forward pass of the language model"] = 16
     steer: Annotated[Natural, "latents whose direction is added in the language model; 0 for none"] = 0
     features: Annotated[Natural, "features whose most active contexts are kept"] = 12
+    coherent: Annotated[Natural, "and of how many more, those whose tokens have most in common; 0 for none"] = 0
     atoms: Annotated[Natural, "atoms shown for each of them"] = 4
     examples: Annotated[Count, "contexts per feature"] = 6
     trust: TrustedPackages = field(default_factory=list)
@@ -80,6 +83,11 @@ class Evaluate:
         if self.steer and self.lm is None:
             raise UserError(
                 f"steer is {self.steer}, but there is no language model to steer in; write lm=..., or steer=0"
+            )
+        if self.coherent and self.lm is None:
+            raise UserError(
+                f"coherent is {self.coherent}, but what tokens have in common is measured in the unembedding of a "
+                "language model; write lm=..., or coherent=0"
             )
 
 
@@ -232,23 +240,32 @@ def _contexts(
     frequency: np.ndarray,
     rows: int,
 ) -> list[dict[str, Any]]:
-    """One entry per chosen expert (or flat feature), with its atoms."""
-    tree = sae.tree
-    parents = spread_features(_of_top_level(sae, frequency), config.features)
+    """One entry per chosen expert (or flat feature), with its atoms: evenly spaced ones, then the most coherent."""
+    tree, top = sae.tree, _of_top_level(sae, frequency)
+    spread, coherent = spread_features(top, config.features), []
+    fired, text = firings(sae, normalizer, first_rows(store, rows)), texts(model.tokenizer) if model else unnamed
+    found: evals.Coherence | None = None
+    if config.coherent and model is not None:
+        held = evals.first_batches(fired)
+        found = evals.coherence_of(held, len(top), store, model.model.unembedding())
+        fired, coherent = chain(held, fired), found.most(config.coherent)
+    parents = [*dict.fromkeys([*spread, *coherent])]
     atoms = {p: frequent_children(tree, p, frequency, config.atoms) if tree else [] for p in parents}
     wanted = [*parents, *(a for own in atoms.values() for a in own)]
-    fired = firings(sae, normalizer, first_rows(store, rows))
-    text = texts(model.tokenizer) if model is not None else unnamed
-    found = top_contexts(fired, wanted, store, text, config.examples)
+    contexts = top_contexts(fired, wanted, store, text, config.examples)
     names = expert_names(Path(config.run))
 
     def entry(feature: int) -> dict[str, Any]:
-        return {"feature": feature, "frequency": float(frequency[feature]), "contexts": found[feature]}
+        return {"feature": feature, "frequency": float(frequency[feature]), "contexts": contexts[feature]}
 
     def atom(feature: int, parent: int) -> dict[str, Any]:
         return entry(feature) | {"atom": feature - children(tree, parent).start if tree else None}
 
-    return [entry(p) | {"name": names.get(p), "atoms": [atom(a, p) for a in atoms[p]]} for p in parents]
+    def parent(feature: int, chosen: str) -> dict[str, Any]:
+        own = entry(feature) | {"name": names.get(feature), "atoms": [atom(a, feature) for a in atoms[feature]]}
+        return own | ({} if found is None else {"chosen": chosen} | found.told(feature, text))
+
+    return [parent(p, "frequency") for p in spread] + [parent(p, "coherence") for p in coherent]
 
 
 def expert_names(folder: Path) -> dict[int, str]:

@@ -2,6 +2,10 @@
 
 from jhsae.evals.absorption import AbsorptionRules as AbsorptionRules
 from jhsae.evals.absorption import absorption as absorption
+from jhsae.evals.coherence import Coherence as Coherence
+from jhsae.evals.coherence import coherence as coherence
+from jhsae.evals.coherence import coherence_of as coherence_of
+from jhsae.evals.coherence import first_batches as first_batches
 from jhsae.evals.fidelity import explained_by_unit as explained_by_unit
 from jhsae.evals.fidelity import fidelity as fidelity
 from jhsae.evals.fidelity import parameters as parameters

@@ -5,7 +5,7 @@ memory is bounded by one batch of codes. `firing_table` holds all of them, sorte
 sorts them on disk.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -163,8 +163,19 @@ class Firings:
 def firing_table(sae: AbstractSAE, normalizer: AbstractNormalizer, store: Store, rows: int) -> Firings:
     """All firings on the first `rows` rows of a store, in memory: 8 bytes per firing, 40 while they are sorted."""
     batches = firings(sae, normalizer, first_rows(store, rows))
-    parts = [(batch.row, batch.feature, batch.value) for batch in batches]
-    row, feature, value = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return tabulated([(batch.row, batch.feature, batch.value) for batch in batches], sae.features, rows)
+
+
+def tabulated(parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], features: int, measured: int) -> Firings:
+    """Firings sorted by feature.
+
+    Args:
+        parts: row, feature and value of every firing, in the order of the rows.
+        features: how many features there are.
+        measured: how many rows were measured.
+    """
+    empty = np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32)
+    row, feature, value = (np.concatenate(column) for column in zip(empty, *parts, strict=True))
     order = np.argsort(feature, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(np.bincount(feature, minlength=sae.features))])
-    return Firings(row[order], value[order], starts.astype(np.int64), rows)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(feature, minlength=features))])
+    return Firings(row[order], value[order], starts.astype(np.int64), measured)
