@@ -84,12 +84,17 @@ def claim(out: Path, name: str) -> None:
         raise UserError(f"out is {out}, expected the name of an HTML file; write out={out / 'latents.html'}")
     if not out.exists():
         return
-    start = bounded.read_start(out, 100_000).decode(errors="replace")
-    found = re.search(rf'<meta name="{browser.MARKER}" content="([^"]*)">', start)
-    if found is None:
+    if (other := shown_run(out)) is None:
         raise UserError(f"{out} exists and is no page of jhsae browse; write another out=...")
-    if (other := unescape(found[1])) != name:
+    if other != name:
         raise UserError(f"{out} shows the latents of {other}, not of {name}; write another out=...")
+
+
+def shown_run(page: Path) -> str | None:
+    """The name of the run whose latents a page of ``jhsae browse`` shows; None for any other file."""
+    start = bounded.read_start(page, 100_000).decode(errors="replace")
+    found = re.search(rf'<meta name="{browser.MARKER}" content="([^"]*)">', start)
+    return unescape(found[1]) if found else None
 
 
 def describe(

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from html import unescape
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 from annotated_types import MinLen
 
+from jhsae.commands.browse import shown_run
 from jhsae.commands.last_line import last_line, opened
 from jhsae.config import to_dict
 from jhsae.errors import UserError
@@ -39,6 +41,9 @@ class Report:
     commands: Annotated[list[str], "commands that made all this; empty: derived from the files"] = field(
         default_factory=list
     )
+    browsers: Annotated[list[Words], "pages of jhsae browse about these runs, which the page links to"] = field(
+        default_factory=list
+    )
 
 
 def run(config: Report) -> Path:
@@ -47,7 +52,7 @@ def run(config: Report) -> Path:
     teacher = read_teacher(config.teacher) if config.teacher else None
     out = local_folder(config.out)
     claim(out, runs)
-    page = render(to_dict(config), runs, teacher)
+    page = render(to_dict(config), runs, teacher, _addresses(config.browsers, runs, out))
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out.parent / "results.jsonl", "".join(run.line + "\n" for run in runs))
@@ -62,6 +67,20 @@ def _best(runs: list[Run]) -> list[str]:
     """The highest explained variance, and whose it is; nothing where no run has one."""
     found = [(run.metrics["ev_r2"], run.name) for run in runs if run.metrics.get("ev_r2") is not None]
     return [f"highest explained variance {value:.4g} ({name})" for value, name in sorted(found, reverse=True)[:1]]
+
+
+def _addresses(pages: list[str], runs: list[Run], out: Path) -> dict[str, str]:
+    """The address of every feature browser seen from the folder of `out`, by the name of its run."""
+    found = {}
+    for page in pages:
+        if not Path(page).is_file():
+            raise UserError(f"there is no feature browser {page}; make it with jhsae browse ... out={page}")
+        name = shown_run(Path(page))
+        if name not in [run.name for run in runs]:
+            what = "is no page of jhsae browse" if name is None else f"shows the latents of {name}"
+            raise UserError(f"{page} {what}; write the page of one of {', '.join(run.name for run in runs)}")
+        found[str(name)] = quote(Path(os.path.relpath(page, out.parent)).as_posix())
+    return found
 
 
 def claim(out: Path, runs: list[Run]) -> None:

@@ -28,35 +28,68 @@ class Line(NamedTuple):
 
 
 class Card(NamedTuple):
-    """A feature with its contexts; an expert carries cards of its atoms."""
+    """A feature with its contexts; an expert carries cards of its atoms.
+
+    `address` is its place on a page of ``jhsae browse``; `tokens` and `coherence` are empty where they were not
+    measured.
+    """
 
     title: str
+    address: str
     concept: str
     frequency: str
+    coherence: str
+    tokens: list[str]
     headwords: str
     lines: list[Line]
     atoms: list["Card"]
 
 
-def cards(run: Run) -> list[Card]:
-    """One card per feature of contexts.json, in its order."""
-    kind = "expert" if run.hierarchical else "feature"
-    return [
-        _card(f"{kind} {entry['feature']}", entry)._replace(
-            atoms=[_card(f"atom {atom['atom']}", atom) for atom in entry.get("atoms") or []]
+class Group(NamedTuple):
+    """Cards that one rule chose, and the rule in words."""
+
+    title: str
+    cards: list[Card]
+
+
+def groups(run: Run) -> list[Group]:
+    """The cards of contexts.json by the rule that chose them, the most coherent first."""
+    kind, letter = ("expert", "e") if run.hierarchical else ("feature", "f")
+    found: dict[str, list[Card]] = {}
+    for entry in run.contexts or []:
+        own = _card(f"{kind} {entry['feature']}", f"{letter}{entry['feature']}", entry)
+        atoms = [
+            _card(f"atom {atom['atom']}", f"{own.address}/a{atom['atom']}", atom) for atom in entry.get("atoms") or []
+        ]
+        found.setdefault("coherence" if entry.get("chosen") == "coherence" else "frequency", []).append(
+            own._replace(atoms=atoms)
         )
-        for entry in run.contexts or []
-    ]
+    titles = {
+        "coherence": f"The most coherent {kind}s",
+        "frequency": f"Live {kind}s at evenly spaced ranks of frequency",
+    }
+    return [Group(title, found[chosen]) for chosen, title in titles.items() if chosen in found]
 
 
-def _card(title: str, entry: Json) -> Card:
+def _card(title: str, address: str, entry: Json) -> Card:
     contexts: list[dict[str, Any]] = entry["contexts"]
     most = max((context["value"] for context in contexts), default=1.0)
     decimals = max(0, 2 - math.floor(math.log10(most))) if most > 0 else 2
     lines = [_line(context, most, decimals) for context in contexts]
     words = dict.fromkeys(line.token.strip() or "␣" for line in lines)
     headwords = " · ".join(list(words)[:MOST_HEADWORDS])
-    return Card(title, visible(entry.get("name") or ""), f"{100 * entry['frequency']:.3g}%", headwords, lines, [])
+    coherence = entry.get("coherence")
+    return Card(
+        title=title,
+        address=address,
+        concept=visible(entry.get("name") or ""),
+        frequency=f"{100 * entry['frequency']:.3g}%",
+        coherence="" if coherence is None else f"{coherence:.2f}",
+        tokens=[visible(token) for token in entry.get("tokens") or []],
+        headwords=headwords,
+        lines=lines,
+        atoms=[],
+    )
 
 
 def _line(context: Json, most: float, decimals: int) -> Line:

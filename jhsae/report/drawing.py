@@ -1,12 +1,5 @@
-"""The figures, as inline SVG: text stays text, nothing is loaded, and the same numbers give the same bytes.
+"""The figures of a report: curves over steps, histograms, and angles beside their nulls."""
 
-Colours are those of Okabe and Ito, which colour-blind readers can tell apart; line styles tell the runs apart in print.
-Labels in a figure are ASCII, because its fonts are the reader's.
-"""
-
-import hashlib
-import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,29 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-LINES = ("-", "--", "-.", ":")
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e3e3e3",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "text.parse_math": False,
-    "axes.unicode_minus": False,
-}
+from jhsae.report.svg import BACK, COLOURS, LINES, RULE, SOFT, STYLE, plain, svg
+
 MOST_POINTS = 600
-MOST_LETTERS = 64  # of a label
+WIDTH = 4.9  # of a figure, inches
+STAGE_ROW, MOST_STAGES, MOST_STAGE_LETTERS = 0.085, 4, 34
 
 
 class Series(NamedTuple):
@@ -78,10 +53,12 @@ class Mark(NamedTuple):
 def curves(
     labels: Labels, series: list[Series], boundaries: Mapping[int, str], batch: int | None, log: bool = False
 ) -> str:
-    """A quantity against the step, and against training tokens where all runs share a `batch`."""
+    """A quantity against the step, and against training tokens where all runs share a `batch`.
+
+    Names of runs are below the axes and names of stages above the curves: neither covers them.
+    """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.9, 3.3))
-        axes = figure.add_axes((0.17, 0.14, 0.81, 0.67))
+        figure, axes = _canvas([one.name for one in series], above=0.62)
         lines = [_line(axes, one) for one in series]
         if log:
             _log_if_wide(axes, [value for one in series for value in one.values])
@@ -92,34 +69,29 @@ def curves(
         if batch:
             above = axes.secondary_xaxis("top", functions=_scaling(batch))
             above.xaxis.set_major_formatter(EngFormatter(sep=""))
-            above.set_xlabel("training tokens", fontsize=8, color="#555555")
-            above.tick_params(labelsize=8, colors="#555555", length=2)
+            above.set_xlabel("training tokens", fontsize=8, color=SOFT)
+            above.tick_params(labelsize=8, colors=SOFT, length=2)
             above.spines["top"].set_visible(False)
-        for step, text in boundaries.items():
-            axes.axvline(step, color="#888888", linewidth=0.8, linestyle=(0, (1, 2)))
-            place = axes.get_xaxis_transform()
-            axes.text(
-                step, 0.98, plain(text), transform=place, rotation=90, va="top", size=7.5, color="#666666", zorder=1
-            )
+        _stages(axes, boundaries)
         axes.set_title(plain(labels.title))
-        axes.legend(lines, [plain(one.name) for one in series])
+        _legend(figure, lines, [one.name for one in series])
         return svg(figure, f"curve {labels.identity}")
 
 
 def histograms(labels: Labels, bins: list[Bins]) -> str:
     """Outlines of histograms of log10 values, from the first bin of any run that holds something."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.9, 3.3))
-        axes = figure.add_axes((0.17, 0.14, 0.81, 0.76))
+        figure, axes = _canvas([one.name for one in bins], above=0.3)
+        drawn = []
         for one in bins:
             colour, line = COLOURS[one.place % len(COLOURS)], LINES[one.place % len(LINES)]
-            axes.stairs(one.counts, one.edges, label=plain(one.name), color=colour, linestyle=line, linewidth=1.3)
+            drawn.append(axes.stairs(one.counts, one.edges, edgecolor=colour, linestyle=line, linewidth=1.3))
         held = [edge for one in bins for edge, count in zip(one.edges, one.counts, strict=False) if count]
         axes.set_xlim(left=min(held, default=None))
         axes.set_xlabel(plain(labels.unit))
         axes.set_ylabel("features")
         axes.set_title(plain(labels.title))
-        axes.legend()
+        _legend(figure, drawn, [one.name for one in bins])
         return svg(figure, f"histogram {labels.identity}")
 
 
@@ -133,9 +105,9 @@ def angles(title: str, marks: list[Mark]) -> str:
                 colour = COLOURS[mark.value is None]
                 axes.plot(mark.quartiles, [row, row], color=colour, linewidth=5, alpha=0.3, solid_capstyle="butt")
             if mark.value is not None and mark.null is not None:
-                axes.plot([mark.value, mark.null], [row, row], color="#bbbbbb", linewidth=1, zorder=1)
+                axes.plot([mark.value, mark.null], [row, row], color=RULE, linewidth=1, zorder=1)
         measured = _points(axes, [mark.value for mark in marks], facecolor=COLOURS[0], edgecolor=COLOURS[0], zorder=4)
-        nulls = _points(axes, [mark.null for mark in marks], facecolor="white", edgecolor=COLOURS[1], zorder=3)
+        nulls = _points(axes, [mark.null for mark in marks], facecolor=BACK, edgecolor=COLOURS[1], zorder=3)
         axes.set_yticks(range(len(marks)), [plain(mark.name) for mark in marks])
         axes.set_ylim(len(marks) - 0.5, -0.5)
         axes.set_xlim(left=0)
@@ -152,14 +124,50 @@ def _points(axes: Axes, values: list[float | None], **style: Any) -> Any:
     return axes.scatter([x for x, _ in known], [y for _, y in known], s=34, **style)
 
 
-def plain(text: str) -> str:
-    """`text` without what a reader's font may lack, cut where it would leave no room for the figure.
+def _columns(names: list[str]) -> int:
+    """How many names fit beside one another under a figure."""
+    return max(1, min(len(names), int((WIDTH - 0.5) / (0.5 + 0.075 * max(map(len, map(plain, names)))))))
 
-    It is never hidden from a legend by a leading underscore.
-    """
-    text = text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 3] + "..."
-    kept = "".join(c if " " <= c <= "~" else "?" for c in text)
-    return f" {kept}" if kept.startswith("_") else kept
+
+def _canvas(names: list[str], above: float) -> tuple[Figure, Axes]:
+    """A figure with axes of one size, `above` inches of room above them, and below them room for the names."""
+    below = 0.52 + 0.19 * -(-len(names) // _columns(names))
+    height = below + 2.2 + above
+    figure = Figure(figsize=(WIDTH, height))
+    return figure, figure.add_axes((0.17, below / height, 0.81, 2.2 / height))
+
+
+def _legend(figure: Figure, handles: list[Any], names: list[str]) -> None:
+    """The runs in rows under the axes."""
+    shown = [plain(name) for name in names]
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.155, 0), "borderaxespad": 0, "borderpad": 0.1}
+    figure.legend(handles, shown, ncols=_columns(names), columnspacing=1.4, handlelength=2.4, **place)
+
+
+def _stages(axes: Axes, boundaries: Mapping[int, str]) -> None:
+    """A line where a stage begins; its name in a band that the axis is extended by, above all curves, a row each."""
+    named = sorted(boundaries.items())[:MOST_STAGES]
+    scale = axes.yaxis.get_transform()
+    low, high = scale.transform(axes.get_ylim())
+    top = low + (high - low) / (1 - STAGE_ROW * len(named))
+    axes.set_ylim(top=float(scale.inverted().transform([top])[0]))
+    middle = sum(axes.get_xlim()) / 2
+    for row, step in enumerate(sorted(boundaries)):
+        top_of_line = 1 - STAGE_ROW * min(row, len(named))
+        axes.axvline(step, ymax=top_of_line, color=SOFT, linewidth=0.8, linestyle=(0, (1, 2)))
+    for row, (step, text) in enumerate(named):
+        right = step > middle
+        axes.annotate(
+            plain(text, MOST_STAGE_LETTERS),
+            (step, 1 - STAGE_ROW * (row + 0.5)),
+            (-4 if right else 4, 0),
+            xycoords=axes.get_xaxis_transform(),
+            textcoords="offset points",
+            ha="right" if right else "left",
+            va="center",
+            size=7.5,
+            color=SOFT,
+        )
 
 
 def _scaling(batch: int) -> Any:
@@ -185,21 +193,3 @@ def _line(axes: Axes, series: Series):
         linestyle=LINES[series.place % len(LINES)],
         linewidth=1.3,
     )[0]
-
-
-def svg(figure: Figure, name: str) -> str:
-    """The figure as an element for HTML: no prologue, no metadata, ids that no other figure has."""
-    text, name = io.StringIO(), name.encode("utf-8", "backslashreplace").decode()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    prefix = f"f{hashlib.sha256(name.encode()).hexdigest()[:8]}-"
-    drawn = text.getvalue()[text.getvalue().index("<svg") :]
-    drawn = re.sub(r"\s*<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
-    drawn = re.sub(r"<[a-zA-Z][^>]*>", lambda tag: _tag(tag[0], prefix), drawn)
-    return drawn.replace("<svg ", '<svg aria-hidden="true" ', 1)
-
-
-def _tag(tag: str, prefix: str) -> str:
-    """A tag without name spaces, its ids told apart from those of other figures. Text between tags stays as it is."""
-    tag = re.sub(r'\s(?:xmlns(?::xlink)?|version)="[^"]*"', "", tag)
-    return re.sub(r'(\sid="|url\(#|xlink:href="#)', rf"\1{prefix}", tag)

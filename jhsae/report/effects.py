@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib.figure import Figure
 
-from jhsae.report.drawing import COLOURS, STYLE, Labels, plain, svg
+from jhsae.report.drawing import Labels
+from jhsae.report.svg import BACK, COLOURS, INK, SOFT, STYLE, plain, svg
 
 MARKERS = "osD^v<>PX*"
 LEGEND = 20  # names in a legend; the others are in the table
@@ -36,12 +37,12 @@ def effects(labels: Labels, rows: list[Effect]) -> str:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 0.85 + 0.27 * len(rows)), layout="constrained")
         axes = figure.subplots()
-        axes.axvline(0, color="#888888", linewidth=0.8)
+        axes.axvline(0, color=SOFT, linewidth=0.8)
         for place, row in enumerate(rows):
             clear = row.low is not None and row.high is not None and (row.low > 0 or row.high < 0)
             if row.low is not None and row.high is not None:
                 axes.plot([row.low, row.high], [place, place], color=COLOURS[0], linewidth=1.6)
-            face = COLOURS[0] if clear else "white"
+            face = COLOURS[0] if clear else BACK
             axes.scatter([row.mean], [place], s=30, facecolor=face, edgecolor=COLOURS[0], zorder=3)
         axes.set_yticks(range(len(rows)), [plain(row.name) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -59,7 +60,7 @@ def against_l0(labels: Labels, points: list[Point]) -> str:
         axes = figure.subplots()
         handles: list[Any] = []
         for place, point in enumerate(points):
-            colour = "#000000" if point.is_pole else COLOURS[place % (len(COLOURS) - 1)]
+            colour = INK if point.is_pole else COLOURS[place % (len(COLOURS) - 1)]
             marker = MARKERS[place // (len(COLOURS) - 1) % len(MARKERS)]
             axes.plot([point.x, point.x], [point.least, point.most], color=colour, linewidth=1)
             handles.append(axes.scatter([point.x], [point.y], s=34, color=colour, marker=marker, zorder=3))

@@ -9,9 +9,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from jhsae.files.escaping import script_hash
-from jhsae.report import figures, judging, overview
+from jhsae.report import figures, finding, judging, overview
 from jhsae.report import truth as truths
-from jhsae.report.cards import cards
+from jhsae.report.cards import groups
 from jhsae.report.columns import COLUMNS, Cell, cell, everything
 from jhsae.report.formats import significant
 from jhsae.report.reading import Json, Run, at
@@ -49,8 +49,15 @@ VALIDATION = {
 }
 
 
-def render(config: Json, runs: list[Run], teacher: Json | None) -> str:
-    """The page as HTML."""
+def render(config: Json, runs: list[Run], teacher: Json | None, browsers: dict[str, str] | None = None) -> str:
+    """The page as HTML.
+
+    Args:
+        config: that of the page.
+        runs: in the order of the rows.
+        teacher: its teacher.json; None for no section on it.
+        browsers: the address of a run's feature browser, by the run's name.
+    """
     table = judging.matches(runs)
     rows = [(run, [cell(column, run) for column in COLUMNS]) for run in runs]
     shown = {
@@ -61,6 +68,9 @@ def render(config: Json, runs: list[Run], teacher: Json | None) -> str:
         "style": Markup((FOLDER / "style.css").read_text()),
         "config": config,
         "runs": runs,
+        "finding": finding.sentences(runs),
+        "lead_figure": finding.figure(runs),
+        "browsers": browsers or {},
         "paragraph": overview.paragraph(runs),
         "cautions": judging.cautions(runs, table),
         "matches": table,
@@ -78,7 +88,9 @@ def render(config: Json, runs: list[Run], teacher: Json | None) -> str:
         "densities": figures.densities(runs),
         "angles": figures.angles(runs),
         "asked_for": figures.asked_for(runs),
-        "cards": [(run, cards(run)) for run in runs],
+        "cards": [(run, groups(run)) for run in runs],
+        "kinds": _kinds(runs),
+        "coherent": any(entry.get("chosen") == "coherence" for run in runs for entry in run.contexts or []),
         "truth": truths.section(runs),
         "level_head": truths.LEVEL_HEAD,
         "teacher": teacher,
@@ -89,6 +101,13 @@ def render(config: Json, runs: list[Run], teacher: Json | None) -> str:
         "commands": config["commands"] or overview.commands(runs),
     }
     return environment().get_template("template.html.jinja").render(shown)
+
+
+def _kinds(runs: list[Run]) -> str:
+    """The features of the top level of these runs, in words."""
+    if len({run.hierarchical for run in runs}) > 1:
+        return "experts (or flat features)"
+    return "experts" if runs[0].hierarchical else "features"
 
 
 def environment() -> Environment:

@@ -70,7 +70,8 @@ LATENT = {
     "name?": TEXT,
     "contexts": [{"value": NUMBER, "tokens": [TEXT], "at": COUNT}],
 }
-CONTEXTS = [LATENT | {"atoms?": [LATENT | {"atom?": COUNT}]}]
+CHOSEN = {"chosen?": TEXT, "coherence?": NUMBER, "tokens?": [TEXT]}
+CONTEXTS = [LATENT | CHOSEN | {"atoms?": [LATENT | {"atom?": COUNT}]}]
 MANIFEST = {
     "model": PLAIN,
     "layer": COUNT,

@@ -11,7 +11,7 @@ from report_files import FIDELITY, FLAT_ROW, TEACHER, TREE_ROW, Page, context, f
 from jhsae.commands.report import Report, run
 from jhsae.errors import UserError
 from jhsae.report import drawing, judging, reading
-from jhsae.report.cards import cards
+from jhsae.report.cards import groups
 from jhsae.report.figures import asked_for, boundaries, terms, weights
 
 
@@ -149,11 +149,11 @@ def test_labels_of_any_script_draw_without_a_warning(caplog):
 
 def test_contexts_mark_the_firing_token_with_its_space_and_strength(two):
     card = context(2.0, "<bos>", " big", " dog\n", " barks", at=2)
-    (own,) = cards(reading.read_run(two.runs[0]))[:1]
+    (own,) = groups(reading.read_run(two.runs[0]))[0].cards[:1]
     assert own.title == "expert 3" and own.headwords == "dog" and own.atoms[0].title == "atom 1"
     path = reading.Path(two.runs[0]) / "contexts.json"
     path.write_text(json.dumps([feature(3, card, card | {"value": 1.0}), feature(4)]))
-    first, empty = cards(reading.read_run(two.runs[0]))
+    first, empty = groups(reading.read_run(two.runs[0]))[0].cards
     line, weaker = first.lines
     assert (line.left, line.token, line.right) == ([(True, "<bos>"), (False, " big")], " dog↵", [(False, " barks")])
     assert (line.intensity, weaker.intensity, line.value) == (1.0, 0.5, "2.00")
