@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
-COLOURS = {"scale": "#0072B2", "geometry": "#D55E00", "topk": "#009E73"}
+COLOURS = {"scale": "#0072B2", "geometry": "#D55E00", "topk": "#009E73", "pursuit": "#B8578E"}
 OFF, ON, LINE = "#f2f2f2", "#0072B2", "#bbbbbb"
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "jhsae", "font.size": 9, "font.family": "sans-serif"}
 

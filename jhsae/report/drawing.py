@@ -58,7 +58,7 @@ def curves(
     Names of runs are below the axes and names of stages above the curves: neither covers them.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas([one.name for one in series], above=0.62)
+        figure, axes = _canvas([one.name for one in series], above=0.62 if batch else 0.3)
         lines = [_line(axes, one) for one in series]
         if log:
             _log_if_wide(axes, [value for one in series for value in one.values])

@@ -94,10 +94,9 @@ def asked_for(runs: list[Run]) -> list[str]:
     """The runs in which training, or its start, made the very angle small which `angles` shows, and how."""
     found = []
     for run in runs:
-        classes = [
-            class_name(s) for s in [*(run.config.get("objective") or {}).values(), *(run.config.get("init") or [])]
-        ]
-        how = [name for name in classes if "CausalOrthogonality" in name or name == "FromTeacher"]
+        slots = [*(run.config.get("objective") or {}).values(), *(run.config.get("init") or [])]
+        classes = [class_name(s) for s in [*slots, run.config.get("constraint")] if s]
+        how = [name for name in classes if "CausalOrthogonality" in name or name in ("FromTeacher", "AncestorsOut")]
         found += [f"{run.name} ({', '.join(how)})"] if how else []
     return found
 

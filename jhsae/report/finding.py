@@ -28,9 +28,9 @@ def sentences(runs: list[Run]) -> list[str]:
             _alone(known[0]),
         ]
     if not _same_tokens(known):
-        told = listed([f"{run.name} {three(_explained(run))}" for run in known])
+        told = listed([f"{three(_explained(run))} ({run.name})" for run in runs if run in known])
         return [
-            f"{_at(known)}the explained variance of {_variance(runs)} is {told}.",
+            f"{_at(known)}the explained share of {_variance(runs)} is {told}.",
             "These are not ranked, because the runs are not known to have been measured on the same tokens.",
         ]
     trees, flats = ([run for run in known if run.hierarchical is tree] for tree in (True, False))
@@ -79,7 +79,8 @@ def _pair(first: Run, second: Run, kinds: tuple[str, str]) -> str:
     text = f"{first.name}{kinds[0]} is {where} {second.name}{kinds[1]}, {_matching(matches([first, second]))}"
     seconds = [run.metrics.get("train_seconds") for run in (first, second)]
     if all(_finite(value) and value > 0 for value in seconds):
-        text += f", in {seconds[0] / seconds[1]:.2g} times its training time"
+        times = f"{seconds[0] / seconds[1]:.1f}"
+        text += f", in {'about' if times == '1.0' else f'{times} times'} its training time"
     recovered = [run.metrics.get("ce_recovered") for run in (first, second)]
     if all(_finite(value) for value in recovered):
         text += f"; cross-entropy recovered {_agreement(difference, recovered)}"
@@ -102,9 +103,9 @@ def _matching(table: list[Match]) -> str:
     rows = [match for match in table if match.name in MATCHED]
     same = [match.name for match in rows if match.same]
     different = [f"{match.name} ({' and '.join(match.values)})" for match in rows if not match.same]
-    parts = [f"at matched {listed(same)}"] if same else []
+    parts = [f"matched in {listed(same)}"] if same else []
     parts += [f"not matched in {listed(different)}"] if different else []
-    return " but ".join(parts)
+    return ", ".join(parts)
 
 
 def _alone(run: Run) -> str:

@@ -59,7 +59,7 @@ def cautions(runs: list[Run], table: list[Match]) -> list[str]:
     if len(runs) > 1 and different:
         found.append(
             f"The runs are not matched in {listed(different)} (see the table of what is matched): a difference between "
-            "two rows cannot be put down to the architecture alone. No row is marked as the best."
+            "two rows cannot be put down to the architecture alone."
         )
     unrecorded = [r.name for r in runs if not r.result["commit"] or r.result["commit"].endswith("-dirty")]
     if unrecorded:

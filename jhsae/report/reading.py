@@ -59,6 +59,7 @@ CONFIG = {
     "data?": {"batch?": COUNT, "normalize?": SLOT},
     "objective?": Each(SLOT),
     "init?": [SLOT],
+    "constraint?": SLOT,
     "weights?": OBJECT,
     "stages?": [{"name": TEXT, "steps": COUNT, "weights?": OBJECT}],
     "seed?": PLAIN,
