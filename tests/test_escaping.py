@@ -122,7 +122,7 @@ def browser(tmp_path_factory):
         "window": [2, 2], "norm": 0.0, "sequences": [every], "unmeasured": [[]], "pieces": shown, "words": HOSTILE,
         "occurrences": [1] * len(every), "special": [],
     }  # fmt: skip
-    words = ("name", "title", "model", "layer", "store", "text", "normalizer", "shape")
+    words = ("name", "title", "reads", "measured", "unit", "store", "text", "normalizer", "shape")
     about = dict.fromkeys(words, HOSTILE[0]) | {"rows": 1, "stored": 1, "tree": False, "named": True}
     about |= {"partial": False, "trained_here": False, "origin": [(HOSTILE[1], HOSTILE[0])]}
     path = tmp_path_factory.mktemp("browser") / "page.html"

@@ -137,7 +137,7 @@ def read(monkeypatch) -> Counter:
     counts, call = Counter(), Streams.__call__
 
     def counted(streams, tokens):
-        counts[streams.layers] += len(tokens)
+        counts[tuple(hook.block for hook in streams.hooks)] += len(tokens)
         return call(streams, tokens)
 
     monkeypatch.setattr(Streams, "__call__", counted)

@@ -11,7 +11,7 @@ EVIL = "</script><script>alert('&')</script><!--"
 
 def about(**changes):
     """What a template needs around the data."""
-    words = ("name", "title", "reads", "unit", "store", "text", "normalizer", "shape")
+    words = ("name", "title", "reads", "measured", "unit", "store", "text", "normalizer", "shape")
     rest = {
         "residual": True,
         "logits": True,

@@ -302,7 +302,7 @@ def test_a_page_shows_what_fires_where_it_reads_and_what_it_writes_into_the_stre
     _, read, written = ARMS[arm]
     stores = paths(place, "held", read), paths(place, "held", written)
     config = browse.Browse(
-        str(tmp_path / "run"), stores[0], str(place / "lm"), str(tmp_path / "page.html"), target=stores[1], neighbours=2
+        str(tmp_path / "run"), stores[0], str(tmp_path / "page.html"), str(place / "lm"), target=stores[1], neighbours=2
     )
     text = browse.run(config).read_text()
     assert f"{' and '.join(read)} to {' and '.join(written)}" in text

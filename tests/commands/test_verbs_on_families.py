@@ -113,7 +113,7 @@ def test_the_cross_entropy_is_that_of_transformers(case):
 
 def test_the_page_shows_the_text(case):
     folder, _, special = case
-    out = browse.run(Browse(str(folder / "run"), str(folder / "store"), str(folder / "lm"), str(folder / "page.html")))
+    out = browse.run(Browse(str(folder / "run"), str(folder / "store"), str(folder / "page.html"), str(folder / "lm")))
     pieces = Page(out.read_text()).data["pieces"]
     tokenizer = lm.load(folder / "lm", layers=0).tokenizer
     named = tokenizer.convert_ids_to_tokens(special[:1])

@@ -63,7 +63,7 @@ def test_every_verb_reads_it(tmp_path, monkeypatch, capsys):
     for words in (
         ["evaluate", "run=run", "store=heldout"],
         ["browse", "run=run", "store=heldout", "out=page.html"],
-        ["report", "report.yaml", "runs=[run]", "teacher=null", "out=report.html"],
+        ["report", "report.yaml", "runs=[run]", "teacher=null", "browsers=[]", "out=report.html"],
         ["export", "run=run", "format=torch", "out=exported"],
     ):
         assert main(words) == 0, capsys.readouterr().err
