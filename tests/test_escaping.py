@@ -124,7 +124,14 @@ def browser(tmp_path_factory):
     }  # fmt: skip
     words = ("name", "title", "reads", "measured", "unit", "store", "text", "normalizer", "shape")
     about = dict.fromkeys(words, HOSTILE[0]) | {"rows": 1, "stored": 1, "tree": False, "named": True}
-    about |= {"partial": False, "trained_here": False, "origin": [(HOSTILE[1], HOSTILE[0])]}
+    about |= {
+        "residual": True,
+        "logits": True,
+        "deep": False,
+        "partial": False,
+        "trained_here": False,
+        "origin": [(HOSTILE[1], HOSTILE[0])],
+    }
     path = tmp_path_factory.mktemp("browser") / "page.html"
     path.write_bytes(browser_page.render(data, about).encode("utf-8", "backslashreplace"))
     return path, data

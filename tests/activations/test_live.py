@@ -174,8 +174,9 @@ def test_layers_are_read_in_one_pass_with_the_bits_of_each_alone(place, read):
 def test_a_layer_that_one_pass_would_round_differently_has_its_own(place, read, monkeypatch, caplog):
     make = Streams.__init__
 
-    def rounding(streams, model, layers, *rest):
-        make(streams, model, layers, *rest)
+    def rounding(streams, model, hooks, *rest):
+        make(streams, model, hooks, *rest)
+        layers = tuple(hook.block for hook in hooks)
         forward = streams._forward
         streams._forward = lambda m, ids: (
             forward(m, ids)
